@@ -1,0 +1,1 @@
+kvt_test(base_test SOURCES unit/base_test.cc LIBS kvt_base)
