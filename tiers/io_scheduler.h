@@ -1,0 +1,52 @@
+// IoScheduler: decides what goes to the disk next. One thread, the owner of the Io.
+//
+// Urgency first (commit > demand > prefetch > write-back > background), within a class in order of submission. Bytes in
+// flight are bounded, and bulk classes (write-back, background) get a smaller bound of their own that shrinks while a
+// commit or a demand read waits or is in flight: one client's bulk write must not hold up another's read.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+
+#include "tiers/io.h"
+
+namespace kvtier {
+
+struct IoSchedulerOptions {
+  std::uint64_t bytes_in_flight_max = 8ull << 20;       // all classes
+  std::uint64_t bulk_bytes_in_flight_max = 4ull << 20;  // write-back and background together
+  std::uint64_t bulk_bytes_when_urgent_max = 512ull << 10;
+};
+
+struct IoSchedulerStats {
+  std::array<std::uint64_t, kIoPriorities> submitted{}, waiting{}, bytes{};
+  std::uint64_t bytes_in_flight = 0;
+};
+
+class IoScheduler {
+ public:
+  IoScheduler(Io& io, IoSchedulerOptions options) : io_(io), options_(options) {}
+
+  void submit(IoRequest request);
+  // Polls the Io (callbacks run here), then starts what now fits. The number of callbacks.
+  std::size_t poll();
+  // Waiting or in flight.
+  [[nodiscard]] std::size_t outstanding() const noexcept { return outstanding_; }
+  [[nodiscard]] IoSchedulerStats stats() const noexcept { return stats_; }
+  [[nodiscard]] Io& io() const noexcept { return io_; }
+
+ private:
+  void start_what_fits();
+  [[nodiscard]] bool may_start(const IoRequest& request) const noexcept;
+
+  Io& io_;
+  const IoSchedulerOptions options_;
+  std::array<std::deque<IoRequest>, kIoPriorities> waiting_;
+  std::array<std::uint64_t, kIoPriorities> in_flight_bytes_{};
+  std::array<std::uint64_t, kIoPriorities> in_flight_count_{};
+  std::size_t outstanding_ = 0;
+  IoSchedulerStats stats_;
+};
+
+}  // namespace kvtier
