@@ -21,6 +21,8 @@ namespace kvtier {
 
 inline constexpr std::uint32_t kSegmentVersion = 1;
 inline constexpr std::uint64_t kSegmentHeaderBytes = 4096;
+inline constexpr std::uint64_t kSegmentTextBytesMax = 16ull << 20;
+inline constexpr std::uint64_t kSegmentSnapshotBytesMax = 256ull << 20;
 
 // One chunk in the file. 64 bytes on disk. `checksum` is xxh3-64 of the stored bytes, seeded with the segment id mixed
 // with the chunk index, so that a chunk read from another place or file never passes.
@@ -61,7 +63,7 @@ struct SegmentMeta {
 [[nodiscard]] std::uint64_t segment_meta_bytes(const SegmentMeta& meta);
 // Places raw chunks one after the other from segment_meta_bytes on, in plane order; sets offset, stored_bytes, codec.
 void place_raw_chunks(SegmentMeta* meta);
-// Header and metadata as they go to offset 0 of the file.
+// Header and metadata as they go to offset 0 of the file. The chunks must be placed; text and snapshot within their limits.
 [[nodiscard]] std::vector<std::byte> encode_segment_meta(const SegmentMeta& meta);
 
 // How many bytes from offset 0 hold header and metadata, from the first kSegmentHeaderBytes of a file.

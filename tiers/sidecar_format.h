@@ -16,6 +16,7 @@ namespace kvtier {
 
 inline constexpr std::uint32_t kSidecarVersion = 1;
 inline constexpr std::uint64_t kSidecarHeaderBytes = 4096;
+inline constexpr std::uint64_t kSidecarPayloadBytesMax = 1ull << 30;
 
 struct SidecarHeader {
   SegmentId segment;
@@ -31,7 +32,7 @@ struct SidecarHeader {
 // The whole file; fills payload_bytes and payload_checksum of the header it writes.
 [[nodiscard]] std::vector<std::byte> encode_sidecar(SidecarHeader header, ByteSpan payload);
 [[nodiscard]] Result<SidecarHeader> parse_sidecar_header(ByteSpan first_bytes);
-// Compares the payload with the header's checksum and length.
+// Compares the payload, with or without its padding, with the header's checksum and length.
 [[nodiscard]] Result<void> check_sidecar_payload(const SidecarHeader& header, ByteSpan payload);
 
 // "sidecars/<segment>-<kind>.kva", hexadecimal segment, decimal kind.

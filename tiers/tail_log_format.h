@@ -51,14 +51,20 @@ struct TailRecordSource {
 };
 [[nodiscard]] std::vector<std::byte> encode_tail_record(const TailRecordSource& source);
 [[nodiscard]] std::uint64_t tail_record_bytes(const Geometry& geometry, std::uint32_t count);
+// Tokens that fit in one record of kTailLogRecordBytesMax (at least 1): a commit of more is several records.
+[[nodiscard]] std::uint32_t tail_record_tokens_max(const Geometry& geometry) noexcept;
 
 // Replays the log `file` (whole contents) into a tail half: rows and tokens from base_token on. Returns the number of
-// tokens, and in `*end_offset` where the next record goes and `*next_order` its number.
+// tokens, where the next record goes and its number. Writes nothing outside the half's kSegmentTokensMax tokens. Tokens
+// that were replaced by shorter ones leave their rows behind `tokens`. kStale: the file is of another generation.
+//
+// A log that is torn must not be appended to: a record that an earlier loss had cut off could fit again behind a new one.
+// Begin a new generation with what was replayed.
 struct TailReplay {
   std::uint32_t tokens = 0;
   std::uint64_t end_offset = kTailLogHeaderBytes;
   std::uint64_t next_order = 0;
-  bool torn = false;  // something after end_offset did not parse
+  bool torn = false;  // something other than zeros follows end_offset
 };
 [[nodiscard]] Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected, const Geometry& geometry,
                                                  const PlaneLayout& layout, TokenRecord* tokens, std::byte* plane);
