@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/json.h"
@@ -40,6 +41,11 @@ struct DaemonOptions {
   std::string kernels = "auto";
 
   [[nodiscard]] Result<void> validate() const;
+
+  // Where the value of a key comes from: "default", "file", "environment" or "flag".
+  [[nodiscard]] const char* source_of(std::string_view key) const noexcept;
+  void set_source(std::string_view key, const char* source);  // a literal
+  std::vector<std::pair<std::string, const char*>> sources;
 };
 
 // Reads a TOML text on top of `options`. `*problem` says which key, which line, and what would be right.
@@ -49,6 +55,8 @@ struct DaemonOptions {
                                       std::string* problem);
 // Defaults with paths of this user filled in.
 [[nodiscard]] DaemonOptions default_options();
+// The names of all keys, in the table's order.
+[[nodiscard]] std::vector<std::string> option_names();
 // Every key with value, default, bounds and meaning.
 [[nodiscard]] Json options_json(const DaemonOptions& options);
 

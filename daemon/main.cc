@@ -1,0 +1,138 @@
+// kvtierd: the daemon. Reads its settings (file, then environment, then flags), starts a Server, waits.
+#include <CLI/CLI.hpp>
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cctype>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include "base/fault.h"
+#include "base/log.h"
+#include "daemon/server.h"
+#include "daemon/version.h"
+
+namespace {
+
+using namespace kvtier;
+
+int fail(const std::string& text) {
+  std::fprintf(stderr, "kvtierd: %s\n", text.c_str());
+  return 2;
+}
+
+std::string default_config_path() {
+  if (const char* path = std::getenv("KVTIER_CONFIG")) return path;
+  const char* config = std::getenv("XDG_CONFIG_HOME");
+  const char* home = std::getenv("HOME");
+  if (config != nullptr && *config == '/') return std::string(config) + "/kvtier/kvtierd.toml";
+  return home != nullptr ? std::string(home) + "/.config/kvtier/kvtierd.toml" : "";
+}
+
+// "store.path" -> "KVTIER_STORE_PATH".
+std::string environment_name(std::string name) {
+  for (char& c : name) c = c == '.' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  return "KVTIER_" + name;
+}
+
+Result<void> read_config(const std::string& path, bool must_exist, DaemonOptions* options, std::string* problem) {
+  std::ifstream file(path);
+  if (!file) {
+    if (!must_exist) return {};
+    *problem = "cannot read " + path;
+    return error(Code::kNotFound);
+  }
+  std::stringstream text;
+  text << file.rdbuf();
+  const Result<void> parsed = parse_options_toml(text.str(), options, problem);
+  if (!parsed) *problem = path + ": " + *problem;
+  return parsed;
+}
+
+Result<void> read_environment(DaemonOptions* options, std::string* problem) {
+  for (const std::string& name : option_names()) {
+    const char* value = std::getenv(environment_name(name).c_str());
+    if (value == nullptr) continue;
+    KVT_TRY_VOID(set_option(name, value, options, problem));
+    options->set_source(name, "environment");
+  }
+  return {};
+}
+
+// The socket that systemd holds for us, or -1.
+int activated_socket() {
+  const char* pid = std::getenv("LISTEN_PID");
+  const char* count = std::getenv("LISTEN_FDS");
+  if (pid == nullptr || count == nullptr || std::atol(pid) != ::getpid() || std::atoi(count) < 1) return -1;
+  return 3;
+}
+
+LogLevel log_level_of(const std::string& name) {
+  if (name == "error") return LogLevel::kError;
+  if (name == "info") return LogLevel::kInfo;
+  if (name == "debug") return LogLevel::kDebug;
+  return LogLevel::kWarn;
+}
+
+// As much locked memory as this user may have, for registered disk buffers.
+void raise_limits() {
+  for (const auto resource : {RLIMIT_MEMLOCK, RLIMIT_NOFILE}) {
+    rlimit limit{};
+    if (::getrlimit(resource, &limit) != 0) continue;
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(resource, &limit);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("kvtierd keeps the KV cache of language models in host memory and on disk, for every runtime of this user.");
+  std::string config_path, socket_path, store_path;
+  std::vector<std::string> settings;
+  bool check_only = false;
+  app.set_version_flag("--version", std::string("kvtierd ") + kVersion);
+  app.add_option("--config", config_path, "TOML file; default $KVTIER_CONFIG or ~/.config/kvtier/kvtierd.toml");
+  app.add_option("--socket", socket_path, "control socket (daemon.socket)");
+  app.add_option("--store", store_path, "directory of the store (store.path)");
+  app.add_option("--set", settings, "KEY=VALUE, as listed by `kvtier config`; may be given again");
+  app.add_flag("--check", check_only, "read the settings, say what is wrong, and end");
+  CLI11_PARSE(app, argc, argv);
+
+  ServerOptions options;
+  options.daemon = default_options();
+  std::string problem;
+  const bool named = !config_path.empty();
+  if (!read_config(named ? config_path : default_config_path(), named, &options.daemon, &problem)) return fail(problem);
+  if (!read_environment(&options.daemon, &problem)) return fail(problem);
+  if (!socket_path.empty()) settings.push_back("daemon.socket=" + socket_path);
+  if (!store_path.empty()) settings.push_back("store.path=" + store_path);
+  for (const std::string& setting : settings) {
+    const std::size_t equals = setting.find('=');
+    if (equals == std::string::npos) return fail("--set needs KEY=VALUE, not '" + setting + "'");
+    if (!set_option(setting.substr(0, equals), setting.substr(equals + 1), &options.daemon, &problem))
+      return fail(problem);
+    options.daemon.set_source(setting.substr(0, equals), "flag");
+  }
+  if (const auto valid = options.daemon.validate(); !valid) return fail(valid.error().message());
+  if (check_only) return 0;
+
+  if (options.daemon.source_of("daemon.log_level") != std::string("default"))
+    set_log_level(log_level_of(options.daemon.log_level));
+  arm_faults_from_environment();
+  raise_limits();
+  options.listening_socket = activated_socket();
+  options.handle_signals = true;
+  auto server = Server::start(options);
+  if (!server) {
+    std::string text = server.error().message();
+    if (server.error().os_error != 0) text += std::string(" (") + std::strerror(server.error().os_error) + ")";
+    return fail(text + " [store " + options.daemon.store_path + ", socket " + options.daemon.socket_path + "]");
+  }
+  (*server)->wait();
+  return 0;
+}

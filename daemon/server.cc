@@ -1,0 +1,219 @@
+#include "daemon/server.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <filesystem>
+#include <future>
+#include <random>
+#include <thread>
+
+#include "base/log.h"
+#include "client/ipc/wait.h"
+#include "daemon/control_server.h"
+#include "daemon/engine.h"
+#include "tiers/io.h"
+
+namespace kvtier {
+namespace {
+
+constexpr std::uint64_t kDrainDeadlineNs = 20'000'000'000;
+
+// The store's directory, 0700, and its lock: one daemon per store.
+Result<UniqueFd> lock_store(const std::string& path) {
+  std::error_code failed;
+  std::filesystem::create_directories(path, failed);
+  if (failed) return error(Code::kIo, "cannot make the store's directory: check store.path", failed.value());
+  ::chmod(path.c_str(), 0700);
+  UniqueFd lock(::open((path + "/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!lock.valid()) return error(Code::kReadOnly, "cannot write in the store's directory: check its owner", errno);
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
+    return error(Code::kBusy, "another kvtierd serves this store: stop it, or set store.path");
+  return lock;
+}
+
+std::uint64_t random_epoch() {
+  std::random_device device;
+  const std::uint64_t value = (static_cast<std::uint64_t>(device()) << 32 | device()) & ((1ull << 53) - 1);
+  return value == 0 ? 1 : value;
+}
+
+}  // namespace
+
+struct Server::State {
+  ServerOptions options;
+  RealClock clock;
+  Mailbox mailbox{true};
+  std::unique_ptr<Random> random;
+  UniqueFd store_lock;
+  std::unique_ptr<Io> io;                 // engine thread
+  std::unique_ptr<Catalogue> catalogue;   // engine thread makes it; the catalogue worker writes
+  std::unique_ptr<ThreadPool> workers;
+  std::unique_ptr<ThreadPool> catalogue_worker;
+  std::unique_ptr<Engine> engine;         // engine thread
+  std::unique_ptr<ControlServer> control;
+  std::thread engine_thread, control_thread;
+  std::atomic<bool> stop_wanted{false}, abandoned{false};
+
+  Result<void> open(UnixListener listener);
+  void engine_main(std::promise<Result<void>>* ready, UnixListener listener);
+  void loop();
+  void sleep();
+  void close();
+};
+
+Result<void> Server::State::open(UnixListener listener) {
+  KVT_TRY(io, make_io({options.daemon.store_path, options.daemon.io_backend, options.daemon.io_depth, 8}));
+  if (!io->note().empty()) KVT_LOG(kWarn, "disk: %s: %s", io->name(), io->note().c_str());
+  CatalogueOptions catalogue_options;
+  catalogue_options.path = options.daemon.store_path + "/catalogue";
+  KVT_TRY(catalogue, Catalogue::open(catalogue_options));
+  workers = std::make_unique<ThreadPool>(options.daemon.workers);
+  catalogue_worker = std::make_unique<ThreadPool>(1);
+  const std::uint64_t epoch = random_epoch();
+  random = std::make_unique<Random>(epoch ^ clock.wall_ns());
+  EngineWorld world;
+  world.clock = &clock;
+  world.io = io.get();
+  world.catalogue = catalogue.get();
+  world.workers = workers.get();
+  world.catalogue_worker = catalogue_worker.get();
+  world.mailbox = &mailbox;
+  world.random = random.get();
+  KVT_TRY(engine, Engine::make(options.daemon, world));
+  KVT_TRY_VOID(engine->recover());
+  ControlServerOptions control_options;
+  control_options.epoch = epoch;
+  control_options.leased_bytes_per_client_max = options.daemon.leased_bytes_per_client_max;
+  if (options.handle_signals)
+    control_options.on_terminate = [this] {
+      stop_wanted = true;
+      mailbox.post([] {});
+    };
+  control = std::make_unique<ControlServer>(*engine, mailbox, std::move(listener), std::move(control_options));
+  control_thread = std::thread([this] { control->run(); });
+  return {};
+}
+
+void Server::State::engine_main(std::promise<Result<void>>* ready, UnixListener listener) {
+  const Result<void> opened = open(std::move(listener));
+  const bool ok = opened.has_value();
+  ready->set_value(opened);
+  if (ok) loop();
+  close();
+}
+
+void Server::State::loop() {
+  AdaptiveSpin spin({options.daemon.spin_us == 0 ? SpinMode::kAuto : SpinMode::kAlways,
+                     options.daemon.spin_us == 0 ? 50 : options.daemon.spin_us});
+  bool draining = false, drained = false;
+  std::uint64_t drain_until_ns = UINT64_MAX;
+  std::uint64_t last_work_ns = clock.now_ns();
+  while (!drained && !abandoned) {
+    if (!draining && (stop_wanted || engine->stop_requested())) {
+      draining = true;
+      drain_until_ns = clock.now_ns() + kDrainDeadlineNs;
+      engine->drain([&drained] { drained = true; });
+    }
+    if (engine->step() > 0) {
+      if (spin.allowed()) last_work_ns = clock.now_ns();
+      continue;
+    }
+    if (draining && clock.now_ns() > drain_until_ns) {
+      KVT_LOG(kError, "stop: work did not finish in time; what was committed is safe");
+      break;
+    }
+    if (spin.allowed() && clock.now_ns() - last_work_ns < spin.budget_ns()) {
+      AdaptiveSpin::relax();
+      continue;
+    }
+    sleep();
+  }
+}
+
+void Server::State::sleep() {
+  if (engine->prepare_sleep()) {
+    std::vector<pollfd> fds;
+    for (const int fd : engine->wait_fds()) fds.push_back({fd, POLLIN, 0});
+    const std::uint64_t now = clock.now_ns(), next = engine->next_timer_ns();
+    int timeout_ms = 1000;
+    if (next <= now)
+      timeout_ms = 0;
+    else if (next - now < 1'000'000'000ull)
+      timeout_ms = static_cast<int>((next - now) / 1'000'000) + 1;
+    ::poll(fds.data(), fds.size(), timeout_ms);
+  }
+  engine->woke();
+}
+
+void Server::State::close() {
+  if (control != nullptr) {
+    control->stop();
+    control_thread.join();
+  }
+  // Jobs refer to the engine and the disk: they end first.
+  workers.reset();
+  catalogue_worker.reset();
+  if (engine != nullptr && !abandoned)
+    while (mailbox.drain() + engine->step() > 0) {
+    }
+  mailbox.drop_all();
+  control.reset();
+  engine.reset();
+  catalogue.reset();
+  io.reset();
+}
+
+Server::Server() = default;
+
+Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options) {
+  KVT_TRY_VOID(options.daemon.validate());
+  std::unique_ptr<Server> server(new Server);
+  server->state_ = std::make_unique<State>();
+  State* state = server->state_.get();
+  state->options = options;
+  KVT_TRY(state->store_lock, lock_store(options.daemon.store_path));
+  UnixListener listener;
+  if (options.listening_socket >= 0)
+    listener.socket = UniqueFd(options.listening_socket);
+  else {
+    KVT_TRY(listener, listen_unix(options.daemon.socket_path));
+  }
+  std::promise<Result<void>> ready;
+  auto opened = ready.get_future();
+  state->engine_thread = std::thread([state, &ready, moved = std::make_shared<UnixListener>(std::move(listener))] {
+    state->engine_main(&ready, std::move(*moved));
+  });
+  const Result<void> result = opened.get();
+  if (!result) return error(result.error());
+  return server;
+}
+
+Server::~Server() {
+  if (state_ == nullptr) return;
+  stop();
+  wait();
+}
+
+void Server::stop() {
+  state_->stop_wanted = true;
+  state_->mailbox.post([] {});
+}
+
+void Server::abandon() {
+  state_->abandoned = true;
+  state_->mailbox.post([] {});
+  wait();
+}
+
+void Server::wait() {
+  if (state_->engine_thread.joinable()) state_->engine_thread.join();
+}
+
+}  // namespace kvtier

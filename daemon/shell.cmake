@@ -1,0 +1,8 @@
+find_package(Boost 1.81 REQUIRED)
+target_sources(kvt_daemon PRIVATE options.cc control_server.cc server.cc)
+target_include_directories(kvt_daemon SYSTEM PRIVATE ${Boost_INCLUDE_DIRS})
+target_compile_definitions(kvt_daemon PUBLIC KVT_VERSION="${PROJECT_VERSION}")
+
+add_executable(kvtierd main.cc)
+target_link_libraries(kvtierd PRIVATE kvt_daemon)
+install(TARGETS kvtierd)
