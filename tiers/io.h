@@ -95,6 +95,9 @@ class Io {
   virtual void submit(IoRequest request) = 0;
   // Runs callbacks of finished operations; the count. Never blocks.
   virtual std::size_t poll() = 0;
+  // Sleeps until poll() has something to do, 100 ms at most (the simulated one moves its clock instead). For start-up,
+  // tools and tests: an owner with other work waits on event_fd().
+  virtual void wait();
   [[nodiscard]] virtual std::size_t in_flight() const = 0;
   // Readable while poll() has something to do; -1: poll by hand (simulation).
   [[nodiscard]] virtual int event_fd() const = 0;
@@ -119,6 +122,9 @@ struct IoOptions {
   std::uint32_t threads = 8;         // of the thread pool
 };
 
+// The thread that submits first owns the Io; until then any thread may hold it. The destructor waits for what is in
+// flight and drops its callbacks.
+//
 // Probes io_uring by doing (ring, direct read, registered read, sync) and falls back to threads; note() says why.
 // A forced back end that does not work is an error.
 [[nodiscard]] Result<std::unique_ptr<Io>> make_io(const IoOptions& options);

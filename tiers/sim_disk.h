@@ -52,18 +52,20 @@ class SimDisk {
   [[nodiscard]] std::uint64_t free_bytes() const;
 
   // ---- what tests do to it ----
-  // Power cut: afterwards only what survived is there and counts as synced.
+  // Power cut: afterwards only what survived is there and counts as synced. An Io made before fails from then on.
   void crash();
   // Flips one bit of a synced byte of `path`.
   void rot(std::string_view path, std::uint64_t offset, std::uint32_t bit);
   void set_capacity_bytes(std::uint64_t capacity_bytes);
   void set_error_rates(std::uint32_t read_one_in, std::uint32_t write_one_in);
-  // Mutation tests: the n-th sync from now (0: the next) does nothing but say it did. UINT64_MAX: none.
+  // Mutation tests: the n-th sync from now (0: the next; files' and directories' alike) does nothing but say it did.
+  // UINT64_MAX: none.
   void skip_sync(std::uint64_t nth);
   [[nodiscard]] std::uint64_t syncs() const;
 
+  struct State;  // sim_disk_state.h
+
  private:
-  struct State;
   std::unique_ptr<State> state_;
   friend class SimIo;
 };

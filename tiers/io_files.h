@@ -1,0 +1,61 @@
+// FileTable: open files and names below a root directory on a real file system; what the io_uring and the thread back end
+// share. Paths are resolved from the root's descriptor, so the root may be renamed under us. One thread, but for
+// OpenFile::poisoned.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <unordered_map>
+
+#include "base/unique_fd.h"
+#include "tiers/io.h"
+
+namespace kvtier {
+
+struct OpenFile {
+  UniqueFd fd;
+  std::string path;
+  bool direct = false;          // was asked for: alignment is checked
+  bool direct_in_kernel = false;
+  bool writable = false;
+  std::int32_t slot = -1;       // of io_uring's registered files; -1: none
+  // A sync failed: the kernel may have dropped what it could not write and calls it clean, so no later sync means
+  // anything. Any thread.
+  std::atomic<bool> poisoned{false};
+};
+
+class FileTable {
+ public:
+  [[nodiscard]] static Result<FileTable> open_root(const std::string& root);
+
+  [[nodiscard]] Result<FileId> open(std::string_view path, OpenOptions options);
+  void close(FileId file) { files_.erase(file.value); }
+  // Null where it is not open. Valid until close().
+  [[nodiscard]] OpenFile* find(FileId file) const;
+  [[nodiscard]] Result<std::uint64_t> size_bytes(FileId file) const;
+  [[nodiscard]] Result<void> resize(FileId file, std::uint64_t size_bytes);
+  [[nodiscard]] Result<void> make_directory(std::string_view path);
+  [[nodiscard]] Result<std::vector<std::string>> list(std::string_view directory) const;
+  [[nodiscard]] Result<void> rename(std::string_view from, std::string_view to);
+  [[nodiscard]] Result<void> unlink(std::string_view path);
+  [[nodiscard]] Result<void> sync_directory(std::string_view path);
+  [[nodiscard]] Result<std::uint64_t> free_bytes() const;
+
+  // The file of a request that may go to the kernel; checks the request, its fault point and the poison.
+  [[nodiscard]] Result<OpenFile*> admit(const IoRequest& request) const;
+  // The status of a failed transfer or sync, logged; a failed sync poisons. Any thread.
+  static Status failed(OpenFile& file, IoOp op, int os_error);
+  // "direct I/O refused by the file system", or "".
+  [[nodiscard]] const std::string& note() const noexcept { return note_; }
+
+ private:
+  explicit FileTable(UniqueFd root) : root_(std::move(root)) {}
+
+  UniqueFd root_;
+  std::unordered_map<std::uint32_t, std::unique_ptr<OpenFile>> files_;
+  std::uint32_t next_ = 1;
+  std::string note_;
+};
+
+}  // namespace kvtier

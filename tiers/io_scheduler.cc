@@ -1,0 +1,83 @@
+// Order and bounds of what goes to the disk.
+#include "tiers/io_scheduler.h"
+
+#include <utility>
+
+namespace kvtier {
+namespace {
+
+constexpr std::size_t kCommitClass = static_cast<std::size_t>(IoPriority::kCommit);
+constexpr std::size_t kDemandClass = static_cast<std::size_t>(IoPriority::kDemand);
+constexpr std::size_t kWriteBackClass = static_cast<std::size_t>(IoPriority::kWriteBack);
+constexpr std::size_t kBackgroundClass = static_cast<std::size_t>(IoPriority::kBackground);
+
+constexpr std::size_t class_of(const IoRequest& request) { return static_cast<std::size_t>(request.priority); }
+
+constexpr bool fits(std::uint64_t size, std::uint64_t used, std::uint64_t bound) {
+  return used <= bound && size <= bound - used;
+}
+
+}  // namespace
+
+void IoScheduler::submit(IoRequest request) {
+  const std::size_t urgency = class_of(request);
+  ++outstanding_;
+  ++stats_.submitted[urgency];
+  ++stats_.waiting[urgency];
+  waiting_[urgency].push_back(std::move(request));
+  start_what_fits();
+}
+
+std::size_t IoScheduler::poll() {
+  const std::size_t finished = io_.poll();
+  start_what_fits();
+  return finished;
+}
+
+// Stops at the first request that must wait: nothing less urgent may take the room that it waits for.
+void IoScheduler::start_what_fits() {
+  for (std::size_t urgency = 0; urgency < kIoPriorities; ++urgency) {
+    std::deque<IoRequest>& queue = waiting_[urgency];
+    while (!queue.empty()) {
+      if (!may_start(queue.front())) return;
+      IoRequest request = std::move(queue.front());
+      queue.pop_front();
+      const std::uint64_t size = request.size_bytes();
+      --stats_.waiting[urgency];
+      stats_.bytes[urgency] += size;
+      stats_.bytes_in_flight += size;
+      in_flight_bytes_[urgency] += size;
+      ++in_flight_count_[urgency];
+      request.done = [this, urgency, size, done = std::move(request.done)](Result<void> result) {
+        in_flight_bytes_[urgency] -= size;
+        --in_flight_count_[urgency];
+        stats_.bytes_in_flight -= size;
+        --outstanding_;
+        if (done) done(result);
+      };
+      io_.submit(std::move(request));
+    }
+  }
+}
+
+// A request above a bound starts when nothing of its class is in flight, or it would wait for ever; so does any commit,
+// which must not queue behind a full house of reads.
+bool IoScheduler::may_start(const IoRequest& request) const noexcept {
+  const std::size_t urgency = class_of(request);
+  const std::uint64_t size = request.size_bytes();
+  const bool bulk = urgency >= kWriteBackClass;
+  if (bulk) {
+    const bool urgent = !waiting_[kCommitClass].empty() || !waiting_[kDemandClass].empty() ||
+                        in_flight_count_[kCommitClass] != 0 || in_flight_count_[kDemandClass] != 0;
+    const std::uint64_t bound =
+        urgent ? options_.bulk_bytes_when_urgent_max : options_.bulk_bytes_in_flight_max;
+    const std::uint64_t used = in_flight_bytes_[kWriteBackClass] + in_flight_bytes_[kBackgroundClass];
+    const bool alone = in_flight_count_[kWriteBackClass] + in_flight_count_[kBackgroundClass] == 0;
+    if (!fits(size, used, bound) && !(size > bound && alone)) return false;
+  }
+  if (fits(size, stats_.bytes_in_flight, options_.bytes_in_flight_max)) return true;
+  const bool may_exceed = urgency == kCommitClass || size > options_.bytes_in_flight_max;
+  return may_exceed && in_flight_count_[urgency] == 0;
+}
+
+}  // namespace kvtier
