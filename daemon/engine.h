@@ -37,6 +37,8 @@ struct EngineWorld {
   Executor* catalogue_worker = nullptr;   // catalogue batches, one after the other
   Mailbox* mailbox = nullptr;             // messages to the engine's thread
   Random* random = nullptr;
+  std::uint64_t epoch = 0;                // of this run of the daemon, for `status`
+  std::uint64_t started_ns = 0;           // on the clock
 };
 
 // One control request (docs/protocol.md), already parsed and bounded; the reply's callback is called exactly once, at

@@ -16,6 +16,7 @@
 
 #include "base/log.h"
 #include "client/ipc/wait.h"
+#include "daemon/admin.h"
 #include "daemon/control_server.h"
 #include "daemon/engine.h"
 #include "tiers/io.h"
@@ -86,6 +87,9 @@ Result<void> Server::State::open(UnixListener listener) {
   world.catalogue_worker = catalogue_worker.get();
   world.mailbox = &mailbox;
   world.random = random.get();
+  world.epoch = epoch;
+  world.started_ns = clock.now_ns();
+  add_admin_ops();
   KVT_TRY(engine, Engine::make(options.daemon, world));
   KVT_TRY_VOID(engine->recover());
   ControlServerOptions control_options;

@@ -1,0 +1,23 @@
+// Admin: the control requests that people and tools send: reports, maintenance, transfer. Each table lives in the file
+// that its comment names; add_admin_ops() gives them to the engine. Engine's thread, but for the work that a request
+// posts to workers.
+#pragma once
+
+#include <span>
+
+#include "daemon/control_ops.h"
+
+namespace kvtier {
+
+[[nodiscard]] std::span<const ControlOp> report_ops();       // admin_report.cc: ls, show, stats, status, config
+[[nodiscard]] std::span<const ControlOp> maintenance_ops();  // admin_maintenance.cc: verify, repair, gc, warm
+[[nodiscard]] std::span<const ControlOp> transfer_ops();     // admin_transfer.cc: export, import
+
+// Joins the tables to the engine's; once per process, further calls do nothing.
+void add_admin_ops();
+
+// One line for everything that is off or slower than it could be, with the reason.
+struct EngineState;
+[[nodiscard]] Json switched_off(const EngineState& engine);
+
+}  // namespace kvtier

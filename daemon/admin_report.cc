@@ -1,0 +1,295 @@
+// ls, show, stats, status, config: what is where and why. Read-only.
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "daemon/admin.h"
+#include "daemon/engine_state.h"
+#include "daemon/version.h"
+#include "tiers/segment_format.h"
+
+namespace kvtier {
+namespace {
+
+constexpr std::uint64_t kSecond = 1'000'000'000;
+
+std::uint64_t unix_s(std::uint64_t unix_ns) { return unix_ns / kSecond; }
+
+std::uint64_t file_bytes(const Segment& segment) {
+  return segment.state == SegmentState::kOnDisk ? segment.row.file_bytes : 0;
+}
+
+Json entry_of(const Sequence& sequence) {
+  std::uint64_t disk = 0, shared = 0, resident = 0;
+  for (const SequencePart& part : sequence.parts) {
+    disk += file_bytes(*part.segment);
+    if (part.segment->sequence_refs > 1) shared += file_bytes(*part.segment);
+    resident += part.segment->resident_bytes;
+  }
+  std::uint64_t readers = 0, writer = 0;
+  for (const OpenSequence* open : sequence.open) readers += open->writable ? 0 : 1;
+  if (sequence.writer != nullptr) writer = sequence.writer->session.value;
+  return Json{{"sequence", sequence.row.id.value},
+              {"name", sequence.row.name},
+              {"space", sequence.row.space.value},
+              {"tokens", sequence.tokens()},
+              {"tail_tokens", sequence.log.tokens},
+              {"private", sequence.is_private},
+              {"pinned", sequence.row.pinned},
+              {"expires_unix_s", sequence.row.expires_unix_s},
+              {"created_unix_s", unix_s(sequence.row.created_unix_ns)},
+              {"used_unix_s", unix_s(sequence.row.last_used_unix_ns)},
+              {"readers", readers},
+              {"writer_pid", writer},
+              {"segments", sequence.parts.size()},
+              {"bytes_disk", disk},
+              {"bytes_shared", shared},
+              {"bytes_resident", resident}};
+}
+
+// The entry with the writer's session replaced by its process.
+Json full_entry(EngineState& engine, const Sequence& sequence) {
+  Json entry = entry_of(sequence);
+  if (sequence.writer != nullptr) {
+    const Session* session = find_session(engine, sequence.writer->session);
+    entry["writer_pid"] = session != nullptr ? session->pid : 0;
+  }
+  return entry;
+}
+
+Json space_json(const EngineState& engine, const Space& space) {
+  std::uint64_t sequences = 0, segments = 0, bytes = 0;
+  for (const auto& [id, sequence] : engine.sequences.all) sequences += sequence->space == &space ? 1 : 0;
+  for (const auto& [id, segment] : engine.segments.all) {
+    if (segment->space != &space) continue;
+    ++segments;
+    bytes += file_bytes(*segment);
+  }
+  return Json{{"space", space.row.id.value},
+              {"model", space.row.model},
+              {"runtime", space.row.runtime},
+              {"detail", space.row.detail},
+              {"private", space.row.private_only},
+              {"abstract_kind", abstract_kind_name(static_cast<AbstractKind>(space.row.abstract_kind))},
+              {"unit_tokens", space.row.unit_tokens},
+              {"sequences", sequences},
+              {"segments", segments},
+              {"bytes_disk", bytes},
+              {"token_bytes", space.row.geometry.token_bytes()}};
+}
+
+void reply(ControlDone& done, Json body) { done(ControlReply{std::move(body), {}, {}}); }
+
+void op_ls(EngineState& engine, Session&, ControlRequest, ControlDone done) {
+  std::vector<const Sequence*> sorted;
+  for (const auto& [id, sequence] : engine.sequences.all) sorted.push_back(sequence.get());
+  std::sort(sorted.begin(), sorted.end(), [](const Sequence* a, const Sequence* b) { return a->row.id < b->row.id; });
+  Json sequences = Json::array();
+  for (const Sequence* sequence : sorted) sequences.push_back(full_entry(engine, *sequence));
+  Json spaces = Json::array();
+  for (const auto& [id, space] : engine.spaces) spaces.push_back(space_json(engine, *space));
+  reply(done, Json{{"sequences", std::move(sequences)}, {"spaces", std::move(spaces)}});
+}
+
+void op_show(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Sequence*> target = target_sequence(engine, request.body);
+  if (!target) return done(error(target.error()));
+  Json entry = full_entry(engine, **target);
+  Json segments = Json::array();
+  for (const SequencePart& part : (*target)->parts) {
+    const Segment& segment = *part.segment;
+    segments.push_back(Json{{"segment", segment.row.id.value},
+                            {"first_token", part.first_token},
+                            {"visible_tokens", part.visible_tokens},
+                            {"tokens", segment.row.tokens},
+                            {"bytes_disk", file_bytes(segment)},
+                            {"bytes_resident", segment.resident_bytes},
+                            {"shared_by", segment.sequence_refs},
+                            {"file", segment.state == SegmentState::kInMemory ? "" : segment_path(segment.row.id)}});
+  }
+  entry["segments"] = std::move(segments);
+  reply(done, std::move(entry));
+}
+
+Json host_json(const EngineState& engine) {
+  const HostArenaStats arena = engine.arena->stats();
+  return Json{{"arena_bytes", arena.size_bytes},
+              {"used_bytes", arena.used_bytes},
+              {"leased_bytes", arena.leased_bytes},
+              {"pinned_bytes", arena.pinned_bytes},
+              {"chunks", arena.slots_ready},
+              {"evictions", arena.evictions},
+              {"ghost_hits", arena.ghost_hits},
+              {"pages", arena.pages},
+              {"abstracts_arena_bytes", engine.abstracts->size_bytes()},
+              {"abstracts_used_bytes", engine.abstracts->used_bytes()}};
+}
+
+// Bytes in segment files that no sequence can see.
+std::uint64_t dead_bytes(const EngineState& engine) {
+  std::uint64_t dead = 0;
+  std::unordered_map<std::uint64_t, std::uint32_t> visible;
+  for (const auto& [id, sequence] : engine.sequences.all)
+    for (const SequencePart& part : sequence->parts) {
+      std::uint32_t& most = visible[part.segment->row.id.value];
+      most = std::max(most, part.visible_tokens);
+    }
+  for (const auto& [id, segment] : engine.segments.all) {
+    if (segment->row.tokens == 0) continue;
+    const auto seen = visible.find(id.value);
+    const std::uint32_t tokens = seen == visible.end() ? 0 : std::min(seen->second, segment->row.tokens);
+    dead += file_bytes(*segment) / segment->row.tokens * (segment->row.tokens - tokens);
+  }
+  return dead;
+}
+
+Json disk_json(const EngineState& engine) {
+  const IoStats io = engine.io->io().stats();
+  const Metrics& metrics = engine.metrics;
+  const Result<std::uint64_t> free_bytes = engine.io->io().free_bytes();
+  return Json{{"store", engine.options.store_path},
+              {"backend", engine.io->io().name()},
+              {"segments", engine.segments.all.size()},
+              {"sequences", engine.sequences.all.size()},
+              {"segment_bytes", engine.segments.disk_bytes},
+              {"dead_bytes", dead_bytes(engine)},
+              {"catalogue_bytes", engine.world.catalogue->disk_bytes()},
+              {"limit_bytes", engine.options.disk_bytes_max},
+              {"free_bytes", free_bytes ? *free_bytes : 0},
+              {"read_bytes", io.read_bytes},
+              {"written_bytes", io.written_bytes},
+              {"reads", io.reads},
+              {"writes", io.writes},
+              {"syncs", io.syncs},
+              {"io_errors", io.errors},
+              {"registered_reads", io.fixed_reads},
+              {"written_segment_bytes", metrics.seal_bytes},
+              {"written_log_bytes", metrics.commit_bytes},
+              {"written_sidecar_bytes", metrics.sidecar_bytes},
+              {"evicted_bytes", metrics.bytes_evicted},
+              {"evicted_segments", metrics.segments_evicted}};
+}
+
+Json misses_json(const Metrics& metrics) {
+  Json misses;
+  for (std::size_t i = 0; i < kMissReasons; ++i) misses[kMissReasonNames[i]] = metrics.misses[i];
+  return misses;
+}
+
+Json chunks_json(const Metrics& m) {
+  return Json{{"fetch_requests", m.fetches},       {"fetch_entries", m.fetch_entries},
+              {"from_memory", m.chunk_hits},       {"from_disk", m.chunk_fills},
+              {"joined_reads", m.chunk_fill_joins},{"refused_full", m.chunk_full},
+              {"invalid", m.chunk_invalid},        {"prefetch_requests", m.prefetches},
+              {"touches", m.touches},              {"cancelled", m.cancelled},
+              {"merged_reads", m.reads_planned},   {"read_bytes", m.fill_bytes},
+              {"leases_given", m.leases_given},    {"leases_ended", m.leases_ended},
+              {"leases_reclaimed", m.leases_reclaimed}, {"leased_bytes", m.leased_bytes}};
+}
+
+Json writing_json(const Metrics& m) {
+  return Json{{"seals", m.seals},
+              {"seals_in_memory", m.seals_in_memory},
+              {"seal_failures", m.seal_failures},
+              {"seal_tokens", m.seal_tokens},
+              {"commits", m.commits},
+              {"commit_failures", m.commit_failures},
+              {"commit_tokens", m.commit_tokens},
+              {"catalogue_batches", m.catalogue_batches},
+              {"catalogue_failures", m.catalogue_failures}};
+}
+
+Json damage_json(const Metrics& m) {
+  return Json{{"recovered_segments", m.recovered_segments}, {"recovered_sequences", m.recovered_sequences},
+              {"recovery_us", m.recovery_ns / 1000},        {"files_dropped", m.files_dropped},
+              {"segments_missing", m.segments_missing},     {"sequences_cut", m.sequences_cut},
+              {"rows_damaged", m.rows_damaged},             {"segments_bad", m.segments_bad},
+              {"chunks_bad", m.chunks_bad},                 {"logs_torn", m.logs_torn}};
+}
+
+void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
+  const Metrics& m = engine.metrics;
+  std::uint64_t clients = 0, open = 0;
+  for (const auto& [id, session] : engine.sessions) {
+    clients += session->data ? 1 : 0;
+    open += session->open_count;
+  }
+  Json stats;
+  stats["daemon"] = Json{{"version", kVersion}, {"pid", ::getpid()}, {"uptime_s", unix_s(engine.now_ns() - engine.world.started_ns)},
+                         {"clients", clients}, {"open_sequences", open}, {"kernels", engine.kernels->name}};
+  stats["host"] = host_json(engine);
+  stats["disk"] = disk_json(engine);
+  stats["prefixes"] = Json{{"matches", m.matches}, {"tokens_asked", m.match_tokens_asked}, {"tokens_found", m.match_tokens_found}};
+  stats["misses"] = misses_json(m);
+  stats["chunks"] = chunks_json(m);
+  stats["writing"] = writing_json(m);
+  stats["abstracts"] = Json{{"built", m.abstracts_built}, {"loaded", m.abstracts_loaded}, {"rebuilt", m.abstracts_rebuilt},
+                            {"no_room", m.abstracts_full}};
+  stats["damage"] = damage_json(m);
+  stats["limits"] = Json{{"clients_max", engine.options.clients_max},
+                         {"disk_bytes_max", engine.options.disk_bytes_max},
+                         {"arena_bytes", engine.options.host_bytes},
+                         {"abstracts_bytes", engine.options.abstracts_bytes},
+                         {"leased_bytes_per_client_max", engine.options.leased_bytes_per_client_max},
+                         {"fetch_entries_max", kFetchEntriesMax},
+                         {"disk_bytes_in_flight_max", engine.options.io_bytes_in_flight_max}};
+  stats["off"] = switched_off(engine);
+  reply(done, std::move(stats));
+}
+
+void op_status(EngineState& engine, Session&, ControlRequest, ControlDone done) {
+  Json clients = Json::array();
+  for (const auto& [id, session] : engine.sessions)
+    if (session->data)
+      clients.push_back(Json{{"pid", session->pid}, {"name", session->name}, {"sequences", session->open_count},
+                             {"leased_bytes", session->leased_bytes}});
+  const HostArenaStats arena = engine.arena->stats();
+  reply(done, Json{{"daemon_version", kVersion},
+                   {"version", kProtocolVersion},
+                   {"pid", ::getpid()},
+                   {"epoch", engine.world.epoch},
+                   {"uptime_s", unix_s(engine.now_ns() - engine.world.started_ns)},
+                   {"store", engine.options.store_path},
+                   {"socket", engine.options.socket_path},
+                   {"clients", std::move(clients)},
+                   {"modes", Json{{"io", engine.io->io().name()}, {"kernels", engine.kernels->name}, {"pages", arena.pages},
+                                  {"arena_bytes", arena.size_bytes}}},
+                   {"off", switched_off(engine)}});
+}
+
+void op_config(EngineState& engine, Session&, ControlRequest, ControlDone done) { reply(done, options_json(engine.options)); }
+
+}  // namespace
+
+Json switched_off(const EngineState& engine) {
+  Json off = Json::array();
+  const std::string note = engine.io->io().note();
+  if (!note.empty()) off.push_back("disk: " + note);
+  if (engine.options.huge_pages && std::string(engine.arena->stats().pages) == "4 KiB")
+    off.push_back("huge pages: the kernel gives none to shared memory; `kvtier doctor` names the mend");
+  if (!engine.options.huge_pages) off.push_back("huge pages: host.huge_pages is false");
+  if (engine.read_only) off.push_back("writing: the catalogue refused a batch; the store is read-only until the disk is well again");
+  if (std::string(engine.kernels->name) == "scalar") off.push_back("kernels: scalar; daemon.kernels says so, or this CPU has no vectors");
+  if (engine.options.scrub_mb_per_s == 0) off.push_back("background verification: daemon.scrub_mb_per_s is 0");
+  return off;
+}
+
+std::span<const ControlOp> report_ops() {
+  static constexpr ControlOp kOps[] = {
+      {"ls", false, op_ls},         {"show", false, op_show},     {"stats", false, op_stats},
+      {"status", false, op_status}, {"config", false, op_config},
+  };
+  return kOps;
+}
+
+void add_admin_ops() {
+  static const bool once = [] {
+    add_control_ops(report_ops());
+    add_control_ops(maintenance_ops());
+    add_control_ops(transfer_ops());
+    return true;
+  }();
+  static_cast<void>(once);
+}
+
+}  // namespace kvtier

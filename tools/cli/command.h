@@ -1,0 +1,68 @@
+// Command: one row of the table that the parser, the help, the shell completion and the manual page are made of.
+// Adding a command is one file with its row and one line in commands.cc.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "base/result.h"
+
+namespace kvtier::cli {
+
+struct Argument {
+  const char* name;      // positional, e.g. "SEQUENCE"
+  const char* help;
+  bool required = true;
+};
+
+struct Flag {
+  const char* name;      // "--wipe"; with a value if `value` is not null
+  const char* value;     // "PATH", or null: a switch
+  const char* help;
+};
+
+// What the user typed, checked against the table. Absent ones are not in the map; switches map to "true".
+struct Invocation {
+  std::map<std::string, std::string> values;  // by argument name or by flag without dashes
+  bool json = false;                          // --json: one JSON value on standard output, nothing else
+  std::string socket;                         // --socket; empty: the default
+
+  [[nodiscard]] bool has(const std::string& name) const { return values.count(name) != 0; }
+  [[nodiscard]] std::string get(const std::string& name, const std::string& fallback = "") const {
+    const auto found = values.find(name);
+    return found == values.end() ? fallback : found->second;
+  }
+};
+
+struct Command {
+  const char* name;
+  const char* help;               // one line
+  std::vector<Argument> arguments;
+  std::vector<Flag> flags;
+  int (*run)(const Invocation& invocation);  // exit code: 0 done, 1 failed, 2 wrong use, 3 found something wrong
+};
+
+[[nodiscard]] const std::vector<Command>& commands();
+
+// ---- what commands share ----
+
+// One request to the daemon; an error is printed (as text, or as JSON where asked for) and its exit code returned in
+// `*exit_code`. `timeout_s` 0: as long as it takes.
+[[nodiscard]] bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code, unsigned timeout_s = 30);
+int print_error(const Invocation& invocation, const Status& status, const std::string& text);
+void print_json(const Json& value);
+// Columns aligned; numbers right, texts left. The first row is the head.
+void print_table(const std::vector<std::vector<std::string>>& rows);
+// "1.5 GiB", "640 KiB", "12 B".
+[[nodiscard]] std::string human_bytes(std::uint64_t bytes);
+// "2026-11-22 13:05", "never" for 0.
+[[nodiscard]] std::string human_time(std::uint64_t unix_s);
+[[nodiscard]] std::string human_duration(std::uint64_t seconds);
+[[nodiscard]] std::uint64_t number_of(const Json& object, const char* key);
+[[nodiscard]] std::string text_of(const Json& object, const char* key);
+// A target of the protocol: a number if it is one, else a name.
+[[nodiscard]] Json target_of(const std::string& text);
+
+}  // namespace kvtier::cli

@@ -1,0 +1,131 @@
+#include <ctime>
+#include <cstdio>
+#include <cstring>
+
+#include <unistd.h>
+
+#include "client/ipc/control_channel.h"
+#include "client/ipc/paths.h"
+#include "client/ipc/shm_layout.h"
+#include "tools/cli/command.h"
+
+namespace kvtier::cli {
+namespace {
+
+std::string describe(const Status& status) {
+  std::string text = status.message();
+  if (status.os_error != 0) text += std::string(": ") + std::strerror(status.os_error);
+  return text;
+}
+
+std::string socket_path(const Invocation& invocation) {
+  return invocation.socket.empty() ? default_socket_path() : invocation.socket;
+}
+
+}  // namespace
+
+int print_error(const Invocation& invocation, const Status& status, const std::string& text) {
+  if (invocation.json) {
+    print_json(Json{{"ok", false}, {"code", static_cast<int>(status.code)}, {"error", text}});
+  } else {
+    std::fprintf(stderr, "kvtier: %s\n", text.c_str());
+  }
+  return 1;
+}
+
+bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code, unsigned timeout_s) {
+  const std::string path = socket_path(invocation);
+  Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(5000));
+  if (!socket) {
+    const bool absent = socket.error().code == Code::kNotFound;
+    *exit_code = print_error(invocation, socket.error(),
+                             absent ? "no kvtierd listens at " + path + ": run `kvtier start`"
+                                    : "cannot connect to " + path + ": " + describe(socket.error()));
+    return false;
+  }
+  ControlChannel channel(std::move(*socket));
+  Result<ControlMessage> hello = channel.call(
+      Json{{"op", "hello"}, {"version", kProtocolVersion}, {"name", "kvtier"}, {"pid", ::getpid()}, {"data", false}}, {},
+      0, Deadline::after_ms(5000));
+  Result<ControlMessage> answer = hello;
+  if (hello) answer = channel.call(std::move(body), {}, 0, timeout_s == 0 ? Deadline::never() : Deadline::after_ms(timeout_s * 1000));
+  if (!answer) {
+    const std::string text = channel.error_text().empty() ? describe(answer.error()) : channel.error_text();
+    *exit_code = print_error(invocation, answer.error(), text);
+    return false;
+  }
+  *reply = std::move(answer->body);
+  reply->erase("id");
+  return true;
+}
+
+void print_json(const Json& value) { std::printf("%s\n", dump_json(value).c_str()); }
+
+void print_table(const std::vector<std::vector<std::string>>& rows) {
+  if (rows.empty()) return;
+  std::vector<std::size_t> widths(rows.front().size(), 0);
+  std::vector<bool> numeric(rows.front().size(), rows.size() > 1);
+  for (std::size_t r = 0; r < rows.size(); ++r)
+    for (std::size_t c = 0; c < widths.size(); ++c) {
+      widths[c] = std::max(widths[c], rows[r][c].size());
+      if (r > 0 && !rows[r][c].empty() && std::strchr("0123456789-", rows[r][c][0]) == nullptr) numeric[c] = false;
+    }
+  for (const auto& row : rows) {
+    std::string line;
+    for (std::size_t c = 0; c < widths.size(); ++c) {
+      const std::string pad(widths[c] - row[c].size(), ' ');
+      line += numeric[c] ? pad + row[c] : row[c] + pad;
+      if (c + 1 < widths.size()) line += "  ";
+    }
+    while (!line.empty() && line.back() == ' ') line.pop_back();
+    std::printf("%s\n", line.c_str());
+  }
+}
+
+std::string human_bytes(std::uint64_t bytes) {
+  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  double value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
+    value /= 1024;
+    ++unit;
+  }
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 || value >= 100 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
+  return text;
+}
+
+std::string human_time(std::uint64_t unix_s) {
+  if (unix_s == 0) return "never";
+  const auto time = static_cast<std::time_t>(unix_s);
+  std::tm parts{};
+  ::localtime_r(&time, &parts);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M", &parts);
+  return text;
+}
+
+std::string human_duration(std::uint64_t seconds) {
+  if (seconds < 120) return std::to_string(seconds) + " s";
+  if (seconds < 7200) return std::to_string(seconds / 60) + " min";
+  if (seconds < 172800) return std::to_string(seconds / 3600) + " h";
+  return std::to_string(seconds / 86400) + " days";
+}
+
+std::uint64_t number_of(const Json& object, const char* key) {
+  const auto field = object.find(key);
+  return field != object.end() && field->is_number() ? field->get<std::uint64_t>() : 0;
+}
+
+std::string text_of(const Json& object, const char* key) {
+  const auto field = object.find(key);
+  return field != object.end() && field->is_string() ? field->get<std::string>() : "";
+}
+
+Json target_of(const std::string& text) {
+  if (!text.empty() && text.size() < 20 && text.find_first_not_of("0123456789") == std::string::npos)
+    return Json(static_cast<std::uint64_t>(std::stoull(text)));
+  return Json(text);
+}
+
+}  // namespace kvtier::cli

@@ -1,0 +1,52 @@
+// config: every setting with its value, default and bounds.
+#include <cstdio>
+
+#include "tools/cli/commands.h"
+
+namespace kvtier::cli {
+namespace {
+
+std::string show(const Json& value) {
+  if (value.is_null()) return "";
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+int run_config(const Invocation& invocation) {
+  Json reply;
+  int exit_code = 0;
+  if (!request(invocation, Json{{"op", "config"}}, &reply, &exit_code)) return exit_code;
+  const std::string wanted = invocation.get("KEY");
+  if (!wanted.empty()) {
+    Json found;
+    for (const Json& key : reply["keys"])
+      if (text_of(key, "key") == wanted) found = key;
+    if (found.is_null()) {
+      print_error(invocation, {Code::kNotFound}, "no setting '" + wanted + "'; `kvtier config` lists all");
+      return 2;
+    }
+    if (invocation.json)
+      print_json(found);
+    else
+      std::printf("%s\n", show(found["value"]).c_str());
+    return 0;
+  }
+  if (invocation.json) {
+    print_json(reply);
+    return 0;
+  }
+  std::vector<std::vector<std::string>> rows = {{"KEY", "VALUE", "DEFAULT", "MIN", "MAX", "FROM", "MEANING"}};
+  for (const Json& key : reply["keys"])
+    rows.push_back({text_of(key, "key"), show(key["value"]), show(key["default"]), show(key["min"]), show(key["max"]),
+                    text_of(key, "source"), text_of(key, "help")});
+  print_table(rows);
+  return 0;
+}
+
+}  // namespace
+
+Command config_command() {
+  return {"config", "show the daemon's settings, their bounds and where they come from",
+          {{"KEY", "only this one", false}}, {}, run_config};
+}
+
+}  // namespace kvtier::cli
