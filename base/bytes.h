@@ -68,10 +68,14 @@ class ByteWriter {
   template <class T>
   void write(const T& value) {
     static_assert(std::is_trivially_copyable_v<T>);
-    const auto* begin = reinterpret_cast<const std::byte*>(&value);
-    bytes_.insert(bytes_.end(), begin, begin + sizeof(T));
+    write_bytes({reinterpret_cast<const std::byte*>(&value), sizeof(T)});
   }
-  void write_bytes(ByteSpan bytes) { bytes_.insert(bytes_.end(), bytes.begin(), bytes.end()); }
+  // Not by insert(): GCC 12 sees overflows in it that are none.
+  void write_bytes(ByteSpan bytes) {
+    if (bytes.empty()) return;
+    bytes_.resize(bytes_.size() + bytes.size());
+    std::memcpy(bytes_.data() + bytes_.size() - bytes.size(), bytes.data(), bytes.size());
+  }
   void pad_to(std::size_t alignment) { bytes_.resize(align_up(bytes_.size(), alignment)); }
   [[nodiscard]] std::size_t size() const noexcept { return bytes_.size(); }
   [[nodiscard]] ByteSpan view() const noexcept { return bytes_; }
