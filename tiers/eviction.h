@@ -1,14 +1,14 @@
 // SegmentedLru: which slot goes next. Probation and protected lists over slot numbers, and a ghost list of keys.
 //
-// New slots enter probation; a touch, or a key that the ghost list remembers, goes to protected. Victims come from
-// probation while it holds more than its share, else from the protected list's cold end (which first falls back to
-// probation). Measured best on real traces of chats; orders by recomputation cost lost. O(1) each. One thread.
+// New slots enter probation; a touch, or a key that the ghost list remembers, goes to protected. Where protected holds
+// more than its share, its cold end falls back to the hot end of probation, so victims come from probation's cold end.
+// Measured best on real traces of chats; orders by recomputation cost lost. O(1) each. One thread.
+// Nodes come into being by groups of slot numbers, so sparse numbers (page * slots + index) cost little memory.
 #pragma once
 
 #include <cstdint>
 #include <list>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 namespace kvtier {
@@ -23,6 +23,9 @@ class SegmentedLru {
   void erase(std::uint32_t slot);                      // in it; not remembered
   // The coldest slot; false where it is empty. Stays in until evict() or erase().
   [[nodiscard]] bool victim(std::uint32_t* slot) const;
+  // Steps from a slot in it to the one that would go after it; false behind the hottest.
+  [[nodiscard]] bool next(std::uint32_t* slot) const;
+  [[nodiscard]] bool in_probation(std::uint32_t slot) const;  // false where it is not in it
   void evict(std::uint32_t slot);                      // erase, and its key becomes a ghost
   [[nodiscard]] bool contains(std::uint32_t slot) const;
   [[nodiscard]] std::size_t size() const noexcept;
@@ -41,9 +44,14 @@ class SegmentedLru {
   };
   void link(std::uint32_t slot, List list);
   void unlink(std::uint32_t slot);
+  void rebalance();
   void remember(std::uint64_t key);
+  [[nodiscard]] Node& node(std::uint32_t slot) { return groups_[slot / kGroup][slot % kGroup]; }
+  [[nodiscard]] const Node* find(std::uint32_t slot) const;  // null where its group does not reach so far
 
-  std::vector<Node> nodes_;
+  static constexpr std::uint32_t kGroup = 512;
+  std::uint32_t slots_;
+  std::vector<std::vector<Node>> groups_;  // grown to the highest number used
   Head probation_, protected_;
   std::uint32_t probation_percent_;
   std::uint32_t ghosts_max_;
