@@ -66,9 +66,13 @@ class SlotCache {
 
  private:
   struct FreeBytes {
+    FreeBytes() noexcept : size_bytes(0) {}
+    explicit FreeBytes(std::uint64_t size) noexcept : size_bytes(size) {}
+    std::uint64_t size_bytes;
     void operator()(std::byte* bytes) const noexcept;
   };
   static constexpr std::uint32_t kNone = UINT32_MAX;
+  static constexpr std::uint64_t kMissingPage = UINT64_MAX;
   struct Slot {
     std::uint32_t token = 0;
     std::uint32_t older = kNone;  // list by recency; free slots are chained by `newer`
@@ -76,6 +80,7 @@ class SlotCache {
   };
 
   explicit SlotCache(const SlotCacheOptions& options);
+  [[nodiscard]] std::uint64_t home_of(std::uint32_t token) const noexcept;
   [[nodiscard]] std::uint32_t find(std::uint32_t token) const noexcept;
   void map_insert(std::uint32_t token, std::uint32_t slot) noexcept;
   void map_erase(std::uint32_t token) noexcept;

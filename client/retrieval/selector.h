@@ -71,20 +71,24 @@ class Selector {
     std::uint16_t length = 0;
     std::uint16_t cost = 0;
   };
-  struct Tally;
+  struct Tally {
+    std::uint64_t end_token = 0;    // of the sealed part
+    std::uint64_t units = 0;        // all visible units
+    std::uint64_t short_units = 0;  // candidates that cost less than unit_tokens
+  };
 
-  Result<void> collect(const SelectInput& input, Selection* out, Tally* tally);
-  Result<void> score_segment(const SelectInput& input, const SegmentExtent& segment, std::uint64_t units,
-                             std::uint64_t first_unit, std::uint64_t row_units);
+  Result<void> score(const SelectInput& input, const Tally& tally, Selection* out);
+  Result<void> score_segment(const SelectInput& input, const SegmentExtent& segment, std::uint64_t row_units, float* out,
+                             Selection* totals);
+  void collect(const SelectInput& input, Tally* tally);
   Result<void> choose(const SelectInput& input, const Tally& tally);
-  void emit(const SelectInput& input, std::uint64_t end_token, Selection* out);
+  void emit(const SelectInput& input, const Tally& tally, Selection* out);
 
   const KernelTable* kernels_;
   const Preset* preset_;
-  std::vector<float> scores_;             // [query][unit], all units of the sequence
-  std::vector<float> unit_scores_;        // [candidate]
-  std::vector<Candidate> candidates_;
-  std::vector<std::uint32_t> best_;       // candidate numbers, best first
+  std::vector<float> scores_;             // [query][unit], all units of the sequence; then per candidate
+  std::vector<Candidate> candidates_;     // in token order
+  std::vector<std::uint32_t> best_;       // numbers of the chosen candidates, ascending
   std::vector<std::uint32_t> tokens_;     // the selection
 };
 

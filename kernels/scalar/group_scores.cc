@@ -1,0 +1,73 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/scalar/scalar.h"
+
+namespace kvtier::scalar {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Not a number that a softmax can take: NaN or +infinity.
+bool must_fetch(float score) { return !(score < kInfinity); }
+
+void group_max(const GroupScoresArgs& args, std::uint64_t units) {
+  for (std::uint64_t u = 0; u < units; ++u) {
+    float best = -kInfinity;
+    for (std::uint32_t i = 0; i < args.queries; ++i) {
+      const float score = args.scores[i * args.stride + u];
+      best = must_fetch(score) ? kInfinity : std::max(best, score);
+    }
+    args.out[u] = best * args.scale;
+  }
+}
+
+// Largest score of a head over units that are in the softmax, and the sum of exponentials above it.
+struct Softmax {
+  float max = -kInfinity;
+  double sum = 0.0;
+};
+Softmax measure(const GroupScoresArgs& args, const float* scores, std::uint64_t units) {
+  Softmax result;
+  for (std::uint64_t u = 0; u < units; ++u)
+    if (!must_fetch(args.out[u])) result.max = std::max(result.max, scores[u]);
+  if (result.max == -kInfinity) return result;
+  for (std::uint64_t u = 0; u < units; ++u)
+    if (!must_fetch(args.out[u])) result.sum += std::exp(args.scale * (scores[u] - result.max));
+  return result;
+}
+
+// `out` holds +infinity for units that must be fetched. It may be head 0's scores, so head 0 is read from it and first.
+void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
+  for (std::uint64_t u = 0; u < units; ++u) {
+    bool fetch = false;
+    for (std::uint32_t i = 0; i < args.queries; ++i) fetch = fetch || must_fetch(args.scores[i * args.stride + u]);
+    args.out[u] = fetch ? kInfinity : args.scores[u];
+  }
+  for (std::uint32_t i = 0; i < args.queries; ++i) {
+    const float* scores = i == 0 ? args.out : args.scores + i * args.stride;
+    const Softmax softmax = measure(args, scores, units);
+    const double weight = softmax.sum > 0.0 ? 1.0 / (softmax.sum * args.queries) : 0.0;
+    for (std::uint64_t u = 0; u < units; ++u) {
+      if (must_fetch(args.out[u])) continue;
+      const double share = weight > 0.0 ? std::exp(args.scale * (scores[u] - softmax.max)) * weight : 0.0;
+      args.out[u] = static_cast<float>(i == 0 ? share : args.out[u] + share);
+    }
+  }
+}
+
+}  // namespace
+
+Result<void> group_scores(const GroupScoresArgs& args, KernelStream) {
+  begin("group_scores");
+  KVT_TRY_VOID(args.validate());
+  if (args.mode == GroupMode::kMax) {
+    group_max(args, *args.unit_count);
+  } else {
+    group_mean_softmax(args, *args.unit_count);
+  }
+  return {};
+}
+
+}  // namespace kvtier::scalar

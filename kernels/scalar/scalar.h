@@ -1,0 +1,26 @@
+// The scalar back end: the reference. Plain loops, sums in double where rounding counts, no regard for speed.
+#pragma once
+
+#include "kernels/kernel_table.h"
+
+namespace kvtier {
+
+extern const KernelTable scalar_kernels;
+
+namespace scalar {
+Result<void> build_abstract(const BuildAbstractArgs& args, KernelStream stream);
+Result<void> score_box(const ScoreArgs& args, KernelStream stream);
+Result<void> score_mean(const ScoreArgs& args, KernelStream stream);
+Result<void> group_scores(const GroupScoresArgs& args, KernelStream stream);
+Result<void> top_k(const TopKArgs& args, KernelStream stream);
+Result<void> gather_rows(const GatherRowsArgs& args, KernelStream stream);
+Result<void> attend(const AttendArgs& args, KernelStream stream);
+Result<void> merge_attention(const MergeAttentionArgs& args, KernelStream stream);
+Result<void> all_finite(const AllFiniteArgs& args, KernelStream stream);
+Result<void> convert(const ConvertArgs& args, KernelStream stream);
+
+// Begins an operation: leaves the trace.
+void begin(const char* op) noexcept;
+}  // namespace scalar
+
+}  // namespace kvtier

@@ -1,0 +1,188 @@
+#include "kernels/simd/simd.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/row_cursor.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/simd/attend.cc"
+#include "hwy/foreach_target.h"
+
+#include "hwy/highway.h"
+#include "hwy/contrib/math/math-inl.h"
+#include "kernels/simd/elements-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvtier::simd {
+namespace HWY_NAMESPACE {
+namespace {
+
+constexpr std::size_t kTile = 64;     // tokens between two updates of the running maximum
+constexpr std::size_t kQueries = 64;  // queries that share one pass over the rows
+
+// A pass of up to kQueries queries over all tokens. `scores` of a tile become weights in place.
+struct Pass {
+  const float* q = nullptr;
+  float* out = nullptr;
+  std::uint32_t queries = 0;
+  std::size_t tokens = 0;  // of the tile
+  const std::byte* k[kTile];
+  const std::byte* v[kTile];
+  float max[kQueries];
+  float sum[kQueries];
+  float shrink[kQueries];  // what the sums so far are multiplied with
+  alignas(64) float scores[kQueries][kTile];
+};
+
+// Scores of kCount queries from `first` against all tokens of the tile, two tokens at a time.
+template <Dtype kDtype, std::size_t kCount, class D>
+HWY_INLINE void score_tile(D df, const AttendArgs& args, std::uint32_t first, Pass* pass) {
+  const float* q = pass->q + first * args.q_stride;
+  const std::size_t lanes = hn::Lanes(df);
+  for (std::size_t t = 0; t < pass->tokens; t += 2) {
+    const std::size_t second = std::min(t + 1, pass->tokens - 1);
+    hn::Vec<D> sum_a[kCount];
+    hn::Vec<D> sum_b[kCount];
+    for (std::size_t i = 0; i < kCount; ++i) sum_a[i] = sum_b[i] = hn::Zero(df);
+    for (std::size_t d = 0; d < args.dim; d += lanes) {
+      const auto key_a = load_row<kDtype>(df, pass->k[t], d);
+      const auto key_b = load_row<kDtype>(df, pass->k[second], d);
+      for (std::size_t i = 0; i < kCount; ++i) {
+        const auto query = hn::LoadU(df, q + i * args.q_stride + d);
+        sum_a[i] = hn::MulAdd(query, key_a, sum_a[i]);
+        sum_b[i] = hn::MulAdd(query, key_b, sum_b[i]);
+      }
+    }
+    for (std::size_t i = 0; i < kCount; ++i) {
+      pass->scores[first + i][t] = args.scale * sum_of(df, sum_a[i]);
+      pass->scores[first + i][second] = args.scale * sum_of(df, sum_b[i]);
+    }
+  }
+}
+
+// Turns scores of one query into weights relative to the largest score so far.
+void weigh_tile(std::uint32_t i, Pass* pass) {
+  const hn::ScalableTag<float> df;
+  const std::size_t lanes = hn::Lanes(df);
+  float* scores = pass->scores[i];
+  const std::size_t padded = (pass->tokens + lanes - 1) / lanes * lanes;
+  std::fill(scores + pass->tokens, scores + padded, -std::numeric_limits<float>::infinity());
+  auto largest = hn::Set(df, pass->max[i]);
+  for (std::size_t t = 0; t < padded; t += lanes) largest = hn::Max(largest, hn::Load(df, scores + t));
+  const float max = hn::GetLane(hn::MaxOfLanes(df, largest));
+  const auto maximum = hn::Set(df, max);
+  auto sum = hn::Zero(df);
+  for (std::size_t t = 0; t < padded; t += lanes) {
+    const auto distance = hn::Sub(hn::Load(df, scores + t), maximum);
+    // Exp gives 0 for NaN; a NaN must show in the result.
+    const auto weight = hn::IfThenElse(hn::IsNaN(distance), distance, hn::Exp(df, distance));
+    hn::Store(weight, df, scores + t);
+    sum = hn::Add(sum, weight);
+  }
+  pass->shrink[i] = pass->max[i] == max ? 1.0f : std::exp(pass->max[i] - max);
+  pass->sum[i] = pass->sum[i] * pass->shrink[i] + sum_of(df, sum);
+  pass->max[i] = max;
+}
+
+// Adds the weighted values of kVectors * Lanes dimensions from d for kCount queries.
+template <Dtype kDtype, std::size_t kCount, std::size_t kVectors, class D>
+HWY_INLINE void add_values_at(D df, const AttendArgs& args, std::uint32_t first, std::size_t d, const Pass& pass) {
+  const std::size_t lanes = hn::Lanes(df);
+  float* out = pass.out + first * args.out_stride + d;
+  hn::Vec<D> sum[kCount][kVectors];
+  for (std::size_t i = 0; i < kCount; ++i)
+    for (std::size_t j = 0; j < kVectors; ++j)
+      sum[i][j] = hn::Mul(hn::LoadU(df, out + i * args.out_stride + j * lanes), hn::Set(df, pass.shrink[first + i]));
+  for (std::size_t t = 0; t < pass.tokens; ++t) {
+    hn::Vec<D> value[kVectors];
+    for (std::size_t j = 0; j < kVectors; ++j) value[j] = load_row<kDtype>(df, pass.v[t], d + j * lanes);
+    for (std::size_t i = 0; i < kCount; ++i) {
+      const auto weight = hn::Set(df, pass.scores[first + i][t]);
+      for (std::size_t j = 0; j < kVectors; ++j) sum[i][j] = hn::MulAdd(weight, value[j], sum[i][j]);
+    }
+  }
+  for (std::size_t i = 0; i < kCount; ++i)
+    for (std::size_t j = 0; j < kVectors; ++j) hn::StoreU(sum[i][j], df, out + i * args.out_stride + j * lanes);
+}
+
+template <Dtype kDtype, std::size_t kCount, class D>
+HWY_INLINE void add_values(D df, const AttendArgs& args, std::uint32_t first, const Pass& pass) {
+  const std::size_t lanes = hn::Lanes(df);
+  std::size_t d = 0;
+  for (; d + 2 * lanes <= args.v_dim; d += 2 * lanes) add_values_at<kDtype, kCount, 2>(df, args, first, d, pass);
+  for (; d < args.v_dim; d += lanes) add_values_at<kDtype, kCount, 1>(df, args, first, d, pass);
+}
+
+template <Dtype kDtype, std::size_t kCount, class D>
+HWY_INLINE void add_tile(D df, const AttendArgs& args, std::uint32_t first, Pass* pass) {
+  score_tile<kDtype, kCount>(df, args, first, pass);
+  for (std::uint32_t i = first; i < first + kCount; ++i) weigh_tile(i, pass);
+  add_values<kDtype, kCount>(df, args, first, *pass);
+}
+
+template <Dtype kDtype, class D>
+void attend_pass(D df, const AttendArgs& args, float* lse, Pass* pass) {
+  constexpr float kEmpty = -std::numeric_limits<float>::infinity();
+  for (std::uint32_t i = 0; i < pass->queries; ++i) {
+    std::fill_n(pass->out + i * args.out_stride, args.v_dim, 0.0f);
+    pass->max[i] = kEmpty;
+    pass->sum[i] = 0.0f;
+  }
+  bool empty = true;
+  RowCursor cursor(args.rows, args.token_range[0], args.token_range[1], args.row_masks);
+  while ((pass->tokens = cursor.next(pass->k, pass->v, kTile)) > 0) {
+    empty = false;
+    std::uint32_t i = 0;
+    for (; i + 4 <= pass->queries; i += 4) add_tile<kDtype, 4>(df, args, i, pass);
+    if (pass->queries - i == 3) add_tile<kDtype, 3>(df, args, i, pass);
+    if (pass->queries - i == 2) add_tile<kDtype, 2>(df, args, i, pass);
+    if (pass->queries - i == 1) add_tile<kDtype, 1>(df, args, i, pass);
+  }
+  for (std::uint32_t i = 0; i < pass->queries; ++i) {
+    lse[i * args.lse_stride] = empty ? kEmpty : pass->max[i] + std::log(pass->sum[i]);
+    if (empty) continue;
+    float* out = pass->out + i * args.out_stride;
+    const auto share = hn::Set(df, 1.0f / pass->sum[i]);
+    for (std::size_t d = 0; d < args.v_dim; d += hn::Lanes(df))
+      hn::StoreU(hn::Mul(hn::LoadU(df, out + d), share), df, out + d);
+  }
+}
+
+template <Dtype kDtype, class D>
+void attend_all(D df, const AttendArgs& args) {
+  Pass pass;
+  for (std::uint32_t first = 0; first < args.queries; first += kQueries) {
+    pass.q = args.q + first * args.q_stride;
+    pass.out = args.out + first * args.out_stride;
+    pass.queries = std::min<std::uint32_t>(args.queries - first, kQueries);
+    attend_pass<kDtype>(df, args, args.lse + first * args.lse_stride, &pass);
+  }
+}
+
+void run_attend(const AttendArgs& args) {
+  begin("attend");
+  with_width(args.dim | args.v_dim, [&](auto df) HWY_ATTR {
+    with_dtype(args.rows.dtype, [&]<Dtype kDtype>() HWY_ATTR { attend_all<kDtype>(df, args); });
+  });
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace kvtier::simd
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvtier::simd {
+
+HWY_EXPORT(run_attend);
+
+Result<void> attend(const AttendArgs& args, KernelStream) {
+  KVT_TRY_VOID(args.validate());
+  HWY_DYNAMIC_DISPATCH(run_attend)(args);
+  return {};
+}
+
+}  // namespace kvtier::simd
+#endif  // HWY_ONCE

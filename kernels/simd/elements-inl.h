@@ -1,0 +1,144 @@
+// Vectors of f32 from rows of f32, f16 and bf16, and back. Compiled once per instruction set.
+//
+// Highway 1.0.3 converts f16 through hardware where the target has F16C; its emulation elsewhere truncates and knows no
+// infinities, so those targets use the integer forms below, which follow kernels/float16.h bit for bit.
+#if defined(KVTIER_KERNELS_SIMD_ELEMENTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KVTIER_KERNELS_SIMD_ELEMENTS_INL_H_
+#undef KVTIER_KERNELS_SIMD_ELEMENTS_INL_H_
+#else
+#define KVTIER_KERNELS_SIMD_ELEMENTS_INL_H_
+#endif
+
+#include "hwy/highway.h"
+#include "kernels/kernel_table.h"
+#include "kernels/registry.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvtier::simd {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// First act of every operation: this code really runs on this instruction set.
+inline void begin(const char* op) { internal::trace_kernel("simd", hwy::TargetName(HWY_TARGET), op); }
+
+// f16 bits in u16 lanes to f32.
+template <class D>
+HWY_INLINE hn::Vec<D> f32_from_f16(D df, hn::Vec<hn::Rebind<std::uint16_t, D>> half) {
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  return hn::PromoteTo(df, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), half));
+#else
+  const hn::RebindToUnsigned<D> du;
+  const auto bits = hn::PromoteTo(du, half);
+  const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(du, 0x8000u)));
+  const auto magnitude = hn::And(bits, hn::Set(du, 0x7FFFu));
+  const auto mantissa = hn::And(bits, hn::Set(du, 0x3FFu));
+  const auto small = hn::BitCast(
+      du, hn::Mul(hn::ConvertTo(df, hn::BitCast(hn::RebindToSigned<D>(), mantissa)), hn::Set(df, 0x1.0p-24f)));
+  const auto shifted = hn::ShiftLeft<13>(magnitude);
+  const auto normal = hn::Add(shifted, hn::Set(du, 112u << 23));
+  const auto quiet = hn::IfThenElseZero(hn::Ne(mantissa, hn::Zero(du)), hn::Set(du, 0x00400000u));
+  const auto special = hn::Or(hn::Or(shifted, hn::Set(du, 0x7F800000u)), quiet);
+  const auto is_small = hn::Lt(hn::BitCast(df, shifted), hn::BitCast(df, hn::Set(du, 1u << 23)));
+  const auto is_special = hn::Ge(hn::BitCast(df, shifted), hn::BitCast(df, hn::Set(du, 31u << 23)));
+  const auto finite = hn::IfThenElse(hn::RebindMask(du, is_small), small, normal);
+  return hn::BitCast(df, hn::Or(sign, hn::IfThenElse(hn::RebindMask(du, is_special), special, finite)));
+#endif
+}
+
+// f32 to f16 bits, in the low half of u32 lanes. Round to nearest even.
+template <class D>
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> f16_bits(D df, hn::Vec<D> value) {
+  const hn::RebindToUnsigned<D> du;
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  const hn::Rebind<hwy::float16_t, D> dh;
+  return hn::PromoteTo(du, hn::BitCast(hn::Rebind<std::uint16_t, D>(), hn::DemoteTo(dh, value)));
+#else
+  const auto bits = hn::BitCast(du, value);
+  const auto sign = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 0x8000u));
+  const auto magnitude = hn::And(bits, hn::Set(du, 0x7FFFFFFFu));
+  const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 1u));
+  const auto normal =
+      hn::ShiftRight<13>(hn::Add(hn::Add(magnitude, hn::Set(du, 0xFFFu - 0x38000000u)), odd));
+  const auto small = hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(df, magnitude), hn::Set(df, 0.5f))),
+                             hn::Set(du, 0x3F000000u));
+  const auto nan = hn::Or(hn::Set(du, 0x7E00u), hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 0x3FFu)));
+  auto result = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x387FFFFFu)), normal, small);
+  result = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x477FEFFFu)), hn::Set(du, 0x7C00u), result);
+  result = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x7F800000u)), nan, result);
+  return hn::Or(sign, result);
+#endif
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> f32_from_bf16(D df, hn::Vec<hn::Rebind<std::uint16_t, D>> half) {
+  const hn::RebindToUnsigned<D> du;
+  return hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(du, half)));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> bf16_bits(D, hn::Vec<D> value) {
+  const hn::RebindToUnsigned<D> du;
+  const auto bits = hn::BitCast(du, value);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
+  const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7FFFu)), odd));
+  const auto nan = hn::Or(hn::ShiftRight<16>(bits), hn::Set(du, 0x40u));
+  return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(value)), nan, rounded);
+}
+
+// u32 lanes below 65536, stored as u16.
+template <class D, class V>
+HWY_INLINE void store_u16(D, V bits, std::uint16_t* out) {
+  const hn::Rebind<std::uint16_t, D> dh;
+  hn::StoreU(hn::DemoteTo(dh, hn::BitCast(hn::RebindToSigned<D>(), bits)), dh, out);
+}
+
+// Lanes(df) elements from element `index` of a row.
+template <Dtype kDtype, class D>
+HWY_INLINE hn::Vec<D> load_row(D df, const std::byte* row, std::size_t index) {
+  if constexpr (kDtype == Dtype::kF32) {
+    return hn::LoadU(df, reinterpret_cast<const float*>(row) + index);
+  } else {
+    const hn::Rebind<std::uint16_t, D> dh;
+    const auto half = hn::LoadU(dh, reinterpret_cast<const std::uint16_t*>(row) + index);
+    if constexpr (kDtype == Dtype::kF16) {
+      return f32_from_f16(df, half);
+    } else {
+      return f32_from_bf16(df, half);
+    }
+  }
+}
+
+template <class D>
+HWY_INLINE float sum_of(D df, hn::Vec<D> v) {
+  return hn::GetLane(hn::SumOfLanes(df, v));
+}
+
+// Calls f(tag) with the widest vector that divides `dims` (a multiple of 8, or several or-ed together). The lambda must
+// be marked HWY_ATTR, here and below.
+template <class F>
+HWY_INLINE void with_width(std::uint32_t dims, const F& f) {
+  const hn::ScalableTag<float> wide;
+  if (dims % hn::Lanes(wide) == 0) {
+    f(wide);
+  } else {
+    f(hn::CappedTag<float, 8>());
+  }
+}
+
+// Calls f.template operator()<dtype>().
+template <class F>
+HWY_INLINE void with_dtype(Dtype dtype, const F& f) {
+  if (dtype == Dtype::kF32) {
+    f.template operator()<Dtype::kF32>();
+  } else if (dtype == Dtype::kF16) {
+    f.template operator()<Dtype::kF16>();
+  } else {
+    f.template operator()<Dtype::kBf16>();
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kvtier::simd
+HWY_AFTER_NAMESPACE();
+
+#endif  // per target

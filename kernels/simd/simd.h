@@ -1,0 +1,32 @@
+// The Highway back end: one source, compiled for several instruction sets, the best one chosen at run time.
+//
+// Highway's headers appear only in this folder. `-inl.h` files are compiled once per instruction set (foreach_target).
+#pragma once
+
+#include <span>
+
+#include "kernels/kernel_table.h"
+
+namespace kvtier {
+
+extern const KernelTable simd_kernels;
+
+namespace simd {
+Result<void> build_abstract(const BuildAbstractArgs& args, KernelStream stream);
+Result<void> score_box(const ScoreArgs& args, KernelStream stream);
+Result<void> score_mean(const ScoreArgs& args, KernelStream stream);
+Result<void> group_scores(const GroupScoresArgs& args, KernelStream stream);
+Result<void> top_k(const TopKArgs& args, KernelStream stream);
+Result<void> gather_rows(const GatherRowsArgs& args, KernelStream stream);
+Result<void> attend(const AttendArgs& args, KernelStream stream);
+Result<void> merge_attention(const MergeAttentionArgs& args, KernelStream stream);
+Result<void> all_finite(const AllFiniteArgs& args, KernelStream stream);
+Result<void> convert(const ConvertArgs& args, KernelStream stream);
+
+// Names of the instruction sets that this build has code for and this machine can run, best first. Static.
+std::span<const char* const> simd_targets() noexcept;
+// For tests: from now on all operations run on this one of them (null: the best). Not thread-safe.
+void force_simd_target(const char* name) noexcept;
+}  // namespace simd
+
+}  // namespace kvtier
