@@ -33,7 +33,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-__all__ = ["KvtierCache", "attach", "fingerprint", "generate", "install", "layers_of", "open_space", "prefill"]
+__all__ = ["KvtierCache", "attach", "fingerprint", "generate", "install", "layers_of", "open_space", "prefill",
+           "resume"]
 
 RUNTIME = "transformers-5/1"  # the layout of what we store: keys after RoPE, [head][token][dim]
 PIECE_TOKENS = 1024           # most new tokens of one forward
@@ -133,8 +134,15 @@ class KvtierCache(Cache):
         return self.sequence.length
 
     def commit(self) -> None:
+        """Returns when every token so far survives kill -9 and power loss."""
         self._settle()
         self.sequence.commit()
+
+    def fork(self, tokens: int | None = None, name: str | None = None, **view: Any) -> "KvtierCache":
+        """A cache over a new sequence with the first `tokens` tokens of this one; nothing is copied."""
+        self._settle()
+        sequence = self.sequence.fork(self.sequence.length if tokens is None else tokens, name=name)
+        return KvtierCache(sequence, kv_dtype=_DTYPES[self.kv_dtype], **view)
 
     def close(self) -> None:
         self._settle()

