@@ -14,6 +14,8 @@ constexpr std::size_t kErrorTextBytesMax = 4096;
 
 tl::unexpected<Status> ControlChannel::break_with(const Status& status) noexcept {
   broken_ = true;
+  parser_ = FrameParser();  // and the descriptors in it
+  writer_ = FrameWriter();
   return error(status);
 }
 

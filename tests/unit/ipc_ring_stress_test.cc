@@ -174,6 +174,50 @@ TEST(RingStress, TwoProcessesAsleep) {
   EXPECT_GT(stats.slept, 1000u);
 }
 
+// One push and one begin_sleep, set off together, many times. Either the reader sees the entry, or the writer sees the
+// sleeper and clears its flag. Weaker orders fail here within a second; the games above hardly ever hit their window.
+TEST(RingStress, PublishingAndFallingAsleepNeverMissEachOther) {
+  Pair pair;
+  RingIndices& indices = pair.control()->submission;
+  ClientRings client = make_client_rings(pair.control(), pair.daemon_doorbell.get());
+  DaemonRings daemon = make_daemon_rings(pair.control(), -1);
+  std::atomic<std::uint64_t> started{0};
+  std::atomic<std::uint64_t> pushed{0};
+  const auto await = [](const std::atomic<std::uint64_t>& value, std::uint64_t wanted) {
+    for (int i = 0; value.load(std::memory_order_acquire) < wanted; ++i) {
+      if (i > 1000) std::this_thread::yield();
+    }
+  };
+  constexpr std::uint64_t kRounds = kMessages / 5;
+  std::thread writer([&] {
+    Random random(3);
+    for (std::uint64_t round = 1; round <= kRounds; ++round) {
+      await(started, round);
+      for (std::uint64_t i = random.below(8); i > 0; --i) AdaptiveSpin::relax();
+      KVT_CHECK(client.submissions.push(Submission{}).value() == 1);
+      pushed.store(round, std::memory_order_release);
+    }
+  });
+  Random random(4);
+  std::uint64_t asleep = 0;
+  std::uint64_t lost = 0;
+  std::array<Submission, 1> out;
+  for (std::uint64_t round = 1; round <= kRounds; ++round) {
+    started.store(round, std::memory_order_release);  // the writer hears of it some 100 ns later
+    for (std::uint64_t i = random.below(100); i > 0; --i) AdaptiveSpin::relax();
+    const bool sleeps = daemon.submissions.begin_sleep();
+    await(pushed, round);
+    if (sleeps) ++asleep;
+    if (sleeps && indices.reader_sleeps.load() != 0) ++lost;
+    daemon.submissions.end_sleep();
+    ASSERT_EQ(daemon.submissions.pop(out).value(), 1u);
+  }
+  writer.join();
+  EXPECT_EQ(lost, 0u);
+  EXPECT_GT(asleep, 0u);
+  RecordProperty("asleep_per_1000", static_cast<int>(asleep * 1000 / kRounds));
+}
+
 // The peer dies while we sleep: the wait ends at once, by the socket.
 TEST(RingStress, DeadPeerEndsTheWait) {
   Pair pair;
