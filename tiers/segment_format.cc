@@ -107,8 +107,8 @@ Result<void> check_regions(const Header& header) {
   return {};
 }
 
-Result<Header> read_header(ByteSpan bytes) {
-  KVT_TRY(ByteReader reader, open_head(bytes, kMagic, kSegmentVersion));
+// The fields of a header, of which each agrees with the others. The reader stands behind the flags.
+Result<Header> read_header_fields(ByteReader reader) {
   Header header;
   header.id = reader.read<SegmentId>();
   header.space = reader.read<SpaceId>();
@@ -136,6 +136,11 @@ Result<Header> read_header(ByteSpan bytes) {
     return error(Code::kCorrupt, "the segment's parent is wrong");
   KVT_TRY_VOID(check_regions(header));
   return header;
+}
+
+Result<Header> read_header(ByteSpan bytes) {
+  KVT_TRY(const ByteReader reader, open_head(bytes, kMagic, kSegmentVersion));
+  return read_header_fields(reader);
 }
 
 // Checksums of all regions, and zeros between and after them.
@@ -301,6 +306,47 @@ Result<SegmentMeta> parse_segment_meta(ByteSpan bytes) {
   meta.chunks = copy_of<ChunkEntry>(region(kChunkTable));
   KVT_TRY_VOID(check_chunks(header, meta));
   return meta;
+}
+
+SegmentSalvage salvage_segment_meta(ByteSpan bytes) {
+  SegmentSalvage salvage;
+  const bool header_sound = read_header(bytes).has_value();
+  if (!header_sound) salvage.damaged.push_back("header");
+  if (bytes.size() < kHeadBytes) return salvage;
+  ByteReader reader(bytes.first(kHeadChecksumOffset));
+  reader.skip(kHeadFieldsOffset);
+  const Result<Header> header = read_header_fields(reader);
+  if (!header) return salvage;
+  SegmentMeta& meta = salvage.meta;
+  meta.id = header->id;
+  meta.space = header->space;
+  meta.fingerprint = header->fingerprint;
+  meta.parent = header->parent;
+  meta.parent_visible = header->parent_visible;
+  meta.start_token = header->start_token;
+  meta.created_unix_ns = header->created_unix_ns;
+  meta.previous_chain = header->previous_chain;
+  salvage.meta_bytes = header->meta_bytes;
+  salvage.file_bytes = header->file_bytes;
+  const auto sound = [&](Region index, const char* name) -> ByteSpan {
+    const RegionEntry& region = header->regions[index];
+    if (region.offset <= bytes.size() && region.size_bytes <= bytes.size() - region.offset) {
+      const ByteSpan found = bytes.subspan(region.offset, region.size_bytes);
+      if (hash64(found) == region.checksum) return found;
+    }
+    salvage.damaged.push_back(name);
+    return {};
+  };
+  if (const ByteSpan found = sound(kGeometry, "geometry"); !found.empty())
+    meta.geometry = read_geometry(found).value_or(Geometry{});
+  meta.tokens = copy_of<TokenRecord>(sound(kTokens, "tokens"));
+  meta.text = copy_of<std::byte>(sound(kText, "text"));
+  meta.snapshot = copy_of<std::byte>(sound(kSnapshot, "snapshot"));
+  const std::size_t before = salvage.damaged.size();
+  meta.chunks = copy_of<ChunkEntry>(sound(kChunkTable, "chunk table"));
+  salvage.chunks_known = salvage.damaged.size() == before;
+  if (salvage.damaged.empty() && !parse_segment_meta(bytes)) salvage.damaged.push_back("padding");
+  return salvage;
 }
 
 std::string segment_path(SegmentId id) {

@@ -28,7 +28,7 @@ struct RecordHeader {
   std::uint64_t payload_checksum = 0;  // of everything after this header, padding too
   std::uint64_t header_checksum = 0;   // of the fields above
 };
-static_assert(sizeof(RecordHeader) == 64, "written as it is");
+static_assert(sizeof(RecordHeader) == kTailRecordHeaderBytes, "written as it is");
 constexpr std::size_t kRecordHeaderSummed = sizeof(RecordHeader) - sizeof(std::uint64_t);
 
 // Calls fn(offset in the plane, bytes) for every row of the token at `index` of the half, in log order.
@@ -49,14 +49,18 @@ void for_each_row(const Geometry& geometry, const PlaneLayout& layout, std::uint
   }
 }
 
+// False where the checksum or the magic is wrong, or the bytes are too few.
+bool read_record_header(ByteSpan bytes, RecordHeader* record) {
+  if (bytes.size() < sizeof(RecordHeader)) return false;
+  std::memcpy(record, bytes.data(), sizeof(RecordHeader));
+  return hash64(bytes.first(kRecordHeaderSummed)) == record->header_checksum && record->magic == kRecordMagic;
+}
+
 // The header of the record at `offset` if everything about it is right, its payload's checksum included.
 bool read_record(ByteSpan file, std::uint64_t offset, const TailLogHeader& log, const Geometry& geometry,
                  RecordHeader* record) {
-  if (offset > file.size() || file.size() - offset < sizeof(RecordHeader)) return false;
-  std::memcpy(record, file.data() + offset, sizeof(RecordHeader));
-  if (hash64(file.subspan(offset, kRecordHeaderSummed)) != record->header_checksum) return false;
-  if (record->magic != kRecordMagic || record->sequence != log.sequence || record->generation != log.generation)
-    return false;
+  if (offset > file.size() || !read_record_header(file.subspan(offset), record)) return false;
+  if (record->sequence != log.sequence || record->generation != log.generation) return false;
   if (record->count > kSegmentTokensMax || record->record_bytes != tail_record_bytes(geometry, record->count) ||
       record->record_bytes > file.size() - offset)
     return false;
@@ -126,6 +130,17 @@ std::uint32_t tail_record_tokens_max(const Geometry& geometry) noexcept {
   const std::uint64_t room = kTailLogRecordBytesMax - sizeof(RecordHeader);
   const std::uint64_t fit = room / (sizeof(TokenRecord) + geometry.token_bytes());
   return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(fit, 1, kSegmentTokensMax));
+}
+
+Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes) {
+  RecordHeader record;
+  if (!read_record_header(bytes, &record)) return error(Code::kCorrupt, "the header of a log record is damaged");
+  if (record.count > kSegmentTokensMax || record.record_bytes < sizeof(RecordHeader) ||
+      record.record_bytes % kDiskAlign != 0 || record.record_bytes > kTailLogRecordBytesMax + kDiskAlign)
+    return error(Code::kCorrupt, "a log record has impossible counts");
+  return TailRecordInfo{.sequence = record.sequence, .generation = record.generation, .order = record.order,
+                        .start_token = record.start_token, .count = record.count,
+                        .record_bytes = record.record_bytes, .payload_checksum = record.payload_checksum};
 }
 
 std::vector<std::byte> encode_tail_record(const TailRecordSource& source) {

@@ -54,6 +54,20 @@ struct TailRecordSource {
 // Tokens that fit in one record of kTailLogRecordBytesMax (at least 1): a commit of more is several records.
 [[nodiscard]] std::uint32_t tail_record_tokens_max(const Geometry& geometry) noexcept;
 
+// The first kTailRecordHeaderBytes of a record, for readers that walk a log without its geometry. kCorrupt where their
+// checksum is wrong. The payload (record_bytes less this header, padding included) has a checksum of its own.
+inline constexpr std::uint64_t kTailRecordHeaderBytes = 64;
+struct TailRecordInfo {
+  SequenceId sequence;
+  std::uint64_t generation = 0;
+  std::uint64_t order = 0;
+  std::uint64_t start_token = 0;
+  std::uint32_t count = 0;
+  std::uint64_t record_bytes = 0;
+  std::uint64_t payload_checksum = 0;
+};
+[[nodiscard]] Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes);
+
 // Replays the log `file` (whole contents) into a tail half: rows and tokens from base_token on. Returns the number of
 // tokens, where the next record goes and its number. Writes nothing outside the half's kSegmentTokensMax tokens. Tokens
 // that were replaced by shorter ones leave their rows behind `tokens`. kStale: the file is of another generation.
