@@ -1,0 +1,83 @@
+// The longest stored prefix of 64k tokens through the daemon, against hashing and comparing the same ids in memory; and
+// an idle daemon's processor time.
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <sstream>
+
+#include "base/hash.h"
+#include "tools/bench/bench.h"
+#include "tools/bench/model.h"
+
+namespace kvtier::bench {
+namespace {
+
+// User and system seconds of a process so far.
+double processor_seconds(int pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::istringstream fields(text.substr(text.rfind(')') + 2));
+  std::string skip;
+  for (int i = 0; i < 11; ++i) fields >> skip;
+  double user = 0, system = 0;
+  fields >> user >> system;
+  return (user + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
+}
+
+}  // namespace
+
+Result<void> bench_match(const Context& context, std::vector<Figure>* figures) {
+  const std::uint64_t tokens = context.smoke() ? 4096 : 65536;
+  KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, context.directory + "/match", {"host.arena_bytes=2GiB"}));
+  KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
+  KVT_TRY(const SpacePtr space, open_space(client.get(), KVT_DTYPE_F16));
+  KVT_TRY(const SequencePtr sequence, create_sequence(space.get(), "match"));
+  Writer writer(KVT_DTYPE_F16);
+  KVT_TRY_VOID(writer.append(sequence.get(), tokens));
+  KVT_TRY_VOID(check(kvt_sequence_commit(sequence.get())));
+  std::vector<kvt_token> records(tokens);
+  KVT_TRY_VOID(check(kvt_sequence_tokens(sequence.get(), 0, tokens, records.data())));
+  std::vector<std::uint32_t> ids, copy;
+  for (const kvt_token& token : records) ids.push_back(token.id);
+  copy = ids;
+  const auto ours = [&]() -> Result<double> {
+    kvt_match match;
+    const double start = seconds_now();
+    KVT_TRY_VOID(check(kvt_space_match(space.get(), ids.data(), ids.size(), &match)));
+    const double seconds = seconds_now() - start;
+    if (match.tokens != tokens) return error(Code::kInternal, "the stored prefix was not found whole");
+    return seconds * 1e3;
+  };
+  const auto theirs = [&]() -> Result<double> {
+    const double start = seconds_now();
+    BlockHash hash;
+    for (std::size_t i = 0; i + 64 <= ids.size(); i += 64)
+      hash = hash128(as_bytes(std::string_view(reinterpret_cast<const char*>(&ids[i]), 256)), hash.low);
+    const bool equal = ids == copy;
+    volatile std::uint64_t keep = hash.high + (equal ? 1 : 0);
+    static_cast<void>(keep);
+    return (seconds_now() - start) * 1e3;
+  };
+  KVT_TRY(const Pairs pairs, interleave(context.pairs(), ours, theirs));
+  figures->push_back({"match of 64k tokens", median(pairs.ours), "ms", median(pairs.theirs), "ms hash + compare", 0,
+                      Better::kLower, pairs.ours.size(), "with the socket's round trip"});
+  return {};
+}
+
+Result<void> bench_idle(const Context& context, std::vector<Figure>* figures) {
+  KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, context.directory + "/idle", {"host.arena_bytes=256MiB", "host.leased_bytes_per_client_max=128MiB"}));
+  KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
+  const double seconds = context.smoke() ? 1 : 5;
+  std::vector<double> shares;
+  for (std::size_t i = 0; i < context.pairs(3); ++i) {
+    const double before = processor_seconds(daemon.pid());
+    ::usleep(static_cast<useconds_t>(seconds * 1e6));
+    shares.push_back((processor_seconds(daemon.pid()) - before) / seconds * 100);
+  }
+  figures->push_back({"idle daemon, one client attached", median(shares), "% core", 100, "% one core", 0.005, Better::kLower,
+                      shares.size(), ""});
+  return {};
+}
+
+}  // namespace kvtier::bench

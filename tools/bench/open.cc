@@ -1,0 +1,113 @@
+// A store of 5,000 segments and 160,000 blocks: time from start to the first answer, and the daemon's memory beside its
+// arenas. The catalogue is real; the segment files are sparse, for opening must not read them.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "base/random.h"
+#include "base/unique_fd.h"
+#include "kernels/geometry.h"
+#include "tiers/catalogue.h"
+#include "tiers/segment_format.h"
+#include "tools/bench/bench.h"
+
+namespace kvtier::bench {
+namespace {
+
+SpaceRow make_space() {
+  SpaceRow space;
+  Fingerprint fingerprint{"synthetic", "kvtier-bench", "", {}};
+  LayerGeometry layer;
+  layer.dtype = Dtype::kF16;
+  layer.kv_heads = 3;
+  layer.query_heads = 9;
+  layer.k_row_bytes = layer.v_row_bytes = 128;
+  fingerprint.geometry.layers.assign(30, layer);
+  space.digest = fingerprint_digest(fingerprint);
+  space.id = SpaceId{space.digest.low};
+  space.model = fingerprint.model;
+  space.runtime = fingerprint.runtime;
+  space.geometry = fingerprint.geometry;
+  return space;
+}
+
+Result<void> make_sparse(const std::string& path, std::uint64_t bytes) {
+  const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  if (!fd.valid() || ::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0)
+    return error(Code::kIo, "cannot make the benchmark's files", errno);
+  return {};
+}
+
+// `chains` sequences of 25 segments each.
+Result<void> make_store(const std::string& store, std::uint32_t chains) {
+  for (const char* folder : {"", "/segments", "/sidecars", "/logs", "/objects"}) ::mkdir((store + folder).c_str(), 0700);
+  CatalogueOptions options;
+  options.path = store + "/catalogue";
+  KVT_TRY(auto catalogue, Catalogue::open(options));
+  Random random(1);
+  const SpaceRow space = make_space();
+  const std::uint64_t file_bytes = 48ull << 20;
+  std::uint64_t next = 1;
+  for (std::uint32_t chain = 0; chain < chains; ++chain) {
+    CatalogueBatch batch;
+    batch.put_space(space);
+    SequenceRow sequence;
+    sequence.id = SequenceId{chain + 1};
+    sequence.space = space.id;
+    sequence.name = "document " + std::to_string(chain);
+    SegmentId parent;
+    for (std::uint32_t i = 0; i < 25; ++i) {
+      SegmentRow row;
+      row.id = SegmentId{next++};
+      row.space = space.id;
+      row.parent = parent;
+      row.parent_visible = i == 0 ? 0 : 2048;
+      row.start_token = 2048ull * i;
+      row.tokens = 2048;
+      row.file_bytes = file_bytes;
+      for (int b = 0; b < 32; ++b) row.blocks.push_back({random.next(), random.next()});
+      KVT_TRY_VOID(make_sparse(store + "/" + segment_path(row.id), file_bytes));
+      sequence.parts.push_back({row.id, 2048});
+      parent = row.id;
+      batch.put_segment(row);
+    }
+    batch.put_sequence(sequence);
+    KVT_TRY_VOID(catalogue->write(std::move(batch), chain + 1 == chains));
+  }
+  return {};
+}
+
+// Resident memory of a process that is not shared memory (arenas are).
+std::uint64_t private_bytes(int pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/status");
+  std::string word;
+  std::uint64_t anonymous = 0, mapped = 0, value = 0;
+  while (file >> word) {
+    if (word == "RssAnon:" && file >> value) anonymous = value;
+    if (word == "RssFile:" && file >> value) mapped = value;
+  }
+  return (anonymous + mapped) * 1024;
+}
+
+}  // namespace
+
+Result<void> bench_open(const Context& context, std::vector<Figure>* figures) {
+  const std::string store = context.directory + "/open";
+  KVT_TRY_VOID(make_store(store, context.smoke() ? 20 : 200));
+  std::vector<double> seconds, bytes;
+  for (std::size_t i = 0; i < context.pairs(5); ++i) {
+    drop_page_cache();
+    const double start = seconds_now();
+    KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, store, {"host.arena_bytes=256MiB", "host.leased_bytes_per_client_max=128MiB"}));
+    seconds.push_back(seconds_now() - start);
+    bytes.push_back(static_cast<double>(private_bytes(daemon.pid())) / 1e6);
+  }
+  const std::string what = context.smoke() ? "500 segments" : "5,000 segments, 160,000 blocks";
+  figures->push_back({"open to serving, cold", median(seconds), "s", 1, "s", 1, Better::kLower, seconds.size(), what});
+  figures->push_back({"daemon's memory beside arenas", median(bytes), "MB", 200, "MB", 1, Better::kLower, bytes.size(), what});
+  return {};
+}
+
+}  // namespace kvtier::bench
