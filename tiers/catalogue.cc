@@ -32,7 +32,8 @@ constexpr std::uint64_t kStepwiseFlushBytes = 256u << 10;
 // RocksDB's own log: warnings go to ours, the rest nowhere. No LOG file is written.
 class LogBridge final : public rocksdb::Logger {
  public:
-  LogBridge() : Logger(rocksdb::InfoLogLevel::WARN_LEVEL) {}
+  explicit LogBridge(bool quiet)
+      : Logger(quiet ? rocksdb::InfoLogLevel::FATAL_LEVEL : rocksdb::InfoLogLevel::WARN_LEVEL) {}
   using Logger::Logv;
   void LogHeader(const char*, va_list) override {}
   void Logv(const char*, va_list) override {}
@@ -94,8 +95,8 @@ rocksdb::Options rocksdb_options(rocksdb::Env* env, bool stepwise) {
   options.env = env;
   options.create_if_missing = true;
   options.paranoid_checks = true;
-  options.info_log = std::make_shared<LogBridge>();
-  options.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
+  options.info_log = std::make_shared<LogBridge>(stepwise);
+  options.info_log_level = options.info_log->GetInfoLogLevel();
   options.write_buffer_size = kWriteBufferBytes;
   options.max_total_wal_size = kWalBytesMax;
   options.max_background_jobs = 2;
@@ -237,6 +238,7 @@ rocksdb::Status Catalogue::State::open(bool flush_recovered) {
     if (status.ok()) status = rocksdb::DB::Open(options, path, &opened);
   }
   db.reset(opened);
+  if (status.ok() && stepwise && !read_only) status = settle(false);
   return status;
 }
 
@@ -247,7 +249,7 @@ rocksdb::Status Catalogue::State::settle(bool flush) {
     status = db->Flush(rocksdb::FlushOptions());
     unflushed_bytes = 0;
   }
-  if (db->PauseBackgroundWork().ok()) db->ContinueBackgroundWork().PermitUncheckedError();
+  if (stepwise && db->PauseBackgroundWork().ok()) db->ContinueBackgroundWork().PermitUncheckedError();
   return status;
 }
 
@@ -277,6 +279,7 @@ Result<std::unique_ptr<Catalogue>> Catalogue::open(const CatalogueOptions& optio
     state.env = options.env ? options.env->env() : rocksdb::Env::Default();
     state.stepwise = options.env && options.env->stepwise();
     state.read_only = options.read_only;
+    if (options.env) options.env->start();
     if (options.read_only && !state.env->FileExists(options.path + "/CURRENT").ok())
       return error(Code::kNotFound, "catalogue: there is none at this path");
     if (const rocksdb::Status status = state.open(false); !status.ok()) return failed("open", status);
@@ -317,25 +320,16 @@ Result<void> Catalogue::write(CatalogueBatch batch, bool sync) {
   });
 }
 
-// First RocksDB's own way, which keeps what is only in memory and writes it anew. Where it sees no way back, reopening
-// does the same with what the log holds: it is flushed to new files, because a log whose sync failed once may claim bytes
-// that never reached the disk.
+// By reopening: what RocksDB holds in memory is in its log too, and the log is read and flushed to new files, because a
+// log whose write or sync failed once may end in half a record or claim bytes that never reached the disk. (DB::Resume()
+// goes on in the old log where nothing waits to be flushed.)
 Result<void> Catalogue::resume() {
   return guarded([&]() -> Result<void> {
     State& state = *state_;
     if (state.read_only) return error(Code::kReadOnly, "catalogue: opened read-only");
-    rocksdb::Status status = rocksdb::Status::Aborted();
-    if (state.db != nullptr) {
-      status = state.db->Resume();
-      if (state.stepwise) state.settle(false).PermitUncheckedError();
-      if (status.ok()) status = state.settle(true);
-    }
-    if (!status.ok()) {
-      state.db.reset();
-      status = state.open(true);
-    }
-    if (!status.ok()) {
-      if (state.stopped.ok()) state.stopped = to_status(status);
+    state.db.reset();
+    if (const rocksdb::Status status = state.open(true); !status.ok()) {
+      state.stopped = to_status(status);
       return failed("resume", status);
     }
     state.stopped = {};

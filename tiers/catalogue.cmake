@@ -6,6 +6,8 @@ target_sources(kvt_tiers PRIVATE
   abstract_arena.cc
   catalogue.cc
   catalogue_env.h
+  catalogue_env_sim.cc
+  catalogue_env_sim.h
   catalogue_rows.cc
   catalogue_rows.h
   eviction.cc

@@ -117,10 +117,12 @@ class Catalogue {
 
   // Visits every row. Fails only where RocksDB itself does.
   [[nodiscard]] Result<void> load(const CatalogueVisitor& visitor);
-  // Atomic; durable on return where `sync`. After kIo or kReadOnly the store takes no writes until resume() succeeds.
+  // Atomic; durable on return where `sync`, and with it every batch before. After a failure (kNoSpace, kIo, kReadOnly) the
+  // store takes no writes until resume() succeeds; the batch that failed is there as a whole afterwards, or absent.
   [[nodiscard]] Result<void> write(CatalogueBatch batch, bool sync);
+  // Closes and opens again. Where that fails there is nothing to load() either; try again later.
   [[nodiscard]] Result<void> resume();
-  [[nodiscard]] std::uint64_t disk_bytes() const;
+  [[nodiscard]] std::uint64_t disk_bytes() const;  // any thread
 
  private:
   Catalogue();

@@ -5,6 +5,7 @@
 #include <rocksdb/env.h>
 
 #include <memory>
+#include <utility>
 
 namespace kvtier {
 
@@ -13,6 +14,11 @@ class CatalogueEnv {
   // `stepwise`: no work of RocksDB may run while no call of ours is in progress. The catalogue then flushes inside
   // write() and waits for the background to come to rest, and never compacts.
   CatalogueEnv(std::unique_ptr<rocksdb::Env> env, bool stepwise) : env_(std::move(env)), stepwise_(stepwise) {}
+  virtual ~CatalogueEnv() = default;
+  CatalogueEnv(const CatalogueEnv&) = delete;
+  CatalogueEnv& operator=(const CatalogueEnv&) = delete;
+  // A catalogue is about to open: a new process, to a simulated disk.
+  virtual void start() {}
   [[nodiscard]] rocksdb::Env* env() const noexcept { return env_.get(); }
   [[nodiscard]] bool stepwise() const noexcept { return stepwise_; }
 

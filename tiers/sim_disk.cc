@@ -355,5 +355,6 @@ void SimDisk::skip_sync(std::uint64_t nth) {
   state_->skip_sync_at = nth == UINT64_MAX ? UINT64_MAX : state_->syncs + nth;
 }
 std::uint64_t SimDisk::syncs() const { return state_->syncs; }
+std::uint64_t SimDisk::power_cuts() const { return state_->power_cuts; }
 
 }  // namespace kvtier

@@ -62,6 +62,8 @@ class SimDisk {
   // UINT64_MAX: none.
   void skip_sync(std::uint64_t nth);
   [[nodiscard]] std::uint64_t syncs() const;
+  // Crashes so far: what was open before one must not touch the disk after it.
+  [[nodiscard]] std::uint64_t power_cuts() const;
 
   struct State;  // sim_disk_state.h
 
