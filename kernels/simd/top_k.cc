@@ -83,7 +83,7 @@ void count_select(const float* scores, std::uint64_t count, std::uint64_t k, std
   const hn::RebindToUnsigned<decltype(df)> du;
   const std::size_t lanes = hn::Lanes(df);
   Threshold threshold = find_threshold(scores, count, k);
-  const auto bound = hn::Set(du, threshold.key);
+  const auto below = hn::Set(du, threshold.key - 1);  // keys are above 0
   std::uint64_t written = 0;
   const auto offer = [&](std::uint64_t index) {
     const std::uint32_t key = score_key(scores[index]);
@@ -93,7 +93,7 @@ void count_select(const float* scores, std::uint64_t count, std::uint64_t k, std
   };
   std::uint64_t i = 0;
   for (; i + lanes <= count && written < k; i += lanes) {
-    if (hn::AllFalse(du, hn::Ge(keys_of(df, hn::LoadU(df, scores + i)), bound))) continue;
+    if (hn::AllFalse(du, hn::Gt(keys_of(df, hn::LoadU(df, scores + i)), below))) continue;
     for (std::size_t lane = 0; lane < lanes; ++lane) offer(i + lane);
   }
   for (; i < count && written < k; ++i) offer(i);

@@ -1,0 +1,380 @@
+// Every operation of every back end against the scalar reference: lengths 0, 1, a vector and one more or less, odd
+// alignments, canaries around everything that is written.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "tests/conformance/kernels_backends.h"
+
+namespace kvtier {
+namespace {
+
+using namespace testing;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr std::size_t kLengths[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1100};
+
+TEST_P(KernelConformance, BuildAbstract) {
+  for (const Dtype dtype : kDtypes)
+    for (const std::uint32_t dim : {8u, 24u, 64u, 72u, 128u, 256u})
+      for (const std::uint32_t unit_tokens : {1u, 16u, 100u})
+        for (const std::uint64_t tokens : {0u, 1u, 15u, 16u, 17u, 130u})
+          for (const std::size_t page_tokens : {1u, 32u}) {
+            const PagedRows keys(&random, dtype, tokens, page_tokens, dim, 8, awkward_float);
+            for (const AbstractKind kind : {AbstractKind::kBox, AbstractKind::kMean}) {
+              const std::size_t units = (tokens + unit_tokens - 1) / unit_tokens;
+              Guarded<std::uint16_t> tested(units * abstract_vectors(kind) * dim);
+              Guarded<std::uint16_t> wanted(tested.size());
+              BuildAbstractArgs args{keys.rows, &tokens, unit_tokens, dim, kind, tested.data()};
+              BuildAbstractArgs reference = args;
+              reference.out = wanted.data();
+              ASSERT_TRUE(run(&KernelTable::build_abstract, "build_abstract", args, reference));
+              ASSERT_TRUE(tested.intact() && tested.same_bits(wanted))
+                  << dtype_name(dtype) << " dim " << dim << " unit " << unit_tokens << " tokens " << tokens << " "
+                  << abstract_kind_name(kind);
+            }
+          }
+}
+
+class Scores : public KernelConformance {
+ protected:
+  // Tolerance: rounding of a sum of `dim` products.
+  void compare(bool box, std::uint32_t dim, std::uint32_t queries, std::uint64_t units, bool infinite) {
+    const std::size_t vectors = box ? 2 : 1;
+    std::vector<std::uint16_t> abstracts(units * vectors * dim);
+    for (auto& half : abstracts) half = f32_to_f16(random_float(&random));
+    if (infinite && units > 0) abstracts[random.below(abstracts.size())] = 0x7C00;
+    const std::size_t q_stride = dim + 3;
+    const std::size_t out_stride = units + 5;
+    const std::vector<float> q = random_floats(&random, queries * q_stride);
+    Guarded<float> tested(queries * out_stride);
+    Guarded<float> wanted(queries * out_stride);
+    ScoreArgs args{abstracts.data(), &units, q.data(), q_stride, queries, dim, tested.data(), out_stride};
+    ScoreArgs reference = args;
+    reference.out = wanted.data();
+    if (box) {
+      ASSERT_TRUE(run(&KernelTable::score_box, "score_box", args, reference));
+    } else {
+      ASSERT_TRUE(run(&KernelTable::score_mean, "score_mean", args, reference));
+    }
+    ASSERT_TRUE(tested.intact());
+    for (std::uint32_t i = 0; i < queries; ++i) {
+      ASSERT_TRUE(tested.untouched((i * out_stride + units) * sizeof(float), 5 * sizeof(float)));
+      for (std::uint64_t u = 0; u < units; ++u) {
+        const float a = tested[i * out_stride + u];
+        const float b = wanted[i * out_stride + u];
+        const bool fetch_a = !(a < kInfinity);
+        const bool fetch_b = !(b < kInfinity);
+        ASSERT_EQ(fetch_a, fetch_b) << a << " " << b;
+        if (!fetch_a && std::isfinite(b)) {
+          ASSERT_NEAR(a, b, 2e-6f * static_cast<float>(dim)) << "unit " << u << " dim " << dim;
+        }
+      }
+    }
+  }
+  void compare_all(bool box) {
+    for (const std::uint32_t dim : {8u, 24u, 64u, 72u, 128u, 256u})
+      for (const std::uint32_t queries : {0u, 1u, 2u, 3u, 4u, 5u, 12u})
+        for (const std::uint64_t units : {0u, 1u, 2u, 3u, 63u, 64u, 65u, 129u})
+          ASSERT_NO_FATAL_FAILURE(compare(box, dim, queries, units, dim == 64));
+  }
+};
+TEST_P(Scores, Box) { compare_all(true); }
+TEST_P(Scores, Mean) { compare_all(false); }
+
+TEST_P(KernelConformance, GroupScores) {
+  for (const GroupMode mode : {GroupMode::kMax, GroupMode::kMeanSoftmax})
+    for (const std::uint32_t queries : {1u, 3u, 12u})
+      for (const std::uint64_t units : kLengths)
+        for (const int special : {0, 1, 2}) {
+          const std::size_t stride = units + 1;
+          std::vector<float> scores = random_floats(&random, queries * stride);
+          for (float& score : scores) score *= 30.0f;
+          for (int i = 0; special == 1 && i < 5 && units > 0; ++i)
+            scores[random.below(scores.size())] = i % 2 == 0 ? kNan : (i == 1 ? kInfinity : -kInfinity);
+          if (special == 2) scores.assign(scores.size(), -kInfinity);
+          Guarded<float> tested(scores.size());
+          Guarded<float> wanted(units);
+          tested.fill(scores);
+          // In place under test, out of place in the reference.
+          GroupScoresArgs args{tested.data(), stride, &units, queries, mode, 0.125f, tested.data()};
+          GroupScoresArgs reference = args;
+          reference.scores = scores.data();
+          reference.out = wanted.data();
+          ASSERT_TRUE(run(&KernelTable::group_scores, "group_scores", args, reference));
+          ASSERT_TRUE(tested.intact() && wanted.intact());
+          for (std::size_t i = units; i < scores.size(); ++i)
+            ASSERT_EQ(std::bit_cast<std::uint32_t>(tested[i]), std::bit_cast<std::uint32_t>(scores[i]));
+          for (std::uint64_t u = 0; u < units; ++u) {
+            if (std::isfinite(wanted[u])) {
+              ASSERT_NEAR(tested[u], wanted[u], 1e-6f + 1e-5f * std::abs(wanted[u])) << u << " of " << units;
+            } else {
+              ASSERT_EQ(tested[u], wanted[u]);
+            }
+          }
+        }
+}
+
+TEST_P(KernelConformance, TopK) {
+  for (const std::uint64_t count : kLengths)
+    for (const std::uint64_t k : {0u, 1u, 2u, 7u, 64u, 128u, 129u, 500u, 2000u})
+      for (const int pattern : {0, 1, 2, 3}) {
+        std::vector<float> scores = random_floats(&random, count);
+        for (float& score : scores) {
+          if (pattern == 1) score = static_cast<float>(static_cast<int>(score * 3.0f));  // many ties, both zeros
+          if (pattern == 2) score = 4.25f;
+          if (pattern == 3 && random.one_in(3))
+            score = random.one_in(2) ? (random.one_in(2) ? kNan : -kNan) : (random.one_in(2) ? kInfinity : -kInfinity);
+        }
+        for (const bool ordered : {false, true}) {
+          Guarded<std::uint32_t> tested(std::min<std::size_t>(k, count));
+          Guarded<std::uint32_t> wanted(tested.size());
+          std::uint64_t found = 77;
+          std::uint64_t found_wanted = 78;
+          TopKArgs args{scores.data(), &count, k, ordered, tested.data(), &found};
+          TopKArgs reference{scores.data(), &count, k, ordered, wanted.data(), &found_wanted};
+          ASSERT_TRUE(run(&KernelTable::top_k, "top_k", args, reference));
+          ASSERT_EQ(found, found_wanted);
+          ASSERT_TRUE(tested.intact() && tested.same_bits(wanted)) << "k " << k << " of " << count << " pattern " << pattern;
+        }
+      }
+}
+
+TEST_P(KernelConformance, GatherRows) {
+  for (const std::size_t row_bytes : {0u, 1u, 7u, 15u, 16u, 17u, 31u, 32u, 33u, 63u, 64u, 65u, 127u, 128u, 200u, 512u, 1000u})
+    for (const std::uint64_t count : {0u, 1u, 3u, 40u}) {
+      std::vector<std::byte> source(row_bytes + 4096);
+      for (auto& byte : source) byte = static_cast<std::byte>(random.next());
+      std::vector<std::uint64_t> offsets(count);
+      for (auto& offset : offsets) offset = random.below(4097);
+      if (count > 0) offsets[0] = 4096;  // up to the last byte
+      const std::size_t stride = row_bytes + count % 2 * 3;
+      std::vector<std::uint64_t> targets(count);
+      for (std::size_t i = 0; i < count; ++i) targets[i] = (count - 1 - i) * stride;
+      for (const bool scattered : {false, true}) {
+        Guarded<std::byte> tested(count * stride);
+        Guarded<std::byte> wanted(count * stride);
+        GatherRowsArgs args{source.data(), offsets.data(), &count, row_bytes, tested.data(), stride,
+                            scattered ? targets.data() : nullptr};
+        GatherRowsArgs reference = args;
+        reference.out = wanted.data();
+        ASSERT_TRUE(run(&KernelTable::gather_rows, "gather_rows", args, reference));
+        ASSERT_TRUE(tested.intact() && tested.same_bits(wanted)) << row_bytes << " x " << count;
+      }
+    }
+}
+
+class Attend : public KernelConformance {
+ protected:
+  void compare(const PagedRows& keys, AttendArgs args, std::uint64_t first, std::uint64_t last) {
+    const std::uint64_t range[2] = {first, last};
+    const std::size_t q_stride = args.dim + 1;
+    const std::size_t out_stride = args.v_dim + 3;
+    const std::vector<float> q = random_floats(&random, args.queries * q_stride);
+    Guarded<float> out(args.queries * out_stride);
+    Guarded<float> out_wanted(args.queries * out_stride);
+    Guarded<float> lse(args.queries * 2);
+    Guarded<float> lse_wanted(args.queries * 2);
+    args.rows = keys.rows;
+    args.token_range = range;
+    args.q = q.data();
+    args.q_stride = q_stride;
+    args.scale = 0.7f;
+    args.out = out.data();
+    args.out_stride = out_stride;
+    args.lse = lse.data();
+    args.lse_stride = 2;
+    AttendArgs reference = args;
+    reference.out = out_wanted.data();
+    reference.lse = lse_wanted.data();
+    ASSERT_TRUE(run(&KernelTable::attend, "attend", args, reference));
+    ASSERT_TRUE(out.intact() && lse.intact());
+    for (std::uint32_t i = 0; i < args.queries; ++i) {
+      const float wanted = lse_wanted[i * 2];
+      if (std::isfinite(wanted)) {
+        ASSERT_NEAR(lse[i * 2], wanted, 2e-5f) << "query " << i;
+      } else {
+        ASSERT_EQ(lse[i * 2], wanted);
+      }
+      for (std::uint32_t d = 0; d < args.v_dim; ++d)
+        ASSERT_NEAR(out[i * out_stride + d], out_wanted[i * out_stride + d], 2e-5f)
+            << dtype_name(keys.rows.dtype) << " dim " << args.dim << " query " << i << " [" << first << ", " << last << ")";
+      ASSERT_TRUE(out.untouched((i * out_stride + args.v_dim) * sizeof(float), 3 * sizeof(float)));
+      ASSERT_TRUE(lse.untouched((i * 2 + 1) * sizeof(float), sizeof(float)));
+    }
+  }
+};
+
+TEST_P(Attend, RangesAndMasks) {
+  constexpr std::pair<std::uint32_t, std::uint32_t> kDims[] = {{8, 8}, {64, 64}, {128, 64}, {72, 88}, {256, 256}};
+  for (const Dtype dtype : kDtypes)
+    for (const auto& [dim, v_dim] : kDims)
+      for (const std::size_t page_tokens : {1u, 32u, 64u}) {
+        const PagedRows keys(&random, dtype, 200, page_tokens, dim, v_dim);
+        std::vector<std::uint64_t> masks(200);
+        for (auto& mask : masks) mask = random.one_in(3) ? 0 : random.next() & random.next();
+        AttendArgs args;
+        args.dim = dim;
+        args.v_dim = v_dim;
+        for (const std::uint32_t queries : {1u, 3u}) {
+          args.queries = queries;
+          for (const bool masked : {false, true}) {
+            args.row_masks = masked ? masks.data() : nullptr;
+            for (const auto& [first, last] : {std::pair<std::uint64_t, std::uint64_t>{0, 0}, {0, 1}, {7, 7}, {31, 33},
+                                              {0, 63}, {1, 65}, {0, 66}, {30, 161}, {0, 200}})
+              ASSERT_NO_FATAL_FAILURE(compare(keys, args, first, last));
+          }
+        }
+      }
+}
+
+TEST_P(Attend, AnyNumberOfQueries) {
+  const PagedRows keys(&random, Dtype::kF16, 130, 32, 64, 64);
+  AttendArgs args;
+  args.dim = args.v_dim = 64;
+  for (const std::uint32_t queries : {0u, 1u, 2u, 3u, 4u, 5u, 6u, 7u, 8u, 12u, 63u, 64u, 65u, 130u}) {
+    args.queries = queries;
+    ASSERT_NO_FATAL_FAILURE(compare(keys, args, 0, 130));
+  }
+}
+
+TEST_P(Attend, NothingSelectedIsNothing) {
+  const PagedRows keys(&random, Dtype::kF32, 64, 32, 8, 8);
+  const std::uint64_t masks[2] = {0, 0};
+  AttendArgs args;
+  args.dim = args.v_dim = 8;
+  args.queries = 2;
+  args.row_masks = masks;
+  ASSERT_NO_FATAL_FAILURE(compare(keys, args, 0, 64));
+}
+
+// Large scores must not overflow, whatever comes first.
+TEST_P(Attend, ScoresFarApart) {
+  PagedRows keys(&random, Dtype::kF32, 150, 1, 16, 16);
+  for (std::size_t i = 0; i < 150; ++i)
+    for (std::size_t d = 0; d < 16; ++d)
+      store_element(keys.memory.data() + 4 + keys.pages[i], Dtype::kF32, d, (i % 3 == 0 ? 30.0f : -40.0f));
+  AttendArgs args;
+  args.dim = args.v_dim = 16;
+  args.queries = 5;
+  ASSERT_NO_FATAL_FAILURE(compare(keys, args, 0, 150));
+}
+
+TEST_P(KernelConformance, MergeAttention) {
+  for (const std::uint32_t v_dim : {0u, 1u, 7u, 8u, 9u, 64u, 65u})
+    for (const std::uint32_t queries : {0u, 1u, 8u}) {
+      const std::size_t stride = v_dim + 2;
+      const std::vector<float> a = random_floats(&random, queries * stride);
+      const std::vector<float> b = random_floats(&random, queries * stride);
+      std::vector<float> lse_a = random_floats(&random, queries);
+      std::vector<float> lse_b = random_floats(&random, queries);
+      if (queries == 8) {
+        lse_a[1] = lse_b[2] = lse_a[3] = lse_b[3] = -kInfinity;
+        lse_a[4] = 500.0f;
+        lse_b[5] = 500.0f;
+      }
+      Guarded<float> out(a.size()), wanted(a.size()), lse(queries), lse_wanted(queries);
+      out.fill(a);
+      wanted.fill(a);
+      lse.fill(lse_a);
+      lse_wanted.fill(lse_a);
+      MergeAttentionArgs args{out.data(), lse.data(), b.data(), lse_b.data(), stride, stride, 1, 1, queries, v_dim};
+      MergeAttentionArgs reference = args;
+      reference.out_a = wanted.data();
+      reference.lse_a = lse_wanted.data();
+      ASSERT_TRUE(run(&KernelTable::merge_attention, "merge_attention", args, reference));
+      ASSERT_TRUE(out.intact() && lse.intact());
+      for (std::uint32_t i = 0; i < queries; ++i) {
+        const bool exact = !std::isfinite(lse_a[i]) || !std::isfinite(lse_b[i]);
+        for (std::size_t d = 0; d < stride; ++d)
+          ASSERT_NEAR(out[i * stride + d], wanted[i * stride + d], exact || d >= v_dim ? 0.0f : 1e-6f);
+        if (exact) {
+          ASSERT_EQ(lse[i], lse_wanted[i]);
+        } else {
+          ASSERT_NEAR(lse[i], lse_wanted[i], 1e-5f);
+        }
+      }
+    }
+}
+
+TEST_P(KernelConformance, AllFinite) {
+  for (const Dtype dtype : kDtypes)
+    for (const std::uint64_t count : kLengths)
+      for (int round = 0; round < 6; ++round) {
+        const std::size_t element = dtype_bytes(dtype);
+        std::vector<std::byte> memory((count + 1) * element);
+        std::byte* data = memory.data() + element;
+        for (std::size_t i = 0; i < count; ++i) store_element(data, dtype, i, awkward_float(&random));
+        if (round > 0 && count > 0) store_element(data, dtype, round == 1 ? count - 1 : random.below(count), kNan);
+        if (round > 3 && count > 0) store_element(data, dtype, random.below(count), round == 4 ? kInfinity : -kInfinity);
+        std::uint64_t found = 99;
+        std::uint64_t wanted = 98;
+        ASSERT_TRUE(run(&KernelTable::all_finite, "all_finite", AllFiniteArgs{data, &count, dtype, &found},
+                        AllFiniteArgs{data, &count, dtype, &wanted}));
+        ASSERT_EQ(found, wanted) << dtype_name(dtype) << " " << count;
+      }
+}
+
+class Convert : public KernelConformance {
+ protected:
+  void compare(const void* source, Dtype from, Dtype to, std::uint64_t count) {
+    Guarded<std::byte> tested(count * dtype_bytes(to));
+    Guarded<std::byte> wanted(count * dtype_bytes(to));
+    ConvertArgs args{static_cast<const std::byte*>(source), from, &count, tested.data(), to};
+    ConvertArgs reference = args;
+    reference.target = wanted.data();
+    ASSERT_TRUE(run(&KernelTable::convert, "convert", args, reference));
+    ASSERT_TRUE(tested.intact() && tested.same_bits(wanted)) << dtype_name(from) << " to " << dtype_name(to) << " " << count;
+  }
+};
+
+TEST_P(Convert, EveryHalfAndItsNeighbours) {
+  std::vector<std::uint16_t> halves(65536);
+  for (std::size_t i = 0; i < halves.size(); ++i) halves[i] = static_cast<std::uint16_t>(i);
+  for (const Dtype half : {Dtype::kF16, Dtype::kBf16}) {
+    ASSERT_NO_FATAL_FAILURE(compare(halves.data(), half, Dtype::kF32, halves.size()));
+    std::vector<float> floats;
+    for (const std::uint16_t bits : halves) {
+      const float value = half == Dtype::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+      const std::uint32_t word = std::bit_cast<std::uint32_t>(value);
+      for (const std::uint32_t delta : {0u, 1u, 0xFFFu, 0x1000u, 0x1001u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFFFFFu})
+        floats.push_back(std::bit_cast<float>(word + delta));
+    }
+    ASSERT_NO_FATAL_FAILURE(compare(floats.data(), Dtype::kF32, half, floats.size()));
+  }
+}
+
+TEST_P(Convert, Lengths) {
+  std::vector<float> floats(1200);
+  for (float& value : floats) value = awkward_float(&random);
+  for (const std::uint64_t count : kLengths)
+    for (const Dtype from : kDtypes)
+      for (const Dtype to : kDtypes)
+        if (from == to || from == Dtype::kF32 || to == Dtype::kF32) {
+          ASSERT_NO_FATAL_FAILURE(compare(floats.data() + 1, from, to, count));
+        }
+}
+
+// The canaries themselves: a back end that writes one element too many is seen.
+TEST(KernelConformanceOfTheTest, GuardsSeeAnOverrun) {
+  Guarded<float> guarded(3);
+  EXPECT_TRUE(guarded.intact());
+  guarded.data()[3] = 1.0f;
+  EXPECT_FALSE(guarded.intact());
+  Guarded<float> before(3);
+  before.data()[-1] = 1.0f;
+  EXPECT_FALSE(before.intact());
+}
+
+std::string backend_name(const ::testing::TestParamInfo<Backend>& info) {
+  return std::string(info.param.table->name) + (info.param.target != nullptr ? std::string("_") + info.param.target : "");
+}
+INSTANTIATE_TEST_SUITE_P(Kernels, KernelConformance, ::testing::ValuesIn(all_backends()), backend_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, Scores, ::testing::ValuesIn(all_backends()), backend_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, Attend, ::testing::ValuesIn(all_backends()), backend_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, Convert, ::testing::ValuesIn(all_backends()), backend_name);
+
+}  // namespace
+}  // namespace kvtier

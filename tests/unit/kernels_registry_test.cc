@@ -1,0 +1,103 @@
+// The registry of back ends, and what their operations refuse.
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "kernels/registry.h"
+#include "kernels/simd/simd.h"
+
+namespace kvtier {
+namespace {
+
+TEST(Registry, ScalarIsAlwaysThereAndLast) {
+  ASSERT_FALSE(all_kernels().empty());
+  EXPECT_STREQ(all_kernels().back()->name, "scalar");
+  std::set<std::string_view> names;
+  for (const KernelTable* table : all_kernels()) {
+    EXPECT_TRUE(names.insert(table->name).second) << table->name;
+    EXPECT_NE(table->target(), nullptr);
+    EXPECT_TRUE(table->available());
+  }
+}
+
+TEST(Registry, AutoIsTheFirst) {
+  EXPECT_EQ(*select_kernels("auto"), all_kernels().front());
+  EXPECT_EQ(*select_kernels(""), all_kernels().front());
+}
+
+TEST(Registry, NamesForceATable) {
+  for (const KernelTable* table : all_kernels()) {
+    const auto selected = select_kernels(table->name);
+    ASSERT_TRUE(selected);
+    EXPECT_EQ(*selected, table);
+  }
+  EXPECT_EQ(select_kernels("cuda").error().code, Code::kNotFound);
+  EXPECT_EQ(select_kernels("Scalar").error().code, Code::kNotFound);
+}
+
+TEST(Registry, SimdIsOfferedWhereTheMachineHasVectors) {
+  const bool emulated = simd::simd_targets().empty() || std::string_view(simd::simd_targets()[0]) == "EMU128" ||
+                        std::string_view(simd::simd_targets()[0]) == "SCALAR";
+  const auto simd = select_kernels("simd");
+  EXPECT_EQ(simd.has_value(), !emulated);
+  if (!simd) {
+    EXPECT_EQ(simd.error().code, Code::kUnsupported);
+  }
+}
+
+class Refusals : public ::testing::TestWithParam<const KernelTable*> {};
+
+TEST_P(Refusals, WhatCannotBeIsRefused) {
+  const KernelTable& kernels = *GetParam();
+  const std::uint64_t zero[2] = {0, 0};
+  std::uint64_t found = 0;
+
+  BuildAbstractArgs build{{}, zero, 16, 64, AbstractKind::kBox, nullptr};
+  EXPECT_TRUE(kernels.build_abstract(build, nullptr)) << "no tokens need no memory";
+  build.dim = 60;
+  EXPECT_EQ(kernels.build_abstract(build, nullptr).error().code, Code::kUnsupported);
+  build.dim = 1032;
+  EXPECT_EQ(kernels.build_abstract(build, nullptr).error().code, Code::kUnsupported);
+  build.dim = 64;
+  build.unit_tokens = 0;
+  EXPECT_EQ(kernels.build_abstract(build, nullptr).error().code, Code::kInvalid);
+  build.unit_tokens = 16;
+  build.kind = AbstractKind::kNone;
+  EXPECT_EQ(kernels.build_abstract(build, nullptr).error().code, Code::kInvalid);
+  build.kind = AbstractKind::kMean;
+  build.rows.dtype = Dtype::kOpaque;
+  EXPECT_EQ(kernels.build_abstract(build, nullptr).error().code, Code::kUnsupported);
+
+  EXPECT_EQ(kernels.score_box({nullptr, zero, nullptr, 0, 1, 0, nullptr, 0}, nullptr).error().code, Code::kUnsupported);
+  EXPECT_EQ(kernels.score_mean({nullptr, nullptr, nullptr, 0, 1, 8, nullptr, 0}, nullptr).error().code, Code::kInvalid);
+  EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 0, GroupMode::kMax, 1.0f, nullptr}, nullptr).error().code,
+            Code::kInvalid);
+  EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 1, GroupMode::kMax, 0.0f, nullptr}, nullptr).error().code,
+            Code::kInvalid);
+  EXPECT_EQ(kernels.top_k({nullptr, zero, 1, true, nullptr, nullptr}, nullptr).error().code, Code::kInvalid);
+  EXPECT_TRUE(kernels.top_k({nullptr, zero, 1, true, nullptr, &found}, nullptr));
+  EXPECT_EQ(kernels.gather_rows({nullptr, nullptr, zero, 8, nullptr, 7, nullptr}, nullptr).error().code, Code::kInvalid);
+
+  AttendArgs attend;
+  attend.token_range = zero;
+  attend.queries = 2;
+  attend.dim = attend.v_dim = 16;
+  attend.out_stride = 15;
+  EXPECT_EQ(kernels.attend(attend, nullptr).error().code, Code::kInvalid);
+  attend.out_stride = 16;
+  attend.row_masks = zero;
+  attend.rows.page_tokens = 65;
+  EXPECT_EQ(kernels.attend(attend, nullptr).error().code, Code::kInvalid);
+  attend.v_dim = 12;
+  EXPECT_EQ(kernels.attend(attend, nullptr).error().code, Code::kUnsupported);
+
+  EXPECT_EQ(kernels.all_finite({nullptr, zero, Dtype::kOpaque, &found}, nullptr).error().code, Code::kUnsupported);
+  EXPECT_EQ(kernels.convert({nullptr, Dtype::kF16, zero, nullptr, Dtype::kBf16}, nullptr).error().code,
+            Code::kUnsupported);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, Refusals, ::testing::ValuesIn(all_kernels().begin(), all_kernels().end()),
+                         [](const auto& info) { return std::string(info.param->name); });
+
+}  // namespace
+}  // namespace kvtier
