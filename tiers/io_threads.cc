@@ -183,7 +183,6 @@ std::size_t ThreadIo::poll() {
   std::vector<Job> finished;
   {
     const std::lock_guard lock(mutex_);
-    if (finished_.empty()) return 0;
     finished.swap(finished_);
     std::uint64_t drained = 0;
     static_cast<void>(!::read(event_.get(), &drained, sizeof drained));

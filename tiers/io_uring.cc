@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -128,7 +129,7 @@ class UringIo final : public Io {
   void prepare_transfer(const Operation& operation, int fd, io_uring_sqe* entry, int buffer);
   int registered_buffer(const iovec& piece) const;
   void flush();
-  void reap();
+  bool reap();  // false: there was nothing
   void complete(std::uint32_t index, int result);
   void finish(std::uint32_t index, Result<void> result);
   void signal() const;
@@ -262,8 +263,9 @@ std::string UringIo::note() const {
 void UringIo::enable() {
   if (enabled_) return;
   enabled_ = true;
-  if (const int result = io_uring_enable_rings(ring_.get()); result < 0)
-    KVT_LOG(kError, "io_uring: the ring cannot be enabled: %s", errno_name(-result));
+  // By system call: liburing 2.3 declares io_uring_enable_rings, but its library does not export it.
+  if (::syscall(SYS_io_uring_register, ring_.get()->ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0) < 0)
+    KVT_LOG(kError, "io_uring: the ring cannot be enabled: %s", errno_name(errno));
 }
 
 void UringIo::submit(IoRequest request) {
@@ -375,11 +377,13 @@ void UringIo::signal() const {
 // ---- the way up ----
 
 std::size_t UringIo::poll() {
-  std::uint64_t drained = 0;
-  static_cast<void>(!::read(event_.get(), &drained, sizeof drained));  // before reaping: nothing is missed
-  if (in_flight_ == 0) return 0;
-  enable();
-  reap();
+  // The descriptor is emptied before reaping, so that nothing is missed, and once more after it: with deferred task work
+  // the reaping itself signals, and the owner would wake for nothing.
+  do {
+    std::uint64_t drained = 0;
+    static_cast<void>(!::read(event_.get(), &drained, sizeof drained));
+    if (in_flight_ == 0) return 0;
+  } while (reap());
   start_waiting();
   flush();
   std::vector<Finished> finished;
@@ -395,14 +399,17 @@ std::size_t UringIo::poll() {
   return finished.size();
 }
 
-void UringIo::reap() {
+bool UringIo::reap() {
+  bool any = false;
   io_uring_cqe* entry = nullptr;
   while (io_uring_peek_cqe(ring_.get(), &entry) == 0) {
     const auto index = static_cast<std::uint32_t>(io_uring_cqe_get_data64(entry));
     const int result = entry->res;
     io_uring_cqe_seen(ring_.get(), entry);
     complete(index, result);
+    any = true;
   }
+  return any;
 }
 
 void UringIo::complete(std::uint32_t index, int result) {
