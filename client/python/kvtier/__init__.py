@@ -42,6 +42,7 @@ from ._kvtier import (  # noqa: E402
     Space,
     Stale,
     Timeout,
+    Unsupported,
     View,
     WrongSpace,
     abi_version,
@@ -53,5 +54,5 @@ __version__ = version()
 __all__ = [
     "Busy", "Client", "Corrupt", "DaemonLost", "DeviceError", "Error", "Exists", "Full", "Internal",
     "InvalidArgument", "Layer", "Limit", "Match", "Miss", "NotFinite", "NotFound", "Permission", "Sequence", "Space",
-    "Stale", "Timeout", "View", "WrongSpace", "abi_version", "strerror", "version",
+    "Stale", "Timeout", "Unsupported", "View", "WrongSpace", "abi_version", "strerror", "version",
 ]

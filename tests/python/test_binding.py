@@ -1,0 +1,285 @@
+"""The module kvtier: arrays both ways, every class of error, sequences, objects."""
+
+from __future__ import annotations
+
+import ast
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import fill, open_space
+from reference import ReferenceSequence
+
+import kvtier
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_rows_come_back_bit_for_bit(client, dtype):
+    space = open_space(client, dtype=dtype)
+    ids = list(range(700))
+    with space.create() as sequence:
+        k, v = fill(sequence, space, ids, piece=333)
+        assert sequence.length == len(sequence) == 700
+        for first, count in ((0, 700), (1, 1), (63, 130), (699, 1)):
+            for layer in range(2):
+                got_k, got_v = sequence.read(layer, first, count)
+                np.testing.assert_array_equal(got_k, k[layer][:, first : first + count])
+                np.testing.assert_array_equal(got_v, v[layer][:, first : first + count])
+
+
+def test_torch_bfloat16_both_ways(client):
+    space = open_space(client, dtype="bf16")
+    k = torch.randn(2, 5, 16, dtype=torch.bfloat16)
+    with space.create() as sequence:
+        sequence.append([1, 2, 3, 4, 5])
+        for layer in range(2):
+            sequence.write(layer, 0, k, k + 1)
+        out_k, out_v = torch.empty_like(k), torch.empty_like(k)
+        given = sequence.read(1, 0, 5, out_k, out_v)
+        assert given[0] is out_k
+        assert torch.equal(out_k, k) and torch.equal(out_v, k + 1)
+        as_numpy, _ = sequence.read(1, 0, 5)
+        assert as_numpy.dtype == np.uint16
+
+
+def test_strided_rows_are_taken_as_they_lie(space):
+    """[tokens, heads, dim] as a model has it before the transpose: no copy is needed, rows are contiguous."""
+    k = torch.randn(7, 2, 16)
+    with space.create() as sequence:
+        sequence.append(range(7))
+        for layer in range(2):
+            sequence.write(layer, 0, k[:3].transpose(0, 1), k[:3].transpose(0, 1))
+            sequence.write(layer, 3, k[3:].transpose(0, 1), k[3:].transpose(0, 1))
+        np.testing.assert_array_equal(sequence.read(0, 0, 7)[0], k.transpose(0, 1).numpy())
+
+
+def test_attention_agrees_with_the_reference(space):
+    ids = list(range(300))
+    reference = ReferenceSequence(2, 2, 16)
+    with space.create() as sequence:
+        k, v = fill(sequence, space, ids)
+        reference.append(ids)
+        for layer in range(2):
+            reference.write(layer, 0, torch.tensor(k[layer]), torch.tensor(v[layer]))
+        view, oracle = sequence.view(), reference.view()
+        for queries in (1, 5):
+            q = np.random.default_rng(1).standard_normal((queries, 4, 16), dtype=np.float32)
+            out, lse = view.attend(1, q)
+            want, want_lse = oracle.attend(1, q)
+            np.testing.assert_allclose(out, want, atol=1e-4)
+            np.testing.assert_allclose(lse, want_lse, atol=1e-4)
+        single = np.ascontiguousarray(q[0])
+        assert view.attend(0, single)[0].shape == (4, 16)
+        into = torch.empty(4, 16)
+        view.attend(0, single, 0.5, into)
+        np.testing.assert_allclose(into.numpy(), oracle.attend(0, single, 0.5)[0], atol=1e-4)
+        assert view.stats()["steps"] >= 4
+
+
+def test_tokens_positions_flags_and_spans(space):
+    with space.create() as sequence:
+        sequence.append([9, 8, 7], positions=[0, 1, 2], flags=[0, 2, 3], spans=[5, 5, 6])
+        for layer in range(2):
+            rows = np.zeros((2, 3, 16), np.float32)
+            sequence.write(layer, 0, rows, rows)
+        sequence.finish_piece()
+        assert sequence.tokens().tolist() == [[9, 0, 0, 5], [8, 1, 2, 5], [7, 2, 3, 6]]
+        assert sequence.tokens(1, 1).tolist() == [[8, 1, 2, 5]]
+
+
+def test_match_names_the_first_differing_token(space):
+    ids = list(range(100, 400))
+    with space.create(name="matched") as sequence:
+        fill(sequence, space, ids)
+        sequence.commit()
+    assert (space.match(ids).tokens, space.match(ids).reason) == (300, "all matched")
+    other = ids[:250] + [7] + ids[251:]
+    match = space.match(np.array(other, dtype=np.uint32))
+    assert (match.tokens, match.differs_at, match.stored_token, match.reason) == (250, 250, 350, "token differs")
+    beyond = space.match(torch.tensor(ids + [1, 2]))
+    assert (beyond.tokens, beyond.stored_token, beyond.reason) == (300, None, "nothing stored beyond")
+    assert space.match([5, 6]).reason == "nothing stored"
+    with space.create(other) as shared:
+        assert shared.length == 250 and shared.match.tokens == 250
+
+
+def test_fork_truncate_and_reopen(space):
+    ids = list(range(200))
+    with space.create(name="trunk") as trunk:
+        k, _ = fill(trunk, space, ids)
+        with trunk.fork(120, name="branch") as branch:
+            assert branch.length == 120
+            np.testing.assert_array_equal(branch.read(1, 0, 120)[0], k[1][:, :120])
+            fill(branch, space, [7] * 10, seed=5)
+            branch.truncate(125)
+            assert branch.length == 125
+        assert trunk.length == 200
+        trunk.commit()
+    with space.open("branch", writable=False) as branch:
+        assert branch.length == 125
+        np.testing.assert_array_equal(branch.read(0, 100, 20)[0], k[0][:, 100:120])
+        with pytest.raises(kvtier.Error):
+            branch.append([1])
+
+
+def test_abort_forgets_the_piece(space):
+    with space.create() as sequence:
+        fill(sequence, space, [1, 2, 3])
+        sequence.append([4, 5])
+        rows = np.ones((2, 2, 16), np.float32)
+        sequence.write(0, 0, rows, rows)
+        with pytest.raises(kvtier.InvalidArgument):
+            sequence.finish_piece()  # layer 1 is missing
+        sequence.abort_piece()
+        assert sequence.length == 3
+
+
+# ---- errors -----------------------------------------------------------------------------------------------------
+
+
+def test_classes_and_codes():
+    assert issubclass(kvtier.Limit, kvtier.InvalidArgument) and issubclass(kvtier.NotFinite, kvtier.InvalidArgument)
+    classes = [c for c in vars(kvtier).values() if isinstance(c, type) and issubclass(c, Exception)]
+    assert len(classes) == 18 and all(issubclass(c, kvtier.Error) for c in classes)
+
+
+def test_errors_say_what_to_do(client, space):
+    rows = np.zeros((2, 1, 16), np.float32)
+    with space.create(name="errors") as sequence:
+        with pytest.raises(kvtier.Limit) as limit:
+            sequence.append(range(1025))
+        assert limit.value.code == 23
+        sequence.append([1])
+        bad = rows.copy()
+        bad[1, 0, 3] = np.nan
+        with pytest.raises(kvtier.NotFinite):
+            sequence.write(0, 0, bad, rows)
+        bad[1, 0, 3] = np.inf
+        with pytest.raises(kvtier.NotFinite):
+            sequence.write(0, 0, rows, bad)
+        for k in (rows[:1], rows[:, :, :8], rows[0], rows.astype(np.float16), rows[:, :, ::-1]):
+            with pytest.raises(kvtier.InvalidArgument):
+                sequence.write(0, 0, k, rows)
+        with pytest.raises(kvtier.InvalidArgument, match="layer 2 of 2"):
+            sequence.write(2, 0, rows, rows)
+        with pytest.raises(kvtier.InvalidArgument):
+            sequence.write(0, 1, rows, rows)  # beyond the piece
+        for layer in range(2):
+            sequence.write(layer, 0, rows, rows)
+        sequence.finish_piece()
+        with pytest.raises(kvtier.InvalidArgument):
+            sequence.read(0, 0, 2)
+        with pytest.raises(kvtier.InvalidArgument):
+            sequence.read(0, 0, 1, np.empty((2, 1, 16), np.float16), np.empty((2, 1, 16), np.float16))
+        with pytest.raises(kvtier.Busy):
+            space.open("errors")
+        with pytest.raises(kvtier.Exists):
+            space.create(name="errors")
+        with pytest.raises(kvtier.InvalidArgument, match="preset"):
+            sequence.view(budget=64, preset="no such preset")
+        with pytest.raises(kvtier.InvalidArgument):
+            sequence.view().attend(0, np.zeros((3, 16), np.float32))
+    with pytest.raises(kvtier.NotFound):
+        space.open("nobody")
+    with pytest.raises(kvtier.WrongSpace):
+        open_space(client).open("errors")
+    with pytest.raises(kvtier.Error):
+        client.request({"op": "no such operation"})
+
+
+def test_closed_handles_are_stale(client):
+    space = open_space(client)
+    sequence = space.create()
+    view = sequence.view()
+    sequence.close()
+    sequence.close()
+    assert sequence.closed and view.closed
+    for call in (lambda: sequence.length, lambda: view.stats(), lambda: sequence.append([1])):
+        with pytest.raises(kvtier.Stale, match="closed"):
+            call()
+    space.close()
+    with pytest.raises(kvtier.Stale):
+        space.match([1])
+
+
+def test_the_newest_handle_keeps_the_chain_alive(daemon):
+    view = open_space(daemon.client()).create().view()
+    daemon._clients.clear()
+    assert view.stats()["steps"] == 0
+
+
+# ---- threads, objects, stubs ------------------------------------------------------------------------------------
+
+
+def test_threads_share_a_sequence_and_a_client(space):
+    ids = list(range(256))
+    failures: list[BaseException] = []
+    with space.create() as shared:
+        k, _ = fill(shared, space, ids)
+
+        def work(number: int) -> None:
+            try:
+                for i in range(30):
+                    got, _ = shared.read(number % 2, i, 100)
+                    np.testing.assert_array_equal(got, k[number % 2][:, i : i + 100])
+                with space.create() as own:
+                    mine, _ = fill(own, space, ids, seed=number)
+                    np.testing.assert_array_equal(own.read(0, 0, 256)[0], mine[0])
+            except BaseException as error:  # noqa: BLE001 the test's own thread reports it
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def results_of(client: kvtier.Client, batch: int, count: int) -> list[tuple[int, int, int, int]]:
+    results: list[tuple[int, int, int, int]] = []
+    while len(results) < count:
+        got = client.objects_poll(timeout_ms=5000)
+        assert got, "no result within 5 s"
+        results += [r for r in got if r[0] == batch]
+    return sorted(results, key=lambda r: r[1])
+
+
+def test_opaque_objects(client):
+    keys = [b"one", b"two\x00binary"]
+    values = [np.arange(1000, dtype=np.uint8), np.frombuffer(b"x" * 70000, np.uint8).copy()]
+    batch = client.objects_submit("set", keys, values)
+    assert [r[2] for r in results_of(client, batch, 2)] == [0, 0]
+    room = [np.zeros(70000, np.uint8) for _ in range(3)]
+    batch = client.objects_submit("get", [*keys, b"none"], room)
+    got = results_of(client, batch, 3)
+    assert [r[2] for r in got] == [0, 0, 1] and [r[3] for r in got[:2]] == [1000, 70000]
+    np.testing.assert_array_equal(room[0][:1000], values[0] % 256)
+    np.testing.assert_array_equal(room[1], values[1])
+    batch = client.objects_submit("delete", keys[:1])
+    assert results_of(client, batch, 1)[0][2] == 0
+    batch = client.objects_submit("exists", keys)
+    assert [r[2] for r in results_of(client, batch, 2)] == [1, 0]
+    assert client.objects_event_fd() >= 0
+    with pytest.raises(kvtier.InvalidArgument):
+        client.objects_submit("get", keys)
+
+
+def test_the_stub_names_what_the_module_has():
+    stub = ast.parse((Path(kvtier.__file__).parent / "__init__.pyi").read_text())
+    skip = {"_Array", "_Closable", "ViewStats"}
+    for node in stub.body:
+        if isinstance(node, ast.ClassDef) and node.name not in skip:
+            real = getattr(kvtier, node.name)
+            bases = [stub_class for stub_class in stub.body if isinstance(stub_class, ast.ClassDef)
+                     and stub_class.name in {getattr(b, "id", "") for b in node.bases}]
+            declared = {f.name for c in (node, *bases) for f in c.body if isinstance(f, ast.FunctionDef)}
+            public = {name for name in dir(real) if not name.startswith("_")}
+            if not issubclass(real, Exception):
+                assert public == {n for n in declared if not n.startswith("_")}, node.name
+        elif isinstance(node, ast.FunctionDef):
+            assert callable(getattr(kvtier, node.name))
+    declared = {n.name for n in stub.body if isinstance(n, (ast.ClassDef, ast.FunctionDef))} - skip
+    assert declared == set(kvtier.__all__)

@@ -1,0 +1,95 @@
+"""What a Python client sees when the daemon dies, and how much memory it takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from conftest import fill, layers, open_space
+
+import kvtier
+
+
+def test_committed_tokens_survive_kill_9(daemon):
+    client = daemon.client()
+    space = client.open_space(model="killed", runtime="pytest", layers=layers())
+    sequence = space.create(name="kept")
+    k, _ = fill(sequence, space, list(range(500)))
+    sequence.commit()
+    daemon.kill()
+    again = daemon.client().open_space(model="killed", runtime="pytest", layers=layers())
+    with again.open("kept") as kept:
+        assert kept.length == 500
+        np.testing.assert_array_equal(kept.read(1, 0, 500)[0], k[1])
+        assert kept.tokens()[:, 0].tolist() == list(range(500))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_missing_row_is_an_error_within_200_ms(daemon, number):
+    client = daemon.client(autostart=False) if daemon.client() else None
+    space = open_space(client)
+    sequence = space.create(name="far")
+    fill(sequence, space, list(range(4000)))
+    sequence.commit()
+    sequence.close()
+    sequence = space.open("far")
+    view = sequence.view(budget=64)
+    q = np.ones((4, 16), np.float32)
+    view.attend(0, q)
+    pid = daemon.pid
+    os.kill(pid, number)
+    try:
+        start = time.monotonic()
+        with pytest.raises(kvtier.DaemonLost):
+            view.attend(1, q)  # nothing of this layer is in the slot cache
+        assert time.monotonic() - start < 0.2
+    finally:
+        if number == signal.SIGSTOP:
+            os.kill(pid, signal.SIGCONT)
+
+
+MEMORY = """
+    import json, sys
+    sys.path[:0] = {path}
+    import numpy as np, kvtier
+    from kvtier.story.machine import private_bytes
+    from conftest import layers
+    space = kvtier.Client(name="memory").open_space(model="memory", runtime="pytest",
+                                                    layers=layers(count=8, kv_heads=4, query_heads=8, dim=64))
+    q = np.random.default_rng(3).standard_normal((200, 8, 64), dtype=np.float32)
+    private = private_bytes()
+    sequence = space.open("long", writable=False)
+    view = sequence.view(budget=256, window=64, sinks=16)
+    for i in range(200):
+        view.attend(i % 8, q[i])
+    stats = dict(view.stats())
+    print(json.dumps({{"private": private_bytes() - private, "tokens": len(sequence), **stats}}))
+"""
+
+
+def test_private_memory_is_bounded_by_the_budget(daemon):
+    """Twice the budget's rows, sinks and window; not the 64 MB of the sequence. Measured in a process of its own."""
+    client = daemon.client()
+    space = client.open_space(model="memory", runtime="pytest", layers=layers(count=8, kv_heads=4, query_heads=8, dim=64))
+    with space.create(name="long") as sequence:
+        fill(sequence, space, list(range(4096)))
+        sequence.commit()
+    script = textwrap.dedent(MEMORY).format(path=[p for p in sys.path if p])
+    run = subprocess.run([sys.executable, "-c", script], env=os.environ | daemon.environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    got = json.loads(run.stdout.splitlines()[-1])
+    row = 2 * 64 * 4
+    heads = 8 * 4
+    rows = heads * (2 * 256 + 64 + 16) * row
+    whole = heads * 4096 * row
+    slack = 3 << 20  # the interpreter's own, tables of the view, one fetch buffer
+    assert got["tokens"] == 4096 and got["rows_fetched"] > 0
+    assert got["private"] <= rows + slack < whole / 2
+    assert got["client_bytes"] <= rows + slack
