@@ -1,71 +1,289 @@
-// The C interface: checks handles and struct sizes, and turns results into codes. No exception leaves it.
-#include "kvtier/kvtier.h"
+// The C interface: checks handles, options and the process, and turns results into codes. No exception leaves it.
+//
+// Each handle owns a share of its C++ object, and that of its parents: closing in any order is safe. In a forked child every
+// call is KVT_ERROR_FORK, and closing a handle of the parent leaks it: its memory is not mapped there.
+#include "client/c_abi.h"
 
-#include "client/last_error.h"
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <vector>
+
+using kvtier::Code;
+using kvtier::error_with;
+using kvtier::Result;
 
 namespace {
 
-kvt_status unsupported() {
-  kvtier::set_error_text("this build of the client library cannot do that yet");
-  return KVT_ERROR_UNSUPPORTED;
+// Text that a caller may leave out.
+std::string text_or_empty(const char* text) { return text != nullptr ? text : ""; }
+
+Result<kvtier::SpaceOptions> space_options(const kvt_space_options& options) {
+  if (options.layer_count == 0 || options.layers == nullptr) return error_with(Code::kInvalid, "a space needs layers");
+  if (options.layer_count > kvtier::kLayersMax)
+    return error_with(Code::kTooLarge, "%u layers: at most %u", options.layer_count, kvtier::kLayersMax);
+  if (options.abstract_kind > 2) return error_with(Code::kInvalid, "abstract_kind is 0 (none), 1 (box) or 2 (mean)");
+  kvtier::SpaceOptions out;
+  out.fingerprint.model = text_or_empty(options.model);
+  out.fingerprint.runtime = text_or_empty(options.runtime);
+  out.fingerprint.detail = text_or_empty(options.detail);
+  if (out.fingerprint.model.empty() || out.fingerprint.runtime.empty())
+    return error_with(Code::kInvalid, "a space needs model and runtime: what tells its KV from all other");
+  kvtier::Geometry& geometry = out.fingerprint.geometry;
+  geometry.chunk_tokens = options.chunk_tokens;
+  geometry.heads_per_chunk = options.heads_per_chunk;
+  geometry.positions_per_token = options.positions_per_token;
+  for (uint32_t i = 0; i < options.layer_count; ++i) {
+    const kvt_layer& from = options.layers[i];
+    if (from.kind > 2 || from.rope > 2 || from.dtype > 3 || from.v_transposed > 1)
+      return error_with(Code::kInvalid, "layer %u: kind, rope, dtype or v_transposed is not a number of kvtier.h", i);
+    kvtier::LayerGeometry layer;
+    layer.kind = static_cast<kvtier::LayerKind>(from.kind);
+    layer.rope = static_cast<kvtier::RopeState>(from.rope);
+    layer.v_transposed = from.v_transposed != 0;
+    layer.dtype = static_cast<kvtier::Dtype>(from.dtype);
+    layer.kv_heads = from.kv_heads;
+    layer.query_heads = from.query_heads;
+    layer.k_row_bytes = from.k_row_bytes;
+    layer.v_row_bytes = from.v_row_bytes;
+    geometry.layers.push_back(layer);
+  }
+  out.abstract_kind = static_cast<kvtier::AbstractKind>(options.abstract_kind);
+  out.unit_tokens = options.unit_tokens;
+  out.private_only = options.private_only != 0;
+  return out;
+}
+
+Result<kvtier::SequenceOptions> sequence_options(const kvt_sequence_options* given) {
+  kvtier::SequenceOptions out;
+  if (given == nullptr) return out;
+  kvt_sequence_options options;
+  KVT_TRY_VOID(kvtier::take_options(given, &options, kvt_sequence_options_init));
+  out.name = text_or_empty(options.name);
+  out.private_only = options.private_only != 0;
+  return out;
+}
+
+void give_match(const kvtier::PrefixMatch& from, kvt_match* out) {
+  if (out != nullptr) *out = {from.tokens, from.tokens, from.stored_token, from.reason};
+}
+
+template <class Handle, class Object>
+Result<void> give_handle(Result<Object> made, Handle** out) {
+  if (!made) return kvtier::error(made.error());
+  *out = new Handle{*std::move(made)};
+  return {};
 }
 
 }  // namespace
 
+// ---- library, options ----------------------------------------------------------------------------------------------
+
 uint32_t kvt_abi_version(void) { return KVT_ABI_VERSION; }
-const char* kvt_version(void) { return "0.1.0"; }
-const char* kvt_strerror(kvt_status status) { return kvtier::code_name(static_cast<kvtier::Code>(status)); }
+const char* kvt_version(void) { return KVTIER_VERSION; }
+const char* kvt_strerror(kvt_status status) { return kvtier::code_name(static_cast<Code>(status)); }
 const char* kvt_last_error(void) { return kvtier::error_text(); }
+void kvt_free(void* memory) { std::free(memory); }
+
 void kvt_client_options_init(kvt_client_options* options) {
   *options = {};
   options->struct_size = sizeof *options;
   options->autostart = 1;
   options->timeout_ms = 10000;
 }
+
 void kvt_space_options_init(kvt_space_options* options) {
   *options = {};
   options->struct_size = sizeof *options;
-  options->chunk_tokens = 32;
+  options->chunk_tokens = kvtier::kChunkTokensDefault;
   options->heads_per_chunk = 1;
   options->positions_per_token = 1;
   options->unit_tokens = 16;
   options->abstract_kind = 1;
 }
+
 void kvt_sequence_options_init(kvt_sequence_options* options) {
   *options = {};
   options->struct_size = sizeof *options;
 }
-void kvt_view_options_init(kvt_view_options* options) {
-  *options = {};
-  options->struct_size = sizeof *options;
-  options->sinks = 16;
-  options->window = 64;
+
+// ---- client ----------------------------------------------------------------------------------------------------------
+
+kvt_status kvt_client_open(const kvt_client_options* options, kvt_client** out) {
+  return kvtier::guarded([&]() -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(out));
+    *out = nullptr;
+    kvt_client_options taken;
+    kvt_client_options_init(&taken);
+    if (options != nullptr) {
+      KVT_TRY_VOID(kvtier::take_options(options, &taken, kvt_client_options_init));
+    }
+    kvtier::ClientOptions wanted;
+    wanted.socket_path = text_or_empty(taken.socket_path);
+    wanted.daemon_path = text_or_empty(taken.daemon_path);
+    wanted.name = text_or_empty(taken.name);
+    wanted.autostart = taken.autostart != 0;
+    wanted.timeout_ms = taken.timeout_ms;
+    return give_handle(kvtier::Client::open(std::move(wanted)), out);
+  });
 }
-kvt_status kvt_client_open(const kvt_client_options*, kvt_client**) { return unsupported(); }
-void kvt_client_close(kvt_client*) {}
-kvt_status kvt_client_request(kvt_client*, const char*, char**) { return unsupported(); }
-void kvt_free(void*) {}
-kvt_status kvt_space_open(kvt_client*, const kvt_space_options*, kvt_space**) { return unsupported(); }
-void kvt_space_close(kvt_space*) {}
-kvt_status kvt_space_match(kvt_space*, const uint32_t*, uint64_t, kvt_match*) { return unsupported(); }
-kvt_status kvt_sequence_create(kvt_space*, const kvt_sequence_options*, const uint32_t*, uint64_t, kvt_match*, kvt_sequence**) { return unsupported(); }
-kvt_status kvt_sequence_open(kvt_space*, const char*, uint64_t, int32_t, kvt_sequence**) { return unsupported(); }
-kvt_status kvt_sequence_fork(kvt_sequence*, uint64_t, const kvt_sequence_options*, kvt_sequence**) { return unsupported(); }
-kvt_status kvt_sequence_close(kvt_sequence*) { return unsupported(); }
-uint64_t kvt_sequence_id(const kvt_sequence*) { return 0; }
-uint64_t kvt_sequence_length(const kvt_sequence*) { return 0; }
-kvt_status kvt_sequence_tokens(kvt_sequence*, uint64_t, uint64_t, kvt_token*) { return unsupported(); }
-kvt_status kvt_sequence_append(kvt_sequence*, const kvt_token*, uint32_t) { return unsupported(); }
-kvt_status kvt_sequence_write(kvt_sequence*, uint32_t, uint32_t, uint32_t, const kvt_rows*, const kvt_rows*) { return unsupported(); }
-kvt_status kvt_sequence_finish_piece(kvt_sequence*) { return unsupported(); }
-kvt_status kvt_sequence_abort_piece(kvt_sequence*) { return unsupported(); }
-kvt_status kvt_sequence_commit(kvt_sequence*) { return unsupported(); }
-kvt_status kvt_sequence_truncate(kvt_sequence*, uint64_t) { return unsupported(); }
-kvt_status kvt_sequence_read(kvt_sequence*, uint32_t, uint64_t, uint64_t, void*, void*) { return unsupported(); }
-kvt_status kvt_view_open(kvt_sequence*, const kvt_view_options*, kvt_view**) { return unsupported(); }
-void kvt_view_close(kvt_view*) {}
-kvt_status kvt_view_attend(kvt_view*, uint32_t, uint32_t, const float*, float, float*, float*) { return unsupported(); }
-kvt_status kvt_view_get_stats(const kvt_view*, kvt_view_stats*) { return unsupported(); }
-kvt_status kvt_objects_submit(kvt_client*, int32_t, const kvt_object*, uint32_t, uint64_t*) { return unsupported(); }
-int kvt_objects_event_fd(kvt_client*) { return -1; }
-kvt_status kvt_objects_poll(kvt_client*, kvt_object_result*, uint32_t, uint32_t, uint32_t*) { return unsupported(); }
+
+void kvt_client_close(kvt_client* client) {
+  if (client == nullptr || !client->object->check_process()) return;
+  client->object->close();
+  delete client;
+}
+
+kvt_status kvt_client_request(kvt_client* client, const char* json, char** out_json) {
+  return kvtier::guarded([&]() -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(client, json, out_json));
+    *out_json = nullptr;
+    KVT_TRY_VOID(client->object->check_process());
+    KVT_TRY(const std::string reply, client->object->request(json));
+    *out_json = static_cast<char*>(std::malloc(reply.size() + 1));
+    if (*out_json == nullptr) return kvtier::error(Code::kFull, "out of memory");
+    std::memcpy(*out_json, reply.c_str(), reply.size() + 1);
+    return {};
+  });
+}
+
+// ---- space -----------------------------------------------------------------------------------------------------------
+
+kvt_status kvt_space_open(kvt_client* client, const kvt_space_options* options, kvt_space** out) {
+  return kvtier::guarded([&]() -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(client, options, out));
+    *out = nullptr;
+    KVT_TRY_VOID(client->object->check_process());
+    kvt_space_options taken;
+    KVT_TRY_VOID(kvtier::take_options(options, &taken, kvt_space_options_init));
+    KVT_TRY(kvtier::SpaceOptions wanted, space_options(taken));
+    return give_handle(kvtier::Space::open(client->object, std::move(wanted)), out);
+  });
+}
+
+void kvt_space_close(kvt_space* space) {
+  if (space == nullptr || !space->object->client().check_process()) return;
+  delete space;
+}
+
+kvt_status kvt_space_match(kvt_space* space, const uint32_t* ids, uint64_t count, kvt_match* out) {
+  return kvtier::guarded([&]() -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(space, out));
+    KVT_TRY_VOID(space->object->client().check_process());
+    if (count != 0) {
+      KVT_TRY_VOID(kvtier::check_pointers(ids));
+    }
+    KVT_TRY(const kvtier::PrefixMatch match, space->object->match({ids, static_cast<std::size_t>(count)}));
+    give_match(match, out);
+    return {};
+  });
+}
+
+// ---- sequence --------------------------------------------------------------------------------------------------------
+
+kvt_status kvt_sequence_create(kvt_space* space, const kvt_sequence_options* options, const uint32_t* ids, uint64_t count,
+                               kvt_match* match, kvt_sequence** out) {
+  return kvtier::guarded([&]() -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(space, out));
+    *out = nullptr;
+    KVT_TRY_VOID(space->object->client().check_process());
+    if (count != 0) {
+      KVT_TRY_VOID(kvtier::check_pointers(ids));
+    }
+    KVT_TRY(const kvtier::SequenceOptions wanted, sequence_options(options));
+    kvtier::PrefixMatch found;
+    KVT_TRY_VOID(give_handle(
+        kvtier::Sequence::create(space->object, wanted, {ids, static_cast<std::size_t>(count)}, &found), out));
+    give_match(found, match);
+    return {};
+  });
+}
+
+kvt_status kvt_sequence_open(kvt_space* space, const char* name, uint64_t id, int32_t writable, kvt_sequence** out) {
+  return kvtier::guarded([&]() -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(space, out));
+    *out = nullptr;
+    KVT_TRY_VOID(space->object->client().check_process());
+    if (name != nullptr && name[0] == '\0') return error_with(Code::kInvalid, "a name has 1 to %u bytes", kvtier::kNameBytesMax);
+    return give_handle(kvtier::Sequence::open(space->object, text_or_empty(name), id, writable != 0), out);
+  });
+}
+
+kvt_status kvt_sequence_fork(kvt_sequence* sequence, uint64_t tokens, const kvt_sequence_options* options,
+                             kvt_sequence** out) {
+  return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(out));
+    *out = nullptr;
+    KVT_TRY(const kvtier::SequenceOptions wanted, sequence_options(options));
+    return give_handle(object.fork(tokens, wanted), out);
+  });
+}
+
+kvt_status kvt_sequence_close(kvt_sequence* sequence) {
+  if (sequence == nullptr) return KVT_OK;
+  bool own = false;
+  const kvt_status status = kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) {
+    own = true;
+    return object.close();
+  });
+  if (own) delete sequence;
+  return status;
+}
+
+uint64_t kvt_sequence_id(const kvt_sequence* sequence) { return sequence != nullptr ? sequence->object->id() : 0; }
+
+uint64_t kvt_sequence_length(const kvt_sequence* sequence) {
+  if (sequence == nullptr || !sequence->object->space().client().check_process()) return 0;
+  return sequence->object->current_length();
+}
+
+kvt_status kvt_sequence_tokens(kvt_sequence* sequence, uint64_t first, uint64_t count, kvt_token* out) {
+  static_assert(sizeof(kvt_token) == sizeof(kvtier::TokenRecord));
+  return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
+    if (count == 0) return {};
+    KVT_TRY_VOID(kvtier::check_pointers(out));
+    return object.read_tokens(first, count, reinterpret_cast<kvtier::TokenRecord*>(out));
+  });
+}
+
+kvt_status kvt_sequence_append(kvt_sequence* sequence, const kvt_token* tokens, uint32_t count) {
+  return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(tokens));
+    return object.append({reinterpret_cast<const kvtier::TokenRecord*>(tokens), count});
+  });
+}
+
+kvt_status kvt_sequence_write(kvt_sequence* sequence, uint32_t layer, uint32_t first, uint32_t count, const kvt_rows* k,
+                              const kvt_rows* v) {
+  return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(k, v));
+    const auto rows = [](const kvt_rows& from) {
+      return kvtier::StridedRows{static_cast<const std::byte*>(from.data), from.head_stride, from.token_stride};
+    };
+    return object.write(layer, first, count, rows(*k), rows(*v));
+  });
+}
+
+kvt_status kvt_sequence_finish_piece(kvt_sequence* sequence) {
+  return kvtier::with_sequence(sequence, [](kvtier::Sequence& object) { return object.finish_piece(); });
+}
+
+kvt_status kvt_sequence_abort_piece(kvt_sequence* sequence) {
+  return kvtier::with_sequence(sequence, [](kvtier::Sequence& object) { return object.abort_piece(); });
+}
+
+kvt_status kvt_sequence_commit(kvt_sequence* sequence) {
+  return kvtier::with_sequence(sequence, [](kvtier::Sequence& object) { return object.commit(); });
+}
+
+kvt_status kvt_sequence_truncate(kvt_sequence* sequence, uint64_t tokens) {
+  return kvtier::with_sequence(sequence, [tokens](kvtier::Sequence& object) { return object.truncate(tokens); });
+}
+
+kvt_status kvt_sequence_read(kvt_sequence* sequence, uint32_t layer, uint64_t first, uint64_t count, void* k, void* v) {
+  return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
+    if (count == 0) return {};
+    KVT_TRY_VOID(kvtier::check_pointers(k, v));
+    return object.read(layer, first, count, static_cast<std::byte*>(k), static_cast<std::byte*>(v));
+  });
+}

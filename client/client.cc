@@ -1,0 +1,158 @@
+#include "client/client.h"
+
+#include <errno.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "base/log.h"
+#include "client/autostart.h"
+#include "client/ipc/paths.h"
+#include "client/last_error.h"
+#include "client/process.h"
+
+namespace kvtier {
+namespace {
+
+constexpr std::uint32_t kBackoffMsMin = 50;
+constexpr std::uint32_t kBackoffMsMax = 2000;
+// How long a call waits for a daemon that somebody else restarts.
+constexpr std::uint32_t kRestartMs = 1000;
+
+std::string program_name() {
+  return program_invocation_short_name != nullptr ? program_invocation_short_name : "client";
+}
+
+}  // namespace
+
+Client::Client(ClientOptions options)
+    : options_(std::move(options)), stamp_(process_stamp()) {}
+
+Client::~Client() = default;
+
+Result<std::shared_ptr<Client>> Client::open(ClientOptions options) {
+  if (options.socket_path.empty()) options.socket_path = default_socket_path();
+  if (options.name.empty()) options.name = program_name();
+  if (options.timeout_ms == 0) options.timeout_ms = 10'000;
+  std::shared_ptr<Client> client(new Client(std::move(options)));
+  const Deadline deadline = client->deadline();
+  auto connection = client->connect_once(deadline);
+  if (!connection && connection.error().code == Code::kNotFound) {
+    if (!client->options_.autostart)
+      return error_with(Code::kNotFound, "nobody listens at %s: run `kvtier start`, or allow autostart",
+                        client->options_.socket_path.c_str());
+    connection = client->start_and_connect(deadline);
+  }
+  if (!connection) return error(connection.error());
+  std::lock_guard<std::mutex> lock(client->mutex_);
+  client->connection_ = *std::move(connection);
+  return client;
+}
+
+Result<void> Client::check_process() noexcept {
+  if (process_stamp() == stamp_) return {};
+  // The child's copy of the socket would keep the parent's connection alive after the parent's death. No lock: the
+  // parent's threads may have held it at the fork, and the child has only this thread.
+  if (connection_ != nullptr) connection_->close_socket_in_child();
+  return error(Code::kFork, "opened before fork(): open a new client in the child");
+}
+
+Result<std::shared_ptr<Connection>> Client::connect_once(const Deadline& deadline) {
+  return Connection::open(options_.socket_path, options_.name, deadline);
+}
+
+Result<std::shared_ptr<Connection>> Client::start_and_connect(const Deadline& deadline) {
+  KVT_TRY(const std::string program, find_daemon(options_.daemon_path));
+  KVT_TRY(const pid_t pid, spawn_daemon(program, options_.socket_path));
+  KVT_LOG(kInfo, "started %s, pid %d", program.c_str(), static_cast<int>(pid));
+  // Where several clients start one at the same time, one daemon wins and the others end: go on for a while after the end of ours.
+  auto gone_since = Deadline::Clock::time_point::max();
+  while (!deadline.passed()) {
+    auto connection = connect_once(deadline);
+    if (connection || connection.error().code != Code::kNotFound) return connection;
+    const auto now = Deadline::Clock::now();
+    if (gone_since == Deadline::Clock::time_point::max()) {
+      if (::kill(pid, 0) != 0) gone_since = now;
+    } else if (now - gone_since > std::chrono::milliseconds(kRestartMs)) {
+      break;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  const std::string log = daemon_log_path(options_.socket_path);
+  return error_with(Code::kNotFound, "%s was started but does not answer at %s; the last line of %s: %s", program.c_str(),
+                    options_.socket_path.c_str(), log.c_str(), last_line_of(log).c_str());
+}
+
+Result<std::shared_ptr<Connection>> Client::connect(Patience patience) {
+  if (patience == Patience::kQuick) return connect_once(Deadline::after_ms(kQuickMs));
+  const Deadline deadline = this->deadline();
+  const Deadline restart = Deadline::after_ms(std::min(kRestartMs, options_.timeout_ms));
+  for (;;) {
+    auto connection = connect_once(deadline);
+    if (connection || connection.error().code != Code::kNotFound) return connection;
+    if (options_.autostart) return start_and_connect(deadline);
+    if (restart.passed()) return connection;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+}
+
+Result<std::shared_ptr<Connection>> Client::connection(Patience patience) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (closed_) return error(Code::kStale, "the client was closed");
+    if (!connection_->lost()) return connection_;
+  }
+  std::lock_guard<std::mutex> reconnecting(reconnect_mutex_);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (closed_) return error(Code::kStale, "the client was closed");
+    if (!connection_->lost()) return connection_;
+  }
+  if (Deadline::Clock::now() < next_try_[static_cast<int>(patience)])
+    return error(Code::kDaemonLost, "the daemon went away and does not answer yet");
+  auto fresh = connect(patience);
+  if (!fresh) {
+    describe_error(fresh.error());
+    backoff_ms_ = std::clamp(backoff_ms_ * 2, kBackoffMsMin, kBackoffMsMax);
+    const auto next = Deadline::Clock::now() + std::chrono::milliseconds(backoff_ms_);
+    next_try_[static_cast<int>(Patience::kQuick)] = next;
+    if (patience == Patience::kFull) next_try_[static_cast<int>(Patience::kFull)] = next;
+    return error(Code::kDaemonLost, "the daemon went away and cannot be reached");
+  }
+  backoff_ms_ = 0;
+  KVT_LOG(kInfo, "connected to the daemon again");
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (closed_) return error(Code::kStale, "the client was closed");
+    connection_ = *fresh;
+  }
+  return fresh;
+}
+
+std::shared_ptr<Connection> Client::current() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return connection_;
+}
+
+void Client::close() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  closed_ = true;
+  connection_.reset();
+}
+
+Result<std::string> Client::request(const std::string& text) {
+  KVT_TRY(Json body, parse_json(text));
+  if (!body.is_object()) return error(Code::kInvalid, "a request is a JSON object with an \"op\"");
+  KVT_TRY(const std::string op, json_string(body, "op", ""));
+  if (op.empty()) return error(Code::kInvalid, "a request is a JSON object with an \"op\"");
+  KVT_TRY(std::shared_ptr<Connection> connection, this->connection(Patience::kFull));
+  // Long ones (verify, export, warm) take as long as they take: their end is the daemon's answer or its death.
+  const bool is_long = op == "verify" || op == "repair" || op == "export" || op == "import" || op == "warm" || op == "gc" ||
+                       op == "rm";
+  KVT_TRY(ControlMessage reply, connection->call(std::move(body), {}, 0, is_long ? Deadline::never() : deadline()));
+  reply.body.erase("id");
+  return dump_json(reply.body);
+}
+
+}  // namespace kvtier

@@ -1,0 +1,70 @@
+// Client: a handle of the daemon that outlives the daemon's deaths.
+//
+// Holds the live Connection and makes a new one when the last was lost, starting the daemon where it may. Spaces and
+// sequences ask for the connection at every call and re-open themselves on a new one. Any thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "client/connection.h"
+
+namespace kvtier {
+
+struct ClientOptions {
+  std::string socket_path;
+  std::string daemon_path;
+  std::string name;
+  bool autostart = true;
+  std::uint32_t timeout_ms = 10'000;
+};
+
+// How long a call may take to get a lost connection back.
+enum class Patience {
+  kQuick,  // reading: at most kQuickMs, starts nothing
+  kFull,   // everything else: up to the timeout of the options, starts the daemon
+};
+inline constexpr std::uint32_t kQuickMs = 120;
+
+class Client {
+ public:
+  [[nodiscard]] static Result<std::shared_ptr<Client>> open(ClientOptions options);
+  ~Client();
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  // The live connection; a new one where the last was lost. After a failure the next tries fail at once for a while
+  // (back-off, 50 ms to 2 s). kDaemonLost, kStale after close.
+  [[nodiscard]] Result<std::shared_ptr<Connection>> connection(Patience patience);
+  // The connection as it is, maybe lost. Null after close.
+  [[nodiscard]] std::shared_ptr<Connection> current() const;
+  // Gives up the connection: everything opened through it answers kStale from now on.
+  void close();
+
+  // An admin request as JSON text; the reply's JSON text without id.
+  [[nodiscard]] Result<std::string> request(const std::string& json);
+
+  [[nodiscard]] Deadline deadline() const noexcept { return Deadline::after_ms(options_.timeout_ms); }
+  // kFork in a child of the process that opened it. Costs one load.
+  [[nodiscard]] Result<void> check_process() noexcept;
+
+ private:
+  explicit Client(ClientOptions options);
+  Result<std::shared_ptr<Connection>> connect(Patience patience);
+  Result<std::shared_ptr<Connection>> connect_once(const Deadline& deadline);
+  Result<std::shared_ptr<Connection>> start_and_connect(const Deadline& deadline);
+
+  const ClientOptions options_;
+  const std::uint64_t stamp_;
+  std::mutex reconnect_mutex_;   // held while a new connection is made
+  mutable std::mutex mutex_;
+  std::shared_ptr<Connection> connection_;  // guarded by mutex_
+  bool closed_ = false;                     // guarded by mutex_
+  std::uint32_t backoff_ms_ = 0;                // guarded by reconnect_mutex_
+  Deadline::Clock::time_point next_try_[2]{};   // guarded by reconnect_mutex_; by Patience
+};
+
+}  // namespace kvtier

@@ -1,0 +1,39 @@
+// Directory: a consistent copy of the mapped directory of one open sequence (shm_layout.h). One thread.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "client/ipc/shm_layout.h"
+#include "kernels/layout.h"
+
+namespace kvtier {
+
+class Directory {
+ public:
+  Directory() = default;
+  // Maps it. kProtocol where the memory is too small.
+  [[nodiscard]] static Result<Directory> map(int fd);
+
+  // Copies it anew if its version moved. True: something changed. kProtocol for one that contradicts itself.
+  [[nodiscard]] Result<bool> refresh();
+
+  [[nodiscard]] std::uint64_t tokens() const noexcept { return tokens_; }
+  // Ascending, without gaps, from token 0.
+  [[nodiscard]] std::span<const DirectoryEntry> segments() const noexcept { return entries_; }
+  // The segment that holds a token below tokens(): its number in segments().
+  [[nodiscard]] std::size_t segment_of(std::uint64_t token) const noexcept;
+
+ private:
+  Result<bool> copy();
+
+  Mapping memory_;
+  std::uint64_t version_ = 1;  // odd: never copied
+  std::uint64_t tokens_ = 0;
+  std::vector<DirectoryEntry> entries_;
+};
+
+}  // namespace kvtier
