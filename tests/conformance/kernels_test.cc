@@ -2,6 +2,7 @@
 // alignments, canaries around everything that is written.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -194,12 +195,12 @@ class Attend : public KernelConformance {
     for (std::uint32_t i = 0; i < args.queries; ++i) {
       const float wanted = lse_wanted[i * 2];
       if (std::isfinite(wanted)) {
-        ASSERT_NEAR(lse[i * 2], wanted, 2e-5f) << "query " << i;
+        ASSERT_NEAR(lse[i * 2], wanted, 2e-6f * std::max(10.0f, std::abs(wanted))) << "query " << i;
       } else {
         ASSERT_EQ(lse[i * 2], wanted);
       }
       for (std::uint32_t d = 0; d < args.v_dim; ++d)
-        ASSERT_NEAR(out[i * out_stride + d], out_wanted[i * out_stride + d], 2e-5f)
+        ASSERT_NEAR(out[i * out_stride + d], out_wanted[i * out_stride + d], 5e-5f)
             << dtype_name(keys.rows.dtype) << " dim " << args.dim << " query " << i << " [" << first << ", " << last << ")";
       ASSERT_TRUE(out.untouched((i * out_stride + args.v_dim) * sizeof(float), 3 * sizeof(float)));
       ASSERT_TRUE(lse.untouched((i * 2 + 1) * sizeof(float), sizeof(float)));
