@@ -60,6 +60,8 @@ struct SessionFds {
   int client_bell = -1;
 };
 
+struct EngineState;
+
 class Engine {
  public:
   // Makes arenas. Does not touch the disk yet.
@@ -90,6 +92,8 @@ class Engine {
   // Seals what must be, finishes writes in flight, then calls `done` from a later step(). New work is refused.
   void drain(std::function<void()> done);
   [[nodiscard]] bool stop_requested() const;  // an admin sent `stop`
+  // The tables (daemon/engine_state.h), for tests that look inside. Engine's thread.
+  [[nodiscard]] EngineState& state();
 
  private:
   Engine();

@@ -1,0 +1,354 @@
+#include "daemon/committer.h"
+
+#include <cinttypes>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "daemon/engine_state.h"
+#include "tiers/tail_log_format.h"
+
+namespace kvtier {
+
+namespace {
+
+// One commit: what the worker encodes and the disk writes.
+struct CommitJob {
+  SequenceId sequence;
+  std::shared_ptr<Tail> tail;
+  Space* space = nullptr;
+  TailLogHeader header;
+  bool new_file = false;
+  std::uint32_t half = 0;
+  std::uint32_t first = 0;  // tokens of the half that the log has
+  std::uint32_t count = 0;  // tokens of the half that it will have
+  std::uint64_t offset = 0;
+  std::uint64_t order = 0;
+  std::uint64_t records = 0;
+  AlignedBuffer bytes;
+  FileId file;
+  TailDone done;
+};
+
+TailLogHeader header_of(const Sequence& sequence, std::uint64_t generation) {
+  TailLogHeader header;
+  header.sequence = sequence.row.id;
+  header.space = sequence.row.space;
+  header.generation = generation;
+  header.base_token = sequence.tokens_sealed;
+  header.fingerprint = sequence.space->row.digest;
+  return header;
+}
+
+// Worker: records (and the file header of a new log) into one aligned buffer.
+void encode_commit(CommitJob& job) {
+  std::vector<std::byte> bytes;
+  if (job.new_file) bytes = encode_tail_log_header(job.header);
+  const std::uint32_t step = tail_record_tokens_max(job.space->row.geometry);
+  std::uint32_t first = job.first;
+  do {
+    TailRecordSource source;
+    source.header = &job.header;
+    source.geometry = &job.space->row.geometry;
+    source.layout = &job.tail->layout->plane;
+    source.tokens = reinterpret_cast<const TokenRecord*>(job.tail->tokens(job.half));
+    source.plane = job.tail->plane(job.half);
+    source.first = first;
+    source.count = std::min(step, job.count - first);
+    source.start_token = job.header.base_token + first;
+    source.order = job.order + job.records;
+    if (source.count == 0 && job.new_file) break;
+    const std::vector<std::byte> record = encode_tail_record(source);
+    bytes.insert(bytes.end(), record.begin(), record.end());
+    ++job.records;
+    first += source.count;
+  } while (first < job.count);
+  job.bytes = AlignedBuffer(bytes.size());
+  std::memcpy(job.bytes.data(), bytes.data(), bytes.size());
+}
+
+void finish(EngineState& engine, const std::shared_ptr<CommitJob>& job, Result<void> result) {
+  Sequence& sequence = *engine.sequences.all.at(job->sequence);
+  TailLog& log = sequence.log;
+  if (result) {
+    engine.metrics.commits += 1;
+    engine.metrics.commit_tokens += job->count - std::min(job->first, job->count);
+    engine.metrics.commit_bytes += job->bytes.size_bytes();
+    log.end_offset = job->offset + job->bytes.size_bytes();
+    log.next_order = job->order + job->records;
+    log.tokens = job->count;
+    log.half = job->half;
+    log.suspect = false;
+  } else {
+    log.suspect = true;
+    ++engine.metrics.commit_failures;
+    KVT_LOG(kWarn, "sequence %" PRIx64 ": commit failed: %s", job->sequence.value, result.error().message());
+  }
+  --sequence.busy;
+  if (job->done) job->done(result ? Result<TailResult>(TailResult{0, sequence.tokens()}) : error(result.error()));
+  work_finished(engine, sequence);
+}
+
+// A log that did not come to be: nothing names it.
+void abandon_file(EngineState& engine, CommitJob& job) {
+  if (job.file.value == 0) return;
+  engine.io->io().close(job.file);
+  static_cast<void>(engine.io->io().unlink(tail_log_path(job.sequence, job.header.generation)));
+}
+
+void remove_log_file(EngineState& engine, SequenceId sequence, TailLog& log) {
+  if (log.file.value != 0) engine.io->io().close(log.file);
+  if (log.generation != 0) static_cast<void>(engine.io->io().unlink(tail_log_path(sequence, log.generation)));
+  log.file = {};
+}
+
+// New generation: the row that names it must be durable before the commit is acknowledged.
+void publish_new_log(EngineState& engine, const std::shared_ptr<CommitJob>& job) {
+  Sequence& sequence = *engine.sequences.all.at(job->sequence);
+  const Result<void> synced =
+      KVT_FAULT("log.created") ? error(Code::kIo, "injected") : engine.io->io().sync_directory("logs");
+  if (!synced) {
+    abandon_file(engine, *job);
+    return finish(engine, job, synced);
+  }
+  const std::uint64_t before = sequence.row.log_generation;
+  sequence.row.log_generation = job->header.generation;
+  sequence.row.last_used_unix_ns = engine.wall_ns();
+  sequence.in_catalogue = true;
+  CatalogueBatch batch;
+  batch.put_sequence(sequence.row);
+  batch.put_number("next_log", engine.sequences.next_log);
+  batch.put_number("next_sequence", engine.sequences.reserved_until);
+  post_batch(engine, std::move(batch), true, [&engine, job, before](Result<void> result) {
+    Sequence& found = *engine.sequences.all.at(job->sequence);
+    if (!result) {
+      found.row.log_generation = before;  // the new file stays until a batch says which one is right
+      engine.io->io().close(job->file);
+      return finish(engine, job, result);
+    }
+    remove_log_file(engine, job->sequence, found.log);
+    found.log.generation = job->header.generation;
+    found.log.file = job->file;
+    finish(engine, job, {});
+  });
+}
+
+void sync_commit(EngineState& engine, const std::shared_ptr<CommitJob>& job, Result<void> written) {
+  if (written && KVT_FAULT("commit.appended")) written = error(Code::kIo, "injected");
+  if (!written) {
+    if (job->new_file) abandon_file(engine, *job);
+    return finish(engine, job, written);
+  }
+  IoRequest sync;
+  sync.op = IoOp::kSync;
+  sync.priority = IoPriority::kCommit;
+  sync.file = job->file;
+  sync.done = [&engine, job](Result<void> synced) {
+    if (synced && KVT_FAULT("commit.synced")) synced = error(Code::kIo, "injected");
+    if (synced && job->new_file) return publish_new_log(engine, job);
+    if (!synced && job->new_file) abandon_file(engine, *job);
+    finish(engine, job, synced);
+  };
+  engine.io->submit(std::move(sync));
+}
+
+void write_commit(EngineState& engine, const std::shared_ptr<CommitJob>& job) {
+  Sequence& sequence = *engine.sequences.all.at(job->sequence);
+  if (job->new_file) {
+    Result<FileId> file = engine.io->io().open(tail_log_path(job->sequence, job->header.generation),
+                                               {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
+    if (!file) return finish(engine, job, error(file.error()));
+    job->file = *file;
+  } else {
+    job->file = sequence.log.file;
+  }
+  IoRequest write;
+  write.op = IoOp::kWrite;
+  write.priority = IoPriority::kCommit;
+  write.file = job->file;
+  write.offset = job->offset;
+  write.pieces.push_back({job->bytes.data(), job->bytes.size_bytes()});
+  write.done = [&engine, job](Result<void> written) { sync_commit(engine, job, written); };
+  engine.io->submit(std::move(write));
+}
+
+std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence, std::uint32_t half, std::uint32_t first,
+                                    std::uint32_t count) {
+  auto job = std::make_shared<CommitJob>();
+  const TailLog& log = sequence.log;
+  job->sequence = sequence.row.id;
+  job->space = sequence.space;
+  job->half = half;
+  job->new_file = log.generation == 0 || log.suspect || log.file.value == 0;
+  job->first = job->new_file ? 0 : first;
+  job->count = count;
+  job->header = header_of(sequence, job->new_file ? engine.sequences.next_log++ : log.generation);
+  job->offset = job->new_file ? 0 : log.end_offset;
+  job->order = job->new_file ? 0 : log.next_order;
+  ++sequence.busy;
+  return job;
+}
+
+void run_commit(EngineState& engine, std::shared_ptr<CommitJob> job) {
+  run_on_worker(engine, [job] { encode_commit(*job); }, [&engine, job] { write_commit(engine, job); });
+}
+
+}  // namespace
+
+void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work) {
+  const auto refuse = [&](Code code, const char* text) {
+    if (work.done) work.done(error(code, text));
+    work_finished(engine, sequence);
+  };
+  const TailLog& log = sequence.log;
+  if (engine.read_only) return refuse(Code::kReadOnly, "the store takes no writes");
+  if (work.count < log.tokens || (log.tokens != 0 && work.half != log.half))
+    return refuse(Code::kInvalid, "a commit names fewer tokens than are committed");
+  const bool nothing_new = work.count == log.tokens && !log.suspect;
+  if (nothing_new && sequence.in_catalogue) {
+    if (work.done) work.done(TailResult{0, sequence.tokens()});
+    return work_finished(engine, sequence);
+  }
+  if (nothing_new) {
+    ++sequence.busy;
+    const SequenceId id = sequence.row.id;
+    TailDone done = work.done;
+    return post_sequence_row(engine, sequence, true, [&engine, id, done = std::move(done)](Result<void> result) {
+      Sequence& found = *engine.sequences.all.at(id);
+      --found.busy;
+      if (!result) found.in_catalogue = false;
+      if (done) done(result ? Result<TailResult>(TailResult{0, found.tokens()}) : error(result.error()));
+      work_finished(engine, found);
+    });
+  }
+  std::shared_ptr<CommitJob> job = make_job(engine, sequence, work.half, log.tokens, work.count);
+  job->tail = work.tail;
+  job->done = work.done;
+  run_commit(engine, std::move(job));
+}
+
+void drop_log(EngineState& engine, Sequence& sequence) {
+  remove_log_file(engine, sequence.row.id, sequence.log);
+  sequence.log = TailLog{};
+  sequence.log.loaded = true;
+}
+
+namespace {
+
+struct LogRead {
+  SequenceId sequence;
+  std::shared_ptr<Tail> tail;
+  FileId file;
+  AlignedBuffer bytes;
+  std::uint64_t file_bytes = 0;
+  TailLogHeader expected;
+  Result<TailReplay> replay = error(Code::kInternal);
+  MetaDone done;
+};
+
+void log_replayed(EngineState& engine, const std::shared_ptr<LogRead>& read) {
+  Sequence& sequence = *engine.sequences.all.at(read->sequence);
+  --sequence.busy;
+  if (!read->replay) {
+    KVT_LOG(kWarn, "sequence %" PRIx64 ": its tail log cannot be read (%s): the committed tail is lost",
+            read->sequence.value, read->replay.error().message());
+    ++engine.metrics.logs_torn;
+    ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kChecksum)];
+    engine.io->io().close(read->file);
+    sequence.log.suspect = true;
+    sequence.log.loaded = true;
+    return read->done({});
+  }
+  TailLog& log = sequence.log;
+  if (log.file.value != 0) engine.io->io().close(log.file);
+  log.file = read->file;
+  log.tokens = read->replay->tokens;
+  log.end_offset = read->replay->end_offset;
+  log.next_order = read->replay->next_order;
+  log.half = 0;
+  log.suspect = read->replay->torn;
+  log.loaded = true;
+  if (read->replay->torn) ++engine.metrics.logs_torn;
+  read->done({});
+}
+
+}  // namespace
+
+void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tail, MetaDone done) {
+  TailLog& log = sequence.log;
+  if (log.generation == 0) {
+    log.loaded = true;
+    return done({});
+  }
+  Io& io = engine.io->io();
+  auto read = std::make_shared<LogRead>();
+  const Result<FileId> file = io.open(tail_log_path(sequence.row.id, log.generation),
+                                      {.mode = OpenMode::kWrite, .direct = engine.options.direct_io});
+  if (!file && file.error().code == Code::kNotFound) {
+    KVT_LOG(kWarn, "sequence %" PRIx64 ": its tail log is gone: the committed tail is lost", sequence.row.id.value);
+    ++engine.metrics.logs_torn;
+    log.suspect = log.loaded = true;
+    return done({});
+  }
+  if (!file) return done(error(file.error()));
+  const Result<std::uint64_t> size = io.size_bytes(*file);
+  if (!size || *size > kTailLogRecordBytesMax + kTailLogHeaderBytes) {
+    io.close(*file);
+    return done(error(size ? Code::kTooLarge : size.error().code));
+  }
+  read->sequence = sequence.row.id;
+  read->tail = std::move(tail);
+  read->file = *file;
+  read->file_bytes = *size / kDiskAlign * kDiskAlign;
+  read->bytes = AlignedBuffer(std::max<std::uint64_t>(read->file_bytes, kDiskAlign));
+  read->expected = header_of(sequence, log.generation);
+  read->done = std::move(done);
+  ++sequence.busy;
+  IoRequest request;
+  request.op = IoOp::kRead;
+  request.priority = IoPriority::kDemand;
+  request.file = *file;
+  if (read->file_bytes != 0) request.pieces.push_back({read->bytes.data(), read->file_bytes});
+  Space* space = sequence.space;
+  const auto replay = [&engine, read, space](Result<void> result) {
+    if (!result) {
+      --engine.sequences.all.at(read->sequence)->busy;
+      engine.io->io().close(read->file);
+      return read->done(result);
+    }
+    run_on_worker(
+        engine,
+        [read, space] {
+          read->replay = replay_tail_log(read->bytes.span().first(static_cast<std::size_t>(read->file_bytes)),
+                                         read->expected, space->row.geometry, space->tail.plane,
+                                         reinterpret_cast<TokenRecord*>(read->tail->tokens(0)), read->tail->plane(0));
+        },
+        [&engine, read] { log_replayed(engine, read); });
+  };
+  if (read->file_bytes == 0) return replay({});
+  request.done = replay;
+  engine.io->submit(std::move(request));
+}
+
+void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, MetaDone done) {
+  if (sequence.log.generation == 0 || tokens >= sequence.log.tokens) return done({});
+  // A record without tokens that starts at the cut: replay drops what lies behind it.
+  TailWork work;
+  work.kind = TailWork::Kind::kOther;
+  const SequenceId id = sequence.row.id;
+  work.run = [&engine, id, tokens, done = std::move(done)] {
+    Sequence& found = *engine.sequences.all.at(id);
+    if (found.log.suspect || found.writer == nullptr) {
+      done(error(Code::kIo, "the tail log is damaged: seal first"));
+      return work_finished(engine, found);
+    }
+    std::shared_ptr<CommitJob> job = make_job(engine, found, found.log.half, tokens, tokens);
+    job->tail = found.writer->tail;
+    job->done = [done](Result<TailResult> result) { done(result ? Result<void>() : error(result.error())); };
+    run_commit(engine, std::move(job));
+  };
+  add_work(engine, sequence, std::move(work));
+}
+
+}  // namespace kvtier

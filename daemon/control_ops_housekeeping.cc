@@ -1,0 +1,139 @@
+// Requests about names and lifetimes: rename, pin, expire, rm; and stop.
+#include <algorithm>
+
+#include "daemon/control_ops.h"
+#include "daemon/engine_state.h"
+#include "daemon/wipe.h"
+
+namespace kvtier {
+
+namespace {
+
+Result<Sequence*> stored_target(EngineState& engine, const Json& body) {
+  KVT_TRY(Sequence * sequence, target_sequence(engine, body));
+  return sequence;
+}
+
+// Posts the row where the sequence is (or is to be) in the catalogue; on failure the row goes back.
+void store_row(EngineState& engine, Sequence& sequence, SequenceRow before, ControlDone done) {
+  if (sequence.is_private) return done(ControlReply{Json::object(), {}, {}});
+  const SequenceId id = sequence.row.id;
+  ++sequence.busy;
+  post_sequence_row(engine, sequence, true,
+                    [&engine, id, before = std::move(before), done = std::move(done)](Result<void> result) {
+                      Sequence& found = *engine.sequences.all.at(id);
+                      --found.busy;
+                      if (result) return done(ControlReply{Json::object(), {}, {}});
+                      if (found.row.name != before.name) {
+                        if (!found.row.name.empty()) engine.sequences.names.erase(found.row.name);
+                        if (!before.name.empty()) engine.sequences.names[before.name] = id;
+                      }
+                      found.row.name = before.name;
+                      found.row.pinned = before.pinned;
+                      found.row.expires_unix_s = before.expires_unix_s;
+                      done(error(result.error()));
+                    });
+}
+
+void op_rename(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Sequence*> target = stored_target(engine, request.body);
+  if (!target) return done(error(target.error()));
+  const Result<std::string> name = json_string(request.body, "name", "", kNameBytesMax);
+  if (!name) return done(error(name.error()));
+  Sequence& sequence = **target;
+  if (*name == sequence.row.name) return done(ControlReply{Json::object(), {}, {}});
+  if (!name->empty()) {
+    if (const Result<void> fine = check_name(*name); !fine) return done(error(fine.error()));
+    if (engine.sequences.names.count(*name) != 0)
+      return done(error(Code::kExists, "the name is taken: choose another, or attach to it"));
+  }
+  SequenceRow before = sequence.row;
+  if (!sequence.row.name.empty()) engine.sequences.names.erase(sequence.row.name);
+  sequence.row.name = *name;
+  if (!name->empty()) engine.sequences.names[*name] = sequence.row.id;
+  store_row(engine, sequence, std::move(before), std::move(done));
+}
+
+void op_pin(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Sequence*> target = stored_target(engine, request.body);
+  if (!target) return done(error(target.error()));
+  const Result<bool> pinned = json_bool(request.body, "pinned", true);
+  if (!pinned) return done(error(pinned.error()));
+  SequenceRow before = (*target)->row;
+  (*target)->row.pinned = *pinned;
+  store_row(engine, **target, std::move(before), std::move(done));
+}
+
+void op_expire(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Sequence*> target = stored_target(engine, request.body);
+  if (!target) return done(error(target.error()));
+  const Result<std::uint64_t> at = json_uint(request.body, "at_unix_s", 0);
+  if (!at) return done(error(at.error()));
+  SequenceRow before = (*target)->row;
+  (*target)->row.expires_unix_s = *at;
+  store_row(engine, **target, std::move(before), std::move(done));
+}
+
+// ---- rm ----
+
+// What only this sequence used, suffix first: goes at once instead of staying as a cache.
+std::uint64_t condemn_unused(EngineState& engine, const std::vector<SegmentId>& segments) {
+  std::uint64_t bytes = 0;
+  for (auto id = segments.rbegin(); id != segments.rend(); ++id) {
+    Segment* segment = find_segment(engine, *id);
+    if (segment == nullptr || segment->condemned || segment->referenced() || !segment->children.empty()) continue;
+    bytes += segment->state == SegmentState::kInMemory ? 0 : segment->row.file_bytes;
+    condemn_segment(engine, *segment);
+  }
+  return bytes;
+}
+
+void finish_rm(EngineState& engine, const std::vector<SegmentId>& segments, bool wipe, const ControlDone& done) {
+  const auto reply = [&engine, segments, done](Result<void> wiped) {
+    const std::uint64_t bytes = condemn_unused(engine, segments);
+    sweep_condemned(engine);
+    if (!wiped) return done(error(wiped.error()));
+    ControlReply reply;
+    reply.body["bytes_freed"] = bytes;
+    done(std::move(reply));
+  };
+  if (!wipe) return reply({});
+  std::vector<SegmentId> unused;
+  for (const SegmentId id : segments) {
+    const Segment* segment = find_segment(engine, id);
+    if (segment != nullptr && !segment->referenced()) unused.push_back(id);
+  }
+  wipe_segments(engine, std::move(unused), reply);
+}
+
+void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Sequence*> target = stored_target(engine, request.body);
+  if (!target) return done(error(target.error()));
+  const Result<bool> wipe = json_bool(request.body, "wipe", false);
+  if (!wipe) return done(error(wipe.error()));
+  Sequence& sequence = **target;
+  if (!sequence.open.empty() || sequence.working || sequence.writer_coming || sequence.busy != 0)
+    return done(error(Code::kBusy, "the sequence is in use: close it first"));
+  std::vector<SegmentId> segments;
+  for (const SequencePart& part : sequence.parts) segments.push_back(part.segment->row.id);
+  remove_sequence(engine, sequence, [&engine, segments, wipe = *wipe, done = std::move(done)](Result<void> removed) {
+    removed ? finish_rm(engine, segments, wipe, done) : done(error(removed.error()));
+  });
+}
+
+void op_stop(EngineState& engine, Session&, ControlRequest, ControlDone done) {
+  engine.stop_requested = true;
+  done(ControlReply{Json::object(), {}, {}});
+}
+
+}  // namespace
+
+std::span<const ControlOp> housekeeping_ops() {
+  static constexpr ControlOp kOps[] = {
+      {"rename", false, op_rename}, {"pin", false, op_pin},   {"expire", false, op_expire},
+      {"rm", false, op_rm},         {"stop", false, op_stop},
+  };
+  return kOps;
+}
+
+}  // namespace kvtier

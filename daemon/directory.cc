@@ -1,0 +1,99 @@
+#include "daemon/directory.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstring>
+
+#include "base/check.h"
+#include "daemon/engine_state.h"
+
+namespace kvtier {
+
+Result<Memfd> make_directory_memfd() {
+  return make_memfd("kvtier-directory", kDirectoryBytes, MemfdAccess::kReadOnly, false);
+}
+
+namespace {
+
+// Entries may be read by clients while they are written: word by word, so that no access is a data race.
+void store_words(std::byte* target, const void* source, std::size_t bytes) {
+  auto* words = reinterpret_cast<std::uint64_t*>(target);
+  for (std::size_t i = 0; i < bytes / 8; ++i) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, static_cast<const std::byte*>(source) + i * 8, 8);
+    std::atomic_ref<std::uint64_t>(words[i]).store(word, std::memory_order_relaxed);
+  }
+}
+
+// A segment that a directory names stays readable for the handle until it is closed, whatever happens to the sequence.
+void hold(OpenSequence& open, const SequencePart& part, std::uint32_t entry) {
+  OpenSequence::Held& held = open.held[part.segment->row.id.value];
+  if (held.segment == nullptr) {
+    held.segment = part.segment;
+    ++part.segment->handle_refs;
+  }
+  held.visible_tokens = std::max(held.visible_tokens, part.visible_tokens);
+  held.entry = entry;
+}
+
+void write_entry(std::byte* base, std::size_t index, const SequencePart& part) {
+  const DirectoryEntry entry{part.segment->row.id.value, part.first_token, part.visible_tokens,
+                             part.segment->row.tokens, part.segment->abstract_offset};
+  store_words(base + sizeof(DirectoryHeader) + index * sizeof(DirectoryEntry), &entry, sizeof(entry));
+}
+
+std::uint64_t begin_write(DirectoryHeader* header) {
+  const std::uint64_t version = header->version.load(std::memory_order_relaxed);
+  header->version.store(version + 1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_release);
+  return version + 2;
+}
+
+}  // namespace
+
+void publish_directory(EngineState& engine, OpenSequence& open) {
+  static_cast<void>(engine);
+  const Sequence& sequence = *open.sequence;
+  KVT_CHECK(sequence.parts.size() <= kSequenceSegmentsMax);
+  std::byte* base = open.directory.mapping.data();
+  auto* header = reinterpret_cast<DirectoryHeader*>(base);
+  const std::uint64_t version = begin_write(header);
+  struct Rest {
+    std::uint64_t tokens;
+    std::uint32_t segments;
+    std::uint16_t abstract_kind;
+    std::uint16_t unit_tokens;
+  } rest{sequence.tokens_sealed, static_cast<std::uint32_t>(sequence.parts.size()),
+         static_cast<std::uint16_t>(sequence.space->row.abstract_kind),
+         static_cast<std::uint16_t>(sequence.space->row.unit_tokens)};
+  static_assert(sizeof(Rest) == 16 && offsetof(DirectoryHeader, tokens) == 8);
+  store_words(base + 8, &rest, sizeof(rest));
+  for (auto& [id, held] : open.held) held.entry = UINT32_MAX;
+  for (std::size_t i = 0; i < sequence.parts.size(); ++i) {
+    hold(open, sequence.parts[i], static_cast<std::uint32_t>(i));
+    write_entry(base, i, sequence.parts[i]);
+  }
+  header->version.store(version, std::memory_order_release);
+}
+
+void publish_directories(EngineState& engine, Sequence& sequence) {
+  for (OpenSequence* open : sequence.open) publish_directory(engine, *open);
+}
+
+void publish_segment(EngineState& engine, const Segment& segment) {
+  for (auto& [id, session] : engine.sessions) {
+    for (auto& open : session->open) {
+      if (open == nullptr) continue;
+      const auto place = open->held.find(segment.row.id.value);
+      if (place == open->held.end() || place->second.entry == UINT32_MAX) continue;
+      std::byte* base = open->directory.mapping.data();
+      auto* header = reinterpret_cast<DirectoryHeader*>(base);
+      const std::uint64_t version = begin_write(header);
+      write_entry(base, place->second.entry, open->sequence->parts[place->second.entry]);
+      header->version.store(version, std::memory_order_release);
+    }
+  }
+}
+
+}  // namespace kvtier

@@ -1,0 +1,560 @@
+#include "daemon/fetcher.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "client/ipc/shared_copy.h"
+#include "daemon/engine_state.h"
+#include "daemon/ring_server.h"
+#include "tiers/codec.h"
+
+namespace kvtier {
+
+namespace {
+
+void set_status(FetchJob& job, std::uint32_t entry, Code code) {
+  job.entries[entry].status = static_cast<std::int16_t>(code);
+  job.segments[entry] = nullptr;
+}
+
+// Fills `segments` and `chunks` of the job from what the handle may name. What may not be is final at once.
+void resolve(FetchJob& job, OpenSequence& open) {
+  const Space& space = *open.sequence->space;
+  const Geometry& geometry = space.row.geometry;
+  std::uint64_t last = 0;
+  const OpenSequence::Held* held = nullptr;
+  for (std::uint32_t i = 0; i < job.entries.size(); ++i) {
+    FetchEntry& entry = job.entries[i];
+    entry.slot_offset = 0;
+    if (held == nullptr || entry.segment != last) {
+      const auto place = open.held.find(entry.segment);
+      held = place == open.held.end() ? nullptr : &place->second;
+      last = entry.segment;
+    }
+    const bool valid = held != nullptr && entry.layer < geometry.layers.size() &&
+                       entry.group < geometry.groups(entry.layer) &&
+                       std::uint64_t{entry.chunk} * geometry.chunk_tokens < held->visible_tokens;
+    if (!valid) {
+      set_status(job, i, Code::kInvalid);
+      continue;
+    }
+    prepare_residency(*held->segment);
+    job.segments[i] = held->segment;
+    job.chunks[i] = held->segment->layout->chunk_index(entry.layer, entry.chunk, entry.group);
+  }
+}
+
+std::uint64_t chunk_slot_bytes(const FetchJob& job, std::uint32_t entry) {
+  return job.segments[entry]->space->row.geometry.slot_bytes(job.entries[entry].layer);
+}
+
+// Leases a resident chunk for an entry whose bytes are charged already.
+void give_slot(EngineState& engine, Session* session, FetchJob& job, std::uint32_t entry, SlotId slot) {
+  Segment& segment = *job.segments[entry];
+  if (job.leases && session != nullptr) {
+    if (job.lease == 0) job.lease = session->leases.begin();
+    session->leases.add(job.lease, *engine.arena, slot, &segment.leases);
+    job.entries[entry].slot_offset = engine.arena->offset(slot);
+    engine.metrics.leased_bytes += engine.arena->slot_bytes(slot);
+  }
+  ++job.ok;
+  set_status(job, entry, Code::kOk);
+}
+
+// False where the session's leases are at their limit; the entry is final then.
+bool charge(EngineState& engine, Session* session, FetchJob& job, std::uint32_t entry) {
+  if (!job.leases || session == nullptr) return true;
+  const std::uint64_t bytes = chunk_slot_bytes(job, entry);
+  if (bytes > engine.options.leased_bytes_per_client_max ||
+      session->leased_bytes > engine.options.leased_bytes_per_client_max - bytes) {
+    job.full = true;
+    ++engine.metrics.chunk_full;
+    set_status(job, entry, Code::kFull);
+    return false;
+  }
+  session->leased_bytes += bytes;
+  return true;
+}
+
+void uncharge(EngineState& engine, Session* session, const FetchJob& job, std::uint32_t entry) {
+  static_cast<void>(engine);
+  if (job.leases && session != nullptr) session->leased_bytes -= chunk_slot_bytes(job, entry);
+}
+
+void release_job(EngineState& engine, std::unique_ptr<FetchJob> job) {
+  constexpr std::size_t kSpareMax = 64;
+  if (engine.fetch.spare.size() < kSpareMax) engine.fetch.spare.push_back(std::move(job));
+}
+
+// The client's argument area: only slot_offset and status of each entry change.
+void write_back(Session& session, const FetchJob& job) {
+  std::byte* arguments = session.layout()->arguments + job.argument_offset;
+  for (std::size_t i = 0; i < job.entries.size(); ++i) {
+    std::byte* target = arguments + i * sizeof(FetchEntry);
+    const FetchEntry& entry = job.entries[i];
+    copy_to_shared(target + offsetof(FetchEntry, slot_offset), &entry.slot_offset,
+                   sizeof(FetchEntry) - offsetof(FetchEntry, slot_offset));
+  }
+}
+
+void finish_job(EngineState& engine, std::unique_ptr<FetchJob> job, Code code) {
+  if (job->done) {
+    job->done(*job);
+    return release_job(engine, std::move(job));
+  }
+  Session* session = find_session(engine, job->session);
+  if (session != nullptr) {
+    if (job->leases) write_back(*session, *job);
+    if (job->lease != 0) ++engine.metrics.leases_given;
+    Completion completion{};
+    completion.user_data = job->user_data;
+    completion.status = static_cast<std::int32_t>(code);
+    completion.count = job->ok;
+    completion.value0 = job->lease;
+    completion.bytes_disk = job->bytes_disk;
+    complete(engine, job->session, completion);
+  }
+  release_job(engine, std::move(job));
+}
+
+void finish_waiting_job(EngineState& engine, std::uint64_t id) {
+  const auto place = engine.fetch.jobs.find(id);
+  std::unique_ptr<FetchJob> job = std::move(place->second);
+  engine.fetch.jobs.erase(place);
+  const Code code = job->full ? Code::kFull : Code::kOk;
+  finish_job(engine, std::move(job), code);
+}
+
+// One entry of a waiting job has its status.
+void entry_done(EngineState& engine, FetchJob& job) {
+  if (--job.remaining == 0) finish_waiting_job(engine, job.id);
+}
+
+void fill_failed(EngineState& engine, Fill& fill, Code code) {
+  for (const Fill::Waiter& waiter : fill.waiters) {
+    const auto place = engine.fetch.jobs.find(waiter.job);
+    if (place == engine.fetch.jobs.end()) continue;
+    FetchJob& job = *place->second;
+    uncharge(engine, find_session(engine, job.session), job, waiter.entry);
+    set_status(job, waiter.entry, code);
+    entry_done(engine, job);
+  }
+}
+
+void fill_ready(EngineState& engine, Fill& fill) {
+  engine.arena->set_ready(fill.slot);
+  set_resident(*fill.segment, fill.chunk, fill.slot, engine.arena->slot_bytes(fill.slot));
+  ++engine.metrics.chunk_fills;
+  // Leases first: a completion may make room for others only after all of this chunk's readers have it.
+  for (const Fill::Waiter& waiter : fill.waiters) {
+    const auto place = engine.fetch.jobs.find(waiter.job);
+    if (place == engine.fetch.jobs.end()) continue;
+    FetchJob& job = *place->second;
+    job.bytes_disk += fill.read_bytes;
+    give_slot(engine, find_session(engine, job.session), job, waiter.entry, fill.slot);
+  }
+  for (const Fill::Waiter& waiter : fill.waiters) {
+    const auto place = engine.fetch.jobs.find(waiter.job);
+    if (place != engine.fetch.jobs.end()) entry_done(engine, *place->second);
+  }
+}
+
+void end_fill(EngineState& engine, ChunkKey key, Code code) {
+  const auto place = engine.fetch.fills.find(key);
+  KVT_CHECK(place != engine.fetch.fills.end());
+  const std::unique_ptr<Fill> fill = std::move(place->second);
+  engine.fetch.fills.erase(place);
+  --fill->segment->busy;
+  if (code == Code::kOk) {
+    fill_ready(engine, *fill);
+  } else {
+    engine.arena->free(fill->slot);
+    fill_failed(engine, *fill, code);
+  }
+}
+
+void chunk_is_bad(EngineState& engine, Segment& segment, std::uint32_t chunk) {
+  if (std::find(segment.bad_chunks.begin(), segment.bad_chunks.end(), chunk) == segment.bad_chunks.end()) {
+    segment.bad_chunks.push_back(chunk);
+    ++engine.metrics.chunks_bad;
+    const PlaneLayout::ChunkPlace place = segment.layout->place_of(chunk);
+    KVT_LOG(kWarn, "segment %" PRIx64 ": chunk %u of layer %u, head group %u fails its checksum",
+            segment.row.id.value, place.chunk, place.layer, place.group);
+  }
+  mark_bad(engine, segment, "a chunk");
+}
+
+// A chunk that is not raw: decoded by a worker into its slot.
+void decode_fill(EngineState& engine, ChunkKey key, Fill& fill) {
+  const ChunkEntry entry = fill.segment->meta->entries[fill.chunk];
+  const std::uint32_t layer = fill.segment->layout->place_of(fill.chunk).layer;
+  const Geometry& geometry = fill.segment->space->row.geometry;
+  struct Work {
+    AlignedBuffer stored;
+    AlignedBuffer raw;
+    Result<void> result;
+  };
+  auto work = std::make_shared<Work>();
+  work->stored = std::move(fill.staging);
+  const std::uint64_t bytes = geometry.chunk_bytes(layer);
+  const std::uint32_t element = dtype_bytes(geometry.layers[layer].dtype);
+  work->raw = AlignedBuffer(bytes);
+  run_on_worker(
+      engine,
+      [work, entry, element, bytes] {
+        work->result = decode_chunk(entry.codec, work->stored.span().first(entry.stored_bytes), element,
+                                    work->raw.span().first(static_cast<std::size_t>(bytes)));
+      },
+      [&engine, work, key, bytes] {
+        Fill& found = *engine.fetch.fills.at(key);
+        if (work->result) {
+          std::byte* target = engine.arena->data(found.slot);
+          std::memcpy(target, work->raw.data(), static_cast<std::size_t>(bytes));
+          std::memset(target + bytes, 0, static_cast<std::size_t>(engine.arena->slot_bytes(found.slot) - bytes));
+        } else {
+          chunk_is_bad(engine, *found.segment, found.chunk);
+        }
+        end_fill(engine, key, work->result ? Code::kOk : Code::kMiss);
+      });
+}
+
+// The bytes of one chunk have come: checked before anybody may see them.
+void chunk_read(EngineState& engine, ChunkKey key, bool ok) {
+  Fill& fill = *engine.fetch.fills.at(key);
+  if (!ok) return end_fill(engine, key, Code::kIo);
+  Segment& segment = *fill.segment;
+  const LoadedMeta& meta = *segment.meta;
+  const bool raw = meta.entries.empty() || meta.entries[fill.chunk].codec == CodecId::kRaw;
+  const std::uint32_t layer = segment.layout->place_of(fill.chunk).layer;
+  const std::uint64_t stored = meta.entries.empty() ? segment.space->row.geometry.chunk_bytes(layer)
+                                                    : meta.entries[fill.chunk].stored_bytes;
+  const std::byte* bytes = raw ? engine.arena->data(fill.slot) : fill.staging.data();
+  const std::uint64_t checksum =
+      chunk_checksum(segment.row.id, fill.chunk, {bytes, static_cast<std::size_t>(stored)});
+  if (checksum != meta.checksums[fill.chunk]) {
+    chunk_is_bad(engine, segment, fill.chunk);
+    return end_fill(engine, key, Code::kMiss);
+  }
+  raw ? end_fill(engine, key, Code::kOk) : decode_fill(engine, key, fill);
+}
+
+// A merged read and the fills that it serves, in file order.
+struct FillRead {
+  std::vector<ChunkKey> keys;
+  std::shared_ptr<const LoadedMeta> meta;  // keeps the checksums while the read is under way
+};
+
+void submit_read(EngineState& engine, Segment& segment, IoPriority priority, const std::vector<Fill*>& fills,
+                 std::size_t begin, std::size_t end) {
+  auto read = std::make_shared<FillRead>();
+  read->meta = segment.meta;
+  IoRequest request;
+  request.op = IoOp::kRead;
+  request.priority = priority;
+  request.offset = fills[begin]->file_offset;
+  for (std::size_t i = begin; i < end; ++i) {
+    Fill& fill = *fills[i];
+    read->keys.push_back({segment.row.id.value, fill.chunk});
+    std::byte* target = fill.staging.data() != nullptr ? fill.staging.data() : engine.arena->data(fill.slot);
+    if (!request.pieces.empty() && request.pieces.back().data + request.pieces.back().size_bytes == target)
+      request.pieces.back().size_bytes += fill.read_bytes;
+    else
+      request.pieces.push_back({target, fill.read_bytes});
+    engine.metrics.fill_bytes += fill.read_bytes;
+  }
+  ++engine.metrics.reads_planned;
+  const Result<FileId> file = begin_file_use(engine, segment);
+  if (!file) {
+    for (const ChunkKey key : read->keys) end_fill(engine, key, file.error().code == Code::kIo ? Code::kIo : Code::kMiss);
+    return;
+  }
+  request.file = *file;
+  Segment* target = &segment;  // busy by its fills
+  request.done = [&engine, read, target](Result<void> result) {
+    end_file_use(engine, *target);
+    // The table's bound may have dropped the checksums meanwhile: the read kept them.
+    if (target->meta == nullptr) keep_meta(engine, *target, read->meta);
+    ++target->busy;
+    for (const ChunkKey key : read->keys) {
+      if (target->meta == nullptr) keep_meta(engine, *target, read->meta);
+      chunk_read(engine, key, result.has_value());
+    }
+    --target->busy;
+  };
+  engine.io->submit(std::move(request));
+}
+
+void submit_fills(EngineState& engine, Segment& segment, IoPriority priority, std::vector<Fill*> fills) {
+  std::sort(fills.begin(), fills.end(), [](const Fill* a, const Fill* b) { return a->file_offset < b->file_offset; });
+  std::size_t begin = 0;
+  while (begin < fills.size()) {
+    std::size_t end = begin + 1;
+    std::uint64_t bytes = fills[begin]->read_bytes;
+    while (end < fills.size() && end - begin < kIoVecsMax &&
+           fills[end]->file_offset == fills[end - 1]->file_offset + fills[end - 1]->read_bytes &&
+           bytes + fills[end]->read_bytes <= kReadBytesMax) {
+      bytes += fills[end]->read_bytes;
+      ++end;
+    }
+    submit_read(engine, segment, priority, fills, begin, end);
+    begin = end;
+  }
+}
+
+// Decides about one entry that was missing: resident by now, on its way, or a new fill.
+Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint32_t index, SlotId near) {
+  Segment& segment = *job.segments[index];
+  const std::uint32_t chunk = job.chunks[index];
+  const auto final_status = [&](Code code) {
+    uncharge(engine, session, job, index);
+    set_status(job, index, code);
+    --job.remaining;
+    return nullptr;
+  };
+  if (segment.slots[chunk].valid()) {
+    give_slot(engine, session, job, index, segment.slots[chunk]);
+    --job.remaining;
+    return nullptr;
+  }
+  const ChunkKey key{segment.row.id.value, chunk};
+  if (const auto place = engine.fetch.fills.find(key); place != engine.fetch.fills.end()) {
+    place->second->waiters.push_back({job.id, index});
+    ++engine.metrics.chunk_fill_joins;
+    return nullptr;
+  }
+  if (segment.meta == nullptr || segment.state != SegmentState::kOnDisk) {
+    ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kEvicted)];
+    return final_status(Code::kMiss);
+  }
+  if (std::find(segment.bad_chunks.begin(), segment.bad_chunks.end(), chunk) != segment.bad_chunks.end()) {
+    ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kChecksum)];
+    return final_status(Code::kMiss);
+  }
+  const std::uint64_t slot_bytes = segment.space->row.geometry.slot_bytes(job.entries[index].layer);
+  const Result<SlotId> slot = engine.arena->allocate(slot_bytes, {segment.row.id.value, chunk}, near);
+  if (!slot) {
+    ++engine.metrics.chunk_full;
+    job.full = true;
+    return final_status(Code::kFull);
+  }
+  auto fill = std::make_unique<Fill>();
+  fill->segment = &segment;
+  ++segment.busy;
+  fill->chunk = chunk;
+  fill->slot = *slot;
+  fill->waiters.push_back({job.id, index});
+  const LoadedMeta& meta = *segment.meta;
+  if (meta.entries.empty()) {
+    const PlaneLayout::ChunkPlace place = segment.layout->place_of(chunk);
+    fill->file_offset = meta.first_offset + segment.layout->chunk_offset(place.layer, place.chunk, place.group);
+    fill->read_bytes = slot_bytes;
+  } else {
+    const ChunkEntry& entry = meta.entries[chunk];
+    fill->file_offset = entry.offset;
+    fill->read_bytes = align_up<std::uint64_t>(entry.stored_bytes, kDiskAlign);
+    if (entry.codec != CodecId::kRaw) fill->staging = AlignedBuffer(fill->read_bytes);
+  }
+  Fill* made = fill.get();
+  engine.fetch.fills.emplace(key, std::move(fill));
+  return made;
+}
+
+// Plans the missing entries [begin, end) of `job.missing`, which are of one segment whose metadata was asked for.
+void plan_segment(EngineState& engine, std::uint64_t job_id, std::size_t begin, std::size_t end) {
+  FetchJob& job = *engine.fetch.jobs.at(job_id);
+  Session* session = find_session(engine, job.session);
+  Segment& segment = *job.segments[job.missing[begin]];
+  prepare_residency(segment);
+  std::vector<Fill*> fills;
+  SlotId near;
+  const IoPriority priority = job.priority;
+  for (std::size_t i = begin; i < end; ++i) {
+    Fill* fill = plan_entry(engine, session, job, job.missing[i], near);
+    if (fill == nullptr) continue;
+    near = fill->slot;
+    fills.push_back(fill);
+  }
+  if (!fills.empty()) submit_fills(engine, segment, priority, std::move(fills));
+}
+
+// Metadata of the missing entries' segments, segment by segment, then their plans. Holds one count of `remaining`
+// itself, so that the job lives until all of it is planned.
+void plan_job(EngineState& engine, FetchJob& job) {
+  std::sort(job.missing.begin(), job.missing.end(), [&job](std::uint32_t a, std::uint32_t b) {
+    const std::uint64_t left = job.segments[a]->row.id.value, right = job.segments[b]->row.id.value;
+    return left != right ? left < right : job.chunks[a] < job.chunks[b];
+  });
+  const std::uint64_t id = job.id;
+  const IoPriority priority = job.priority;
+  std::vector<std::pair<Segment*, std::pair<std::size_t, std::size_t>>> runs;
+  for (std::size_t begin = 0; begin < job.missing.size();) {
+    Segment* segment = job.segments[job.missing[begin]];
+    std::size_t end = begin;
+    while (end < job.missing.size() && job.segments[job.missing[end]] == segment) ++end;
+    runs.push_back({segment, {begin, end}});
+    ++segment->busy;
+    begin = end;
+  }
+  job.remaining = static_cast<std::uint32_t>(job.missing.size() + runs.size());
+  for (const auto& [segment, range] : runs) {
+    Segment* target = segment;
+    load_meta(engine, *target, priority, [&engine, id, target, range](Result<void>) {
+      if (engine.fetch.jobs.count(id) != 0) plan_segment(engine, id, range.first, range.second);
+      --target->busy;
+      const auto still = engine.fetch.jobs.find(id);
+      if (still != engine.fetch.jobs.end()) entry_done(engine, *still->second);
+    });
+  }
+}
+
+// Leases what is resident; the rest goes to `missing`.
+void take_hits(EngineState& engine, Session* session, FetchJob& job) {
+  for (std::uint32_t i = 0; i < job.entries.size(); ++i) {
+    if (job.segments[i] == nullptr) {
+      ++engine.metrics.chunk_invalid;
+      continue;
+    }
+    if (!charge(engine, session, job, i)) continue;
+    const SlotId slot = job.segments[i]->slots[job.chunks[i]];
+    if (!slot.valid()) {
+      job.missing.push_back(i);
+      continue;
+    }
+    engine.arena->touch(slot);
+    ++engine.metrics.chunk_hits;
+    give_slot(engine, session, job, i, slot);
+  }
+}
+
+void run_job(EngineState& engine, Session* session, std::unique_ptr<FetchJob> job) {
+  take_hits(engine, session, *job);
+  if (job->missing.empty()) {
+    const Code code = job->full ? Code::kFull : Code::kOk;
+    return finish_job(engine, std::move(job), code);
+  }
+  FetchJob& waiting = *job;
+  engine.fetch.jobs.emplace(waiting.id, std::move(job));
+  plan_job(engine, waiting);
+}
+
+}  // namespace
+
+std::unique_ptr<FetchJob> take_job(EngineState& engine) {
+  std::unique_ptr<FetchJob> job;
+  if (engine.fetch.spare.empty()) {
+    job = std::make_unique<FetchJob>();
+  } else {
+    job = std::move(engine.fetch.spare.back());
+    engine.fetch.spare.pop_back();
+    job->entries.clear();
+    job->segments.clear();
+    job->chunks.clear();
+    job->missing.clear();
+    job->remaining = job->ok = 0;
+    job->full = false;
+    job->leases = true;
+    job->lease = job->bytes_disk = 0;
+    job->session = {};
+    job->done = nullptr;
+  }
+  job->id = engine.fetch.next_job++;
+  return job;
+}
+
+void start_fetch(EngineState& engine, Session& session, OpenSequence& open, std::unique_ptr<FetchJob> job) {
+  ++(job->leases ? engine.metrics.fetches : engine.metrics.prefetches);
+  engine.metrics.fetch_entries += job->entries.size();
+  job->session = session.id;
+  job->segments.assign(job->entries.size(), nullptr);
+  job->chunks.assign(job->entries.size(), 0);
+  resolve(*job, open);
+  run_job(engine, &session, std::move(job));
+}
+
+void start_inner_fetch(EngineState& engine, Segment& segment, const std::vector<std::uint32_t>& chunks,
+                       IoPriority priority, std::function<void(const FetchJob&)> done) {
+  std::unique_ptr<FetchJob> job = take_job(engine);
+  job->leases = false;
+  job->priority = priority;
+  job->done = std::move(done);
+  prepare_residency(segment);
+  for (const std::uint32_t chunk : chunks) {
+    const PlaneLayout::ChunkPlace place = segment.layout->place_of(chunk);
+    FetchEntry entry{};
+    entry.segment = segment.row.id.value;
+    entry.layer = static_cast<std::uint16_t>(place.layer);
+    entry.chunk = static_cast<std::uint16_t>(place.chunk);
+    entry.group = static_cast<std::uint16_t>(place.group);
+    job->entries.push_back(entry);
+    job->segments.push_back(&segment);
+    job->chunks.push_back(chunk);
+  }
+  run_job(engine, nullptr, std::move(job));
+}
+
+void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* entries, std::uint32_t count) {
+  const Geometry& geometry = open.sequence->space->row.geometry;
+  engine.metrics.touches += count;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const FetchEntry& entry = entries[i];
+    const auto place = open.held.find(entry.segment);
+    if (place == open.held.end() || entry.layer >= geometry.layers.size() ||
+        entry.group >= geometry.groups(entry.layer) ||
+        std::uint64_t{entry.chunk} * geometry.chunk_tokens >= place->second.visible_tokens)
+      continue;
+    const Segment& segment = *place->second.segment;
+    if (segment.layout == nullptr) continue;
+    const SlotId slot = segment.slots[segment.layout->chunk_index(entry.layer, entry.chunk, entry.group)];
+    if (slot.valid()) engine.arena->touch(slot);
+  }
+}
+
+namespace {
+
+// Gives back what the job was charged for entries that have not ended, and forgets it. Its fills go on.
+std::unique_ptr<FetchJob> withdraw(EngineState& engine, std::uint64_t id) {
+  const auto place = engine.fetch.jobs.find(id);
+  std::unique_ptr<FetchJob> job = std::move(place->second);
+  engine.fetch.jobs.erase(place);
+  Session* session = find_session(engine, job->session);
+  for (const std::uint32_t entry : job->missing) {
+    if (job->segments[entry] == nullptr) continue;
+    uncharge(engine, session, *job, entry);
+    set_status(*job, entry, Code::kCancelled);
+  }
+  return job;
+}
+
+}  // namespace
+
+bool cancel_fetch(EngineState& engine, Session& session, std::uint64_t user_data) {
+  for (auto& [id, job] : engine.fetch.jobs) {
+    if (job->session != session.id || job->user_data != user_data || job->done) continue;
+    std::unique_ptr<FetchJob> cancelled = withdraw(engine, id);
+    if (cancelled->lease != 0) {
+      std::uint64_t bytes = 0;
+      if (session.leases.end(cancelled->lease, *engine.arena, &bytes)) session.leased_bytes -= bytes;
+      engine.metrics.leased_bytes -= bytes;
+      cancelled->lease = 0;
+      cancelled->ok = 0;
+      for (FetchEntry& entry : cancelled->entries) entry.status = static_cast<std::int16_t>(Code::kCancelled);
+    }
+    ++engine.metrics.cancelled;
+    finish_job(engine, std::move(cancelled), Code::kCancelled);
+    return true;
+  }
+  return false;
+}
+
+void forget_session_jobs(EngineState& engine, Session& session) {
+  std::vector<std::uint64_t> ids;
+  for (const auto& [id, job] : engine.fetch.jobs) {
+    if (job->session == session.id) ids.push_back(id);
+  }
+  for (const std::uint64_t id : ids) release_job(engine, withdraw(engine, id));
+}
+
+}  // namespace kvtier

@@ -1,0 +1,38 @@
+// Leases of one session: which slots it may read, until it says so or goes away. Ids are generation and place, so that an
+// old id never ends a newer lease. No allocation once the table has grown to what the client keeps open. Engine's thread.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "tiers/host_arena.h"
+
+namespace kvtier {
+
+class LeaseTable {
+ public:
+  // A new empty lease; never 0.
+  [[nodiscard]] std::uint64_t begin();
+  // Leases a ready slot in the arena, and counts it in `*counter` (its segment's) until the lease ends.
+  void add(std::uint64_t id, HostArena& arena, SlotId slot, std::uint32_t* counter);
+  // Gives all slots of a lease back; false where there is no such lease. `*bytes`: what it held.
+  [[nodiscard]] bool end(std::uint64_t id, HostArena& arena, std::uint64_t* bytes);
+  // Ends every lease; the number of them. `*bytes`: what they held.
+  std::uint64_t end_all(HostArena& arena, std::uint64_t* bytes);
+  [[nodiscard]] std::size_t live() const noexcept { return leases_.size() - free_.size(); }
+
+ private:
+  struct Lease {
+    std::uint32_t generation = 1;
+    bool live = false;
+    std::uint64_t bytes = 0;
+    std::vector<std::pair<SlotId, std::uint32_t*>> slots;
+  };
+  [[nodiscard]] Lease* find(std::uint64_t id);
+
+  std::vector<Lease> leases_;
+  std::vector<std::uint32_t> free_;
+};
+
+}  // namespace kvtier

@@ -1,0 +1,208 @@
+#include "daemon/matcher.h"
+
+#include <algorithm>
+
+#include "daemon/engine_state.h"
+
+namespace kvtier {
+
+const char* match_end_name(MatchEnd end) noexcept {
+  switch (end) {
+    case MatchEnd::kAll: return "all";
+    case MatchEnd::kDiffers: return "differs";
+    case MatchEnd::kEnd: return "end";
+    case MatchEnd::kNothing: return "nothing";
+  }
+  return "nothing";
+}
+
+namespace {
+
+constexpr std::size_t kCandidatesMax = 32;
+
+// One match under way. Segments in it are busy until it ends.
+struct Walk {
+  Space* space = nullptr;
+  std::vector<std::uint32_t> ids;
+  std::vector<PartSpec> parts;
+  std::uint64_t matched = 0;           // tokens of `ids`
+  bool has_stored_token = false;
+  std::uint32_t stored_token = 0;
+  std::vector<Segment*> held;
+  MatchDone done;
+};
+using WalkRef = std::shared_ptr<Walk>;
+
+void hold(Walk& walk, Segment& segment) {
+  ++segment.busy;
+  walk.held.push_back(&segment);
+}
+
+bool usable(const Segment& segment) {
+  return segment.state == SegmentState::kOnDisk && !segment.row.bad && !segment.condemned;
+}
+
+void count(EngineState& engine, const Walk& walk, const MatchResult& result) {
+  ++engine.metrics.matches;
+  engine.metrics.match_tokens_asked += walk.ids.size();
+  engine.metrics.match_tokens_found += result.tokens;
+  if (result.end == MatchEnd::kDiffers) ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kDiffers)];
+  if (result.end == MatchEnd::kNothing || result.end == MatchEnd::kEnd)
+    ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kNoMatch)];
+}
+
+void finish(EngineState& engine, const WalkRef& walk, Result<void> failure) {
+  MatchResult result;
+  result.tokens = walk->matched;
+  result.parts = walk->parts;
+  for (const PartSpec& part : walk->parts) {
+    if (usable(*part.segment)) continue;
+    result.parts.clear();  // it went away while we looked
+    result.tokens = 0;
+  }
+  result.has_stored_token = walk->has_stored_token && result.tokens == walk->matched;
+  result.stored_token = walk->stored_token;
+  if (result.tokens == walk->ids.size())
+    result.end = MatchEnd::kAll;
+  else if (result.tokens == 0)
+    result.end = MatchEnd::kNothing;
+  else
+    result.end = result.has_stored_token ? MatchEnd::kDiffers : MatchEnd::kEnd;
+  if (failure) count(engine, *walk, result);
+  if (failure)
+    walk->done(std::move(result));
+  else
+    walk->done(error(failure.error()));
+  for (Segment* segment : walk->held) {
+    segment->row.last_used_unix_ns = engine.wall_ns();
+    --segment->busy;
+  }
+}
+
+// How many tokens of the segment, from its first, equal the ids at its place.
+std::uint32_t equal_tokens(const Walk& walk, const Segment& segment) {
+  const std::vector<TokenRecord>& tokens = segment.meta->tokens;
+  const std::uint64_t start = segment.row.start_token;
+  std::uint32_t equal = 0;
+  while (equal < tokens.size() && start + equal < walk.ids.size() && tokens[equal].id == walk.ids[start + equal]) ++equal;
+  return equal;
+}
+
+void extend_into_children(EngineState& engine, const WalkRef& walk);
+
+// What is stored where the match ends, for the caller's diagnosis.
+void note_stored(Walk& walk, const Segment& segment, std::uint32_t equal) {
+  if (equal >= segment.meta->tokens.size() || segment.row.start_token + equal != walk.matched) return;
+  if (walk.matched >= walk.ids.size()) return;
+  walk.has_stored_token = true;
+  walk.stored_token = segment.meta->tokens[equal].id;
+}
+
+void choose_child(EngineState& engine, const WalkRef& walk, const std::vector<Segment*>& candidates) {
+  Segment* best = nullptr;
+  std::uint64_t best_end = walk->matched;
+  std::vector<std::pair<Segment*, std::uint32_t>> ends;
+  for (Segment* segment : candidates) {
+    if (segment->meta == nullptr || !usable(*segment)) continue;
+    const std::uint32_t equal = equal_tokens(*walk, *segment);
+    ends.emplace_back(segment, equal);
+    if (segment->row.start_token + equal <= best_end) continue;
+    best = segment;
+    best_end = segment->row.start_token + equal;
+  }
+  if (best == nullptr) {
+    for (const auto& [segment, equal] : ends) note_stored(*walk, *segment, equal);
+    return finish(engine, walk, {});
+  }
+  walk->has_stored_token = false;
+  if (!walk->parts.empty()) walk->parts.back().visible_tokens = best->row.parent_visible;
+  const auto equal = static_cast<std::uint32_t>(best_end - best->row.start_token);
+  walk->parts.push_back({best, equal});
+  walk->matched = best_end;
+  note_stored(*walk, *best, equal);
+  extend_into_children(engine, walk);
+}
+
+// Segments that begin inside what matched and may go on a little further. Whole blocks behind would have been found by
+// their hash, so only those that begin within the last block can.
+void extend_into_children(EngineState& engine, const WalkRef& walk) {
+  if (walk->matched == walk->ids.size()) return finish(engine, walk, {});
+  const std::vector<SegmentId>& children =
+      walk->parts.empty() ? walk->space->roots : walk->parts.back().segment->children;
+  std::vector<Segment*> candidates;
+  std::vector<SegmentId> ids;
+  for (auto id = children.rbegin(); id != children.rend() && candidates.size() < kCandidatesMax; ++id) {
+    Segment* segment = find_segment(engine, *id);
+    if (segment == nullptr || !usable(*segment) || segment->row.start_token > walk->matched ||
+        segment->row.start_token + kBlockTokens <= walk->matched)
+      continue;
+    hold(*walk, *segment);
+    candidates.push_back(segment);
+    ids.push_back(*id);
+  }
+  if (candidates.empty()) return finish(engine, walk, {});
+  load_metas(engine, ids, IoPriority::kDemand,
+             [&engine, walk, candidates](Result<void>) { choose_child(engine, walk, candidates); });
+}
+
+// All tokens of the chain are in memory: the hash found them, this decides.
+void compare_chain(EngineState& engine, const WalkRef& walk) {
+  std::vector<PartSpec> chain = std::move(walk->parts);
+  walk->parts.clear();
+  for (std::size_t i = 0; i < chain.size(); ++i) {
+    Segment& segment = *chain[i].segment;
+    if (segment.meta == nullptr || !usable(segment)) break;
+    const std::uint32_t equal = equal_tokens(*walk, segment);
+    const bool last = i + 1 == chain.size();
+    const std::uint32_t visible = last ? equal : std::min(equal, chain[i].visible_tokens);
+    if (visible == 0) break;
+    walk->parts.push_back({&segment, visible});
+    walk->matched = segment.row.start_token + visible;
+    if (last || visible < chain[i].visible_tokens) {
+      note_stored(*walk, segment, visible);
+      break;
+    }
+  }
+  extend_into_children(engine, walk);
+}
+
+// The parent chain of the hit, first segment first. False where it is broken.
+bool build_chain(EngineState& engine, Walk& walk, const PrefixIndex::Place& place) {
+  SegmentId id = place.segment;
+  std::uint32_t visible = place.visible_tokens;
+  std::uint64_t end = UINT64_MAX;
+  while (id.valid()) {
+    Segment* segment = find_segment(engine, id);
+    if (segment == nullptr || !usable(*segment) || walk.parts.size() >= kSequenceSegmentsMax) return false;
+    if (end != UINT64_MAX && segment->row.start_token + visible != end) return false;
+    walk.parts.push_back({segment, visible});
+    end = segment->row.start_token;
+    visible = segment->row.parent_visible;
+    id = segment->row.parent;
+  }
+  std::reverse(walk.parts.begin(), walk.parts.end());
+  return end == 0;
+}
+
+}  // namespace
+
+void match_prefix(EngineState& engine, Space& space, std::vector<std::uint32_t> ids, MatchDone done) {
+  auto walk = std::make_shared<Walk>();
+  walk->space = &space;
+  walk->ids = std::move(ids);
+  walk->done = std::move(done);
+  PrefixIndex::Hit hit;
+  if (!space.index.find_longest(walk->ids, &hit) || !build_chain(engine, *walk, hit.place)) {
+    walk->parts.clear();
+    return extend_into_children(engine, walk);
+  }
+  std::vector<SegmentId> chain;
+  for (const PartSpec& part : walk->parts) {
+    hold(*walk, *part.segment);
+    chain.push_back(part.segment->row.id);
+  }
+  load_metas(engine, chain, IoPriority::kDemand,
+             [&engine, walk](Result<void>) { compare_chain(engine, walk); });
+}
+
+}  // namespace kvtier

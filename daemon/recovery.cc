@@ -1,0 +1,183 @@
+#include "daemon/recovery.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <unordered_set>
+
+#include "base/log.h"
+#include "daemon/engine_state.h"
+#include "tiers/sidecar_format.h"
+#include "tiers/tail_log_format.h"
+
+namespace kvtier {
+
+namespace {
+
+struct Loaded {
+  std::vector<SpaceRow> spaces;
+  std::vector<SegmentRow> segments;
+  std::vector<SequenceRow> sequences;
+  std::uint64_t chain_key = 0;
+  std::uint64_t next_segment = 1, next_sequence = 1, next_log = 1;
+};
+
+Result<void> load_rows(EngineState& engine, Loaded* loaded) {
+  CatalogueVisitor visitor;
+  visitor.space = [loaded](SpaceRow row) { loaded->spaces.push_back(std::move(row)); };
+  visitor.segment = [loaded](SegmentRow row) { loaded->segments.push_back(std::move(row)); };
+  visitor.sequence = [loaded](SequenceRow row) { loaded->sequences.push_back(std::move(row)); };
+  visitor.object = [](ObjectRow) {};
+  visitor.number = [loaded](std::string_view name, std::uint64_t value) {
+    if (name == "chain_key") loaded->chain_key = value;
+    if (name == "next_segment") loaded->next_segment = value;
+    if (name == "next_sequence") loaded->next_sequence = value;
+    if (name == "next_log") loaded->next_log = value;
+  };
+  visitor.damaged = [&engine](std::string key, Status status) {
+    ++engine.metrics.rows_damaged;
+    KVT_LOG(kWarn, "catalogue: row %s is damaged (%s) and is left out", key.c_str(), status.message());
+  };
+  return engine.world.catalogue->load(visitor);
+}
+
+void drop_file(EngineState& engine, const std::string& path) {
+  ++engine.metrics.files_dropped;
+  KVT_LOG(kInfo, "%s was never published: removed", path.c_str());
+  static_cast<void>(engine.io->io().unlink(path));
+}
+
+Result<std::unordered_set<std::uint64_t>> list_segments(EngineState& engine, Loaded* loaded) {
+  std::unordered_set<std::uint64_t> known;
+  for (const SegmentRow& row : loaded->segments) known.insert(row.id.value);
+  KVT_TRY(const std::vector<std::string> names, engine.io->io().list("segments"));
+  std::unordered_set<std::uint64_t> files;
+  for (const std::string& name : names) {
+    const Result<SegmentId> id = segment_id_of(name);
+    if (!id) continue;
+    loaded->next_segment = std::max(loaded->next_segment, id->value + 1);
+    known.count(id->value) != 0 ? static_cast<void>(files.insert(id->value)) : drop_file(engine, segment_path(*id));
+  }
+  return files;
+}
+
+Result<void> drop_orphans(EngineState& engine) {
+  Io& io = engine.io->io();
+  KVT_TRY(const std::vector<std::string> logs, io.list("logs"));
+  for (const std::string& name : logs) {
+    const Result<TailLogName> log = tail_log_name_of(name);
+    if (!log) continue;
+    engine.sequences.next_log = std::max(engine.sequences.next_log, log->generation + 1);
+    const Sequence* sequence = find_sequence(engine, log->sequence);
+    if (sequence == nullptr || sequence->row.log_generation != log->generation)
+      drop_file(engine, tail_log_path(log->sequence, log->generation));
+  }
+  KVT_TRY(const std::vector<std::string> sidecars, io.list("sidecars"));
+  for (const std::string& name : sidecars) {
+    const Result<SidecarName> sidecar = sidecar_name_of(name);
+    if (sidecar && find_segment(engine, sidecar->segment) == nullptr)
+      drop_file(engine, sidecar_path(sidecar->segment, sidecar->kind));
+  }
+  return {};
+}
+
+void add_segments(EngineState& engine, Loaded& loaded, const std::unordered_set<std::uint64_t>& files,
+                  CatalogueBatch* mend) {
+  // Parents first, so that children find them.
+  std::sort(loaded.segments.begin(), loaded.segments.end(),
+            [](const SegmentRow& a, const SegmentRow& b) { return a.id < b.id; });
+  for (SegmentRow& row : loaded.segments) {
+    loaded.next_segment = std::max(loaded.next_segment, row.id.value + 1);
+    Space* space = find_space(engine, row.space);
+    if (space == nullptr || files.count(row.id.value) == 0) {
+      KVT_LOG(kWarn, "segment %" PRIx64 ": its %s is gone; what it held is lost", row.id.value,
+              space == nullptr ? "space" : "file");
+      ++engine.metrics.segments_missing;
+      mend->remove_segment(row.id);
+      continue;
+    }
+    ++engine.metrics.recovered_segments;
+    add_segment(engine, std::move(row), *space, SegmentState::kOnDisk);
+  }
+  // A block is served only through sound parents.
+  for (const SegmentRow& moved : loaded.segments) {
+    Segment* segment = find_segment(engine, moved.id);
+    if (segment == nullptr) continue;
+    const Segment* parent = find_segment(engine, segment->row.parent);
+    const bool sound = !segment->row.bad && (!segment->row.parent.valid() || (parent != nullptr && parent->indexed));
+    if (sound) index_segment(*segment);
+  }
+}
+
+void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
+  Space* space = find_space(engine, row.space);
+  if (space == nullptr) {
+    KVT_LOG(kWarn, "sequence %" PRIx64 ": its space is gone; it is dropped", row.id.value);
+    mend->remove_sequence(row.id);
+    return;
+  }
+  auto made = std::make_unique<Sequence>();
+  Sequence& sequence = *made;
+  sequence.space = space;
+  sequence.in_catalogue = true;
+  std::vector<PartSpec> parts;
+  std::uint64_t tokens = 0;
+  bool cut = false;
+  for (const SequenceRow::Part& part : row.parts) {
+    Segment* segment = find_segment(engine, part.segment);
+    cut = segment == nullptr || segment->row.start_token != tokens || part.visible_tokens > segment->row.tokens ||
+          part.visible_tokens == 0;
+    if (cut) break;
+    parts.push_back({segment, part.visible_tokens});
+    tokens += part.visible_tokens;
+  }
+  sequence.row = std::move(row);
+  if (cut) {
+    KVT_LOG(kWarn, "sequence %" PRIx64 " is cut to %" PRIu64 " tokens: a segment of it is missing", sequence.row.id.value,
+            tokens);
+    ++engine.metrics.sequences_cut;
+    sequence.row.parts.resize(parts.size());
+    sequence.row.log_generation = 0;  // it went on behind what is missing
+    mend->put_sequence(sequence.row);
+  }
+  sequence.log.generation = sequence.row.log_generation;
+  sequence.log.loaded = sequence.log.generation == 0;
+  engine.sequences.next_id = std::max(engine.sequences.next_id, sequence.row.id.value + 1);
+  engine.sequences.next_log = std::max(engine.sequences.next_log, sequence.row.log_generation + 1);
+  if (!sequence.row.name.empty()) engine.sequences.names[sequence.row.name] = sequence.row.id;
+  ++space->sequences;
+  ++engine.metrics.recovered_sequences;
+  engine.sequences.all.emplace(sequence.row.id, std::move(made));
+  set_parts(engine, sequence, parts);
+}
+
+}  // namespace
+
+Result<void> recover_engine(EngineState& engine) {
+  const std::uint64_t begin_ns = engine.now_ns();
+  Io& io = engine.io->io();
+  for (const char* directory : {"segments", "sidecars", "logs", "objects"}) KVT_TRY_VOID(io.make_directory(directory));
+  KVT_TRY_VOID(io.sync_directory("."));
+  Loaded loaded;
+  KVT_TRY_VOID(load_rows(engine, &loaded));
+  CatalogueBatch mend;
+  if (loaded.chain_key == 0) {
+    loaded.chain_key = engine.world.random->next() | 1;
+    mend.put_number("chain_key", loaded.chain_key);
+  }
+  engine.chain_key = loaded.chain_key;
+  for (SpaceRow& row : loaded.spaces) add_space(engine, std::move(row));
+  KVT_TRY(const std::unordered_set<std::uint64_t> files, list_segments(engine, &loaded));
+  add_segments(engine, loaded, files, &mend);
+  for (SequenceRow& row : loaded.sequences) add_sequence(engine, std::move(row), &mend);
+  engine.segments.next_id = loaded.next_segment;
+  engine.sequences.next_id = std::max(engine.sequences.next_id, loaded.next_sequence);
+  engine.sequences.reserved_until = engine.sequences.next_id;
+  engine.sequences.next_log = std::max(engine.sequences.next_log, loaded.next_log);
+  KVT_TRY_VOID(drop_orphans(engine));
+  if (!mend.empty()) KVT_TRY_VOID(engine.world.catalogue->write(std::move(mend), true));
+  engine.metrics.recovery_ns = engine.now_ns() - begin_ns;
+  engine.recovered = true;
+  return {};
+}
+
+}  // namespace kvtier

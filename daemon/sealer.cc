@@ -1,0 +1,352 @@
+#include "daemon/sealer.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "client/ipc/shared_copy.h"
+#include "daemon/abstracts.h"
+#include "daemon/committer.h"
+#include "daemon/directory.h"
+#include "daemon/engine_state.h"
+#include "daemon/reclaim.h"
+
+namespace kvtier {
+
+namespace {
+
+constexpr std::uint64_t kArenaShareOfSeal = 4;  // a seal keeps at most a quarter of the arena, or what is free
+
+using Job = std::shared_ptr<SealJob>;
+
+// ---- worker ----
+
+// One chunk out of client memory. Rows behind the last token are zero, whatever the client left there.
+void copy_chunk(const SealJob& job, const PlaneLayout::ChunkPlace& place, const std::byte* source, std::byte* target) {
+  const Geometry& geometry = job.space->row.geometry;
+  const std::uint64_t bytes = geometry.chunk_bytes(place.layer);
+  const std::uint64_t slot_bytes = geometry.slot_bytes(place.layer);
+  std::memcpy(target, source, static_cast<std::size_t>(bytes));
+  std::memset(target + bytes, 0, static_cast<std::size_t>(slot_bytes - bytes));
+  const std::uint32_t first = place.chunk * geometry.chunk_tokens;
+  const std::uint32_t rows = std::min<std::uint32_t>(job.count - first, geometry.chunk_tokens);
+  if (rows == geometry.chunk_tokens) return;
+  const LayerGeometry& layer = geometry.layers[place.layer];
+  for (std::uint32_t head = 0; head < geometry.heads_in_group(place.layer); ++head) {
+    const std::uint64_t k = k_row_offset(geometry, layer, head, rows), v = v_row_offset(geometry, layer, head, rows);
+    const std::size_t empty = geometry.chunk_tokens - rows;
+    std::memset(target + k, 0, empty * layer.k_row_bytes);
+    std::memset(target + v, 0, empty * layer.v_row_bytes);
+  }
+}
+
+// Hashes of the blocks that end in this segment; leaves the chain as it is behind it.
+void extend_chain(SealJob& job) {
+  for (const TokenRecord& token : job.meta.tokens) {
+    job.open_ids.push_back(token.id);
+    if (job.open_ids.size() < kBlockTokens) continue;
+    job.chain = job.space->index.extend(job.chain, job.open_ids);
+    job.row.blocks.push_back(job.chain);
+    job.open_ids.clear();
+  }
+}
+
+void copy_seal(SealJob& job) {
+  const TailLayout& tail = *job.tail->layout;
+  job.meta.tokens.resize(job.count);
+  copy_from_shared(job.meta.tokens.data(), job.tail->tokens(job.half), job.count * sizeof(TokenRecord));
+  job.meta.previous_chain = job.chain;
+  extend_chain(job);
+  job.meta.chunks.resize(job.layout->chunks_total());
+  place_raw_chunks(&job.meta);
+  for (std::uint32_t i = 0; i < job.layout->chunks_total(); ++i) {
+    const PlaneLayout::ChunkPlace place = job.layout->place_of(i);
+    copy_chunk(job, place, job.tail->plane(job.half) + tail.plane.chunk_offset(place.layer, place.chunk, place.group),
+               job.chunks[i]);
+    job.meta.chunks[i].checksum =
+        chunk_checksum(job.meta.id, i, {job.chunks[i], job.meta.chunks[i].stored_bytes});
+  }
+  const std::vector<std::byte> meta = encode_segment_meta(job.meta);
+  job.meta_buffer = AlignedBuffer(meta.size());
+  std::memcpy(job.meta_buffer.data(), meta.data(), meta.size());
+  job.row.file_bytes = job.meta.file_bytes();
+  job.abstracts = build_abstracts({job.kernels, job.space, job.count, job.layout, job.chunks});
+}
+
+// ---- engine ----
+
+Sequence& sequence_of(EngineState& engine, const Job& job) { return *engine.sequences.all.at(job->sequence); }
+
+void next_seal(EngineState& engine) {
+  if (engine.seals.running >= kSealsAtOnce || engine.seals.waiting.empty()) return;
+  const std::function<void()> start = std::move(engine.seals.waiting.front());
+  engine.seals.waiting.pop_front();
+  start();
+}
+
+// Slots for as many chunks as the seal may keep, from the front; the others get private memory. False where a segment
+// that lives in memory only does not fit.
+bool place_chunks(EngineState& engine, SealJob& job) {
+  const HostArenaStats stats = engine.arena->stats();
+  const std::uint64_t share =
+      std::max(stats.size_bytes - stats.used_bytes, stats.size_bytes / kArenaShareOfSeal);
+  const std::uint32_t total = job.layout->chunks_total();
+  job.slots.assign(total, SlotId{});
+  job.chunks.assign(total, nullptr);
+  std::uint64_t kept = 0, private_bytes = 0;
+  bool full = false;
+  SlotId near;
+  for (std::uint32_t i = 0; i < total; ++i) {
+    const std::uint64_t bytes = job.space->row.geometry.slot_bytes(job.layout->place_of(i).layer);
+    full = full || (!job.in_memory && kept + bytes > share);
+    Result<SlotId> slot = error(Code::kFull);
+    if (!full) slot = engine.arena->allocate(bytes, {job.row.id.value, i}, near);
+    if (slot) {
+      job.slots[i] = near = *slot;
+      kept += bytes;
+      continue;
+    }
+    if (job.in_memory) return false;
+    full = true;
+    private_bytes += bytes;
+  }
+  job.overflow = AlignedBuffer(private_bytes);
+  std::uint64_t offset = 0;
+  for (std::uint32_t i = 0; i < total; ++i) {
+    if (job.slots[i].valid()) {
+      job.chunks[i] = engine.arena->data(job.slots[i]);
+      continue;
+    }
+    job.chunks[i] = job.overflow.data() + offset;
+    offset += job.space->row.geometry.slot_bytes(job.layout->place_of(i).layer);
+  }
+  return true;
+}
+
+void free_slots(EngineState& engine, SealJob& job) {
+  for (SlotId& slot : job.slots) {
+    if (slot.valid()) engine.arena->free(slot);
+    slot = {};
+  }
+}
+
+void end_seal(EngineState& engine, const Job& job, Result<TailResult> result) {
+  --engine.seals.running;
+  Sequence& sequence = sequence_of(engine, job);
+  if (!result) {
+    ++engine.metrics.seal_failures;
+    KVT_LOG(kWarn, "sequence %" PRIx64 ": seal failed: %s", job->sequence.value, result.error().message());
+  }
+  --sequence.busy;
+  // What is queued behind a failed seal counted on it.
+  const std::uint32_t serial = sequence.writer != nullptr ? sequence.writer->serial : 0;
+  if (job->done) job->done(result);
+  if (!result) cancel_work(engine, sequence, serial);
+  work_finished(engine, sequence);
+  next_seal(engine);
+}
+
+// Nothing was published: the half is the client's again.
+void fail_seal(EngineState& engine, const Job& job, const Status& status) {
+  free_slots(engine, *job);
+  if (job->file.value != 0) {
+    engine.io->io().close(job->file);
+    static_cast<void>(engine.io->io().unlink(segment_path(job->row.id)));
+  }
+  end_seal(engine, job, error(status));
+}
+
+// Everything is durable (or may stay in memory): now it may be seen.
+void publish_seal(EngineState& engine, const Job& job) {
+  Sequence& sequence = sequence_of(engine, job);
+  const bool same_writer = sequence.chain_known;
+  Segment& segment = add_segment(engine, job->row, *job->space,
+                                 job->in_memory ? SegmentState::kInMemory : SegmentState::kOnDisk);
+  prepare_residency(segment);
+  keep_meta(engine, segment, make_loaded_meta(SegmentMeta(job->meta), *job->layout));
+  for (std::uint32_t i = static_cast<std::uint32_t>(job->slots.size()); i-- > 0;) {
+    const SlotId slot = job->slots[i];
+    if (!slot.valid()) continue;
+    if (job->in_memory) engine.arena->pin(slot);
+    engine.arena->set_ready(slot);  // from the back: the suffix is colder
+    set_resident(segment, i, slot, engine.arena->slot_bytes(slot));
+  }
+  if (!job->in_memory) {
+    if (sequence.log.generation != 0) drop_log(engine, sequence);
+    index_segment(segment);
+  }
+  if (same_writer) {
+    sequence.chain = job->chain;
+    sequence.open_ids = job->open_ids;
+  }
+  install_abstracts_of_seal(engine, segment, std::move(job->abstracts));
+  append_part(engine, sequence, segment);
+  if (segment.handle_refs == 0) release_abstracts(engine, segment);
+  ++(job->in_memory ? engine.metrics.seals_in_memory : engine.metrics.seals);
+  engine.metrics.seal_tokens += job->count;
+  engine.metrics.seal_bytes += job->in_memory ? 0 : job->row.file_bytes;
+  end_seal(engine, job, TailResult{segment.row.id.value, sequence.tokens_sealed});
+}
+
+void write_catalogue(EngineState& engine, const Job& job) {
+  Sequence& sequence = sequence_of(engine, job);
+  if (KVT_FAULT("seal.directory_synced")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
+  const std::uint64_t log_before = sequence.row.log_generation;
+  const bool was_in_catalogue = sequence.in_catalogue;
+  sequence.row.parts.push_back({job->row.id, job->count});
+  sequence.row.log_generation = 0;
+  sequence.row.last_used_unix_ns = engine.wall_ns();
+  sequence.in_catalogue = true;
+  CatalogueBatch batch;
+  batch.put_segment(job->row);
+  batch.put_sequence(sequence.row);
+  batch.put_number("next_segment", engine.segments.next_id);
+  batch.put_number("next_sequence", engine.sequences.reserved_until);
+  post_batch(engine, std::move(batch), true, [&engine, job, log_before, was_in_catalogue](Result<void> result) {
+    if (result && !KVT_FAULT("seal.published")) {
+      engine.io->io().close(job->file);
+      return publish_seal(engine, job);
+    }
+    Sequence& found = sequence_of(engine, job);
+    found.row.parts.pop_back();
+    found.row.log_generation = log_before;
+    found.in_catalogue = was_in_catalogue;
+    // The batch may have reached the disk all the same: take it back before the file goes.
+    CatalogueBatch undo;
+    undo.remove_segment(job->row.id);
+    was_in_catalogue ? undo.put_sequence(found.row) : undo.remove_sequence(found.row.id);
+    const Status status = result ? Status{Code::kIo, 0, "injected"} : result.error();
+    post_batch(engine, std::move(undo), true, [&engine, job, status](Result<void>) { fail_seal(engine, job, status); });
+  });
+}
+
+void sync_file(EngineState& engine, const Job& job) {
+  if (KVT_FAULT("seal.written")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
+  IoRequest sync;
+  sync.op = IoOp::kSync;
+  sync.priority = IoPriority::kWriteBack;
+  sync.file = job->file;
+  sync.done = [&engine, job](Result<void> synced) {
+    if (!synced) return fail_seal(engine, job, synced.error());
+    if (KVT_FAULT("seal.synced")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
+    const Result<void> directory = engine.io->io().sync_directory("segments");
+    if (!directory) return fail_seal(engine, job, directory.error());
+    write_catalogue(engine, job);
+  };
+  engine.io->submit(std::move(sync));
+}
+
+// Metadata and chunks lie one after the other in the file: gathered into writes of at most kReadBytesMax.
+std::vector<IoRequest> writes_of(const SealJob& job) {
+  std::vector<IoRequest> writes;
+  IoRequest write;
+  std::uint64_t bytes = 0;
+  const auto add = [&](std::byte* data, std::uint64_t size, std::uint64_t offset) {
+    if (!write.pieces.empty() && (bytes + size > kReadBytesMax || write.pieces.size() == kIoVecsMax)) {
+      writes.push_back(std::move(write));
+      write = IoRequest{};
+      bytes = 0;
+    }
+    if (write.pieces.empty()) write.offset = offset;
+    if (!write.pieces.empty() && write.pieces.back().data + write.pieces.back().size_bytes == data)
+      write.pieces.back().size_bytes += size;
+    else
+      write.pieces.push_back({data, size});
+    bytes += size;
+  };
+  for (std::uint64_t at = 0; at < job.meta_buffer.size_bytes(); at += kReadBytesMax)
+    add(job.meta_buffer.data() + at, std::min(kReadBytesMax, job.meta_buffer.size_bytes() - at), at);
+  for (std::uint32_t i = 0; i < job.chunks.size(); ++i)
+    add(job.chunks[i], job.space->row.geometry.slot_bytes(job.layout->place_of(i).layer), job.meta.chunks[i].offset);
+  if (!write.pieces.empty()) writes.push_back(std::move(write));
+  return writes;
+}
+
+void write_file(EngineState& engine, const Job& job) {
+  if (KVT_FAULT("seal.copied")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
+  if (const Result<void> room = reserve_disk(engine, job->row.file_bytes); !room)
+    return fail_seal(engine, job, room.error());
+  Result<FileId> file = engine.io->io().open(segment_path(job->row.id),
+                                             {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
+  if (!file) return fail_seal(engine, job, file.error());
+  job->file = *file;
+  std::vector<IoRequest> writes = writes_of(*job);
+  job->writes_left = static_cast<std::uint32_t>(writes.size());
+  for (IoRequest& write : writes) {
+    write.op = IoOp::kWrite;
+    write.priority = IoPriority::kWriteBack;
+    write.file = job->file;
+    write.done = [&engine, job](Result<void> result) {
+      if (!result && job->failure.ok()) job->failure = result.error();
+      if (--job->writes_left != 0) return;
+      job->failure.ok() ? sync_file(engine, job) : fail_seal(engine, job, job->failure);
+    };
+    engine.io->submit(std::move(write));
+  }
+}
+
+void run_seal(EngineState& engine, const Job& job) {
+  ++engine.seals.running;
+  Sequence& sequence = sequence_of(engine, job);
+  job->row.id = SegmentId{engine.segments.next_id++};
+  job->row.start_token = sequence.tokens_sealed;
+  if (!sequence.parts.empty()) {
+    job->row.parent = sequence.parts.back().segment->row.id;
+    job->row.parent_visible = sequence.parts.back().visible_tokens;
+  }
+  job->row.created_unix_ns = job->row.last_used_unix_ns = engine.wall_ns();
+  job->meta.id = job->row.id;
+  job->meta.space = job->row.space;
+  job->meta.fingerprint = job->space->row.digest;
+  job->meta.geometry = job->space->row.geometry;
+  job->meta.parent = job->row.parent;
+  job->meta.parent_visible = job->row.parent_visible;
+  job->meta.start_token = job->row.start_token;
+  job->meta.created_unix_ns = job->row.created_unix_ns;
+  if (!place_chunks(engine, *job))
+    return fail_seal(engine, job, {Code::kFull, 0, "a private sequence does not fit in the host arena"});
+  run_on_worker(engine, [job] { copy_seal(*job); },
+                [&engine, job] {
+                  job->tail.reset();
+                  job->in_memory ? publish_seal(engine, job) : write_file(engine, job);
+                });
+}
+
+}  // namespace
+
+void start_seal(EngineState& engine, Sequence& sequence, const TailWork& work) {
+  const auto refuse = [&](Code code, const char* text) {
+    TailDone done = work.done;
+    if (done) done(error(code, text));
+    work_finished(engine, sequence);
+  };
+  if (work.count < sequence.log.tokens || (sequence.log.tokens != 0 && work.half != sequence.log.half))
+    return refuse(Code::kInvalid, "a seal names fewer tokens than are committed");
+  if (sequence.tokens_sealed + work.count > kSequenceTokensMax || sequence.parts.size() >= kSequenceSegmentsMax)
+    return refuse(Code::kTooLarge, "the sequence has its maximum of tokens or segments");
+  if (!sequence.chain_known) return refuse(Code::kStale, "the sequence is not open for writing any more");
+  if (engine.read_only && !sequence.is_private) return refuse(Code::kReadOnly, "the store takes no writes");
+  auto job = std::make_shared<SealJob>();
+  job->sequence = sequence.row.id;
+  job->space = sequence.space;
+  job->tail = work.tail;
+  job->half = work.half;
+  job->count = work.count;
+  job->in_memory = sequence.is_private;
+  job->layout = &sequence.space->layout_of(work.count);
+  job->arena = engine.arena;
+  job->done = work.done;
+  job->kernels = engine.kernels;
+  job->chain = sequence.chain;
+  job->open_ids = sequence.open_ids;
+  job->row.space = sequence.row.space;
+  job->row.tokens = work.count;
+  ++sequence.busy;
+  if (engine.seals.running < kSealsAtOnce) return run_seal(engine, job);
+  engine.seals.waiting.push_back([&engine, job] { run_seal(engine, job); });
+}
+
+}  // namespace kvtier

@@ -1,0 +1,262 @@
+#include "daemon/sequences.h"
+
+#include <algorithm>
+#include <cctype>
+
+#include "base/check.h"
+#include "daemon/abstracts.h"
+#include "daemon/committer.h"
+#include "daemon/directory.h"
+#include "daemon/engine_state.h"
+
+namespace kvtier {
+
+namespace {
+constexpr std::uint64_t kSequenceIdsReserved = 1024;
+}
+
+Result<std::shared_ptr<Tail>> make_tail(const Space& space) {
+  auto tail = std::make_shared<Tail>();
+  tail->layout = &space.tail;
+  KVT_TRY(tail->memory, make_memfd("kvtier-tail", static_cast<std::size_t>(space.tail.size_bytes()),
+                                   MemfdAccess::kSharedWrite, false));
+  return tail;
+}
+
+Sequence* find_sequence(EngineState& engine, SequenceId id) {
+  const auto place = engine.sequences.all.find(id);
+  return place == engine.sequences.all.end() || place->second->removed ? nullptr : place->second.get();
+}
+
+Sequence* find_sequence_by_name(EngineState& engine, const std::string& name) {
+  const auto place = engine.sequences.names.find(name);
+  return place == engine.sequences.names.end() ? nullptr : find_sequence(engine, place->second);
+}
+
+Sequence& new_sequence(EngineState& engine, Space& space, bool is_private) {
+  SequenceTable& table = engine.sequences;
+  if (table.next_id >= table.reserved_until) {
+    table.reserved_until = table.next_id + kSequenceIdsReserved;
+    CatalogueBatch batch;
+    batch.put_number("next_sequence", table.reserved_until);
+    post_batch(engine, std::move(batch), false, [](Result<void>) {});
+  }
+  auto made = std::make_unique<Sequence>();
+  made->row.id = SequenceId{table.next_id++};
+  made->row.space = space.row.id;
+  made->row.created_unix_ns = made->row.last_used_unix_ns = engine.wall_ns();
+  made->space = &space;
+  made->is_private = is_private;
+  made->log.loaded = true;
+  ++space.sequences;
+  Sequence& sequence = *made;
+  table.all.emplace(sequence.row.id, std::move(made));
+  return sequence;
+}
+
+// UTF-8 without control characters and slashes, and not a number.
+Result<void> check_name(const std::string& name) {
+  if (name.empty() || name.size() > kNameBytesMax) return error(Code::kInvalid, "a name has 1 to 256 bytes");
+  bool digits = true;
+  for (const char c : name) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7F || c == '/')
+      return error(Code::kInvalid, "a name has no control characters and no slash");
+    digits = digits && std::isdigit(byte) != 0;
+  }
+  if (digits) return error(Code::kInvalid, "a name is not a number: numbers are ids");
+  return {};
+}
+
+namespace {
+
+void let_go(EngineState& engine, Segment& segment) {
+  KVT_CHECK(segment.sequence_refs > 0);
+  --segment.sequence_refs;
+  segment.row.last_used_unix_ns = engine.wall_ns();
+  // What only lives in memory cannot be found again: it goes with its last sequence.
+  if (segment.sequence_refs == 0 && segment.state == SegmentState::kInMemory) condemn_segment(engine, segment);
+}
+
+}  // namespace
+
+void set_parts(EngineState& engine, Sequence& sequence, const std::vector<PartSpec>& parts) {
+  for (const PartSpec& part : parts) ++part.segment->sequence_refs;
+  std::vector<SequencePart> old = std::move(sequence.parts);
+  sequence.parts.clear();
+  sequence.tokens_sealed = 0;
+  for (const PartSpec& part : parts) {
+    sequence.parts.push_back({part.segment, part.visible_tokens, sequence.tokens_sealed});
+    sequence.tokens_sealed += part.visible_tokens;
+  }
+  for (const SequencePart& part : old) let_go(engine, *part.segment);
+  publish_directories(engine, sequence);
+}
+
+void append_part(EngineState& engine, Sequence& sequence, Segment& segment) {
+  ++segment.sequence_refs;
+  sequence.parts.push_back({&segment, segment.row.tokens, sequence.tokens_sealed});
+  sequence.tokens_sealed += segment.row.tokens;
+  publish_directories(engine, sequence);
+}
+
+std::vector<PartSpec> parts_up_to(const Sequence& sequence, std::uint64_t tokens) {
+  std::vector<PartSpec> parts;
+  for (const SequencePart& part : sequence.parts) {
+    if (part.first_token >= tokens) break;
+    const std::uint64_t visible = std::min<std::uint64_t>(part.visible_tokens, tokens - part.first_token);
+    parts.push_back({part.segment, static_cast<std::uint32_t>(visible)});
+  }
+  return parts;
+}
+
+namespace {
+
+// The parts that hold the tokens of the block that is not whole yet.
+std::vector<SegmentId> open_block_segments(const Sequence& sequence) {
+  std::vector<SegmentId> segments;
+  const std::uint64_t first = sequence.tokens_sealed / kBlockTokens * kBlockTokens;
+  for (const SequencePart& part : sequence.parts) {
+    if (part.first_token + part.visible_tokens > first) segments.push_back(part.segment->row.id);
+  }
+  return segments;
+}
+
+// The chain hash of the last whole block: filed with the segment that holds the block's last token.
+bool chain_at_end(const Sequence& sequence, BlockHash* chain) {
+  const std::uint64_t blocks = sequence.tokens_sealed / kBlockTokens;
+  *chain = {};
+  if (blocks == 0) return true;
+  const std::uint64_t last_token = blocks * kBlockTokens - 1;
+  for (const SequencePart& part : sequence.parts) {
+    if (last_token < part.first_token || last_token >= part.first_token + part.visible_tokens) continue;
+    const std::uint64_t index = blocks - 1 - part.first_token / kBlockTokens;
+    if (index >= part.segment->row.blocks.size()) return false;
+    *chain = part.segment->row.blocks[static_cast<std::size_t>(index)];
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+void learn_chain(EngineState& engine, Sequence& sequence, MetaDone done) {
+  if (sequence.chain_known) return done({});
+  const SequenceId id = sequence.row.id;
+  ++sequence.busy;
+  load_metas(engine, open_block_segments(sequence), IoPriority::kDemand,
+             [&engine, id, done = std::move(done)](Result<void> result) {
+               Sequence& found = *engine.sequences.all.at(id);
+               --found.busy;
+               if (!result) return done(result);
+               if (!chain_at_end(found, &found.chain))
+                 return done(error(Code::kCorrupt, "block hashes are missing: run kvtier repair"));
+               found.open_ids.clear();
+               const std::uint64_t first = found.tokens_sealed / kBlockTokens * kBlockTokens;
+               for (const SequencePart& part : found.parts) {
+                 if (part.first_token + part.visible_tokens <= first) continue;
+                 if (part.segment->meta == nullptr) return done(error(Code::kBusy, "metadata was evicted: try again"));
+                 const std::uint64_t from = first > part.first_token ? first - part.first_token : 0;
+                 for (std::uint64_t i = from; i < part.visible_tokens; ++i)
+                   found.open_ids.push_back(part.segment->meta->tokens[static_cast<std::size_t>(i)].id);
+               }
+               found.chain_known = true;
+               done({});
+             });
+}
+
+void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaDone done) {
+  KVT_CHECK(!sequence.is_private);
+  sequence.in_catalogue = true;
+  CatalogueBatch batch;
+  batch.put_sequence(sequence.row);
+  batch.put_number("next_sequence", engine.sequences.reserved_until);
+  post_batch(engine, std::move(batch), sync, std::move(done));
+}
+
+namespace {
+
+void forget_sequence(EngineState& engine, Sequence& sequence) {
+  KVT_CHECK(sequence.open.empty() && sequence.busy == 0 && !sequence.working);
+  for (const SequencePart& part : sequence.parts) let_go(engine, *part.segment);
+  if (!sequence.row.name.empty()) engine.sequences.names.erase(sequence.row.name);
+  --sequence.space->sequences;
+  engine.sequences.all.erase(sequence.row.id);
+}
+
+}  // namespace
+
+void drop_if_ephemeral(EngineState& engine, Sequence& sequence) {
+  if (!sequence.open.empty() || sequence.busy != 0 || sequence.working || sequence.writer_coming) return;
+  const bool keep = sequence.in_catalogue || (sequence.is_private && !sequence.row.name.empty());
+  if (!keep && !sequence.removed) forget_sequence(engine, sequence);
+}
+
+void remove_sequence(EngineState& engine, Sequence& sequence, MetaDone done) {
+  const SequenceId id = sequence.row.id;
+  sequence.removed = true;
+  if (!sequence.row.name.empty()) engine.sequences.names.erase(sequence.row.name);
+  sequence.row.name.clear();
+  const auto finish = [&engine, id, done = std::move(done)](Result<void> result) {
+    Sequence& gone = *engine.sequences.all.at(id);
+    if (!result) {
+      gone.removed = false;
+      return done(result);
+    }
+    --gone.busy;
+    drop_log(engine, gone);
+    forget_sequence(engine, gone);
+    done({});
+  };
+  ++sequence.busy;
+  if (!sequence.in_catalogue) return finish({});
+  CatalogueBatch batch;
+  batch.remove_sequence(id);
+  post_batch(engine, std::move(batch), true, finish);
+}
+
+namespace {
+
+void run_next(EngineState& engine, Sequence& sequence) {
+  if (sequence.working || sequence.work.empty()) return;
+  sequence.working = true;
+  const TailWork work = sequence.work.front();
+  sequence.work.pop_front();
+  switch (work.kind) {
+    case TailWork::Kind::kSeal: return start_seal(engine, sequence, work);
+    case TailWork::Kind::kCommit: return start_commit(engine, sequence, work);
+    case TailWork::Kind::kOther: return work.run();
+  }
+}
+
+}  // namespace
+
+void add_work(EngineState& engine, Sequence& sequence, TailWork work) {
+  sequence.work.push_back(std::move(work));
+  run_next(engine, sequence);
+}
+
+void work_finished(EngineState& engine, Sequence& sequence) {
+  KVT_CHECK(sequence.working);
+  sequence.working = false;
+  if (!sequence.work.empty()) return run_next(engine, sequence);
+  drop_if_ephemeral(engine, sequence);
+}
+
+void cancel_work(EngineState& engine, Sequence& sequence, std::uint32_t handle_serial) {
+  static_cast<void>(engine);
+  std::vector<TailDone> cancelled;
+  for (auto work = sequence.work.begin(); work != sequence.work.end();) {
+    if (work->handle_serial != handle_serial) {
+      ++work;
+      continue;
+    }
+    cancelled.push_back(std::move(work->done));
+    work = sequence.work.erase(work);
+  }
+  for (TailDone& done : cancelled) {
+    if (done) done(error(Code::kCancelled, "the work before it failed or the sequence was closed"));
+  }
+}
+
+}  // namespace kvtier

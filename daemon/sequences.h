@@ -1,0 +1,152 @@
+// Sequences: lists of (segment, visible tokens), names, and the sequences that sessions have open.
+//
+// `row` is what the catalogue holds or will hold when every batch posted so far is written; `parts` is what readers see:
+// it moves only after the batch that says so is durable. Seals and commits of one sequence run one after the other
+// (`work`). A handle keeps every segment that its directory ever named until it is closed. Engine's thread.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/unique_fd.h"
+#include "daemon/engine.h"
+#include "daemon/segments.h"
+
+namespace kvtier {
+
+struct Sequence;
+
+// Client-written memory of one open sequence. Shared with workers that copy out of it; unmapped after the last one.
+struct Tail {
+  Memfd memory;
+  const TailLayout* layout = nullptr;
+  [[nodiscard]] std::byte* tokens(std::uint32_t half) const { return memory.mapping.data() + layout->tokens_offset(half); }
+  [[nodiscard]] std::byte* plane(std::uint32_t half) const { return memory.mapping.data() + layout->plane_offset(half); }
+};
+[[nodiscard]] Result<std::shared_ptr<Tail>> make_tail(const Space& space);
+
+struct SequencePart {
+  Segment* segment = nullptr;  // counted in sequence_refs
+  std::uint32_t visible_tokens = 0;
+  std::uint64_t first_token = 0;
+};
+
+struct TailResult {
+  std::uint64_t segment = 0;
+  std::uint64_t tokens_durable = 0;
+};
+using TailDone = std::function<void(Result<TailResult>)>;
+
+// A seal or commit that waits or runs.
+struct TailWork {
+  enum class Kind : std::uint8_t { kSeal, kCommit, kOther } kind = Kind::kSeal;
+  std::shared_ptr<Tail> tail;
+  std::uint32_t half = 0;
+  std::uint32_t count = 0;
+  std::uint32_t handle_serial = 0;  // of the open sequence that asked
+  TailDone done;
+  std::function<void()> run;        // kOther: must call work_finished()
+};
+
+// The tail log that holds the committed, unsealed tokens.
+struct TailLog {
+  std::uint64_t generation = 0;  // 0: none
+  FileId file;
+  std::uint64_t end_offset = 0;
+  std::uint64_t next_order = 0;
+  std::uint32_t tokens = 0;      // durable ones, from the end of what is sealed
+  std::uint32_t half = 0;
+  bool loaded = false;           // the fields above are known (a log found at start is read first)
+  bool suspect = false;          // a write or sync failed: the next commit begins a new generation
+};
+
+struct OpenSequence {
+  std::uint32_t handle = 0;
+  std::uint32_t serial = 0;
+  SessionId session;
+  Sequence* sequence = nullptr;
+  bool writable = false;
+  Memfd directory;
+  std::shared_ptr<Tail> tail;
+  // Segments this handle may name: everything its directory ever showed. The largest visible length is what it may read.
+  struct Held {
+    Segment* segment = nullptr;  // counted in handle_refs
+    std::uint32_t visible_tokens = 0;
+    std::uint32_t entry = UINT32_MAX;  // its place in the directory; UINT32_MAX: not shown any more
+  };
+  std::unordered_map<std::uint64_t, Held> held;
+};
+
+struct Sequence {
+  SequenceRow row;
+  Space* space = nullptr;
+  bool is_private = false;
+  bool in_catalogue = false;
+  bool removed = false;
+  std::vector<SequencePart> parts;
+  std::uint64_t tokens_sealed = 0;
+  TailLog log;
+
+  std::vector<OpenSequence*> open;
+  OpenSequence* writer = nullptr;
+  bool writer_coming = false;  // an attach that writes is under way
+
+  // Where the chain of block hashes stands at tokens_sealed: only while a writer is there.
+  bool chain_known = false;
+  BlockHash chain;
+  std::vector<std::uint32_t> open_ids;  // of the block that is not whole yet
+
+  std::deque<TailWork> work;
+  bool working = false;
+  std::uint32_t serial_failed = 0;  // works of this handle behind a failed seal are cancelled...
+  std::uint32_t busy = 0;
+
+  [[nodiscard]] std::uint64_t tokens() const noexcept { return tokens_sealed + log.tokens; }
+};
+
+struct SequenceTable {
+  std::unordered_map<SequenceId, std::unique_ptr<Sequence>> all;
+  std::unordered_map<std::string, SequenceId> names;
+  std::uint64_t next_id = 1;
+  std::uint64_t reserved_until = 1;  // ids below are promised to the catalogue
+  std::uint64_t next_log = 1;        // generations, over all sequences
+  std::uint32_t next_serial = 1;
+};
+
+[[nodiscard]] Sequence* find_sequence(EngineState& engine, SequenceId id);
+[[nodiscard]] Sequence* find_sequence_by_name(EngineState& engine, const std::string& name);
+Sequence& new_sequence(EngineState& engine, Space& space, bool is_private);
+// kInvalid for a name that may not be.
+[[nodiscard]] Result<void> check_name(const std::string& name);
+
+// Replaces the visible parts; counts references; republishes every directory of the sequence.
+struct PartSpec {
+  Segment* segment = nullptr;
+  std::uint32_t visible_tokens = 0;
+};
+void set_parts(EngineState& engine, Sequence& sequence, const std::vector<PartSpec>& parts);
+void append_part(EngineState& engine, Sequence& sequence, Segment& segment);
+[[nodiscard]] std::vector<PartSpec> parts_up_to(const Sequence& sequence, std::uint64_t tokens);
+
+// Makes `chain` and `open_ids` known; may read metadata.
+void learn_chain(EngineState& engine, Sequence& sequence, MetaDone done);
+
+// Posts the row as it is now. `sync`: `done` when it is durable.
+void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaDone done);
+// Removes an in-memory sequence that is in nobody's way: nameless, closed and never stored.
+void drop_if_ephemeral(EngineState& engine, Sequence& sequence);
+// Takes the sequence out of catalogue and memory; `done` when that is durable. Not open, no work.
+void remove_sequence(EngineState& engine, Sequence& sequence, MetaDone done);
+
+void add_work(EngineState& engine, Sequence& sequence, TailWork work);
+void work_finished(EngineState& engine, Sequence& sequence);
+// Drops works that have not started of a handle: they complete with kCancelled.
+void cancel_work(EngineState& engine, Sequence& sequence, std::uint32_t handle_serial);
+
+}  // namespace kvtier
