@@ -145,4 +145,42 @@ std::vector<std::byte> make_log(const TailLogHeader& header, const Geometry& geo
   return file;
 }
 
+std::vector<std::byte> make_export(const std::vector<std::uint32_t>& counts, std::uint64_t seed, CodecId codec) {
+  std::vector<std::byte> file;
+  ExportWriter writer(
+      [&](ByteSpan bytes) -> Result<void> {
+        file.insert(file.end(), bytes.begin(), bytes.end());
+        return {};
+      },
+      codec);
+  ExportDescription description;
+  description.fingerprint = {.model = "sha256:feed", .runtime = "transformers-5/1", .detail = "theta=10000",
+                             .geometry = small_geometry()};
+  description.name = "a chat";
+  description.segments = static_cast<std::uint32_t>(counts.size());
+  for (const std::uint32_t count : counts) description.tokens += count;
+  description.created_unix_ns = 1'700'000'000'000'000'000ull;
+  const Geometry& geometry = description.fingerprint.geometry;
+  KVT_CHECK(writer.begin(description).has_value());
+  std::uint64_t start = 0;
+  for (const std::uint32_t count : counts) {
+    const SegmentMeta meta = make_meta(SegmentId{1}, count, start, seed);
+    KVT_CHECK(writer.begin_segment({.start_token = start, .tokens = meta.tokens, .text = meta.text,
+                                    .snapshot = meta.snapshot}).has_value());
+    const PlaneLayout layout(geometry, count);
+    std::vector<std::byte> plane(layout.size_bytes(), std::byte{0xEE});  // what must not come out
+    std::vector<TokenRecord> tokens(count);
+    fill_plane(geometry, layout, seed, start, 0, count, tokens.data(), plane.data());
+    for (std::uint32_t i = 0; i < layout.chunks_total(); ++i) {
+      const PlaneLayout::ChunkPlace place = layout.place_of(i);
+      KVT_CHECK(writer.add_chunk({plane.data() + layout.chunk_offset(place.layer, place.chunk, place.group),
+                                  geometry.chunk_bytes(place.layer)}).has_value());
+    }
+    start += count;
+  }
+  KVT_CHECK(writer.finish().has_value());
+  KVT_CHECK(writer.written_bytes() == file.size());
+  return file;
+}
+
 }  // namespace kvtier::samples

@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "base/random.h"
 #include "kernels/layout.h"
+#include "tiers/export_format.h"
 #include "tiers/segment_format.h"
 #include "tiers/sidecar_format.h"
 #include "tiers/tail_log_format.h"
@@ -50,5 +51,8 @@ std::vector<std::byte> make_sidecar(SegmentId segment, const Geometry& geometry,
 TailLogHeader make_log_header(SequenceId sequence, std::uint64_t generation, std::uint64_t base_token);
 std::vector<std::byte> make_log(const TailLogHeader& header, const Geometry& geometry, std::uint64_t seed,
                                 const std::vector<std::uint32_t>& counts);
+
+// An export file of `counts` runs of tokens of the stream `seed`.
+std::vector<std::byte> make_export(const std::vector<std::uint32_t>& counts, std::uint64_t seed, CodecId codec);
 
 }  // namespace kvtier::samples
