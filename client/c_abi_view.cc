@@ -1,5 +1,14 @@
 // The C interface: views and opaque keys.
+#include <algorithm>
+
 #include "client/c_abi.h"
+#include "client/view.h"
+
+using kvtier::Result;
+
+struct kvt_view {
+  std::shared_ptr<kvtier::View> object;
+};
 
 namespace {
 
@@ -16,10 +25,67 @@ void kvt_view_options_init(kvt_view_options* options) {
   options->sinks = 16;
   options->window = 64;
 }
-kvt_status kvt_view_open(kvt_sequence*, const kvt_view_options*, kvt_view**) { return unsupported(); }
-void kvt_view_close(kvt_view*) {}
-kvt_status kvt_view_attend(kvt_view*, uint32_t, uint32_t, const float*, float, float*, float*) { return unsupported(); }
-kvt_status kvt_view_get_stats(const kvt_view*, kvt_view_stats*) { return unsupported(); }
+
+kvt_status kvt_view_open(kvt_sequence* sequence, const kvt_view_options* options, kvt_view** out) {
+  return kvtier::with_sequence(sequence, [&](kvtier::Sequence&) -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(out));
+    *out = nullptr;
+    kvt_view_options taken;
+    kvt_view_options_init(&taken);
+    if (options != nullptr) {
+      KVT_TRY_VOID(kvtier::take_options(options, &taken, kvt_view_options_init));
+    }
+    kvtier::ViewOptions wanted;
+    wanted.sinks = taken.sinks;
+    wanted.window = taken.window;
+    wanted.budget = taken.budget;
+    wanted.capacity = taken.capacity;
+    if (taken.preset != nullptr) wanted.preset = taken.preset;
+    KVT_TRY(std::shared_ptr<kvtier::View> view, kvtier::View::open(sequence->object, wanted));
+    *out = new kvt_view{std::move(view)};
+    return {};
+  });
+}
+
+void kvt_view_close(kvt_view* view) {
+  if (view == nullptr || !view->object->sequence().space().client().check_process()) return;
+  delete view;
+}
+
+kvt_status kvt_view_attend(kvt_view* view, uint32_t layer, uint32_t queries, const float* q, float scale, float* out,
+                           float* lse) {
+  return kvtier::guarded([&]() -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(view, q, out));
+    KVT_TRY_VOID(view->object->sequence().space().client().check_process());
+    return view->object->attend(layer, queries, q, scale, out, lse);
+  });
+}
+
+kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
+  return kvtier::guarded([&]() -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(view, out));
+    KVT_TRY_VOID(view->object->sequence().space().client().check_process());
+    // `struct_size` says how much of the struct the caller knows; 0 counts as all of this version.
+    const uint32_t size = out->struct_size == 0 ? uint32_t{sizeof *out} : out->struct_size;
+    if (size < 2 * sizeof(uint32_t)) return kvtier::error(kvtier::Code::kInvalid, "struct_size is not set");
+    const kvtier::ViewStats from = view->object->stats();
+    const kvt_view_stats all = {size,
+                                0,
+                                from.steps,
+                                from.selections,
+                                from.rows_attended,
+                                from.rows_fetched,
+                                from.chunks_fetched,
+                                from.bytes_host,
+                                from.bytes_disk,
+                                from.wait_ns,
+                                from.client_bytes,
+                                from.abstract_bytes};
+    std::memcpy(out, &all, std::min<std::size_t>(size, sizeof all));
+    return {};
+  });
+}
+
 kvt_status kvt_objects_submit(kvt_client*, int32_t, const kvt_object*, uint32_t, uint64_t*) { return unsupported(); }
 int kvt_objects_event_fd(kvt_client*) { return -1; }
 kvt_status kvt_objects_poll(kvt_client*, kvt_object_result*, uint32_t, uint32_t, uint32_t*) { return unsupported(); }

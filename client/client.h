@@ -27,7 +27,7 @@ enum class Patience {
   kQuick,  // reading: at most kQuickMs, starts nothing
   kFull,   // everything else: up to the timeout of the options, starts the daemon
 };
-inline constexpr std::uint32_t kQuickMs = 120;
+inline constexpr std::uint32_t kQuickMs = 60;
 
 class Client {
  public:

@@ -37,7 +37,7 @@ Result<std::shared_ptr<Sequence>> Sequence::open_with(std::shared_ptr<Space> spa
   Client& client = sequence->space_->client();
   for (int attempt = 0;; ++attempt) {
     KVT_TRY(std::shared_ptr<Connection> connection, client.connection(Patience::kFull));
-    KVT_TRY_VOID(sequence->space_->announce(connection));
+    KVT_TRY_VOID(sequence->space_->announce(connection, client.deadline()));
     request["space"] = sequence->space_->id();
     auto reply = connection->call(request, std::as_bytes(ids), writable ? 2 : 1, client.deadline());
     if (!reply && reply.error().code == Code::kDaemonLost && attempt == 0) continue;
@@ -120,7 +120,6 @@ Result<void> Sequence::ensure(Patience patience) {
     return error(Code::kStale, "the client was closed");
   }
   KVT_TRY(std::shared_ptr<Connection> connection, space_->client().connection(patience));
-  KVT_TRY_VOID(space_->announce(connection));
   KVT_TRY_VOID(attach_again(connection, patience));
   return submit_seals();
 }
@@ -128,6 +127,7 @@ Result<void> Sequence::ensure(Patience patience) {
 Result<void> Sequence::attach_again(const std::shared_ptr<Connection>& connection, Patience patience) {
   const Deadline busy = Deadline::after_ms(patience == Patience::kQuick ? kQuickMs : kBusyMs);
   const Deadline deadline = patience == Patience::kQuick ? busy : space_->client().deadline();
+  KVT_TRY_VOID(space_->announce(connection, deadline));
   const Json request{{"op", "attach"}, {"space", space_->id()}, {"sequence", id_}, {"write", writable_}};
   for (;;) {
     auto reply = connection->call(request, {}, writable_ ? 2 : 1, deadline);

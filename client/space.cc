@@ -30,11 +30,11 @@ Result<std::shared_ptr<Space>> Space::open(std::shared_ptr<Client> client, Space
     return error_with(Code::kInvalid, "unit_tokens is %u: give 1 to %u", options.unit_tokens, kSegmentTokensMax);
   KVT_TRY(std::shared_ptr<Connection> connection, client->connection(Patience::kFull));
   std::shared_ptr<Space> space(new Space(std::move(client), std::move(options)));
-  KVT_TRY_VOID(space->announce(connection));
+  KVT_TRY_VOID(space->announce(connection, space->client_->deadline()));
   return space;
 }
 
-Result<void> Space::announce(const std::shared_ptr<Connection>& connection) {
+Result<void> Space::announce(const std::shared_ptr<Connection>& connection, const Deadline& deadline) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (announced_.lock() == connection) return {};
   const Fingerprint& print = options_.fingerprint;
@@ -47,7 +47,7 @@ Result<void> Space::announce(const std::shared_ptr<Connection>& connection) {
                {"unit_tokens", options_.unit_tokens}};
   ByteWriter geometry;
   encode_geometry(print.geometry, &geometry);
-  KVT_TRY(ControlMessage reply, connection->call(std::move(request), geometry.view(), 0, client_->deadline()));
+  KVT_TRY(ControlMessage reply, connection->call(std::move(request), geometry.view(), 0, deadline));
   KVT_TRY(const std::uint64_t id, json_uint(reply.body, "space", 0));
   KVT_TRY(const std::string kind, json_string(reply.body, "abstract_kind", ""));
   KVT_TRY(options_.abstract_kind, parse_abstract_kind(kind));
@@ -66,7 +66,7 @@ Result<PrefixMatch> Space::match(std::span<const std::uint32_t> ids) {
                       static_cast<unsigned long long>(kSequenceTokensMax));
   for (int attempt = 0;; ++attempt) {
     KVT_TRY(std::shared_ptr<Connection> connection, client_->connection(Patience::kFull));
-    KVT_TRY_VOID(announce(connection));
+    KVT_TRY_VOID(announce(connection, client_->deadline()));
     auto reply = connection->call(Json{{"op", "match"}, {"space", id_}}, std::as_bytes(ids), 0, client_->deadline());
     if (reply) return parse_match(reply->body);
     if (reply.error().code != Code::kDaemonLost || attempt == 1) return error(reply.error());

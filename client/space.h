@@ -43,7 +43,7 @@ class Space {
   [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
 
   // Tells the connection of the space, where it was not told yet.
-  [[nodiscard]] Result<void> announce(const std::shared_ptr<Connection>& connection);
+  [[nodiscard]] Result<void> announce(const std::shared_ptr<Connection>& connection, const Deadline& deadline);
   [[nodiscard]] Result<PrefixMatch> match(std::span<const std::uint32_t> ids);
 
  private:

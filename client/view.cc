@@ -1,0 +1,118 @@
+#include "client/view.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "client/last_error.h"
+#include "kernels/registry.h"
+
+namespace kvtier {
+
+Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence, const ViewOptions& options) {
+  KVT_TRY(const Preset* preset, find_preset(options.preset));
+  KVT_TRY(const KernelTable* kernels, select_kernels("auto"));
+  const Space& space = sequence->space();
+  if (options.budget != 0 && preset->abstract != AbstractKind::kNone && preset->abstract != space.abstract_kind())
+    return error_with(Code::kInvalid, "preset %s needs %s abstracts, the space has %s: choose another preset", preset->name,
+                      abstract_kind_name(preset->abstract), abstract_kind_name(space.abstract_kind()));
+  if (options.budget != 0 && preset->budget == BudgetKind::kRows && options.budget < options.sinks)
+    return error_with(Code::kInvalid, "a budget of %llu rows is below the %u sinks: raise it, or use preset window",
+                      static_cast<unsigned long long>(options.budget), options.sinks);
+  if (options.budget > kSequenceTokensMax || options.capacity > kSequenceTokensMax)
+    return error_with(Code::kTooLarge, "budget and capacity are at most %llu rows: use 0 for everything",
+                      static_cast<unsigned long long>(kSequenceTokensMax));
+  return std::shared_ptr<View>(new View(std::move(sequence), options, preset, kernels));
+}
+
+View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, const Preset* preset,
+           const KernelTable* kernels)
+    : sequence_(std::move(sequence)),
+      options_(options),
+      preset_(preset),
+      kernels_(kernels),
+      selector_(kernels, preset) {
+  observer_ = sequence_->add_observer([this](std::uint64_t length) {
+    for (auto& [layer, caches] : caches_)
+      for (SlotCache& cache : caches) cache.truncate(length);
+    segment_layouts_.clear();
+  });
+}
+
+View::~View() { sequence_->remove_observer(observer_); }
+
+Result<AttendStep> View::check_step(std::uint32_t layer, std::uint32_t queries, const float* q, float scale, float* out,
+                                    float* lse) {
+  KVT_TRY_VOID(sequence_->check_layer(layer));
+  const LayerGeometry& shape = sequence_->space().geometry().layers[layer];
+  if (shape.dtype == Dtype::kOpaque || shape.v_transposed)
+    return error_with(Code::kUnsupported, "layer %u has %s: it can be read, not attended to", layer,
+                      shape.v_transposed ? "transposed values" : "opaque rows");
+  if (shape.query_heads == 0 || shape.query_heads % shape.kv_heads != 0)
+    return error_with(Code::kInvalid, "layer %u has %u query heads for %u KV heads: attention needs a multiple", layer,
+                      shape.query_heads, shape.kv_heads);
+  if (!(scale > 0.0f) || !std::isfinite(scale)) return error(Code::kInvalid, "the scale must be above 0");
+  AttendStep step;
+  step.layer = layer;
+  step.queries = queries;
+  step.q = q;
+  step.scale = scale;
+  step.out = out;
+  step.kv_heads = shape.kv_heads;
+  step.group = shape.query_heads / shape.kv_heads;
+  step.dim = shape.k_row_bytes / dtype_bytes(shape.dtype);
+  step.v_dim = shape.v_row_bytes / dtype_bytes(shape.dtype);
+  if (lse == nullptr) {
+    lse_.resize(static_cast<std::size_t>(queries) * shape.query_heads);
+    lse = lse_.data();
+  }
+  step.lse = lse;
+  return step;
+}
+
+Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const float* q, float scale, float* out, float* lse) {
+  if (queries == 0 || queries > kPieceTokensMax)
+    return error_with(Code::kInvalid, "%u queries: give 1 to %u", queries, kPieceTokensMax);
+  KVT_TRY(AttendStep step, check_step(layer, queries, q, scale, out, lse));
+  for (int attempt = 0;; ++attempt) {
+    const auto fresh = sequence_->refresh(Patience::kQuick);
+    // Without a daemon, what is in tail and slot caches can still serve.
+    if (!fresh && (fresh.error().code != Code::kDaemonLost || attempt > 0)) return fresh;
+    clear_error_text();
+    step.visible = sequence_->visible(layer);
+    if (queries > step.visible)
+      return error_with(Code::kInvalid, "%u queries over %llu tokens of layer %u: write the rows first", queries,
+                        static_cast<unsigned long long>(step.visible), layer);
+    const auto done = run_step(step);
+    if (done || done.error().code != Code::kDaemonLost || attempt > 0 || !sequence_->connection()->lost()) return done;
+  }
+}
+
+Result<void> View::run_step(const AttendStep& step) {
+  const std::uint64_t rows_out = static_cast<std::uint64_t>(step.queries) * step.kv_heads * step.group;
+  std::fill_n(step.out, rows_out * step.v_dim, 0.0f);
+  std::fill_n(step.lse, rows_out, -std::numeric_limits<float>::infinity());
+  const bool exact = options_.budget == 0 || preset_->budget == BudgetKind::kAll || step.queries > 1;
+  if (sequence_->tail_first() != 0) {
+    KVT_TRY_VOID(exact ? attend_sealed(step) : attend_budget(step));
+  }
+  KVT_TRY_VOID(attend_tail(step));
+  ++stats_.steps;
+  return {};
+}
+
+ViewStats View::stats() const {
+  ViewStats out = stats_;
+  out.client_bytes = selector_.memory_bytes();
+  for (const auto& [layer, caches] : caches_)
+    for (const SlotCache& cache : caches) out.client_bytes += cache.memory_bytes();
+  out.client_bytes += extents_.capacity() * sizeof(SegmentExtent) + wanted_.capacity() * sizeof(WantedRow) +
+                      entries_.capacity() * sizeof(FetchEntry) + first_wanted_.capacity() * sizeof(std::uint32_t) +
+                      (sources_.capacity() + targets_.capacity() + pages_.capacity()) * sizeof(std::uint64_t) +
+                      (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity()) * sizeof(float);
+  for (std::size_t i = 0; i < segment_layouts_.size(); ++i)
+    if (segment_layouts_[i] != nullptr) out.abstract_bytes += segment_layouts_[i]->size_bytes();
+  return out;
+}
+
+}  // namespace kvtier

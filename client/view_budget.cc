@@ -1,0 +1,223 @@
+// View: attention of one query over the rows that the preset chooses.
+#include <algorithm>
+
+#include "client/view.h"
+
+namespace kvtier {
+
+Result<void> View::attend_budget(const AttendStep& step) {
+  KVT_TRY(std::vector<SlotCache> * caches, caches_of(step));
+  const auto ready = select_rows(step, caches);
+  if (!ready) {
+    for (SlotCache& cache : *caches) cache.abandon();
+    return ready;
+  }
+  for (SlotCache& cache : *caches) cache.complete();
+  ++stats_.selections;
+  // One query: it sees all that is stored.
+  for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
+    const SlotCache& cache = (*caches)[head];
+    if (cache.row_count() == 0) continue;
+    KVT_TRY_VOID(attend_block(step, head, cache.rows(), 0, 1, 0, cache.row_count()));
+  }
+  return {};
+}
+
+Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
+  std::vector<SlotCache>& caches = caches_[step.layer];
+  if (!caches.empty()) return &caches;
+  const LayerGeometry& shape = sequence_->space().geometry().layers[step.layer];
+  SlotCacheOptions options;
+  options.capacity_rows = std::max<std::uint64_t>(
+      1, preset_->cache_rows(options_.budget, static_cast<std::uint64_t>(options_.sinks) + options_.window,
+                             options_.capacity));
+  options.k_row_bytes = shape.k_row_bytes;
+  options.v_row_bytes = shape.v_row_bytes;
+  options.dtype = shape.dtype;
+  std::vector<SlotCache> made;
+  for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
+    KVT_TRY(SlotCache cache, SlotCache::make(options));
+    made.push_back(std::move(cache));
+  }
+  caches = std::move(made);
+  return &caches;
+}
+
+Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
+  refresh_layouts();
+  wanted_.clear();
+  for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
+    KVT_TRY_VOID(select_head(step, head, &(*caches)[head]));
+  }
+  return wanted_.empty() ? Result<void>() : fetch_rows(step, caches);
+}
+
+// One layout per length of segment, and for each segment of the directory the one that its abstracts have.
+void View::refresh_layouts() {
+  const auto segments = sequence_->directory().segments();
+  if (preset_->abstract == AbstractKind::kNone) return;
+  segment_layouts_.assign(segments.size(), nullptr);
+  const Space& space = sequence_->space();
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    const DirectoryEntry& segment = segments[i];
+    const auto layout = layouts_
+                            .try_emplace(segment.tokens, space.geometry(), space.abstract_kind(), space.unit_tokens(),
+                                         segment.tokens)
+                            .first;
+    const std::uint64_t cap = sequence_->connection()->abstracts_bytes();
+    const bool there = segment.abstract_offset <= cap && layout->second.size_bytes() <= cap - segment.abstract_offset;
+    if (there) segment_layouts_[i] = &layout->second;
+  }
+}
+
+// The stored segments as this head sees them, cut off where the tail begins.
+void View::extents_of(const AttendStep& step, std::uint32_t head) {
+  const auto segments = sequence_->directory().segments();
+  const std::uint64_t end = sequence_->tail_first();
+  const std::byte* abstracts = sequence_->connection()->abstracts();
+  extents_.clear();
+  for (std::size_t i = 0; i < segments.size() && segments[i].first_token < end; ++i) {
+    SegmentExtent extent;
+    extent.first_token = segments[i].first_token;
+    extent.visible_tokens =
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(segments[i].visible_tokens, end - segments[i].first_token));
+    const AbstractLayout* layout = i < segment_layouts_.size() ? segment_layouts_[i] : nullptr;
+    if (layout != nullptr) {
+      extent.units = layout->units();
+      extent.abstracts = reinterpret_cast<const std::uint16_t*>(abstracts + segments[i].abstract_offset +
+                                                                layout->head_offset(step.layer, head));
+    }
+    extents_.push_back(extent);
+  }
+}
+
+Result<void> View::select_head(const AttendStep& step, std::uint32_t head, SlotCache* cache) {
+  extents_of(step, head);
+  const std::uint64_t end = sequence_->tail_first();
+  const std::uint64_t sinks_end = std::min<std::uint64_t>(options_.sinks, end);
+  const TokenRange kept[2] = {{0, sinks_end}, {std::max(sinks_end, end - std::min<std::uint64_t>(options_.window, end)), end}};
+  SelectInput input;
+  input.segments = extents_;
+  input.kept = kept;
+  input.queries = step.q + static_cast<std::uint64_t>(head) * step.group * step.dim;
+  input.query_stride = step.dim;
+  input.query_count = step.group;
+  input.dim = step.dim;
+  input.scale = step.scale;
+  input.unit_tokens = sequence_->space().unit_tokens();
+  input.budget_rows = options_.budget;
+  KVT_TRY(const Selection selection, selector_.select(input));
+  KVT_TRY(const SlotCache::Missing missing, cache->select(selection.tokens));
+  want_rows(step, head, missing);
+  return {};
+}
+
+void View::want_rows(const AttendStep& step, std::uint32_t head, const SlotCache::Missing& missing) {
+  const Geometry& geometry = sequence_->space().geometry();
+  const auto segments = sequence_->directory().segments();
+  const std::uint32_t group = head / geometry.heads_in_group(step.layer);
+  std::size_t segment = 0;
+  for (std::size_t i = 0; i < missing.tokens.size(); ++i) {
+    const std::uint32_t token = missing.tokens[i];
+    if (i == 0) segment = sequence_->directory().segment_of(token);
+    while (token >= segments[segment].first_token + segments[segment].visible_tokens) ++segment;
+    const auto in_segment = static_cast<std::uint32_t>(token - segments[segment].first_token);
+    WantedRow row;
+    row.chunk_key = (static_cast<std::uint64_t>(segment) << 32) | (in_segment / geometry.chunk_tokens) << 16 | group;
+    row.target = missing.offsets[i];
+    row.head = head;
+    row.place = in_segment % geometry.chunk_tokens;
+    wanted_.push_back(row);
+  }
+}
+
+Result<void> View::fetch_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
+  const Geometry& geometry = sequence_->space().geometry();
+  const auto segments = sequence_->directory().segments();
+  // Heads with chunks of their own are in order already: head by head, chunk by chunk.
+  if (geometry.heads_in_group(step.layer) > 1)
+    std::stable_sort(wanted_.begin(), wanted_.end(),
+                     [](const WantedRow& a, const WantedRow& b) { return a.chunk_key < b.chunk_key; });
+  entries_.clear();
+  first_wanted_.clear();
+  for (std::size_t i = 0; i < wanted_.size(); ++i) {
+    const WantedRow& row = wanted_[i];
+    if (i == 0 || row.chunk_key != wanted_[i - 1].chunk_key) {
+      FetchEntry entry{};
+      entry.segment = segments[row.chunk_key >> 32].segment;
+      entry.layer = static_cast<std::uint16_t>(step.layer);
+      entry.chunk = static_cast<std::uint16_t>(row.chunk_key >> 16);
+      entry.group = static_cast<std::uint16_t>(row.chunk_key);
+      entries_.push_back(entry);
+      first_wanted_.push_back(static_cast<std::uint32_t>(i));
+    }
+    entries_.back().row_mask |= 1ull << row.place;
+  }
+  first_wanted_.push_back(static_cast<std::uint32_t>(wanted_.size()));
+
+  ChunkStreamOptions options;
+  options.total = entries_.size();
+  options.slot_bytes = geometry.slot_bytes(step.layer);
+  FetchTally tally;
+  const auto done = sequence_->chunk_stream(&tally).run(
+      options, [&](std::uint64_t i) { return entries_[static_cast<std::size_t>(i)]; },
+      [&](std::uint64_t first, std::uint64_t count, const Fetch& fetch) { return gather(step, fetch, first, count, caches); });
+  stats_.chunks_fetched += tally.chunks;
+  stats_.bytes_disk += tally.bytes_disk;
+  stats_.wait_ns += tally.wait_ns;
+  return done;
+}
+
+Result<void> View::gather(const AttendStep& step, const Fetch& fetch, std::uint64_t first_entry, std::uint64_t entries,
+                          std::vector<SlotCache>* caches) {
+  const Geometry& geometry = sequence_->space().geometry();
+  const LayerGeometry& shape = geometry.layers[step.layer];
+  const std::uint32_t group_heads = geometry.heads_in_group(step.layer);
+  const std::uint64_t slot_bytes = geometry.slot_bytes(step.layer);
+  sources_.clear();
+  targets_.clear();
+  std::uint32_t head = wanted_[first_wanted_[static_cast<std::size_t>(first_entry)]].head;
+  for (std::uint64_t i = 0; i < entries; ++i) {
+    const std::byte* chunk = fetch.chunk(static_cast<std::size_t>(i), slot_bytes);
+    const auto entry = static_cast<std::size_t>(first_entry + i);
+    for (std::uint32_t w = first_wanted_[entry]; w < first_wanted_[entry + 1]; ++w) {
+      const WantedRow& row = wanted_[w];
+      if (row.head != head) {
+        KVT_TRY_VOID(flush_gather(shape, &(*caches)[head]));
+        head = row.head;
+      }
+      // V follows later from the same chunk: it lies v_row_offset - k_row_offset behind its K.
+      sources_.push_back(reinterpret_cast<std::uintptr_t>(chunk) + k_row_offset(geometry, shape, head % group_heads, row.place));
+      sources_.push_back(reinterpret_cast<std::uintptr_t>(chunk) + v_row_offset(geometry, shape, head % group_heads, row.place));
+      targets_.push_back(row.target);
+    }
+  }
+  return flush_gather(shape, &(*caches)[head]);
+}
+
+// Copies what gather() listed for one head: K and V sources by turns.
+Result<void> View::flush_gather(const LayerGeometry& shape, SlotCache* cache) {
+  const std::uint64_t count = targets_.size();
+  for (const bool is_key : {true, false}) {
+    pages_.resize(static_cast<std::size_t>(count));
+    for (std::uint64_t i = 0; i < count; ++i) {
+      pages_[static_cast<std::size_t>(i)] = sources_[static_cast<std::size_t>(2 * i + (is_key ? 0 : 1))];
+      if (!is_key) targets_[static_cast<std::size_t>(i)] += shape.k_row_bytes;
+    }
+    GatherRowsArgs args;
+    args.offsets = pages_.data();
+    args.count = &count;
+    args.row_bytes = is_key ? shape.k_row_bytes : shape.v_row_bytes;
+    args.out = cache->data();
+    args.out_stride = args.row_bytes;
+    args.out_offsets = targets_.data();
+    KVT_TRY_VOID(kernels_->gather_rows(args, nullptr));
+  }
+  stats_.rows_fetched += count;
+  stats_.bytes_host += count * (shape.k_row_bytes + shape.v_row_bytes);
+  sources_.clear();
+  targets_.clear();
+  return {};
+}
+
+}  // namespace kvtier
