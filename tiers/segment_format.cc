@@ -107,8 +107,8 @@ Result<void> check_regions(const Header& header) {
   return {};
 }
 
-// The fields of a header, of which each agrees with the others. The reader stands behind the flags.
-Result<Header> read_header_fields(ByteReader reader) {
+// The fields as they stand in the header; the reader stands behind the flags.
+Result<Header> read_fields(ByteReader reader) {
   Header header;
   header.id = reader.read<SegmentId>();
   header.space = reader.read<SpaceId>();
@@ -126,6 +126,10 @@ Result<Header> read_header_fields(ByteReader reader) {
   for (RegionEntry& region : header.regions) region = reader.read<RegionEntry>();
   KVT_TRY_VOID(expect_zeros(&reader));
   if (reserved != 0) return error(Code::kCorrupt, "bytes that must be zero are not");
+  return header;
+}
+
+Result<void> check_identity(const Header& header) {
   if (!header.id.valid() || !header.space.valid()) return error(Code::kCorrupt, "the segment has no id or no space");
   if (header.tokens == 0 || header.tokens > kSegmentTokensMax)
     return error(Code::kCorrupt, "a segment has 1 to 2048 tokens");
@@ -134,13 +138,15 @@ Result<Header> read_header_fields(ByteReader reader) {
   if (header.parent.valid() ? header.parent_visible == 0 || header.parent_visible > kSegmentTokensMax
                             : header.parent_visible != 0)
     return error(Code::kCorrupt, "the segment's parent is wrong");
-  KVT_TRY_VOID(check_regions(header));
-  return header;
+  return {};
 }
 
 Result<Header> read_header(ByteSpan bytes) {
   KVT_TRY(const ByteReader reader, open_head(bytes, kMagic, kSegmentVersion));
-  return read_header_fields(reader);
+  KVT_TRY(const Header header, read_fields(reader));
+  KVT_TRY_VOID(check_identity(header));
+  KVT_TRY_VOID(check_regions(header));
+  return header;
 }
 
 // Checksums of all regions, and zeros between and after them.
@@ -315,8 +321,8 @@ SegmentSalvage salvage_segment_meta(ByteSpan bytes) {
   if (bytes.size() < kHeadBytes) return salvage;
   ByteReader reader(bytes.first(kHeadChecksumOffset));
   reader.skip(kHeadFieldsOffset);
-  const Result<Header> header = read_header_fields(reader);
-  if (!header) return salvage;
+  const Result<Header> header = read_fields(reader);
+  if (!header || !check_regions(*header)) return salvage;
   SegmentMeta& meta = salvage.meta;
   meta.id = header->id;
   meta.space = header->space;

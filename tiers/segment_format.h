@@ -71,13 +71,13 @@ void place_raw_chunks(SegmentMeta* meta);
 // Parses header and metadata (as many bytes as parse_segment_header said). Checks everything that it says.
 [[nodiscard]] Result<SegmentMeta> parse_segment_meta(ByteSpan bytes);
 
-// What can still be read of damaged metadata, for the offline inspector only: never serve from it. Takes header fields whose
-// checksum is wrong as long as they agree with each other, and then every region whose own checksum is right.
+// What can still be read of damaged metadata, for the offline inspector only: never serve from it. Takes a header whose
+// checksum is wrong as long as it says where the regions are, and then every region whose own checksum is right.
 struct SegmentSalvage {
   SegmentMeta meta;                     // of what is sound; the rest is empty
   std::vector<const char*> damaged;     // "header", "geometry", "tokens", "text", "snapshot", "chunk table", "padding"
   bool chunks_known = false;            // meta.chunks can be followed
-  std::uint64_t meta_bytes = 0;         // 0: not even the header's fields agree
+  std::uint64_t meta_bytes = 0;         // 0: nothing says where the regions are
   std::uint64_t file_bytes = 0;
 };
 [[nodiscard]] SegmentSalvage salvage_segment_meta(ByteSpan bytes);

@@ -253,6 +253,43 @@ TEST(SegmentFormat, SignedNonsenseInTheRegionsIsRefused) {
   EXPECT_EQ(parse_code(head), Code::kCorrupt);
 }
 
+TEST(SegmentFormat, SalvageNamesWhatIsDamagedAndKeepsTheRest) {
+  const Sample sample = make_sample();
+  const SegmentSalvage whole = salvage_segment_meta(sample.head);
+  EXPECT_TRUE(whole.damaged.empty());
+  EXPECT_TRUE(whole.chunks_known);
+  expect_same(whole.meta, sample.meta);
+  const char* names[] = {"geometry", "tokens", "text", "snapshot", "chunk table"};
+  for (std::size_t i = 0; i < std::size(names); ++i) {
+    std::vector<std::byte> head = sample.head;
+    head[region_offset(head, i)] ^= std::byte{1};
+    const SegmentSalvage salvage = salvage_segment_meta(head);
+    ASSERT_EQ(salvage.damaged.size(), 1u);
+    EXPECT_STREQ(salvage.damaged[0], names[i]);
+    EXPECT_EQ(salvage.chunks_known, i != 4);
+    EXPECT_EQ(salvage.meta.geometry == sample.meta.geometry, i != 0);
+    EXPECT_EQ(salvage.meta.tokens == sample.meta.tokens, i != 1);
+    EXPECT_EQ(salvage.meta.text == sample.meta.text, i != 2);
+    EXPECT_EQ(salvage.meta.snapshot == sample.meta.snapshot, i != 3);
+    EXPECT_EQ(salvage.meta.chunks.size(), i != 4 ? sample.meta.chunks.size() : 0u);
+  }
+  std::vector<std::byte> head = sample.head;
+  patch<std::uint64_t>(&head, kIdAt, 0);  // unsigned: the header is damaged, but still says where things are
+  SegmentSalvage salvage = salvage_segment_meta(head);
+  ASSERT_EQ(salvage.damaged.size(), 1u);
+  EXPECT_STREQ(salvage.damaged[0], "header");
+  EXPECT_EQ(salvage.meta.tokens, sample.meta.tokens);
+  head = sample.head;
+  head.back() = std::byte{1};
+  salvage = salvage_segment_meta(head);
+  ASSERT_EQ(salvage.damaged.size(), 1u);
+  EXPECT_STREQ(salvage.damaged[0], "padding");
+  salvage = salvage_segment_meta(ByteSpan(sample.head).first(4096));  // all regions are cut off
+  EXPECT_EQ(salvage.damaged.size(), 5u);
+  EXPECT_EQ(salvage.meta_bytes, sample.head.size());
+  EXPECT_EQ(salvage_segment_meta({}).meta_bytes, 0u);
+}
+
 TEST(SegmentFormat, ChunkChecksumKnowsSegmentPlaceAndEveryBit) {
   const Sample sample = make_sample();
   for (std::uint32_t i = 0; i < sample.meta.chunks.size(); ++i) {
