@@ -60,11 +60,13 @@ Result<ControlMessage> ControlChannel::receive(const Deadline& deadline) {
 Result<ControlMessage> ControlChannel::check_reply(ControlMessage reply, std::size_t fds_expected) {
   KVT_TRY(const bool ok, json_bool(reply.body, "ok", false));
   if (!ok) {
-    KVT_TRY(const std::uint64_t code, json_uint(reply.body, "code", static_cast<std::uint64_t>(Code::kInternal), 99));
+    KVT_TRY(const std::uint64_t code,
+            json_uint(reply.body, "code", static_cast<std::uint64_t>(Code::kInternal), 99));
     KVT_TRY(error_text_, json_string(reply.body, "error", "", kErrorTextBytesMax));
     return error(code == 0 ? Code::kProtocol : static_cast<Code>(code));
   }
-  if (reply.fds.size() != fds_expected) return error(Code::kProtocol, "the daemon sent another number of descriptors");
+  if (reply.fds.size() != fds_expected)
+    return error(Code::kProtocol, "the daemon sent another number of descriptors");
   return reply;
 }
 
@@ -77,7 +79,8 @@ Result<ControlMessage> ControlChannel::call(Json request, ByteSpan payload, std:
   for (;;) {
     KVT_TRY(ControlMessage reply, receive(deadline));
     const Result<std::uint64_t> reply_id = json_uint(reply.body, "id", 0);
-    if (!reply_id || *reply_id > id) return break_with({Code::kProtocol, 0, "a reply to nothing that was asked"});
+    if (!reply_id || *reply_id > id)
+      return break_with({Code::kProtocol, 0, "a reply to nothing that was asked"});
     if (*reply_id < id) continue;  // somebody gave up waiting for it
     return check_reply(std::move(reply), fds_expected);
   }

@@ -68,25 +68,30 @@ Result<void> FrameParser::take(ByteSpan* bytes) {
     payload_.insert(payload_.end(), bytes->begin(), bytes->begin() + static_cast<std::ptrdiff_t>(count));
   }
   *bytes = bytes->subspan(count);
-  if (header_bytes_ == kHeaderBytes && json_.size() == header_.json_bytes && payload_.size() == header_.payload_bytes)
+  if (header_bytes_ == kHeaderBytes && json_.size() == header_.json_bytes &&
+      payload_.size() == header_.payload_bytes)
     return finish_frame();
   return {};
 }
 
 Result<void> FrameParser::check_header() {
-  if (header_.magic != kControlMagic) return error(Code::kProtocol, "not a control frame: the first word is wrong");
+  if (header_.magic != kControlMagic)
+    return error(Code::kProtocol, "not a control frame: the first word is wrong");
   if (header_.json_bytes < 2) return error(Code::kProtocol, "a control frame without JSON");
-  if (header_.json_bytes > limits_.json_bytes_max) return error(Code::kTooLarge, "a control frame with too much JSON");
+  if (header_.json_bytes > limits_.json_bytes_max)
+    return error(Code::kTooLarge, "a control frame with too much JSON");
   if (frame_bytes(header_.json_bytes, header_.payload_bytes) > kControlFrameBytesMax)
     return error(Code::kTooLarge, "a control frame above its limit");
-  if (header_.fd_count > limits_.fds_max) return error(Code::kProtocol, "a control frame with too many descriptors");
+  if (header_.fd_count > limits_.fds_max)
+    return error(Code::kProtocol, "a control frame with too many descriptors");
   json_.reserve(std::min<std::size_t>(header_.json_bytes, kReserveBytesMax));
   payload_.reserve(std::min<std::size_t>(header_.payload_bytes, kReserveBytesMax));
   return {};
 }
 
 Result<void> FrameParser::finish_frame() {
-  if (fds_.size() < header_.fd_count) return error(Code::kProtocol, "a control frame came without its descriptors");
+  if (fds_.size() < header_.fd_count)
+    return error(Code::kProtocol, "a control frame came without its descriptors");
   ControlMessage message;
   KVT_TRY(message.body, parse_json(json_));
   if (!message.body.is_object()) return error(Code::kProtocol, "a control frame's JSON must be an object");
@@ -103,12 +108,14 @@ Result<void> FrameParser::finish_frame() {
   return {};
 }
 
-// All descriptors of a frame come with its first byte, and a receive that brings some ends behind them: what is left
-// over now belongs to the frame in progress, or to nobody.
+// All descriptors of a frame come with its first byte, and a receive that brings some ends behind them: what
+// is left over now belongs to the frame in progress, or to nobody.
 Result<void> FrameParser::check_descriptors() {
   std::size_t expected = 0;
-  if (header_bytes_ == kHeaderBytes) expected = header_.fd_count;
-  else if (header_bytes_ > 0) expected = limits_.fds_max;
+  if (header_bytes_ == kHeaderBytes)
+    expected = header_.fd_count;
+  else if (header_bytes_ > 0)
+    expected = limits_.fds_max;
   if (fds_.size() > expected) return error(Code::kProtocol, "descriptors that no control frame names");
   return {};
 }
@@ -120,20 +127,24 @@ std::optional<ControlMessage> FrameParser::next() {
   return message;
 }
 
-Result<void> FrameWriter::enqueue(const Json& body, std::vector<std::byte> payload, std::span<const int> fds) {
+Result<void> FrameWriter::enqueue(const Json& body, std::vector<std::byte> payload,
+                                  std::span<const int> fds) {
   Frame frame;
   const std::string json = dump_json(body);
   if (frame_bytes(json.size(), payload.size()) > kControlFrameBytesMax)
     return error(Code::kTooLarge, "a control message above 80 MiB: send it in parts");
-  if (fds.size() > kControlFdsMax) return error(Code::kTooLarge, "too many descriptors in one control message");
+  if (fds.size() > kControlFdsMax)
+    return error(Code::kTooLarge, "too many descriptors in one control message");
   const ControlFrameHeader header{kControlMagic, static_cast<std::uint32_t>(json.size()),
-                                  static_cast<std::uint32_t>(payload.size()), static_cast<std::uint32_t>(fds.size())};
+                                  static_cast<std::uint32_t>(payload.size()),
+                                  static_cast<std::uint32_t>(fds.size())};
   frame.head.reserve(kHeaderBytes + json.size());
   frame.head.append(reinterpret_cast<const char*>(&header), kHeaderBytes);
   frame.head.append(json);
   for (const int fd : fds) {
     UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
-    if (!copy.valid()) return error(Code::kIo, "cannot duplicate a descriptor: raise the limit of open files", errno);
+    if (!copy.valid())
+      return error(Code::kIo, "cannot duplicate a descriptor: raise the limit of open files", errno);
     frame.fds.push_back(std::move(copy));
   }
   frame.payload = std::move(payload);
@@ -174,7 +185,8 @@ Result<bool> FrameWriter::flush(int socket) {
     if (sent < 0) {
       if (errno == EINTR) continue;
       if (would_block(errno)) return false;
-      if (peer_gone(errno)) return error(Code::kDaemonLost, "the connection was closed by the other side", errno);
+      if (peer_gone(errno))
+        return error(Code::kDaemonLost, "the connection was closed by the other side", errno);
       return error(Code::kIo, "cannot send on the control socket", errno);
     }
     frame.sent += static_cast<std::size_t>(sent);
@@ -199,13 +211,15 @@ Result<Received> receive_some(int socket, MutableByteSpan room, std::vector<Uniq
   } while (got < 0 && errno == EINTR);
   if (got < 0) {
     if (would_block(errno)) return Received{};
-    if (peer_gone(errno)) return error(Code::kDaemonLost, "the connection was reset by the other side", errno);
+    if (peer_gone(errno))
+      return error(Code::kDaemonLost, "the connection was reset by the other side", errno);
     return error(Code::kIo, "cannot receive on the control socket", errno);
   }
   std::vector<UniqueFd> taken;
   take_descriptors(&message, &taken);
   if ((message.msg_flags & MSG_CTRUNC) != 0)
-    return error(Code::kProtocol, "descriptors were lost: the peer sent too many, or too many files are open");
+    return error(Code::kProtocol,
+                 "descriptors were lost: the peer sent too many, or too many files are open");
   for (UniqueFd& fd : taken) fds->push_back(std::move(fd));
   return Received{static_cast<std::size_t>(got), got == 0};
 }

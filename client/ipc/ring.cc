@@ -10,7 +10,8 @@ namespace kvtier {
 
 Result<UniqueFd> make_doorbell() {
   UniqueFd doorbell(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!doorbell.valid()) return error(Code::kIo, "cannot make an eventfd: raise the limit of open files", errno);
+  if (!doorbell.valid())
+    return error(Code::kIo, "cannot make an eventfd: raise the limit of open files", errno);
   return doorbell;
 }
 
@@ -24,9 +25,10 @@ void ring_doorbell(int doorbell) noexcept {
 void drain_doorbell(int doorbell) noexcept {
   std::uint64_t count = 0;
   iovec piece{&count, sizeof(count)};
-  // The peer shares the descriptor's flags and could take O_NONBLOCK away; RWF_NOWAIT holds for this call whatever it does.
+  // The peer shares the descriptor's flags and could take O_NONBLOCK away; RWF_NOWAIT holds for this call.
   if (::preadv2(doorbell, &piece, 1, -1, RWF_NOWAIT) < 0 && (errno == EOPNOTSUPP || errno == ENOSYS)) {
-    [[maybe_unused]] const ssize_t drained = ::read(doorbell, &count, sizeof(count));  // EAGAIN: nothing to drain
+    [[maybe_unused]] const ssize_t drained =
+        ::read(doorbell, &count, sizeof(count));  // EAGAIN: nothing to drain
   }
 }
 

@@ -1,10 +1,11 @@
 // Rings: one writer, one reader, in memory that the other side may fill with anything at any moment.
 //
-// Each side keeps its own index in private memory and never reads it back. The other side's index is loaded once into
-// a local, and taken only if it did not go back and leaves at most `capacity` entries between the two; else the ring is
-// broken for good: every call gives kProtocol and the connection must be dropped. Entries are copied word by word
-// (shared_copy.h) into private memory before anybody looks at them. One store of `tail` publishes a batch, one store
-// of `head` gives its room back. Neither side ever waits for the other inside a call.
+// Each side keeps its own index in private memory and never reads it back. The other side's index is loaded
+// once into a local, and taken only if it did not go back and leaves at most `capacity` entries between the
+// two; else the ring is broken for good: every call gives kProtocol and the connection must be dropped.
+// Entries are copied word by word (shared_copy.h) into private memory before anybody looks at them. One store
+// of `tail` publishes a batch, one store of `head` gives its room back. Neither side ever waits inside a
+// call.
 //
 // Sleeping. The reader must not sleep on entries that the writer published without seeing that it sleeps:
 //
@@ -14,12 +15,12 @@
 //      W3  read reader_sleeps (seq_cst)    R3  poll(doorbell)
 //          -> 1: set it to 0, ring         R4  reader_sleeps = 0
 //
-// W2, W3, R1, R2 lie in one total order. If R2 does not see W2, then R2 stands before W2, so R1 < R2 < W2 < W3: W3 sees
-// the flag and rings. The doorbell counts, so a ring before R3 makes R3 return at once. If W3 does not see the flag, then
-// W3 < R1, so W2 < R2: the reader sees the entries and does not sleep. The writer clears the flag before it rings,
-// so one sleep costs one ring; the reader's late R4 only repeats that. A ring that nobody needs any more is a spurious
-// wake-up. (Sequentially consistent accesses instead of fences: the same instruction on x86, and ThreadSanitizer knows
-// them.) Each side: one thread.
+// W2, W3, R1, R2 lie in one total order. If R2 does not see W2, then R2 stands before W2, so R1 < R2 < W2 <
+// W3: W3 sees the flag and rings. The doorbell counts, so a ring before R3 makes R3 return at once. If W3
+// does not see the flag, then W3 < R1, so W2 < R2: the reader sees the entries and does not sleep. The writer
+// clears the flag before it rings, so one sleep costs one ring; the reader's late R4 only repeats that. A
+// ring that nobody needs any more is a spurious wake-up. (Sequentially consistent accesses instead of fences:
+// the same instruction on x86, and ThreadSanitizer knows them.) Each side: one thread.
 #pragma once
 
 #include <algorithm>
@@ -47,8 +48,8 @@ template <class Entry>
 class RingWriter {
  public:
   RingWriter() = default;
-  // Both sides start at index 0 over zeroed memory. `capacity` is a power of two. `doorbell` is borrowed; -1: the
-  // reader never sleeps.
+  // Both sides start at index 0 over zeroed memory. `capacity` is a power of two. `doorbell` is borrowed; -1:
+  // the reader never sleeps.
   RingWriter(RingIndices* indices, Entry* entries, std::uint32_t capacity, int doorbell) noexcept
       : indices_(indices), entries_(entries), capacity_(capacity), doorbell_(doorbell) {
     KVT_CHECK(capacity != 0 && (capacity & (capacity - 1)) == 0);
@@ -60,21 +61,24 @@ class RingWriter {
     return static_cast<std::uint32_t>(capacity_ - (tail_ - head_));
   }
 
-  // Publishes as many of `entries` as fit, from the first, by one store; wakes the reader if it sleeps. How many (0:
-  // full), or kProtocol.
+  // Publishes as many of `entries` as fit, from the first, by one store; wakes the reader if it sleeps. How
+  // many (0: full), or kProtocol.
   [[nodiscard]] Result<std::uint32_t> push(std::span<const Entry> entries) noexcept {
     if (capacity_ - (tail_ - head_) < entries.size() && !load_head()) return broken_error();
     if (broken_) return broken_error();
     const std::uint64_t count = std::min<std::uint64_t>(capacity_ - (tail_ - head_), entries.size());
     if (count == 0) return 0u;
     for (std::uint64_t i = 0; i < count; ++i)
-      copy_to_shared(&entries_[(tail_ + i) & (capacity_ - 1)], &entries[static_cast<std::size_t>(i)], sizeof(Entry));
+      copy_to_shared(&entries_[(tail_ + i) & (capacity_ - 1)], &entries[static_cast<std::size_t>(i)],
+                     sizeof(Entry));
     tail_ += count;
     indices_->tail.store(tail_, std::memory_order_seq_cst);  // W2
     if (indices_->reader_sleeps.load(std::memory_order_seq_cst) != 0) wake();
     return static_cast<std::uint32_t>(count);
   }
-  [[nodiscard]] Result<std::uint32_t> push(const Entry& entry) noexcept { return push(std::span<const Entry>(&entry, 1)); }
+  [[nodiscard]] Result<std::uint32_t> push(const Entry& entry) noexcept {
+    return push(std::span<const Entry>(&entry, 1));
+  }
 
   [[nodiscard]] bool broken() const noexcept { return broken_; }
 
@@ -87,7 +91,8 @@ class RingWriter {
     return !broken_;
   }
   void wake() noexcept {
-    if (indices_->reader_sleeps.exchange(0, std::memory_order_seq_cst) != 0 && doorbell_ >= 0) ring_doorbell(doorbell_);
+    const bool sleeps = indices_->reader_sleeps.exchange(0, std::memory_order_seq_cst) != 0;
+    if (sleeps && doorbell_ >= 0) ring_doorbell(doorbell_);
   }
   static tl::unexpected<Status> broken_error() noexcept {
     return error(Code::kProtocol, "the peer wrote an impossible ring index: reconnect");
@@ -118,7 +123,8 @@ class RingReader {
     const std::uint64_t count = std::min<std::uint64_t>(tail_ - head_, out.size());
     if (count == 0) return 0u;
     for (std::uint64_t i = 0; i < count; ++i)
-      copy_from_shared(&out[static_cast<std::size_t>(i)], &entries_[(head_ + i) & (capacity_ - 1)], sizeof(Entry));
+      copy_from_shared(&out[static_cast<std::size_t>(i)], &entries_[(head_ + i) & (capacity_ - 1)],
+                       sizeof(Entry));
     head_ += count;
     indices_->head.store(head_, std::memory_order_release);
     return static_cast<std::uint32_t>(count);
@@ -129,7 +135,8 @@ class RingReader {
     if (tail_ == head_) load_tail(std::memory_order_acquire);
     return broken_ || tail_ != head_;
   }
-  // R1 and R2. True: nothing is there, and the writer will ring the doorbell. Follow it by end_sleep() either way.
+  // R1 and R2. True: nothing is there, and the writer will ring the doorbell. Follow it by end_sleep() either
+  // way.
   [[nodiscard]] bool begin_sleep() noexcept {
     indices_->reader_sleeps.store(1, std::memory_order_seq_cst);
     if (tail_ == head_) load_tail(std::memory_order_seq_cst);
@@ -155,7 +162,8 @@ class RingReader {
   bool broken_ = false;
 };
 
-// The two sides of a connection's control memfd (mapped writable, sizeof(ControlLayout) bytes, zero at first).
+// The two sides of a connection's control memfd (mapped writable, sizeof(ControlLayout) bytes, zero at
+// first).
 struct ClientRings {
   RingWriter<Submission> submissions;
   RingReader<Completion> completions;

@@ -1,9 +1,10 @@
 // Copies between private memory and memory that another process may write at the same moment.
 //
-// Every access is an atomic of 8 bytes (single bytes at the ragged end, or where the address is not aligned), so that a
-// compiler can neither tear a word nor read it twice, and ThreadSanitizer sees no race. What was copied may still be a
-// mixture of several writes: validate the private copy, use only that. No fence is needed for a seqlock: a reader copies
-// with kAcquire between its two reads of the version, a writer with kRelease between its two stores. Any thread.
+// Every access is an atomic of 8 bytes (single bytes at the ragged end, or where the address is not aligned),
+// so that a compiler can neither tear a word nor read it twice, and ThreadSanitizer sees no race. What was
+// copied may still be a mixture of several writes: validate the private copy, use only that. No fence is
+// needed for a seqlock: a reader copies with kAcquire between its two reads of the version, a writer with
+// kRelease between its two stores. Any thread.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +13,11 @@
 
 namespace kvtier {
 
-enum class SharedOrder : int { kRelaxed = __ATOMIC_RELAXED, kAcquire = __ATOMIC_ACQUIRE, kRelease = __ATOMIC_RELEASE };
+enum class SharedOrder : int {
+  kRelaxed = __ATOMIC_RELAXED,
+  kAcquire = __ATOMIC_ACQUIRE,
+  kRelease = __ATOMIC_RELEASE
+};
 
 namespace internal {
 using SharedWord = std::uint64_t __attribute__((may_alias));

@@ -27,7 +27,8 @@ Result<sockaddr_un> make_address(const std::string& path) {
   if (path.empty() || path.front() != '/' || path.find('\0') != std::string::npos)
     return error(Code::kInvalid, "the socket path must be absolute");
   if (path.size() >= sizeof(address.sun_path))
-    return error(Code::kTooLarge, "the socket path is longer than 107 bytes: set KVTIER_SOCKET to a shorter one");
+    return error(Code::kTooLarge,
+                 "the socket path is longer than 107 bytes: set KVTIER_SOCKET to a shorter one");
   std::memcpy(address.sun_path, path.data(), path.size());
   return address;
 }
@@ -44,12 +45,15 @@ Result<void> prepare_directory(const std::string& directory) {
     return error(errno == EACCES || errno == EROFS ? Code::kPermission : Code::kIo,
                  "cannot make the socket's directory", errno);
   UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  if (!fd.valid()) return error(Code::kPermission, "the socket's directory is a link, a file, or closed to us", errno);
-  struct stat info{};
+  if (!fd.valid())
+    return error(Code::kPermission, "the socket's directory is a link, a file, or closed to us", errno);
+  struct stat info {};
   if (::fstat(fd.get(), &info) != 0) return error(Code::kIo, "cannot look at the socket's directory", errno);
-  if (info.st_uid != ::geteuid()) return error(Code::kPermission, "the socket's directory belongs to another user");
+  if (info.st_uid != ::geteuid())
+    return error(Code::kPermission, "the socket's directory belongs to another user");
   if ((info.st_mode & kOthersMask) != 0)
-    return error(Code::kPermission, "others may enter the socket's directory: chmod 700 it, or set KVTIER_SOCKET");
+    return error(Code::kPermission,
+                 "others may enter the socket's directory: chmod 700 it, or set KVTIER_SOCKET");
   return {};
 }
 
@@ -63,18 +67,20 @@ Result<UniqueFd> take_lock(const std::string& path) {
   // The holder's pid, for people. Nothing depends on it.
   char text[16];
   const int bytes = std::snprintf(text, sizeof(text), "%ld\n", static_cast<long>(::getpid()));
-  if (::ftruncate(lock.get(), 0) != 0 || ::pwrite(lock.get(), text, static_cast<std::size_t>(bytes), 0) != bytes)
+  if (::ftruncate(lock.get(), 0) != 0 ||
+      ::pwrite(lock.get(), text, static_cast<std::size_t>(bytes), 0) != bytes)
     return error(Code::kIo, "cannot write the socket's lock file", errno);
   return lock;
 }
 
 Result<void> remove_stale(const std::string& path) {
-  struct stat info{};
+  struct stat info {};
   if (::lstat(path.c_str(), &info) != 0) {
     if (errno == ENOENT) return {};
     return error(Code::kIo, "cannot look at the old socket", errno);
   }
-  if (!S_ISSOCK(info.st_mode)) return error(Code::kExists, "where the socket should be lies something else: move it away");
+  if (!S_ISSOCK(info.st_mode))
+    return error(Code::kExists, "where the socket should be lies something else: move it away");
   if (::unlink(path.c_str()) != 0) return error(Code::kIo, "cannot remove the old socket", errno);
   return {};
 }
@@ -96,7 +102,8 @@ Result<void> connect_until(int socket, const sockaddr_un& address, const Deadlin
       return error(Code::kNotFound, "no kvtierd listens: start it with `kvtier start`", os_error);
     if (os_error == EACCES || os_error == EPERM)
       return error(Code::kPermission, "the socket belongs to another user", os_error);
-    if (os_error != EAGAIN && os_error != EINTR) return error(Code::kIo, "cannot connect to kvtierd", os_error);
+    if (os_error != EAGAIN && os_error != EINTR)
+      return error(Code::kIo, "cannot connect to kvtierd", os_error);
     if (deadline.passed()) return error(Code::kTimeout, "kvtierd is there but takes no connection");
     constexpr timespec kRetry{0, 2'000'000};
     ::nanosleep(&kRetry, nullptr);
@@ -155,7 +162,8 @@ Result<UniqueFd> accept_unix(int listener) {
 
 Result<pid_t> check_peer(int socket) {
   KVT_TRY(const ucred peer, peer_of(socket));
-  if (peer.uid != ::geteuid()) return error(Code::kPermission, "the process at the other end belongs to another user");
+  if (peer.uid != ::geteuid())
+    return error(Code::kPermission, "the process at the other end belongs to another user");
   return peer.pid;
 }
 

@@ -1,8 +1,9 @@
 // Waiting for a ring: a short spin where that pays, then sleep in poll(2).
 //
-// Spinning pays only where another core can work meanwhile: with fewer than 4 CPUs in the affinity mask it would take
-// time from the model that computes on them, so it is off unless forced. The length of the spin follows the waits seen: at
-// most twice their moving average, and never more than spin_us_max. One thread per object.
+// Spinning pays only where another core can work meanwhile: with fewer than 4 CPUs in the affinity mask it
+// would take time from the model that computes on them, so it is off unless forced. The length of the spin
+// follows the waits seen: at most twice their moving average, and never more than spin_us_max. One thread per
+// object.
 #pragma once
 
 #include <chrono>
@@ -20,15 +21,15 @@ struct WaiterOptions {
 };
 
 enum class WaitOutcome {
-  kReady,   // the ring has entries, or is broken: pop tells
+  kReady,  // the ring has entries, or is broken: pop tells
   kTimeout,
   kHangup,  // the peer closed the socket, and the ring is empty
 };
 
 struct WaitStats {
-  std::uint64_t ready = 0;     // waits that found entries at once
-  std::uint64_t spun = 0;      // ended while spinning
-  std::uint64_t slept = 0;     // went to sleep
+  std::uint64_t ready = 0;  // waits that found entries at once
+  std::uint64_t spun = 0;   // ended while spinning
+  std::uint64_t slept = 0;  // went to sleep
   std::uint64_t timeouts = 0;
   std::uint64_t hangups = 0;
 };
@@ -58,8 +59,8 @@ class Waiter {
  public:
   explicit Waiter(const WaiterOptions& options = {}) noexcept : spin_(options) {}
 
-  // Blocks until the ring has something, the deadline passes or the peer hangs up. `doorbell`: the reader's eventfd;
-  // `socket`: the connection, -1 where there is none. Both borrowed.
+  // Blocks until the ring has something, the deadline passes or the peer hangs up. `doorbell`: the reader's
+  // eventfd; `socket`: the connection, -1 where there is none. Both borrowed.
   template <class Reader>
   [[nodiscard]] WaitOutcome wait(Reader& reader, int doorbell, int socket, const Deadline& deadline);
 

@@ -2,8 +2,9 @@
 //
 //   NAME [--mutations N] [--seed N] FOLDER_OR_FILE ...
 //
-// Links with any LLVMFuzzerTestOneInput. The seed is printed; the same seed replays the same inputs. A crash leaves the
-// input in $KVTIER_FUZZ_LAST, if set. Fails where there is no corpus: a run without inputs proves nothing.
+// Links with any LLVMFuzzerTestOneInput. The seed is printed; the same seed replays the same inputs. A crash
+// leaves the input in $KVTIER_FUZZ_LAST, if set. Fails where there is no corpus: a run without inputs proves
+// nothing.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -25,8 +26,10 @@ using Input = std::vector<std::uint8_t>;
 constexpr std::size_t kInputBytesMax = 1u << 16;
 
 void run_one(const Input& input) {
-  if (const char* path = std::getenv("KVTIER_FUZZ_LAST"); path != nullptr)
-    std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(input.data()), static_cast<std::streamsize>(input.size()));
+  if (const char* path = std::getenv("KVTIER_FUZZ_LAST"); path != nullptr) {
+    std::ofstream file(path, std::ios::binary);
+    file.write(reinterpret_cast<const char*>(input.data()), static_cast<std::streamsize>(input.size()));
+  }
   // A copy of exactly this size, so that a sanitizer sees every byte too far.
   const Input exact(input.begin(), input.end());
   LLVMFuzzerTestOneInput(exact.data(), exact.size());
@@ -37,27 +40,37 @@ void mutate_once(Input& input, const std::vector<Input>& corpus, kvtier::Random&
   const auto byte = static_cast<std::uint8_t>(random.next());
   switch (random.below(7)) {
     case 0:
-      if (!input.empty()) input[random.below(input.size())] ^= static_cast<std::uint8_t>(1u << random.below(8));
+      if (!input.empty())
+        input[random.below(input.size())] ^= static_cast<std::uint8_t>(1u << random.below(8));
       break;
     case 1:
       if (!input.empty()) input[random.below(input.size())] = random.one_in(3) ? std::uint8_t{0xFF} : byte;
       break;
-    case 2: input.insert(input.begin() + place(), byte); break;
-    case 3:
-      if (!input.empty()) input.erase(input.begin() + static_cast<std::ptrdiff_t>(random.below(input.size())));
+    case 2:
+      input.insert(input.begin() + place(), byte);
       break;
-    case 4: input.resize(static_cast<std::size_t>(place())); break;
+    case 3:
+      if (!input.empty())
+        input.erase(input.begin() + static_cast<std::ptrdiff_t>(random.below(input.size())));
+      break;
+    case 4:
+      input.resize(static_cast<std::size_t>(place()));
+      break;
     case 5: {  // a little-endian number where one may stand
-      static constexpr std::uint64_t kNumbers[] = {0, 1, 2, 63, 64, 255, 4096, 65535, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, UINT64_MAX};
+      static constexpr std::uint64_t kNumbers[] = {
+          0, 1, 2, 63, 64, 255, 4096, 65535, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, UINT64_MAX};
       const std::uint64_t number = kNumbers[random.below(std::size(kNumbers))] + random.below(3) - 1;
       const std::size_t width = std::size_t{1} << random.below(4);
-      if (input.size() >= width) std::memcpy(input.data() + random.below(input.size() - width + 1), &number, width);
+      if (input.size() >= width)
+        std::memcpy(input.data() + random.below(input.size() - width + 1), &number, width);
       break;
     }
     default: {  // the rest of another input
       const Input& other = corpus[random.below(corpus.size())];
       input.resize(static_cast<std::size_t>(place()));
-      if (!other.empty()) input.insert(input.end(), other.begin() + static_cast<std::ptrdiff_t>(random.below(other.size())), other.end());
+      if (other.empty()) break;
+      const auto from = static_cast<std::ptrdiff_t>(random.below(other.size()));
+      input.insert(input.end(), other.begin() + from, other.end());
       break;
     }
   }
@@ -99,8 +112,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "no inputs: give a folder with a corpus\n");
     return 2;
   }
-  std::printf("%zu inputs, %llu mutations, seed %llu\n", corpus.size(), static_cast<unsigned long long>(mutations),
-              static_cast<unsigned long long>(seed));
+  std::printf("%zu inputs, %llu mutations, seed %llu\n", corpus.size(),
+              static_cast<unsigned long long>(mutations), static_cast<unsigned long long>(seed));
   std::fflush(stdout);
   for (const Input& input : corpus) run_one(input);
   kvtier::Random random(seed);

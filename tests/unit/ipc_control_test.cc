@@ -1,4 +1,5 @@
-// The control channel over real sockets: replies, descriptors, deadlines, hang-ups, and a peer that breaks the rules.
+// The control channel over real sockets: replies, descriptors, deadlines, hang-ups, and a peer that breaks
+// the rules.
 #include "client/ipc/control_channel.h"
 
 #include <dirent.h>
@@ -42,7 +43,7 @@ std::size_t open_descriptors() {
 }
 
 ino_t inode_of(int fd) {
-  struct stat info{};
+  struct stat info {};
   KVT_CHECK(::fstat(fd, &info) == 0);
   return info.st_ino;
 }
@@ -133,7 +134,8 @@ TEST(ControlChannel, CallReturnsTheReplyOrItsError) {
     EXPECT_EQ(ours.error_text(), "the name is taken: choose another");
     EXPECT_TRUE(ours.call({{"op", "good"}}, {}, 0, soon()));
     EXPECT_EQ(ours.error_text(), "");
-    EXPECT_EQ(ours.call({{"op", "good"}}, {}, 2, soon()).error().code, Code::kProtocol) << "descriptors are missing";
+    EXPECT_EQ(ours.call({{"op", "good"}}, {}, 2, soon()).error().code, Code::kProtocol)
+        << "descriptors are missing";
   }
   server.join();
 }
@@ -175,7 +177,8 @@ TEST(ControlChannel, DeadlineOfASendThatNobodyTakes) {
   SocketPair pair;
   ControlChannel ours(std::move(pair.ours));
   const auto start = std::chrono::steady_clock::now();
-  EXPECT_EQ(ours.send(Json::object(), std::vector<std::byte>(16u << 20), {}, Deadline::after_ms(50)).error().code, Code::kTimeout);
+  const std::vector<std::byte> payload(16u << 20);
+  EXPECT_EQ(ours.send(Json::object(), payload, {}, Deadline::after_ms(50)).error().code, Code::kTimeout);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(3));
   EXPECT_FALSE(ours.usable()) << "half a frame is out: nothing can follow it";
 }
@@ -223,7 +226,8 @@ TEST(ControlChannel, ClosesDescriptorsThatNobodyAskedFor) {
     SocketPair pair;
     const std::size_t before = open_descriptors();
     ControlChannel ours(std::move(pair.ours));
-    send_raw(pair.theirs.get(), raw_frame({kControlMagic, 2, 0, 2}, "{}"), std::vector<int>(sent, event.get()));
+    send_raw(pair.theirs.get(), raw_frame({kControlMagic, 2, 0, 2}, "{}"),
+             std::vector<int>(sent, event.get()));
     EXPECT_EQ(ours.receive(soon()).error().code, Code::kProtocol) << sent;
     EXPECT_EQ(open_descriptors(), before) << sent;
   }
@@ -244,7 +248,7 @@ class Sockets : public testing::Test {
     ::rmdir(root_.c_str());
   }
   static mode_t mode_of(const std::string& path) {
-    struct stat info{};
+    struct stat info {};
     return ::lstat(path.c_str(), &info) == 0 ? info.st_mode & 07777 : 0;
   }
   std::string root_;
@@ -316,8 +320,10 @@ TEST_F(Sockets, ConnectHasADeadline) {
   Code code = Code::kOk;
   for (int i = 0; i < 8 && code == Code::kOk; ++i) {
     auto socket = connect_unix(path_, Deadline::after_ms(50));
-    if (socket) waiting.push_back(std::move(*socket));
-    else code = socket.error().code;
+    if (socket)
+      waiting.push_back(std::move(*socket));
+    else
+      code = socket.error().code;
   }
   EXPECT_EQ(code, Code::kTimeout);
 }
@@ -326,15 +332,20 @@ TEST_F(Sockets, ConnectHasADeadline) {
 TEST_F(Sockets, PidfdTellsTheDeathThatAnInheritedSocketHides) {
   auto listener = listen_unix(path_);
   ASSERT_TRUE(listener);
+  int ends[2];  // the grandchild lives as long as we hold the second one
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd read_end(ends[0]);
+  UniqueFd write_end(ends[1]);
   const pid_t client = ::fork();
   ASSERT_GE(client, 0);
   if (client == 0) {
+    write_end.reset();
     auto socket = connect_unix(path_, Deadline::after_ms(5000));
-    if (socket && ::fork() == 0) {
-      ::poll(nullptr, 0, 3000);  // holds the socket, then ends by itself
-      ::_exit(0);
-    }
-    ::poll(nullptr, 0, 200);
+    pollfd held{read_end.get(), 0, 0};
+    if (socket && ::fork() == 0)
+      ::poll(&held, 1, 60'000);
+    else
+      ::poll(&held, 1, 200);
     ::_exit(0);
   }
   pollfd incoming{listener->socket.get(), POLLIN, 0};

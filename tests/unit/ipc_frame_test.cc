@@ -1,4 +1,5 @@
-// The frame parser: any cut of the stream gives the same messages; every broken header is refused before it costs memory.
+// The frame parser: any cut of the stream gives the same messages; broken headers are refused before they
+// cost memory.
 #include "client/ipc/frame.h"
 
 #include <gtest/gtest.h>
@@ -18,9 +19,11 @@ std::vector<std::byte> raw_frame(ControlFrameHeader header, std::string_view jso
   writer.write_bytes(as_bytes(payload));
   return writer.take();
 }
-std::vector<std::byte> good_frame(std::string_view json, std::string_view payload, std::uint32_t fd_count = 0) {
-  return raw_frame({kControlMagic, static_cast<std::uint32_t>(json.size()), static_cast<std::uint32_t>(payload.size()), fd_count},
-                   json, payload);
+std::vector<std::byte> good_frame(std::string_view json, std::string_view payload,
+                                  std::uint32_t fd_count = 0) {
+  const auto json_bytes = static_cast<std::uint32_t>(json.size());
+  const auto payload_bytes = static_cast<std::uint32_t>(payload.size());
+  return raw_frame({kControlMagic, json_bytes, payload_bytes, fd_count}, json, payload);
 }
 std::vector<UniqueFd> some_fds(int count) {
   std::vector<UniqueFd> fds;
@@ -50,7 +53,8 @@ TEST(FrameParser, GivesWhatCame) {
 TEST(FrameParser, AnyCutGivesTheSameMessages) {
   std::vector<std::byte> stream;
   for (int i = 0; i < 20; ++i) {
-    const auto frame = good_frame(R"({"id":)" + std::to_string(i) + "}", std::string(static_cast<std::size_t>(i * 7), 'p'));
+    const std::string payload(static_cast<std::size_t>(i * 7), 'p');
+    const auto frame = good_frame(R"({"id":)" + std::to_string(i) + "}", payload);
     stream.insert(stream.end(), frame.begin(), frame.end());
   }
   Random random(11);
@@ -96,7 +100,8 @@ TEST(FrameParser, RefusesBrokenJson) {
 TEST(FrameParser, KeepsToTheDaemonsLimits) {
   const FrameLimits daemon{kRequestJsonBytesMax, 0};
   EXPECT_EQ(feed_code(good_frame("{}", ""), daemon), Code::kOk);
-  EXPECT_EQ(feed_code(raw_frame({kControlMagic, kRequestJsonBytesMax + 1, 0, 0}, "", ""), daemon), Code::kTooLarge);
+  EXPECT_EQ(feed_code(raw_frame({kControlMagic, kRequestJsonBytesMax + 1, 0, 0}, "", ""), daemon),
+            Code::kTooLarge);
   EXPECT_EQ(feed_code(good_frame("{}", "", 1), daemon, 1), Code::kProtocol);
   EXPECT_EQ(feed_code(good_frame("{}", "", 0), daemon, 1), Code::kProtocol);
 }
@@ -144,7 +149,8 @@ TEST(FrameParser, StaysFailedAndKeepsWhatWasWhole) {
 
 TEST(FrameWriter, RefusesWhatTheParserWould) {
   FrameWriter writer;
-  EXPECT_EQ(writer.enqueue(Json::object(), std::vector<std::byte>(kControlFrameBytesMax)).error().code, Code::kTooLarge);
+  std::vector<std::byte> payload(kControlFrameBytesMax);
+  EXPECT_EQ(writer.enqueue(Json::object(), std::move(payload)).error().code, Code::kTooLarge);
   const std::vector<int> many(kControlFdsMax + 1, 0);
   EXPECT_EQ(writer.enqueue(Json::object(), {}, many).error().code, Code::kTooLarge);
   EXPECT_TRUE(writer.empty());

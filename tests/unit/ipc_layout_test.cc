@@ -1,7 +1,7 @@
 // The shared-memory layout is frozen: sizes, alignments and offsets are those of tests/golden/shm_layout.txt.
 //
-// A change here breaks every client that runs beside a newer daemon: move kProtocolVersion, then write the golden file
-// anew with KVTIER_UPDATE_GOLDEN=1, in one commit.
+// A change here breaks every client that runs beside a newer daemon: move kProtocolVersion, then write the
+// golden file anew with KVTIER_UPDATE_GOLDEN=1, in one commit.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -132,7 +132,8 @@ TEST(ShmLayout, IsTheGoldenOne) {
   const std::string now = dump_layout();
   if (std::getenv("KVTIER_UPDATE_GOLDEN") != nullptr) {
     std::ofstream(KVT_GOLDEN_FILE) << now;
-    GTEST_FAIL() << "wrote " << KVT_GOLDEN_FILE << ": look at the difference, then run again without the variable";
+    GTEST_FAIL() << "wrote " << KVT_GOLDEN_FILE
+                 << ": look at the difference, then run again without the variable";
   }
   std::ifstream file(KVT_GOLDEN_FILE);
   ASSERT_TRUE(file.good()) << KVT_GOLDEN_FILE;

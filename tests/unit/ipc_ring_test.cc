@@ -35,7 +35,8 @@ Submission numbered(std::uint64_t number) {
   return entry;
 }
 bool is_numbered(const Submission& entry, std::uint64_t number) {
-  return entry.user_data == number && entry.op == static_cast<std::uint16_t>(number) && entry.value1 == ~number;
+  return entry.user_data == number && entry.op == static_cast<std::uint16_t>(number) &&
+         entry.value1 == ~number;
 }
 
 bool readable(int fd) {
@@ -85,7 +86,8 @@ TEST(Ring, KeepsOrderOverManyRoundsOfRandomBatches) {
     ASSERT_EQ(ring->writer.push(batch).value(), fits);
     pushed += fits;
     std::array<Submission, kCapacity> out;
-    const std::uint32_t count = ring->reader.pop(std::span<Submission>(out).first(random.below(kCapacity + 1))).value();
+    const std::uint32_t count =
+        ring->reader.pop(std::span<Submission>(out).first(random.below(kCapacity + 1))).value();
     for (std::uint32_t i = 0; i < count; ++i) ASSERT_TRUE(is_numbered(out[i], popped + i));
     popped += count;
     ASSERT_LE(popped, pushed);
@@ -94,7 +96,8 @@ TEST(Ring, KeepsOrderOverManyRoundsOfRandomBatches) {
 
 TEST(Ring, ReaderRefusesImpossibleTails) {
   std::array<Submission, 4> out;
-  for (const std::uint64_t bad : {std::uint64_t{2} + kCapacity + 1, std::uint64_t{1}, UINT64_MAX, std::uint64_t{1} << 63}) {
+  const std::uint64_t kBad[] = {2 + kCapacity + 1, 1, UINT64_MAX, std::uint64_t{1} << 63};
+  for (const std::uint64_t bad : kBad) {
     auto ring = std::make_unique<SmallRing>();
     for (std::uint64_t i = 0; i < 2; ++i) ASSERT_EQ(ring->writer.push(numbered(i)).value(), 1u);
     ASSERT_EQ(ring->reader.pop(out).value(), 2u);
@@ -223,8 +226,9 @@ TEST(Ring, ReaderAgreesWithTheModelOnRandomTails) {
   EXPECT_GT(broken_count, 1000u);
 }
 
-// Another thread writes random bytes over all that a client may write while the daemon's side works. The daemon sees
-// garbage entries or a broken ring; it never reads or writes outside and never goes on after a broken ring.
+// Another thread writes random bytes over all that a client may write while the daemon's side works. The
+// daemon sees garbage entries or a broken ring; it never reads or writes outside and never goes on after a
+// broken ring.
 TEST(Ring, SurvivesRandomBytesOverTheControlMemory) {
   constexpr std::size_t kRingBytes = offsetof(ControlLayout, arguments);
   auto memory = make_memfd("ring attack", sizeof(ControlLayout), MemfdAccess::kSharedWrite, false).value();
@@ -252,7 +256,8 @@ TEST(Ring, SurvivesRandomBytesOverTheControlMemory) {
       const auto popped = rings.submissions.pop(out);
       if (popped) popped_total += *popped;
       std::array<Completion, 64> completions{};
-      const auto pushed = rings.completions.push(std::span<const Completion>(completions).first(random.below(65)));
+      const auto pushed =
+          rings.completions.push(std::span<const Completion>(completions).first(random.below(65)));
       ASSERT_LE(popped.value_or(0), out.size());
       ASSERT_LE(pushed.value_or(0), completions.size());
       ASSERT_EQ(!popped, rings.submissions.broken());
