@@ -69,7 +69,11 @@ void Engine::close_session(SessionId session) { close_engine_session(*state_, se
 namespace {
 
 void remove_nulls(Json* body) {
-  for (auto field = body->begin(); field != body->end();) field = field->is_null() ? body->erase(field) : field + 1;
+  Json kept = Json::object();
+  for (auto& [key, value] : body->items()) {
+    if (!value.is_null()) kept[key] = std::move(value);
+  }
+  *body = std::move(kept);
 }
 
 }  // namespace
