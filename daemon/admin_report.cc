@@ -184,7 +184,7 @@ Json chunks_json(const Metrics& m) {
               {"touches", m.touches},              {"cancelled", m.cancelled},
               {"merged_reads", m.reads_planned},   {"read_bytes", m.fill_bytes},
               {"leases_given", m.leases_given},    {"leases_ended", m.leases_ended},
-              {"leases_reclaimed", m.leases_reclaimed}, {"leased_bytes", m.leased_bytes}};
+              {"leases_reclaimed", m.leases_reclaimed}};
 }
 
 Json writing_json(const Metrics& m) {

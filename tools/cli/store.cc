@@ -7,6 +7,36 @@
 namespace kvtier::cli {
 namespace {
 
+// The same shape as the daemon's reply, from a check of the directory alone.
+Result<Json> check_offline(const std::string& store, bool deep) {
+  IoOptions io_options;
+  io_options.root = store;
+  io_options.backend = "threads";
+  KVT_TRY(const std::unique_ptr<Io> io, make_io(io_options));
+  CatalogueOptions catalogue_options;
+  catalogue_options.path = store + "/catalogue";
+  catalogue_options.read_only = true;
+  Json problems = Json::array();
+  Result<StoreRows> rows = error(Code::kNotFound);
+  if (Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(catalogue_options); catalogue)
+    rows = load_store_rows(**catalogue);
+  if (!rows)
+    problems.push_back(Json{{"object", "catalogue"}, {"region", ""}, {"reason", rows.error().message()}});
+  StoreCheckOptions options;
+  options.deep = deep;
+  const StoreReport report = check_store(*io, rows ? &*rows : nullptr, options);
+  for (const Finding& finding : report.findings)
+    problems.push_back(Json{{"object", finding.path},
+                            {"region", finding.region},
+                            {"severity", finding_severity_name(finding.severity)},
+                            {"reason", finding.what}});
+  return Json{{"sound", report.sound() && rows.has_value()},
+              {"segments", report.segments},
+              {"chunks", deep ? report.chunks_checked : report.chunks},
+              {"bytes", report.read_bytes},
+              {"problems", std::move(problems)}};
+}
+
 void print_problems(const Json& reply) {
   std::vector<std::vector<std::string>> rows = {{"OBJECT", "WHERE", "WHAT"}};
   for (const Json& problem : reply["problems"])
@@ -32,7 +62,7 @@ int run_verify(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
   if (invocation.has("store")) {
-    const Result<Json> checked = check_store_json(invocation.get("store"), !invocation.has("quick"));
+    const Result<Json> checked = check_offline(invocation.get("store"), !invocation.has("quick"));
     if (!checked) return print_error(invocation, checked.error(), checked.error().message());
     return finish_verify(invocation, *checked);
   }

@@ -1,0 +1,340 @@
+// verify, repair, gc, warm. Long work goes to the workers one segment at a time, so that seals in between wait no longer
+// than that.
+#include <algorithm>
+#include <deque>
+#include <memory>
+#include <unordered_set>
+
+#include "base/log.h"
+#include "daemon/admin.h"
+#include "daemon/compaction.h"
+#include "daemon/committer.h"
+#include "daemon/engine_state.h"
+#include "daemon/reclaim.h"
+#include "daemon/segment_files.h"
+#include "tiers/sidecar_format.h"
+#include "tiers/tail_log_format.h"
+
+namespace kvtier {
+namespace {
+
+struct Problem {
+  std::string object, region, reason;
+  SegmentId segment;    // what repair drops: a segment ...
+  SequenceId sequence;  // ... or a sequence's log
+  bool sidecar = false; // ... or a segment's sidecar
+};
+
+Json problems_json(const std::vector<Problem>& problems) {
+  Json list = Json::array();
+  for (const Problem& problem : problems)
+    list.push_back(Json{{"object", problem.object}, {"region", problem.region}, {"reason", problem.reason}});
+  return list;
+}
+
+// What there is to check, taken on the engine's thread; checked on workers, one item at a time.
+struct Check {
+  std::string store_path;
+  bool deep = true;
+  struct SegmentItem {
+    SegmentRow row;
+    BlockHash fingerprint;
+    std::uint32_t abstract_kind = 0;
+  };
+  struct LogItem {
+    TailLogHeader header;
+    std::string name;
+    const Space* space = nullptr;
+    std::uint32_t tokens = 0;
+  };
+  std::deque<SegmentItem> segments;
+  std::deque<LogItem> logs;
+  std::unique_ptr<SegmentFiles> files;
+  std::vector<Problem> problems;
+  std::uint64_t segments_checked = 0, chunks = 0;
+};
+using CheckPtr = std::shared_ptr<Check>;
+
+std::string name_of(SegmentId id) { return "segment " + std::to_string(id.value); }
+
+void check_sidecar(Check& check, const Check::SegmentItem& item) {
+  if (item.abstract_kind == 0) return;
+  const std::string path = sidecar_path(item.row.id, item.abstract_kind);
+  const auto problem = [&](const char* reason) {
+    Problem found{"sidecar of " + name_of(item.row.id), "abstracts", reason, item.row.id, {}, true};
+    check.problems.push_back(std::move(found));
+  };
+  const Result<FileId> file = check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
+  if (!file) return;  // derived data: made again when it is wanted
+  const Result<std::uint64_t> size = check.files->io().size_bytes(*file);
+  std::vector<std::byte> bytes(size && *size <= (1ull << 30) ? static_cast<std::size_t>(*size) : 0);
+  const Result<void> read = read_fully(check.files->io(), *file, 0, bytes);
+  check.files->io().close(*file);
+  if (!read || bytes.size() < kSidecarHeaderBytes) return problem("cannot be read whole");
+  const Result<SidecarHeader> header = parse_sidecar_header(bytes);
+  if (!header) return problem(header.error().message());
+  if (header->payload_bytes > bytes.size() - kSidecarHeaderBytes) return problem("is cut short");
+  const ByteSpan payload{bytes.data() + kSidecarHeaderBytes, static_cast<std::size_t>(header->payload_bytes)};
+  const Result<void> sound = check_sidecar_payload(*header, payload);
+  if (!sound || !(header->segment == item.row.id)) return problem("does not hold what it should");
+}
+
+void check_segment(Check& check, const Check::SegmentItem& item) {
+  const auto problem = [&](std::string region, const Status& status) {
+    check.problems.push_back({name_of(item.row.id), std::move(region), status.message(), item.row.id, {}, false});
+  };
+  ++check.segments_checked;
+  const Result<void> begun = check.files->begin(item.row.id);
+  if (!begun) return problem("metadata", begun.error());
+  const SegmentMeta& meta = check.files->meta();
+  if (meta.tokens.size() != item.row.tokens || !(meta.fingerprint == item.fingerprint) ||
+      meta.start_token != item.row.start_token || !(meta.parent == item.row.parent))
+    return problem("metadata", {Code::kCorrupt, 0, "file and catalogue differ"});
+  if (check.deep) {
+    for (std::uint32_t i = 0; i < meta.chunks.size(); ++i) {
+      const Result<ByteSpan> chunk = check.files->read_chunk(i);
+      ++check.chunks;
+      if (chunk) continue;
+      const auto place = PlaneLayout(meta.geometry, item.row.tokens).place_of(i);
+      return problem("layer " + std::to_string(place.layer) + ", chunk " + std::to_string(place.chunk), chunk.error());
+    }
+  }
+  check_sidecar(check, item);
+}
+
+void check_log(Check& check, const Check::LogItem& item) {
+  const std::string path = tail_log_path(item.header.sequence, item.header.generation);
+  const auto problem = [&](const char* reason) {
+    check.problems.push_back({"tail log of sequence " + std::to_string(item.header.sequence.value), "records", reason, {},
+                              item.header.sequence, false});
+  };
+  const Result<FileId> file = check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
+  if (!file) return problem("the file is missing");
+  const Result<std::uint64_t> size = check.files->io().size_bytes(*file);
+  std::vector<std::byte> bytes(size ? static_cast<std::size_t>(*size) : 0);
+  const Result<void> read = read_fully(check.files->io(), *file, 0, bytes);
+  check.files->io().close(*file);
+  if (!size || !read) return problem("cannot be read");
+  std::vector<TokenRecord> tokens(kSegmentTokensMax);
+  std::vector<std::byte> plane(static_cast<std::size_t>(item.space->tail.plane.size_bytes()));
+  const Result<TailReplay> replay = replay_tail_log(bytes, item.header, item.space->row.geometry, item.space->tail.plane,
+                                                    tokens.data(), plane.data());
+  if (!replay) return problem(replay.error().message());
+  if (replay->tokens < item.tokens) problem("holds fewer tokens than were committed");
+}
+
+CheckPtr collect(EngineState& engine, bool deep) {
+  auto check = std::make_shared<Check>();
+  check->store_path = engine.options.store_path;
+  check->deep = deep;
+  for (const auto& [id, segment] : engine.segments.all) {
+    if (segment->state == SegmentState::kLost)
+      check->problems.push_back({name_of(id), "file", "missing or unreadable", id, {}, false});
+    if (segment->state != SegmentState::kOnDisk || segment->condemned) continue;
+    check->segments.push_back({segment->row, segment->space->row.digest, segment->space->row.abstract_kind});
+  }
+  for (const auto& [id, sequence] : engine.sequences.all) {
+    if (sequence->row.log_generation == 0) continue;
+    TailLogHeader header{id, sequence->row.space, sequence->row.log_generation, sequence->tokens_sealed,
+                         sequence->space->row.digest};
+    check->logs.push_back({header, sequence->row.name, sequence->space, sequence->log.loaded ? sequence->log.tokens : 0});
+  }
+  if (engine.metrics.rows_damaged > 0)
+    check->problems.push_back({"catalogue", "rows", std::to_string(engine.metrics.rows_damaged) +
+                               " rows could not be trusted at start and were left out", {}, {}, false});
+  return check;
+}
+
+// One item on a worker, then the next; `done` on the engine's thread.
+void run_check(EngineState& engine, const CheckPtr& check, const std::function<void(Result<void>)>& done) {
+  if (check->segments.empty() && check->logs.empty()) return done({});
+  auto failed = std::make_shared<Result<void>>();
+  run_on_worker(
+      engine,
+      [check, failed] {
+        if (check->files == nullptr) {
+          Result<SegmentFiles> files = SegmentFiles::open(check->store_path);
+          if (!files) {
+            *failed = error(files.error());
+            return;
+          }
+          check->files = std::make_unique<SegmentFiles>(std::move(*files));
+        }
+        if (!check->segments.empty()) {
+          check_segment(*check, check->segments.front());
+          check->segments.pop_front();
+        } else {
+          check_log(*check, check->logs.front());
+          check->logs.pop_front();
+        }
+      },
+      [&engine, check, failed, done] { *failed ? run_check(engine, check, done) : done(*failed); });
+}
+
+// A segment that went while we looked is no problem; nor is a log that was replaced.
+void forget_stale(EngineState& engine, Check& check) {
+  std::erase_if(check.problems, [&](const Problem& problem) {
+    if (problem.segment.valid()) {
+      const Segment* segment = find_segment(engine, problem.segment);
+      return segment == nullptr || segment->condemned;
+    }
+    return problem.sequence.valid() && find_sequence(engine, problem.sequence) == nullptr;
+  });
+}
+
+void op_verify(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<bool> deep = json_bool(request.body, "deep", true);
+  if (!deep) return done(error(deep.error()));
+  const CheckPtr check = collect(engine, *deep);
+  run_check(engine, check, [&engine, check, done](Result<void> result) {
+    if (!result) return done(error(result.error()));
+    forget_stale(engine, *check);
+    done(ControlReply{Json{{"sound", check->problems.empty()},
+                           {"segments", check->segments_checked},
+                           {"chunks", check->chunks},
+                           {"bytes", check->files != nullptr ? check->files->bytes_read() : 0},
+                           {"problems", problems_json(check->problems)}},
+                      {}, {}});
+  });
+}
+
+// Cuts every sequence that shows the segment before it, then condemns it. False: somebody has one of them open.
+bool drop_segment(EngineState& engine, Segment& segment) {
+  std::vector<Sequence*> users;
+  for (const auto& [id, sequence] : engine.sequences.all)
+    for (const SequencePart& part : sequence->parts)
+      if (part.segment == &segment) {
+        if (!sequence->open.empty() || sequence->working) return false;
+        users.push_back(sequence.get());
+        break;
+      }
+  for (Sequence* sequence : users) {
+    std::uint64_t keep = 0;
+    for (const SequencePart& part : sequence->parts) {
+      if (part.segment == &segment) break;
+      keep = part.first_token + part.visible_tokens;
+    }
+    if (sequence->row.log_generation != 0) drop_log(engine, *sequence);
+    sequence->row.log_generation = 0;
+    const std::vector<PartSpec> parts = parts_up_to(*sequence, keep);
+    sequence->row.parts.clear();
+    for (const PartSpec& part : parts) sequence->row.parts.push_back({part.segment->row.id, part.visible_tokens});
+    set_parts(engine, *sequence, parts);
+    post_sequence_row(engine, *sequence, true, [](Result<void>) {});
+    KVT_LOG(kWarn, "repair: sequence %llu keeps %llu tokens", static_cast<unsigned long long>(sequence->row.id.value),
+            static_cast<unsigned long long>(keep));
+  }
+  condemn_segment(engine, segment);
+  return true;
+}
+
+// One problem mended; false where it is in use.
+bool mend(EngineState& engine, const Problem& problem) {
+  if (problem.sidecar) {
+    const Segment* segment = find_segment(engine, problem.segment);
+    if (segment != nullptr)
+      static_cast<void>(engine.io->io().unlink(sidecar_path(problem.segment, segment->space->row.abstract_kind)));
+    return true;
+  }
+  if (problem.segment.valid()) {
+    Segment* segment = find_segment(engine, problem.segment);
+    return segment == nullptr || segment->condemned || drop_segment(engine, *segment);
+  }
+  Sequence* sequence = problem.sequence.valid() ? find_sequence(engine, problem.sequence) : nullptr;
+  if (sequence == nullptr) return true;
+  if (!sequence->open.empty() || sequence->working) return false;
+  drop_log(engine, *sequence);
+  sequence->row.log_generation = 0;
+  post_sequence_row(engine, *sequence, true, [](Result<void>) {});
+  return true;
+}
+
+void op_repair(EngineState& engine, Session&, ControlRequest, ControlDone done) {
+  const CheckPtr check = collect(engine, true);
+  run_check(engine, check, [&engine, check, done](Result<void> result) {
+    if (!result) return done(error(result.error()));
+    forget_stale(engine, *check);
+    std::uint64_t dropped = 0;
+    for (Problem& problem : check->problems) {
+      if (!problem.segment.valid() && !problem.sequence.valid()) continue;
+      if (mend(engine, problem))
+        ++dropped;
+      else
+        problem.reason += "; in use: close the sequence and repair again";
+    }
+    engine.metrics.rows_damaged = 0;  // their objects are gone; the rows go with the next write of their keys
+    sweep_condemned(engine);
+    done(ControlReply{Json{{"dropped", dropped}, {"problems", problems_json(check->problems)}}, {}, {}});
+  });
+}
+
+void op_gc(EngineState& engine, Session&, ControlRequest, ControlDone done) {
+  compact_store(engine, [&engine, done](Result<CompactionReport> report) {
+    if (!report) return done(error(report.error()));
+    const std::size_t before = engine.segments.all.size();
+    const std::uint64_t freed = evict_unreferenced(engine);
+    sweep_condemned(engine);
+    const std::size_t after = engine.segments.all.size();
+    done(ControlReply{Json{{"segments_compacted", report->segments_merged},
+                           {"segments_removed", before - std::min(before, after)},
+                           {"bytes_freed", freed}},
+                      {}, {}});
+  });
+}
+
+// ---- warm ----
+
+struct Warm {
+  std::vector<SegmentId> segments;
+  std::size_t next = 0;
+  IoPriority priority = IoPriority::kPrefetch;
+  std::uint64_t chunks = 0, resident = 0, bytes_read = 0;
+  std::uint32_t running = 0;
+  ControlDone done;
+};
+
+// Two segments at a time: the disk always has the next one queued.
+void run_warm(EngineState& engine, const std::shared_ptr<Warm>& warm) {
+  while (warm->running < 2 && warm->next < warm->segments.size()) {
+    Segment* segment = find_segment(engine, warm->segments[warm->next++]);
+    if (segment == nullptr || segment->state == SegmentState::kLost) continue;
+    const std::uint32_t total = segment->space->layout_of(segment->row.tokens).chunks_total();
+    std::vector<std::uint32_t> chunks(total);
+    for (std::uint32_t i = 0; i < total; ++i) chunks[i] = i;
+    warm->chunks += total;
+    ++warm->running;
+    start_inner_fetch(engine, *segment, chunks, warm->priority, [&engine, warm](const FetchJob& job) {
+      warm->resident += job.ok;
+      warm->bytes_read += job.bytes_disk;
+      --warm->running;
+      run_warm(engine, warm);
+    });
+  }
+  if (warm->running > 0 || warm->next < warm->segments.size() || !warm->done) return;
+  const ControlDone done = std::exchange(warm->done, nullptr);
+  done(ControlReply{
+      Json{{"chunks", warm->chunks}, {"chunks_resident", warm->resident}, {"bytes_read", warm->bytes_read}}, {}, {}});
+}
+
+void op_warm(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Sequence*> target = target_sequence(engine, request.body);
+  if (!target) return done(error(target.error()));
+  const Result<std::string> priority = json_string(request.body, "priority", "prefetch", 16);
+  if (!priority || (*priority != "prefetch" && *priority != "background"))
+    return done(error(Code::kInvalid, "priority must be prefetch or background"));
+  auto warm = std::make_shared<Warm>();
+  warm->priority = *priority == "background" ? IoPriority::kBackground : IoPriority::kPrefetch;
+  warm->done = std::move(done);
+  for (const SequencePart& part : (*target)->parts) warm->segments.push_back(part.segment->row.id);
+  run_warm(engine, warm);
+}
+
+}  // namespace
+
+std::span<const ControlOp> maintenance_ops() {
+  static constexpr ControlOp kOps[] = {
+      {"verify", false, op_verify}, {"repair", false, op_repair}, {"gc", false, op_gc}, {"warm", false, op_warm}};
+  return kOps;
+}
+
+}  // namespace kvtier

@@ -1,0 +1,353 @@
+// export, import: a sequence as one verified file. Files are read and written by a worker; an import goes through the
+// sealer like any other new tokens, so that nothing of it is trusted more than a client's.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+
+#include "base/unique_fd.h"
+#include "daemon/admin.h"
+#include "daemon/committer.h"
+#include "daemon/engine_state.h"
+#include "daemon/segment_files.h"
+#include "tiers/export_format.h"
+
+namespace kvtier {
+namespace {
+
+constexpr std::size_t kBufferBytes = 4u << 20;
+
+// Buffers small writes of the export's writer; the file is synced at the end.
+class FileSink {
+ public:
+  [[nodiscard]] Result<void> create(const std::string& path) {
+    fd_ = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    if (fd_.valid()) return {};
+    if (errno == EEXIST) return error(Code::kExists, "the file exists: choose another name, or remove it");
+    return error(Code::kIo, "cannot make the file", errno);
+  }
+  [[nodiscard]] Result<void> write(ByteSpan bytes) {
+    if (buffer_.size() + bytes.size() > kBufferBytes) KVT_TRY_VOID(flush());
+    buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
+    return {};
+  }
+  [[nodiscard]] Result<void> finish() {
+    KVT_TRY_VOID(flush());
+    if (::fsync(fd_.get()) != 0) return error(Code::kIo, "cannot sync the file", errno);
+    return {};
+  }
+
+ private:
+  [[nodiscard]] Result<void> flush() {
+    for (std::size_t done = 0; done < buffer_.size();) {
+      const ssize_t wrote = ::write(fd_.get(), buffer_.data() + done, buffer_.size() - done);
+      if (wrote < 0 && errno == EINTR) continue;
+      if (wrote <= 0) return error(errno == ENOSPC ? Code::kNoSpace : Code::kIo, "cannot write the file", errno);
+      done += static_cast<std::size_t>(wrote);
+    }
+    buffer_.clear();
+    return {};
+  }
+  UniqueFd fd_;
+  std::vector<std::byte> buffer_;
+};
+
+// ---- export ----
+
+struct Export {
+  std::string store_path, file_path;
+  CodecId codec = CodecId::kZstd;
+  ExportDescription description;
+  struct Part {
+    SegmentId segment;
+    std::uint64_t first_token = 0;
+    std::uint32_t visible_tokens = 0;
+  };
+  std::vector<Part> parts;
+  std::shared_ptr<Tail> tail;  // the committed tail, in half 0
+  std::uint32_t tail_tokens = 0;
+  std::uint64_t bytes = 0;
+  Result<void> result;
+};
+using ExportPtr = std::shared_ptr<Export>;
+
+Result<void> write_part(SegmentFiles& files, const Export::Part& part, ExportWriter& writer) {
+  KVT_TRY_VOID(files.begin(part.segment));
+  const SegmentMeta& meta = files.meta();
+  if (part.visible_tokens > meta.tokens.size()) return error(Code::kCorrupt, "a segment is shorter than it should be");
+  ExportSegment segment;
+  segment.start_token = part.first_token;
+  segment.tokens.assign(meta.tokens.begin(), meta.tokens.begin() + part.visible_tokens);
+  if (part.visible_tokens == meta.tokens.size()) {
+    segment.text = meta.text;
+    segment.snapshot = meta.snapshot;
+  }
+  KVT_TRY_VOID(writer.begin_segment(segment));
+  const PlaneLayout whole(meta.geometry, static_cast<std::uint32_t>(meta.tokens.size()));
+  const PlaneLayout visible(meta.geometry, part.visible_tokens);
+  for (std::uint32_t i = 0; i < visible.chunks_total(); ++i) {
+    const PlaneLayout::ChunkPlace place = visible.place_of(i);
+    KVT_TRY(const ByteSpan raw, files.read_chunk(whole.chunk_index(place.layer, place.chunk, place.group)));
+    KVT_TRY_VOID(writer.add_chunk(raw));
+  }
+  return {};
+}
+
+Result<void> write_tail(const Export& job, ExportWriter& writer) {
+  const Geometry& geometry = job.description.fingerprint.geometry;
+  const auto* records = reinterpret_cast<const TokenRecord*>(job.tail->tokens(0));
+  ExportSegment segment;
+  segment.start_token = job.description.tokens - job.tail_tokens;
+  segment.tokens.assign(records, records + job.tail_tokens);
+  KVT_TRY_VOID(writer.begin_segment(segment));
+  const PlaneLayout layout(geometry, job.tail_tokens);
+  for (std::uint32_t i = 0; i < layout.chunks_total(); ++i) {
+    const PlaneLayout::ChunkPlace place = layout.place_of(i);
+    const std::byte* chunk = job.tail->plane(0) + job.tail->layout->plane.chunk_offset(place.layer, place.chunk, place.group);
+    KVT_TRY_VOID(writer.add_chunk({chunk, static_cast<std::size_t>(geometry.chunk_bytes(place.layer))}));
+  }
+  return {};
+}
+
+Result<void> write_export(Export& job) {
+  FileSink sink;
+  KVT_TRY_VOID(sink.create(job.file_path));
+  const auto write = [&]() -> Result<void> {
+    KVT_TRY(SegmentFiles files, SegmentFiles::open(job.store_path));
+    ExportWriter writer([&sink](ByteSpan bytes) { return sink.write(bytes); }, job.codec);
+    KVT_TRY_VOID(writer.begin(job.description));
+    for (const Export::Part& part : job.parts) KVT_TRY_VOID(write_part(files, part, writer));
+    if (job.tail_tokens > 0) KVT_TRY_VOID(write_tail(job, writer));
+    KVT_TRY_VOID(writer.finish());
+    files.end();
+    job.bytes = writer.written_bytes();
+    return sink.finish();
+  };
+  const Result<void> written = write();
+  if (!written) ::unlink(job.file_path.c_str());
+  return written;
+}
+
+void run_export(EngineState& engine, const ExportPtr& job, ControlDone done) {
+  for (const Export::Part& part : job->parts) ++find_segment(engine, part.segment)->busy;
+  run_on_worker(engine, [job] { job->result = write_export(*job); },
+                [&engine, job, done = std::move(done)] {
+                  for (const Export::Part& part : job->parts) --find_segment(engine, part.segment)->busy;
+                  if (!job->result) return done(error(job->result.error()));
+                  done(ControlReply{Json{{"bytes", job->bytes}, {"tokens", job->description.tokens}}, {}, {}});
+                });
+}
+
+Result<std::string> absolute_path(const Json& body) {
+  KVT_TRY(std::string path, json_string(body, "path", "", 4096));
+  if (path.empty() || path[0] != '/') return error(Code::kInvalid, "path must be absolute");
+  return path;
+}
+
+void op_export(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Sequence*> target = target_sequence(engine, request.body);
+  if (!target) return done(error(target.error()));
+  const Result<std::string> path = absolute_path(request.body);
+  if (!path) return done(error(path.error()));
+  Sequence& sequence = **target;
+  if (sequence.is_private) return done(error(Code::kPermission, "a private sequence is never written to disk"));
+  if (sequence.working || sequence.writer_coming)
+    return done(error(Code::kBusy, "the sequence is being written: try again when its client has committed"));
+  auto job = std::make_shared<Export>();
+  job->store_path = engine.options.store_path;
+  job->file_path = *path;
+  const SpaceRow& space = sequence.space->row;
+  job->description.fingerprint = {space.model, space.runtime, space.detail, space.geometry};
+  job->description.name = sequence.row.name;
+  job->description.abstract_kind = space.abstract_kind;
+  job->description.unit_tokens = space.unit_tokens;
+  job->description.created_unix_ns = engine.wall_ns();
+  for (const SequencePart& part : sequence.parts)
+    job->parts.push_back({part.segment->row.id, part.first_token, part.visible_tokens});
+  job->description.tokens = sequence.tokens_sealed;
+  job->description.segments = static_cast<std::uint32_t>(job->parts.size());
+  if (sequence.row.log_generation == 0) return run_export(engine, job, std::move(done));
+  Result<std::shared_ptr<Tail>> tail = make_tail(*sequence.space);
+  if (!tail) return done(error(tail.error()));
+  job->tail = std::move(*tail);
+  const SequenceId id = sequence.row.id;
+  ++sequence.busy;
+  load_log(engine, sequence, job->tail, [&engine, job, id, done = std::move(done)](Result<void> loaded) mutable {
+    Sequence& found = *engine.sequences.all.at(id);
+    --found.busy;
+    if (!loaded) return done(error(loaded.error()));
+    job->tail_tokens = found.log.tokens;
+    job->description.tokens += job->tail_tokens;
+    job->description.segments += job->tail_tokens > 0 ? 1 : 0;
+    run_export(engine, job, std::move(done));
+  });
+}
+
+// ---- import ----
+
+struct Import {
+  std::string file_path, name;
+  UniqueFd file;
+  std::unique_ptr<ExportReader> reader;  // workers, one after the other
+  std::uint64_t file_bytes = 0;
+  SequenceId sequence;
+  std::shared_ptr<Tail> tail;
+  std::uint32_t next = 0;
+  std::uint32_t filled = 0;  // tokens in half 0
+  Result<void> result;
+  ControlDone done;
+};
+using ImportPtr = std::shared_ptr<Import>;
+
+Result<void> open_import(Import& job) {
+  job.file = UniqueFd(::open(job.file_path.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat info {};
+  if (!job.file.valid() || ::fstat(job.file.get(), &info) != 0)
+    return error(Code::kNotFound, "cannot open the file to import", errno);
+  job.file_bytes = static_cast<std::uint64_t>(info.st_size);
+  const int fd = job.file.get();
+  ExportSource source;
+  source.size_bytes = job.file_bytes;
+  source.read = [fd](std::uint64_t offset, MutableByteSpan target) -> Result<void> {
+    for (std::size_t done = 0; done < target.size();) {
+      const ssize_t got = ::pread(fd, target.data() + done, target.size() - done, static_cast<off_t>(offset + done));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) return error(Code::kIo, "cannot read the file", errno);
+      if (got == 0) return error(Code::kCorrupt, "the file is cut short");
+      done += static_cast<std::size_t>(got);
+    }
+    return {};
+  };
+  KVT_TRY(ExportReader reader, ExportReader::open(std::move(source)));
+  job.reader = std::make_unique<ExportReader>(std::move(reader));
+  return {};
+}
+
+// The next run of tokens into half 0.
+Result<void> fill_tail(Import& job) {
+  const Geometry& geometry = job.reader->description().fingerprint.geometry;
+  KVT_TRY(const ExportSegment segment, job.reader->read_segment(job.next));
+  job.filled = static_cast<std::uint32_t>(segment.tokens.size());
+  std::memcpy(job.tail->tokens(0), segment.tokens.data(), segment.tokens.size() * sizeof(TokenRecord));
+  const PlaneLayout layout(geometry, job.filled);
+  return job.reader->read_chunks(job.next, [&](std::uint32_t index, ByteSpan raw) -> Result<void> {
+    const PlaneLayout::ChunkPlace place = layout.place_of(index);
+    std::memcpy(job.tail->plane(0) + job.tail->layout->plane.chunk_offset(place.layer, place.chunk, place.group),
+                raw.data(), raw.size());
+    return {};
+  });
+}
+
+void fail_import(EngineState& engine, const ImportPtr& job, const Status& status) {
+  Sequence* sequence = find_sequence(engine, job->sequence);
+  if (sequence == nullptr || sequence->working || sequence->busy != 0) return job->done(error(status));
+  remove_sequence(engine, *sequence, [job, status](Result<void>) { job->done(error(status)); });
+}
+
+void finish_import(EngineState& engine, const ImportPtr& job) {
+  Sequence* sequence = find_sequence(engine, job->sequence);
+  if (sequence == nullptr) return job->done(error(Code::kNotFound, "the sequence was removed meanwhile"));
+  sequence->writer_coming = false;
+  if (!job->name.empty() && find_sequence_by_name(engine, job->name) != nullptr) {
+    return fail_import(engine, job, {Code::kExists, 0, "the name is taken: import with another --name"});
+  }
+  if (!job->name.empty()) {
+    sequence->row.name = job->name;
+    engine.sequences.names.emplace(job->name, job->sequence);
+  }
+  ++sequence->busy;
+  post_sequence_row(engine, *sequence, true, [&engine, job](Result<void> posted) {
+    Sequence& found = *engine.sequences.all.at(job->sequence);
+    --found.busy;
+    if (!posted) return job->done(error(posted.error()));
+    job->done(ControlReply{Json{{"sequence", job->sequence.value},
+                                {"space", found.row.space.value},
+                                {"name", found.row.name},
+                                {"tokens", found.tokens_sealed},
+                                {"bytes", job->file_bytes}},
+                           {}, {}});
+  });
+}
+
+void next_import(EngineState& engine, const ImportPtr& job) {
+  if (job->next == job->reader->segments()) return finish_import(engine, job);
+  run_on_worker(engine, [job] { job->result = fill_tail(*job); },
+                [&engine, job] {
+                  Sequence* sequence = find_sequence(engine, job->sequence);
+                  if (sequence == nullptr || !job->result)
+                    return fail_import(engine, job, sequence == nullptr ? Status{Code::kNotFound} : job->result.error());
+                  TailWork work;
+                  work.kind = TailWork::Kind::kSeal;
+                  work.tail = job->tail;
+                  work.count = job->filled;
+                  work.done = [&engine, job](Result<TailResult> sealed) {
+                    ++job->next;
+                    // Not inside the sealer's call: it still holds the sequence.
+                    engine.world.mailbox->post([&engine, job, sealed] {
+                      sealed ? next_import(engine, job) : fail_import(engine, job, sealed.error());
+                    });
+                  };
+                  add_work(engine, *sequence, std::move(work));
+                });
+}
+
+// The file is sound: make its space and sequence, then seal run after run.
+void begin_import(EngineState& engine, const ImportPtr& job) {
+  const ExportDescription& description = job->reader->description();
+  Result<SpaceRow> row =
+      make_space_row(description.fingerprint, description.abstract_kind, description.unit_tokens, false);
+  if (!row) return job->done(error(row.error()));
+  const bool known = find_space(engine, row->id) != nullptr;
+  row->created_unix_ns = engine.wall_ns();
+  Space& space = add_space(engine, std::move(*row));
+  if (space.row.private_only) return job->done(error(Code::kPermission, "this space is private: nothing is stored in it"));
+  if (!known) {
+    CatalogueBatch batch;
+    batch.put_space(space.row);
+    post_batch(engine, std::move(batch), false, [](Result<void>) {});
+  }
+  Result<std::shared_ptr<Tail>> tail = make_tail(space);
+  if (!tail) return job->done(error(tail.error()));
+  job->tail = std::move(*tail);
+  if (job->name.empty()) job->name = description.name;
+  if (!job->name.empty() && find_sequence_by_name(engine, job->name) != nullptr)
+    return job->done(error(Code::kExists, "the name is taken: import with another --name"));
+  Sequence& sequence = new_sequence(engine, space, false);
+  job->sequence = sequence.row.id;
+  sequence.in_catalogue = true;
+  sequence.writer_coming = true;  // nobody else writes meanwhile
+  learn_chain(engine, sequence, [&engine, job](Result<void> learned) {
+    learned ? next_import(engine, job) : fail_import(engine, job, learned.error());
+  });
+}
+
+void op_import(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<std::string> path = absolute_path(request.body);
+  if (!path) return done(error(path.error()));
+  const Result<std::string> name = json_string(request.body, "name", "", kNameBytesMax);
+  if (!name) return done(error(name.error()));
+  if (!name->empty())
+    if (const Result<void> fine = check_name(*name); !fine) return done(error(fine.error()));
+  auto job = std::make_shared<Import>();
+  job->file_path = *path;
+  job->name = *name;
+  job->done = std::move(done);
+  run_on_worker(engine, [job] { job->result = open_import(*job); },
+                [&engine, job] {
+                  if (!job->result) return job->done(error(job->result.error()));
+                  begin_import(engine, job);
+                });
+}
+
+}  // namespace
+
+std::span<const ControlOp> transfer_ops() {
+  static constexpr ControlOp kOps[] = {{"export", false, op_export}, {"import", false, op_import}};
+  return kOps;
+}
+
+}  // namespace kvtier

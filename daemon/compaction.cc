@@ -1,0 +1,227 @@
+#include "daemon/compaction.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "base/log.h"
+#include "daemon/engine_state.h"
+#include "daemon/segment_files.h"
+
+namespace kvtier {
+namespace {
+
+// A nameless sequence that a crash leaves behind goes by itself.
+constexpr std::uint64_t kLeftoverSeconds = 3600;
+
+struct Run {
+  SequenceId target;                 // the sequence that is compacted
+  SequenceId scratch;                // where the new segments grow
+  std::vector<SequenceRow::Part> before;  // the target's parts when we began
+  std::size_t first_part = 0;        // from here on everything is rewritten
+  std::size_t next_part = 0;         // of the copy
+  std::uint32_t next_token = 0;      // inside that part
+  std::shared_ptr<Tail> tail;
+  std::uint64_t made = 0;
+};
+
+struct Compaction {
+  std::deque<SequenceId> todo;
+  CompactionReport report;
+  std::function<void(Result<CompactionReport>)> done;
+};
+using CompactionPtr = std::shared_ptr<Compaction>;
+using RunPtr = std::shared_ptr<Run>;
+
+void next_sequence(EngineState& engine, const CompactionPtr& all);
+
+bool at_rest(const Sequence& sequence) {
+  return sequence.open.empty() && !sequence.working && sequence.busy == 0 && !sequence.writer_coming &&
+         !sequence.removed && !sequence.is_private;
+}
+
+// The first part that gains from being rewritten, or parts.size(). Everything behind it must be the sequence's alone.
+std::size_t first_worth(const Sequence& sequence) {
+  const std::vector<SequencePart>& parts = sequence.parts;
+  std::size_t own = parts.size();
+  while (own > 0 && parts[own - 1].segment->sequence_refs == 1 && parts[own - 1].segment->handle_refs == 0 &&
+         parts[own - 1].segment->state == SegmentState::kOnDisk && parts[own - 1].segment->children.size() <= 1)
+    --own;
+  for (std::size_t i = own; i < parts.size(); ++i) {
+    const bool half_dead = parts[i].visible_tokens * 2 < parts[i].segment->row.tokens;
+    const bool fits_with_next =
+        i + 1 < parts.size() && parts[i].visible_tokens + parts[i + 1].visible_tokens <= kSegmentTokensMax;
+    if (half_dead || fits_with_next) return i;
+  }
+  return parts.size();
+}
+
+// Gives up: what was made goes with the scratch sequence.
+void abandon(EngineState& engine, const CompactionPtr& all, const RunPtr& run, const Status& status) {
+  KVT_LOG(kWarn, "compaction of sequence %" PRIu64 " given up: %s", run->target.value, status.message());
+  if (Sequence* scratch = find_sequence(engine, run->scratch); scratch != nullptr && at_rest(*scratch))
+    remove_sequence(engine, *scratch, [](Result<void>) {});
+  next_sequence(engine, all);
+}
+
+// The old segments go; their blocks are filed under the new ones.
+void retire_old(EngineState& engine, const Run& run, const Sequence& target) {
+  for (std::size_t i = run.before.size(); i-- > run.first_part;) {
+    Segment* old = find_segment(engine, run.before[i].segment);
+    if (old != nullptr && !old->referenced() && !old->condemned) condemn_segment(engine, *old);
+  }
+  for (std::size_t i = run.first_part; i < target.parts.size(); ++i) {
+    Segment& segment = *target.parts[i].segment;
+    for (std::size_t b = 0; b < segment.row.blocks.size(); ++b) {
+      const std::uint64_t end = (segment.row.start_token / kBlockTokens + b + 1) * kBlockTokens;
+      segment.space->index.insert(segment.row.blocks[b],
+                                  {segment.row.id, static_cast<std::uint32_t>(end - segment.row.start_token)});
+    }
+  }
+  sweep_condemned(engine);
+}
+
+bool same_parts(const std::vector<SequenceRow::Part>& a, const std::vector<SequenceRow::Part>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) {
+    return x.segment == y.segment && x.visible_tokens == y.visible_tokens;
+  });
+}
+
+// All new segments are durable: one synced batch gives them to the sequence.
+void swap_parts(EngineState& engine, const CompactionPtr& all, const RunPtr& run) {
+  Sequence* target = find_sequence(engine, run->target);
+  Sequence* scratch = find_sequence(engine, run->scratch);
+  if (target == nullptr || scratch == nullptr || !at_rest(*target) || !same_parts(target->row.parts, run->before))
+    return abandon(engine, all, run, {Code::kBusy, 0, "the sequence was used meanwhile"});
+  const std::vector<PartSpec> parts = parts_up_to(*scratch, scratch->tokens_sealed);
+  target->row.parts = scratch->row.parts;
+  set_parts(engine, *target, parts);
+  ++target->busy;
+  post_sequence_row(engine, *target, true, [&engine, all, run](Result<void> result) {
+    Sequence* found = engine.sequences.all.at(run->target).get();
+    --found->busy;
+    if (!result) return abandon(engine, all, run, result.error());
+    ++all->report.sequences;
+    all->report.segments_merged += run->before.size() - run->first_part;
+    all->report.segments_made += run->made;
+    Sequence* leftover = find_sequence(engine, run->scratch);
+    remove_sequence(engine, *leftover, [&engine, all, run](Result<void>) {
+      if (Sequence* kept = find_sequence(engine, run->target); kept != nullptr) retire_old(engine, *run, *kept);
+      next_sequence(engine, all);
+    });
+  });
+}
+
+// What a worker copies: rows of these segments one after the other into half 0.
+struct Piece {
+  SegmentId segment;
+  std::uint32_t first = 0, count = 0;
+};
+
+Result<std::uint32_t> copy_pieces(const std::string& store, const std::vector<Piece>& pieces, const Tail& tail) {
+  KVT_TRY(SegmentFiles files, SegmentFiles::open(store));
+  std::uint32_t at = 0;
+  for (const Piece& piece : pieces) {
+    KVT_TRY_VOID(files.begin(piece.segment));
+    if (piece.first + piece.count > files.meta().tokens.size()) return error(Code::kCorrupt, "a segment is too short");
+    auto* records = reinterpret_cast<TokenRecord*>(tail.tokens(0));
+    std::copy_n(files.meta().tokens.begin() + piece.first, piece.count, records + at);
+    KVT_TRY_VOID(files.copy_rows(piece.first, piece.count, tail.layout->plane, at, tail.plane(0)));
+    at += piece.count;
+  }
+  files.end();
+  return at;
+}
+
+// The next up to 2,048 tokens of the old parts.
+std::vector<Piece> take_pieces(const Sequence& target, Run& run) {
+  std::vector<Piece> pieces;
+  std::uint32_t room = kSegmentTokensMax;
+  while (room > 0 && run.next_part < target.parts.size()) {
+    const SequencePart& part = target.parts[run.next_part];
+    const std::uint32_t count = std::min(room, part.visible_tokens - run.next_token);
+    pieces.push_back({part.segment->row.id, run.next_token, count});
+    room -= count;
+    run.next_token += count;
+    if (run.next_token < part.visible_tokens) continue;
+    ++run.next_part;
+    run.next_token = 0;
+  }
+  return pieces;
+}
+
+void next_segment(EngineState& engine, const CompactionPtr& all, const RunPtr& run) {
+  Sequence* target = find_sequence(engine, run->target);
+  if (target == nullptr || !at_rest(*target) || !same_parts(target->row.parts, run->before))
+    return abandon(engine, all, run, {Code::kBusy, 0, "the sequence was used meanwhile"});
+  auto pieces = std::make_shared<std::vector<Piece>>(take_pieces(*target, *run));
+  if (pieces->empty()) return swap_parts(engine, all, run);
+  for (const Piece& piece : *pieces) ++find_segment(engine, piece.segment)->busy;
+  auto copied = std::make_shared<Result<std::uint32_t>>(0u);
+  const std::string store = engine.options.store_path;
+  run_on_worker(engine, [=] { *copied = copy_pieces(store, *pieces, *run->tail); },
+                [&engine, all, run, pieces, copied] {
+                  for (const Piece& piece : *pieces) --find_segment(engine, piece.segment)->busy;
+                  Sequence* scratch = find_sequence(engine, run->scratch);
+                  if (!*copied || scratch == nullptr)
+                    return abandon(engine, all, run, *copied ? Status{Code::kNotFound} : copied->error());
+                  TailWork work;
+                  work.kind = TailWork::Kind::kSeal;
+                  work.tail = run->tail;
+                  work.count = **copied;
+                  work.done = [&engine, all, run](Result<TailResult> sealed) {
+                    if (sealed) ++run->made;
+                    // Not inside the sealer's call: it still holds the sequence.
+                    engine.world.mailbox->post([&engine, all, run, sealed] {
+                      sealed ? next_segment(engine, all, run) : abandon(engine, all, run, sealed.error());
+                    });
+                  };
+                  add_work(engine, *scratch, std::move(work));
+                });
+}
+
+void begin_run(EngineState& engine, const CompactionPtr& all, Sequence& target, std::size_t first_part) {
+  auto run = std::make_shared<Run>();
+  run->target = target.row.id;
+  run->before = target.row.parts;
+  run->first_part = run->next_part = first_part;
+  Result<std::shared_ptr<Tail>> tail = make_tail(*target.space);
+  if (!tail) return all->done(error(tail.error()));
+  run->tail = std::move(*tail);
+  Sequence& scratch = new_sequence(engine, *target.space, false);
+  run->scratch = scratch.row.id;
+  scratch.row.expires_unix_s = engine.wall_ns() / 1'000'000'000 + kLeftoverSeconds;
+  scratch.in_catalogue = true;
+  const std::vector<PartSpec> shared = parts_up_to(target, target.parts[first_part].first_token);
+  for (const PartSpec& part : shared) scratch.row.parts.push_back({part.segment->row.id, part.visible_tokens});
+  set_parts(engine, scratch, shared);
+  post_sequence_row(engine, scratch, false, [](Result<void>) {});
+  learn_chain(engine, scratch, [&engine, all, run](Result<void> known) {
+    known ? next_segment(engine, all, run) : abandon(engine, all, run, known.error());
+  });
+}
+
+void next_sequence(EngineState& engine, const CompactionPtr& all) {
+  while (!all->todo.empty()) {
+    Sequence* sequence = find_sequence(engine, all->todo.front());
+    all->todo.pop_front();
+    if (sequence == nullptr || !at_rest(*sequence)) continue;
+    const std::size_t first = first_worth(*sequence);
+    if (first < sequence->parts.size()) return begin_run(engine, all, *sequence, first);
+  }
+  all->done(all->report);
+}
+
+}  // namespace
+
+void compact_store(EngineState& engine, std::function<void(Result<CompactionReport>)> done) {
+  auto all = std::make_shared<Compaction>();
+  all->done = std::move(done);
+  for (const auto& [id, sequence] : engine.sequences.all) all->todo.push_back(id);
+  std::sort(all->todo.begin(), all->todo.end());
+  next_sequence(engine, all);
+}
+
+}  // namespace kvtier
