@@ -1,0 +1,157 @@
+// The daemon dies and comes back: nothing is lost, errors come fast.
+#include <chrono>
+
+#include "tests/unit/client_fixture.h"
+
+namespace kvtier::testing {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+std::int64_t ms_since(Clock::time_point start) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count();
+}
+
+using DaemonDeath = ClientTest;
+
+TEST_F(DaemonDeath, TheTailIsReplayed) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "survivor");
+  Model model(shape);
+  std::uint64_t number = 1;
+  // A committed tail, an uncommitted one, a half that is full, a piece in progress across the halves.
+  for (const std::uint32_t more : {300u, 900u, 1500u, 2000u, 10u}) {
+    model.append_many(sequence, number += 10000, more);
+    if (more == 300) KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+    daemon_->kill();
+    daemon_->start();
+    model.append(sequence, number += 10000, 1);
+    model.expect_equal(sequence);
+  }
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  daemon_->kill();
+  daemon_->start();
+  KVT_ASSERT_OK(kvt_sequence_close(sequence));
+  kvt_sequence* again = open_sequence(space, "survivor", false);
+  model.expect_equal(again);
+  KVT_EXPECT_OK(kvt_sequence_close(again));
+  kvt_space_close(space);
+}
+
+TEST_F(DaemonDeath, ThePieceInProgressSurvives) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "piece");
+  Model model(shape);
+  model.append_many(sequence, 1, 2000);
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  for (std::uint32_t i = 0; i < 100; ++i) model.tokens().push_back(7000 + i);
+  std::vector<kvt_token> records(100);
+  for (std::uint32_t i = 0; i < 100; ++i) records[i] = {Model::id_of(7000 + i), 2000 + i, 0, 0};
+  KVT_ASSERT_OK(kvt_sequence_append(sequence, records.data(), 100));
+  model.write(sequence, 0, 2000, 100);
+  daemon_->kill();
+  daemon_->start();
+  kvt_view* view = nullptr;
+  KVT_ASSERT_OK(kvt_view_open(sequence, nullptr, &view));
+  std::vector<float> q(shape.query_heads * shape.dim, 0.5f), out(q.size());
+  KVT_ASSERT_OK(kvt_view_attend(view, 0, 1, q.data(), 0.25f, out.data(), nullptr));  // attaches again
+  model.write(sequence, 1, 2000, 100);
+  KVT_ASSERT_OK(kvt_sequence_finish_piece(sequence));
+  model.expect_equal(sequence);
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  model.expect_equal(sequence);
+  kvt_view_close(view);
+  KVT_ASSERT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(space);
+}
+
+TEST_F(DaemonDeath, CommittedIsThereAndTheRestIsNot) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "half");
+  Model model(shape);
+  model.append_many(sequence, 1, 2500);
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  Model committed = model;
+  model.append(sequence, 70000, 100);
+  daemon_->kill();
+  kvt_sequence_close(sequence);  // fails: nobody is there
+  kvt_client_close(client_);
+  kvt_space_close(space);
+  daemon_->start();
+  client_ = open_client();
+  space = open_space(shape);
+  sequence = open_sequence(space, "half", true);
+  committed.expect_equal(sequence);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(space);
+}
+
+TEST_F(DaemonDeath, ReadingFailsFastAndGoesOnAfterwards) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "fast");
+  Model model(shape);
+  model.append_many(sequence, 1, 3000);
+  kvt_view* view = nullptr;
+  kvt_view_options options;
+  kvt_view_options_init(&options);
+  options.budget = 64;
+  KVT_ASSERT_OK(kvt_view_open(sequence, &options, &view));
+  std::vector<float> q(shape.query_heads * shape.dim, 0.5f), out(q.size()), again(q.size());
+  KVT_ASSERT_OK(kvt_view_attend(view, 0, 1, q.data(), 0.25f, out.data(), nullptr));
+  daemon_->kill();
+
+  auto start = Clock::now();
+  KVT_EXPECT_OK(kvt_view_attend(view, 0, 1, q.data(), 0.25f, again.data(), nullptr));
+  EXPECT_EQ(again, out) << "all rows are in slot cache and tail";
+  EXPECT_EQ(kvt_view_attend(view, 1, 1, q.data(), 0.25f, out.data(), nullptr), KVT_ERROR_DAEMON_LOST);
+  std::vector<std::byte> k(shape.kv_heads * shape.row_bytes()), v(k.size());
+  EXPECT_EQ(kvt_sequence_read(sequence, 0, 0, 1, k.data(), v.data()), KVT_ERROR_DAEMON_LOST);
+  model.expect_rows(sequence, 2500, 500);  // the tail is ours
+  EXPECT_LT(ms_since(start), 200);
+
+  daemon_->start();
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  KVT_EXPECT_OK(kvt_view_attend(view, 1, 1, q.data(), 0.25f, out.data(), nullptr));
+  model.expect_equal(sequence);
+  kvt_view_close(view);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(space);
+}
+
+TEST_F(DaemonDeath, AnOrderlyStopLosesNothingEither) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "orderly");
+  Model model(shape);
+  for (int round = 0; round < 3; ++round) {
+    model.append_many(sequence, static_cast<std::uint64_t>(round) * 10000, 1200);
+    daemon_->stop();
+    daemon_->start();
+  }
+  model.append(sequence, 90000, 1);
+  model.expect_equal(sequence);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(space);
+}
+
+TEST_F(DaemonDeath, NobodyListensIsSaid) {
+  daemon_->stop();
+  kvt_client_options options;
+  kvt_client_options_init(&options);
+  const std::string socket = daemon_->socket();
+  options.socket_path = socket.c_str();
+  options.autostart = 0;
+  kvt_client* client = nullptr;
+  EXPECT_EQ(kvt_client_open(&options, &client), KVT_ERROR_NOT_FOUND);
+  EXPECT_NE(std::string(kvt_last_error()).find("kvtier start"), std::string::npos);
+  options.autostart = 1;
+  options.daemon_path = "/nonexistent/kvtierd";
+  EXPECT_EQ(kvt_client_open(&options, &client), KVT_ERROR_NOT_FOUND);
+  EXPECT_NE(std::string(kvt_last_error()).find("/nonexistent/kvtierd"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace kvtier::testing
