@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "base/hash.h"
+#include "base/log.h"
 
 namespace kvtier::sim {
 
@@ -74,6 +74,7 @@ bool SimClient::alive() const { return world.running() && world.epoch() == epoch
 Reply SimClient::control(Json body, std::vector<std::byte> payload) {
   auto answer = std::make_shared<std::unique_ptr<Reply>>();
   if (!alive()) return Reply{{Code::kDaemonLost, 0, nullptr}, {}, {}, {}};
+  body = parse_json(dump_json(body)).value();  // as it comes off a socket
   world.engine().control(session_, {std::move(body), std::move(payload)}, [answer](Result<ControlReply> result) {
     auto reply = std::make_unique<Reply>();
     if (result) {
@@ -97,6 +98,7 @@ std::uint64_t SimClient::open_space(const Geometry& geometry, const std::string&
   const Reply reply = control(Json{{"op", "space"}, {"model", model}, {"runtime", "sim"}, {"detail", ""},
                                    {"private", is_private}, {"abstract_kind", abstracts}, {"unit_tokens", 16}},
                               writer.take());
+  if (!reply.ok()) KVT_LOG(kError, "simulated client: space: %s", reply.status.message());
   return reply.ok() ? reply.body["space"].get<std::uint64_t>() : 0;
 }
 
