@@ -225,6 +225,8 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
   stats["writing"] = writing_json(m);
   stats["abstracts"] = Json{{"built", m.abstracts_built}, {"loaded", m.abstracts_loaded}, {"rebuilt", m.abstracts_rebuilt},
                             {"no_room", m.abstracts_full}};
+  stats["requests"] = Json{{"malformed", m.requests_malformed}, {"rings_broken", m.rings_broken},
+                           {"sessions_opened", m.sessions_opened}, {"sessions_closed", m.sessions_closed}};
   stats["damage"] = damage_json(m);
   stats["limits"] = Json{{"clients_max", engine.options.clients_max},
                          {"disk_bytes_max", engine.options.disk_bytes_max},

@@ -47,8 +47,9 @@ bool request(const Invocation& invocation, Json body, Json* reply, int* exit_cod
   Result<ControlMessage> hello = channel.call(
       Json{{"op", "hello"}, {"version", kProtocolVersion}, {"name", "kvtier"}, {"pid", ::getpid()}, {"data", false}}, {},
       0, Deadline::after_ms(5000));
-  Result<ControlMessage> answer = hello;
-  if (hello) answer = channel.call(std::move(body), {}, 0, timeout_s == 0 ? Deadline::never() : Deadline::after_ms(timeout_s * 1000));
+  const Deadline deadline = timeout_s == 0 ? Deadline::never() : Deadline::after_ms(timeout_s * 1000);
+  Result<ControlMessage> answer = error(hello ? Status{} : hello.error());
+  if (hello) answer = channel.call(std::move(body), {}, 0, deadline);
   if (!answer) {
     const std::string text = channel.error_text().empty() ? describe(answer.error()) : channel.error_text();
     *exit_code = print_error(invocation, answer.error(), text);

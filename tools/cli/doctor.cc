@@ -103,7 +103,8 @@ void check_store(const std::string& store, std::vector<Finding>* findings) {
 
 Finding check_disk_backend(const std::string& store) {
   std::error_code failed;
-  std::filesystem::path scratch = std::filesystem::exists(store, failed) ? store : std::filesystem::temp_directory_path();
+  const bool exists = !store.empty() && std::filesystem::exists(store, failed);
+  const std::filesystem::path scratch = exists ? std::filesystem::path(store) : std::filesystem::temp_directory_path();
   IoOptions options;
   options.root = scratch.string();
   const auto io = make_io(options);

@@ -1,0 +1,51 @@
+// DaemonProcess: a real kvtierd over a store of its own, for tests that kill it. One thread.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace kvtier::testing {
+
+struct DaemonSettings {
+  std::string store, socket;
+  std::vector<std::string> settings;  // KEY=VALUE
+  std::string faults;                 // KVTIER_FAULTS
+};
+
+class DaemonProcess {
+ public:
+  DaemonProcess() = default;
+  ~DaemonProcess() { kill_now(); }
+  DaemonProcess(const DaemonProcess&) = delete;
+  DaemonProcess& operator=(const DaemonProcess&) = delete;
+
+  // Starts and waits until it serves; false where it ended before (a fault hit it while it started, say).
+  bool start(const DaemonSettings& settings);
+  // True once it has ended by SIGKILL; reaps it. Does not wait.
+  bool ended();
+  void kill_now();       // SIGKILL, reaped
+  bool stop();           // SIGTERM; true where it ended with 0
+  [[nodiscard]] int pid() const noexcept { return pid_; }
+  [[nodiscard]] int last_status() const noexcept { return status_; }  // of wait(2)
+
+ private:
+  int pid_ = -1;
+  int status_ = 0;
+};
+
+// kvtierd of this build: $KVTIER_BUILD/bin or beside the test program.
+[[nodiscard]] std::string daemon_path();
+// A fresh directory that is removed with the object.
+class ScratchDirectory {
+ public:
+  ScratchDirectory();
+  ~ScratchDirectory();
+  [[nodiscard]] const std::string& path() const noexcept { return path_; }
+
+ private:
+  std::string path_;
+};
+// A number from the environment, or the fallback.
+[[nodiscard]] unsigned long long number_from_environment(const char* name, unsigned long long fallback);
+
+}  // namespace kvtier::testing
