@@ -36,29 +36,26 @@ struct Pass {
   alignas(64) float scores[kQueries][kTile];
 };
 
-// Scores of kCount queries from `first` against all tokens of the tile, two tokens at a time.
+// Scores of kCount queries from `first` against all tokens of the tile, four tokens at a time.
 template <Dtype kDtype, std::size_t kCount, class D>
 HWY_INLINE void score_tile(D df, const AttendArgs& args, std::uint32_t first, Pass* pass) {
   const float* q = pass->q + first * args.q_stride;
   const std::size_t lanes = hn::Lanes(df);
-  for (std::size_t t = 0; t < pass->tokens; t += 2) {
-    const std::size_t second = std::min(t + 1, pass->tokens - 1);
-    hn::Vec<D> sum_a[kCount];
-    hn::Vec<D> sum_b[kCount];
-    for (std::size_t i = 0; i < kCount; ++i) sum_a[i] = sum_b[i] = hn::Zero(df);
+  for (std::size_t t = 0; t < pass->tokens; t += 4) {
+    const std::byte* rows[4];  // beyond the end: the last row again, overwritten later
+    for (std::size_t j = 0; j < 4; ++j) rows[j] = pass->k[std::min(t + j, pass->tokens - 1)];
+    hn::Vec<D> sum[kCount][4];
+    for (std::size_t i = 0; i < kCount; ++i)
+      for (std::size_t j = 0; j < 4; ++j) sum[i][j] = hn::Zero(df);
     for (std::size_t d = 0; d < args.dim; d += lanes) {
-      const auto key_a = load_row<kDtype>(df, pass->k[t], d);
-      const auto key_b = load_row<kDtype>(df, pass->k[second], d);
+      hn::Vec<D> key[4];
+      for (std::size_t j = 0; j < 4; ++j) key[j] = load_row<kDtype>(df, rows[j], d);
       for (std::size_t i = 0; i < kCount; ++i) {
         const auto query = hn::LoadU(df, q + i * args.q_stride + d);
-        sum_a[i] = hn::MulAdd(query, key_a, sum_a[i]);
-        sum_b[i] = hn::MulAdd(query, key_b, sum_b[i]);
+        for (std::size_t j = 0; j < 4; ++j) sum[i][j] = hn::MulAdd(query, key[j], sum[i][j]);
       }
     }
-    for (std::size_t i = 0; i < kCount; ++i) {
-      pass->scores[first + i][t] = args.scale * sum_of(df, sum_a[i]);
-      pass->scores[first + i][second] = args.scale * sum_of(df, sum_b[i]);
-    }
+    for (std::size_t i = 0; i < kCount; ++i) store_four_sums(df, sum[i], args.scale, &pass->scores[first + i][t]);
   }
 }
 
@@ -111,7 +108,7 @@ template <Dtype kDtype, std::size_t kCount, class D>
 HWY_INLINE void add_values(D df, const AttendArgs& args, std::uint32_t first, const Pass& pass) {
   const std::size_t lanes = hn::Lanes(df);
   std::size_t d = 0;
-  for (; d + 2 * lanes <= args.v_dim; d += 2 * lanes) add_values_at<kDtype, kCount, 2>(df, args, first, d, pass);
+  for (; d + 4 * lanes <= args.v_dim; d += 4 * lanes) add_values_at<kDtype, kCount, 4>(df, args, first, d, pass);
   for (; d < args.v_dim; d += lanes) add_values_at<kDtype, kCount, 1>(df, args, first, d, pass);
 }
 
@@ -134,11 +131,9 @@ void attend_pass(D df, const AttendArgs& args, float* lse, Pass* pass) {
   RowCursor cursor(args.rows, args.token_range[0], args.token_range[1], args.row_masks);
   while ((pass->tokens = cursor.next(pass->k, pass->v, kTile)) > 0) {
     empty = false;
-    std::uint32_t i = 0;
-    for (; i + 4 <= pass->queries; i += 4) add_tile<kDtype, 4>(df, args, i, pass);
-    if (pass->queries - i == 3) add_tile<kDtype, 3>(df, args, i, pass);
-    if (pass->queries - i == 2) add_tile<kDtype, 2>(df, args, i, pass);
-    if (pass->queries - i == 1) add_tile<kDtype, 1>(df, args, i, pass);
+    with_query_blocks(pass->queries, [&]<std::size_t kCount>(std::uint32_t first) HWY_ATTR {
+      add_tile<kDtype, kCount>(df, args, first, pass);
+    });
   }
   for (std::uint32_t i = 0; i < pass->queries; ++i) {
     lse[i * args.lse_stride] = empty ? kEmpty : pass->max[i] + std::log(pass->sum[i]);

@@ -113,6 +113,56 @@ HWY_INLINE float sum_of(D df, hn::Vec<D> v) {
   return hn::GetLane(hn::SumOfLanes(df, v));
 }
 
+#if HWY_TARGET == HWY_SCALAR
+template <class D>
+HWY_INLINE void store_four_sums(D df, const hn::Vec<D> (&v)[4], float scale, float* out) {
+  for (std::size_t i = 0; i < 4; ++i) out[i] = scale * sum_of(df, v[i]);
+}
+#else
+// Sums over the groups of four lanes that a vector consists of, down to one group.
+template <class D>
+HWY_INLINE auto fold_to_four(D, hn::Vec<D> v) {
+  if constexpr (hn::MaxLanes(D()) <= 4) {
+    return v;
+  } else {
+    const hn::Half<D> half;
+    return fold_to_four(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  }
+}
+
+// Writes scale times the sum of the lanes of each of four vectors. Four at once cost little more than one.
+template <class D>
+HWY_INLINE void store_four_sums(D df, const hn::Vec<D> (&v)[4], float scale, float* out) {
+  const hn::Repartition<std::uint64_t, D> pairs;
+  // In each group of four lanes: a0+a2 b0+b2 a1+a3 b1+b3, the same of c and d, then a b c d.
+  const auto ab = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(df, v[0], v[1]), hn::InterleaveUpper(df, v[0], v[1])));
+  const auto cd = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(df, v[2], v[3]), hn::InterleaveUpper(df, v[2], v[3])));
+  const auto sums = fold_to_four(df, hn::Add(hn::BitCast(df, hn::InterleaveLower(pairs, ab, cd)),
+                                             hn::BitCast(df, hn::InterleaveUpper(pairs, ab, cd))));
+  const hn::CappedTag<float, 4> four;
+  hn::StoreU(hn::Mul(sums, hn::Set(four, scale)), four, out);
+}
+#endif
+
+// Queries whose sums for four rows fit into the registers.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+inline constexpr std::uint32_t kQueryBlock = 4;
+#else
+inline constexpr std::uint32_t kQueryBlock = 2;
+#endif
+
+// Calls f.template operator()<count>(first) for blocks of kQueryBlock queries and for what remains.
+template <class F>
+HWY_INLINE void with_query_blocks(std::uint32_t queries, const F& f) {
+  std::uint32_t first = 0;
+  for (; first + kQueryBlock <= queries; first += kQueryBlock) f.template operator()<kQueryBlock>(first);
+  if constexpr (kQueryBlock > 2) {
+    if (queries - first == 3) f.template operator()<3>(first);
+    if (queries - first == 2) f.template operator()<2>(first);
+  }
+  if (queries - first == 1) f.template operator()<1>(first);
+}
+
 // Calls f(tag) with the widest vector that divides `dims` (a multiple of 8, or several or-ed together). The lambda must
 // be marked HWY_ATTR, here and below.
 template <class F>
