@@ -127,6 +127,7 @@ void publish_new_log(EngineState& engine, const std::shared_ptr<CommitJob>& job)
       engine.io->io().close(job->file);
       return finish(engine, job, result);
     }
+    found.row_durable = true;
     remove_log_file(engine, job->sequence, found.log);
     found.log.generation = job->header.generation;
     found.log.file = job->file;
@@ -206,7 +207,7 @@ void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work)
   if (work.count < log.tokens || (log.tokens != 0 && work.half != log.half))
     return refuse(Code::kInvalid, "a commit names fewer tokens than are committed");
   const bool nothing_new = work.count == log.tokens && !log.suspect;
-  if (nothing_new && sequence.in_catalogue) {
+  if (nothing_new && sequence.row_durable) {
     if (work.done) work.done(TailResult{0, sequence.tokens()});
     return work_finished(engine, sequence);
   }
@@ -217,7 +218,6 @@ void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work)
     return post_sequence_row(engine, sequence, true, [&engine, id, done = std::move(done)](Result<void> result) {
       Sequence& found = *engine.sequences.all.at(id);
       --found.busy;
-      if (!result) found.in_catalogue = false;
       if (done) done(result ? Result<TailResult>(TailResult{0, found.tokens()}) : error(result.error()));
       work_finished(engine, found);
     });
@@ -270,7 +270,19 @@ void log_replayed(EngineState& engine, const std::shared_ptr<LogRead>& read) {
   log.suspect = read->replay->torn;
   log.loaded = true;
   if (read->replay->torn) ++engine.metrics.logs_torn;
-  read->done({});
+  // A daemon that was killed may have left records that nobody synced: what is told now must stay.
+  IoRequest sync;
+  sync.op = IoOp::kSync;
+  sync.priority = IoPriority::kDemand;
+  sync.file = log.file;
+  ++sequence.busy;
+  sync.done = [&engine, read](Result<void> synced) {
+    Sequence& found = *engine.sequences.all.at(read->sequence);
+    --found.busy;
+    if (!synced) found.log.suspect = true;
+    read->done({});
+  };
+  engine.io->submit(std::move(sync));
 }
 
 }  // namespace
@@ -333,16 +345,18 @@ void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tai
 
 void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, MetaDone done) {
   if (sequence.log.generation == 0 || tokens >= sequence.log.tokens) return done({});
-  // A record without tokens that starts at the cut: replay drops what lies behind it.
+  // A new generation with what is kept, instead of a record that cuts: damage to that record would bring back what was
+  // cut off.
   TailWork work;
   work.kind = TailWork::Kind::kOther;
   const SequenceId id = sequence.row.id;
   work.run = [&engine, id, tokens, done = std::move(done)] {
     Sequence& found = *engine.sequences.all.at(id);
-    if (found.log.suspect || found.writer == nullptr) {
-      done(error(Code::kIo, "the tail log is damaged: seal first"));
+    if (found.writer == nullptr) {
+      done(error(Code::kCancelled, "the sequence was closed"));
       return work_finished(engine, found);
     }
+    found.log.suspect = true;
     std::shared_ptr<CommitJob> job = make_job(engine, found, found.log.half, tokens, tokens);
     job->tail = found.writer->tail;
     job->done = [done](Result<TailResult> result) { done(result ? Result<void>() : error(result.error())); };

@@ -340,7 +340,7 @@ struct TokenRead {
 };
 
 void read_tokens(EngineState& engine, const std::shared_ptr<TokenRead>& read) {
-  const auto finish = [&](Result<ControlReply> reply) {
+  const auto finish = [read](Result<ControlReply> reply) {
     for (Segment* segment : read->held) --segment->busy;
     read->done(std::move(reply));
   };
@@ -510,7 +510,9 @@ void truncate_sealed(EngineState& engine, SequenceId id, std::uint64_t tokens, C
   const auto apply = [&engine, id, tokens, before, done](Result<void> result) {
     Sequence& found = *engine.sequences.all.at(id);
     if (!result) {
-      found.row = before;
+      found.row.parts = before.parts;
+      found.row.log_generation = before.log_generation;
+      found.log.suspect = true;  // the catalogue may say otherwise: the next commit says it anew
       done(error(result.error()));
       return work_finished(engine, found);
     }

@@ -171,6 +171,7 @@ void post_batch(EngineState& engine, CatalogueBatch batch, bool sync, std::funct
       --engine.batches_outstanding;
       if (!result) {
         ++engine.metrics.catalogue_failures;
+        engine.read_only = true;  // until expiry.cc has opened it again
         KVT_LOG(kError, "catalogue: a batch failed: %s", result.error().message());
       }
       done(result);

@@ -46,6 +46,8 @@ struct EngineState {
   std::uint32_t batches_outstanding = 0;
   std::uint32_t jobs_outstanding = 0;
   bool read_only = false;       // the catalogue refused a batch
+  bool resuming = false;
+  std::uint64_t next_resume_ns = 0;
   bool recovered = false;
   bool draining = false;
   bool stop_requested = false;

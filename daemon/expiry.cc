@@ -13,10 +13,35 @@ namespace {
 constexpr std::uint64_t kSecond = 1'000'000'000ull;
 constexpr std::uint64_t kCheckEvery = 10 * kSecond;
 
+// A catalogue that refused a batch takes no more until it was opened again.
+void resume_catalogue(EngineState& engine) {
+  engine.resuming = true;
+  Mailbox* mailbox = engine.world.mailbox;
+  Catalogue* catalogue = engine.world.catalogue;
+  ++engine.batches_outstanding;
+  engine.world.catalogue_worker->post([&engine, mailbox, catalogue] {
+    const Result<void> result = catalogue->resume();
+    mailbox->post([&engine, result] {
+      --engine.batches_outstanding;
+      engine.resuming = false;
+      engine.next_resume_ns = engine.now_ns() + kSecond;
+      if (!result) return;
+      engine.read_only = false;
+      KVT_LOG(kWarn, "catalogue: open again; the store takes writes");
+    });
+  });
+}
+
 }  // namespace
 
 std::size_t run_timers(EngineState& engine) {
-  if (engine.now_ns() < engine.next_timer_ns || engine.draining) return 0;
+  if (engine.draining) return 0;
+  std::size_t work = 0;
+  if (engine.read_only && !engine.resuming && engine.now_ns() >= engine.next_resume_ns) {
+    resume_catalogue(engine);
+    ++work;
+  }
+  if (engine.now_ns() < engine.next_timer_ns) return work;
   engine.next_timer_ns = engine.now_ns() + kCheckEvery;
   std::vector<SequenceId> expired;
   const std::uint64_t now_s = engine.wall_ns() / kSecond;
@@ -29,10 +54,11 @@ std::size_t run_timers(EngineState& engine) {
     KVT_LOG(kInfo, "sequence %" PRIx64 " has expired", id.value);
     remove_sequence(engine, *find_sequence(engine, id), [](Result<void>) {});
   }
-  return expired.size();
+  return work + expired.size();
 }
 
 std::uint64_t next_timer(const EngineState& engine) {
+  if (engine.read_only && !engine.resuming) return engine.next_resume_ns;
   for (const auto& [id, sequence] : engine.sequences.all) {
     if (sequence->row.expires_unix_s != 0 && !sequence->row.pinned) return engine.next_timer_ns;
   }

@@ -118,7 +118,7 @@ void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
   auto made = std::make_unique<Sequence>();
   Sequence& sequence = *made;
   sequence.space = space;
-  sequence.in_catalogue = true;
+  sequence.in_catalogue = sequence.row_durable = true;
   std::vector<PartSpec> parts;
   std::uint64_t tokens = 0;
   bool cut = false;

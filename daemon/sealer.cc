@@ -149,12 +149,12 @@ void end_seal(EngineState& engine, const Job& job, Result<TailResult> result) {
   next_seal(engine);
 }
 
-// Nothing was published: the half is the client's again.
-void fail_seal(EngineState& engine, const Job& job, const Status& status) {
+// Nothing was published: the half is the client's again. `keep_file`: a row that names it may be on the disk.
+void fail_seal(EngineState& engine, const Job& job, const Status& status, bool keep_file = false) {
   free_slots(engine, *job);
   if (job->file.value != 0) {
     engine.io->io().close(job->file);
-    static_cast<void>(engine.io->io().unlink(segment_path(job->row.id)));
+    if (!keep_file) static_cast<void>(engine.io->io().unlink(segment_path(job->row.id)));
   }
   end_seal(engine, job, error(status));
 }
@@ -208,6 +208,7 @@ void write_catalogue(EngineState& engine, const Job& job) {
   post_batch(engine, std::move(batch), true, [&engine, job, log_before, was_in_catalogue](Result<void> result) {
     if (result && !KVT_FAULT("seal.published")) {
       engine.io->io().close(job->file);
+      sequence_of(engine, job).row_durable = true;
       return publish_seal(engine, job);
     }
     Sequence& found = sequence_of(engine, job);
@@ -219,11 +220,16 @@ void write_catalogue(EngineState& engine, const Job& job) {
     undo.remove_segment(job->row.id);
     was_in_catalogue ? undo.put_sequence(found.row) : undo.remove_sequence(found.row.id);
     const Status status = result ? Status{Code::kIo, 0, "injected"} : result.error();
-    post_batch(engine, std::move(undo), true, [&engine, job, status](Result<void>) { fail_seal(engine, job, status); });
+    post_batch(engine, std::move(undo), true, [&engine, job, status](Result<void> undone) {
+      // Not even that: the next commit must say anew in the catalogue which log counts.
+      if (!undone) sequence_of(engine, job).log.suspect = true;
+      fail_seal(engine, job, status, !undone);
+    });
   });
 }
 
 void sync_file(EngineState& engine, const Job& job) {
+  if (KVT_FAULT("seal.publish_early")) return write_catalogue(engine, job);  // what must never be: tests only
   if (KVT_FAULT("seal.written")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
   IoRequest sync;
   sync.op = IoOp::kSync;

@@ -171,7 +171,12 @@ void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaD
   CatalogueBatch batch;
   batch.put_sequence(sequence.row);
   batch.put_number("next_sequence", engine.sequences.reserved_until);
-  post_batch(engine, std::move(batch), sync, std::move(done));
+  const SequenceId id = sequence.row.id;
+  post_batch(engine, std::move(batch), sync, [&engine, id, sync, done = std::move(done)](Result<void> result) {
+    Sequence* found = find_sequence(engine, id);  // it may be gone where nobody waits for the row
+    if (found != nullptr && sync && result) found->row_durable = true;
+    done(result);
+  });
 }
 
 namespace {
@@ -195,15 +200,14 @@ void drop_if_ephemeral(EngineState& engine, Sequence& sequence) {
 void remove_sequence(EngineState& engine, Sequence& sequence, MetaDone done) {
   const SequenceId id = sequence.row.id;
   sequence.removed = true;
-  if (!sequence.row.name.empty()) engine.sequences.names.erase(sequence.row.name);
-  sequence.row.name.clear();
   const auto finish = [&engine, id, done = std::move(done)](Result<void> result) {
     Sequence& gone = *engine.sequences.all.at(id);
+    --gone.busy;
     if (!result) {
       gone.removed = false;
+      gone.log.suspect = true;  // its row may be gone: the next commit writes it anew
       return done(result);
     }
-    --gone.busy;
     drop_log(engine, gone);
     forget_sequence(engine, gone);
     done({});

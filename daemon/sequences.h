@@ -87,7 +87,8 @@ struct Sequence {
   SequenceRow row;
   Space* space = nullptr;
   bool is_private = false;
-  bool in_catalogue = false;
+  bool in_catalogue = false;    // a batch with its row was posted
+  bool row_durable = false;     // and such a batch was synced
   bool removed = false;
   std::vector<SequencePart> parts;
   std::uint64_t tokens_sealed = 0;
