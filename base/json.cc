@@ -17,7 +17,7 @@ Result<Json> parse_json(std::string_view text) {
 
 Result<std::uint64_t> json_uint(const Json& object, const char* key, std::uint64_t fallback, std::uint64_t max) {
   const auto field = object.find(key);
-  if (field == object.end()) return fallback;
+  if (field == object.end() || field->is_null()) return fallback;
   if (!field->is_number_unsigned()) return error(Code::kInvalid, "a field must be a number, 0 or more");
   const auto value = field->get<std::uint64_t>();
   if (value > max) return error(Code::kTooLarge, "a field is above its limit");
@@ -26,7 +26,7 @@ Result<std::uint64_t> json_uint(const Json& object, const char* key, std::uint64
 
 Result<bool> json_bool(const Json& object, const char* key, bool fallback) {
   const auto field = object.find(key);
-  if (field == object.end()) return fallback;
+  if (field == object.end() || field->is_null()) return fallback;
   if (!field->is_boolean()) return error(Code::kInvalid, "a field must be true or false");
   return field->get<bool>();
 }
@@ -34,7 +34,7 @@ Result<bool> json_bool(const Json& object, const char* key, bool fallback) {
 Result<std::string> json_string(const Json& object, const char* key, std::string_view fallback,
                                 std::size_t bytes_max) {
   const auto field = object.find(key);
-  if (field == object.end()) return std::string(fallback);
+  if (field == object.end() || field->is_null()) return std::string(fallback);
   if (!field->is_string()) return error(Code::kInvalid, "a field must be a text");
   const auto& value = field->get_ref<const std::string&>();
   if (value.size() > bytes_max) return error(Code::kTooLarge, "a text is too long");

@@ -90,10 +90,11 @@ TEST(Mailbox, RunsMessagesOfOtherThreadsInOrderAndWakes) {
 }
 
 TEST(Json, FieldsAreCheckedForKindAndRange) {
-  auto json = parse_json(R"({"n": 5, "s": "x", "neg": -1})");
+  auto json = parse_json(R"({"n": 5, "s": "x", "neg": -1, "none": null})");
   ASSERT_TRUE(json);
   EXPECT_EQ(json_uint(*json, "n", 0).value(), 5u);
   EXPECT_EQ(json_uint(*json, "absent", 7).value(), 7u);
+  EXPECT_EQ(json_uint(*json, "none", 7).value(), 7u);
   EXPECT_FALSE(json_uint(*json, "neg", 0));
   EXPECT_FALSE(json_uint(*json, "n", 0, 4));
   EXPECT_FALSE(json_uint(*json, "s", 0));
