@@ -13,7 +13,8 @@ void write_text(const std::string& text, ByteWriter* writer) {
 }
 
 Result<void> validate_layer(const LayerGeometry& layer) {
-  if (layer.kv_heads == 0 || layer.kv_heads > kHeadsMax) return error(Code::kInvalid, "a layer needs 1 to 256 KV heads");
+  if (layer.kv_heads == 0 || layer.kv_heads > kHeadsMax)
+    return error(Code::kInvalid, "a layer needs 1 to 256 KV heads");
   if (layer.query_heads % layer.kv_heads != 0)
     return error(Code::kInvalid, "query heads must be a multiple of KV heads");
   if (layer.k_row_bytes == 0 || layer.k_row_bytes > kRowBytesMax || layer.v_row_bytes > kRowBytesMax)
@@ -28,26 +29,34 @@ Result<void> validate_layer(const LayerGeometry& layer) {
 
 std::uint32_t dtype_bytes(Dtype dtype) noexcept {
   switch (dtype) {
-    case Dtype::kF32: return 4;
+    case Dtype::kF32:
+      return 4;
     case Dtype::kF16:
-    case Dtype::kBf16: return 2;
-    case Dtype::kOpaque: return 1;
+    case Dtype::kBf16:
+      return 2;
+    case Dtype::kOpaque:
+      return 1;
   }
   return 1;
 }
 
 const char* dtype_name(Dtype dtype) noexcept {
   switch (dtype) {
-    case Dtype::kF32: return "f32";
-    case Dtype::kF16: return "f16";
-    case Dtype::kBf16: return "bf16";
-    case Dtype::kOpaque: return "opaque";
+    case Dtype::kF32:
+      return "f32";
+    case Dtype::kF16:
+      return "f16";
+    case Dtype::kBf16:
+      return "bf16";
+    case Dtype::kOpaque:
+      return "opaque";
   }
   return "unknown";
 }
 
 Result<void> Geometry::validate() const {
-  if (layers.empty() || layers.size() > kLayersMax) return error(Code::kInvalid, "a model needs 1 to 256 layers");
+  if (layers.empty() || layers.size() > kLayersMax)
+    return error(Code::kInvalid, "a model needs 1 to 256 layers");
   if (!is_power_of_two(chunk_tokens) || chunk_tokens < 8 || chunk_tokens > kChunkTokensMax)
     return error(Code::kInvalid, "chunk_tokens must be 8, 16, 32 or 64");
   if (heads_per_chunk > 1) return error(Code::kInvalid, "heads_per_chunk must be 1, or 0 for all heads");
@@ -55,7 +64,8 @@ Result<void> Geometry::validate() const {
     return error(Code::kInvalid, "positions_per_token must be 1 to 4");
   for (std::uint32_t i = 0; i < layers.size(); ++i) {
     KVT_TRY_VOID(validate_layer(layers[i]));
-    if (slot_bytes(i) > kSlotBytesMax) return error(Code::kTooLarge, "a chunk is above 2 MiB: lower chunk_tokens");
+    if (slot_bytes(i) > kSlotBytesMax)
+      return error(Code::kTooLarge, "a chunk is above 2 MiB: lower chunk_tokens");
   }
   return {};
 }
@@ -71,7 +81,8 @@ std::uint32_t Geometry::groups(std::uint32_t layer) const noexcept {
 
 std::uint64_t Geometry::chunk_bytes(std::uint32_t layer) const noexcept {
   const LayerGeometry& one = layers[layer];
-  return static_cast<std::uint64_t>(heads_in_group(layer)) * chunk_tokens * (one.k_row_bytes + one.v_row_bytes);
+  return static_cast<std::uint64_t>(heads_in_group(layer)) * chunk_tokens *
+         (one.k_row_bytes + one.v_row_bytes);
 }
 
 std::uint64_t Geometry::slot_bytes(std::uint32_t layer) const noexcept {
@@ -90,7 +101,8 @@ std::uint64_t Geometry::token_bytes_16bit() const noexcept {
   std::uint64_t sum = 0;
   for (const LayerGeometry& layer : layers) {
     if (layer.kind != LayerKind::kFull) continue;
-    const std::uint64_t bytes = static_cast<std::uint64_t>(layer.kv_heads) * (layer.k_row_bytes + layer.v_row_bytes);
+    const std::uint64_t bytes =
+        static_cast<std::uint64_t>(layer.kv_heads) * (layer.k_row_bytes + layer.v_row_bytes);
     sum += layer.dtype == Dtype::kF32 ? bytes / 2 : bytes;
   }
   return sum;
@@ -119,14 +131,16 @@ Result<Geometry> decode_geometry(ByteReader* reader) {
   geometry.heads_per_chunk = reader->read<std::uint16_t>();
   geometry.positions_per_token = reader->read<std::uint16_t>();
   const auto layers = reader->read<std::uint16_t>();
-  if (!reader->ok() || layers > kLayersMax) return error(Code::kCorrupt, "geometry is cut short or has too many layers");
+  if (!reader->ok() || layers > kLayersMax)
+    return error(Code::kCorrupt, "geometry is cut short or has too many layers");
   for (std::uint32_t i = 0; i < layers; ++i) {
     LayerGeometry layer;
     const auto kind = reader->read<std::uint8_t>();
     const auto rope = reader->read<std::uint8_t>();
     layer.v_transposed = reader->read<std::uint8_t>() != 0;
     const auto dtype = reader->read<std::uint8_t>();
-    if (kind > 2 || rope > 2 || dtype > 3) return error(Code::kCorrupt, "geometry has an unknown layer kind or dtype");
+    if (kind > 2 || rope > 2 || dtype > 3)
+      return error(Code::kCorrupt, "geometry has an unknown layer kind or dtype");
     layer.kind = static_cast<LayerKind>(kind);
     layer.rope = static_cast<RopeState>(rope);
     layer.dtype = static_cast<Dtype>(dtype);

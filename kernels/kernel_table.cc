@@ -1,5 +1,5 @@
-// The checks of arguments that all back ends share. Only fields that are on the host are looked at, never what a count
-// pointer points to.
+// The checks of arguments that all back ends share. Only fields that are on the host are looked at, never
+// what a count pointer points to.
 #include "kernels/kernel_table.h"
 
 #include <cmath>
@@ -7,12 +7,16 @@
 namespace kvtier {
 namespace {
 
-bool dim_ok(std::uint32_t dim) { return dim >= kKernelDimStep && dim % kKernelDimStep == 0 && dim <= kHeadDimMax; }
+bool dim_ok(std::uint32_t dim) {
+  return dim >= kKernelDimStep && dim % kKernelDimStep == 0 && dim <= kHeadDimMax;
+}
 
 tl::unexpected<Status> bad_dim() {
   return error(Code::kUnsupported, "kernels take head dimensions that are multiples of 8, from 8 to 1024");
 }
-tl::unexpected<Status> bad_dtype() { return error(Code::kUnsupported, "kernels understand f32, f16 and bf16 only"); }
+tl::unexpected<Status> bad_dtype() {
+  return error(Code::kUnsupported, "kernels understand f32, f16 and bf16 only");
+}
 tl::unexpected<Status> no_count() { return error(Code::kInvalid, "a count pointer is null"); }
 
 }  // namespace
@@ -23,7 +27,8 @@ Result<void> BuildAbstractArgs::validate() const noexcept {
   if (token_count == nullptr) return no_count();
   if (kind != AbstractKind::kBox && kind != AbstractKind::kMean)
     return error(Code::kInvalid, "an abstract is a box or a mean");
-  if (unit_tokens == 0 || rows.page_tokens == 0) return error(Code::kInvalid, "units and pages have 1 token or more");
+  if (unit_tokens == 0 || rows.page_tokens == 0)
+    return error(Code::kInvalid, "units and pages have 1 token or more");
   return {};
 }
 
@@ -47,7 +52,8 @@ Result<void> TopKArgs::validate() const noexcept {
 
 Result<void> GatherRowsArgs::validate() const noexcept {
   if (count == nullptr) return no_count();
-  if (out_offsets == nullptr && out_stride < row_bytes) return error(Code::kInvalid, "gathered rows would overlap");
+  if (out_offsets == nullptr && out_stride < row_bytes)
+    return error(Code::kInvalid, "gathered rows would overlap");
   return {};
 }
 
@@ -56,7 +62,8 @@ Result<void> AttendArgs::validate() const noexcept {
   if (!dim_ok(dim) || !dim_ok(v_dim)) return bad_dim();
   if (token_range == nullptr) return no_count();
   if (rows.page_tokens == 0) return error(Code::kInvalid, "a page has 1 token or more");
-  if (row_masks != nullptr && rows.page_tokens > 64) return error(Code::kInvalid, "a row mask covers at most 64 tokens");
+  if (row_masks != nullptr && rows.page_tokens > 64)
+    return error(Code::kInvalid, "a row mask covers at most 64 tokens");
   if (queries > 1 && (out_stride < v_dim || lse_stride == 0))
     return error(Code::kInvalid, "outputs of queries would overlap");
   return {};

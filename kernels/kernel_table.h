@@ -1,13 +1,13 @@
 // KernelTable: the operations on rows, abstracts and scores, as one table of function pointers per back end.
 //
-// Arguments are option structs in the shape that a device launch wants: base pointer + table of 64-bit byte offsets +
-// 64-bit strides, and every count that may change from step to step behind a pointer, so that a captured launch can be
-// replayed. On the CPU all pointers are host memory, an operation has finished when it returns, and the stream is
-// ignored. Operations check their arguments (validate()), never allocate, never write outside their outputs, and keep
-// nothing. Elements must be aligned to their own size, nothing to more.
+// Arguments are option structs in the shape that a device launch wants: base pointer + table of 64-bit byte
+// offsets + 64-bit strides, and every count that may change from step to step behind a pointer, so that a
+// captured launch can be replayed. On the CPU all pointers are host memory, an operation has finished when it
+// returns, and the stream is ignored. Operations check their arguments (validate()), never allocate, never
+// write outside their outputs, and keep nothing. Elements must be aligned to their own size, nothing to more.
 //
-// All back ends give the same bits for build_abstract (box), top_k, gather_rows, all_finite and convert; the others
-// agree within rounding (tests/conformance/kernels_test.cc has the tolerances). Any thread.
+// All back ends give the same bits for build_abstract (box), top_k, gather_rows, all_finite and convert; the
+// others agree within rounding (tests/conformance/kernels_test.cc has the tolerances). Any thread.
 #pragma once
 
 #include <cstddef>
@@ -21,13 +21,15 @@ namespace kvtier {
 
 using KernelStream = void*;  // opaque; null on the CPU
 
-inline constexpr std::uint32_t kKernelDimStep = 8;  // K and V dims are multiples of this, from 8 to kHeadDimMax
+// Dims of K and V are multiples of this, from 8 to kHeadDimMax.
+inline constexpr std::uint32_t kKernelDimStep = 8;
 
-// Rows of one (layer, KV head), found through a table of pages. Token t lies in page p = t / page_tokens at place
-// i = t % page_tokens; its K row at base + pages[p] + i * k_stride, its V row at base + pages[p] + v_offset + i * v_stride.
-// A slot cache has pages of one row; tail and arena have chunks (k_stride = k_row_bytes, v_offset = chunk_tokens *
-// k_row_bytes, pages[p] = slot + k_row_offset(geometry, layer, head, 0)). The sum is taken modulo 2^64: with a null base
-// the table may hold addresses, and so name rows of several mappings at once.
+// Rows of one (layer, KV head), found through a table of pages. Token t lies in page p = t / page_tokens at
+// place i = t % page_tokens; its K row at base + pages[p] + i * k_stride, its V row at base + pages[p] +
+// v_offset + i * v_stride. A slot cache has pages of one row; tail and arena have chunks (k_stride =
+// k_row_bytes, v_offset = chunk_tokens * k_row_bytes, pages[p] = slot + k_row_offset(geometry, layer, head,
+// 0)). The sum is taken modulo 2^64: with a null base the table may hold addresses, and so name rows of
+// several mappings at once.
 struct RowPages {
   const std::byte* base = nullptr;
   const std::uint64_t* pages = nullptr;
@@ -38,10 +40,10 @@ struct RowPages {
   Dtype dtype = Dtype::kF32;
 };
 
-// Abstracts of tokens [0, *token_count): unit u covers tokens [u * unit_tokens, (u + 1) * unit_tokens), the last maybe
-// fewer. Keys must be finite (all_finite); of others only the unit's own abstract suffers.
-//   kBox   min[dim] then max[dim], rounded outward to f16: the box always holds its keys (beyond 65504: infinity)
-//   kMean  mean[dim], rounded to nearest, saturated at +-65504
+// Abstracts of tokens [0, *token_count): unit u covers tokens [u * unit_tokens, (u + 1) * unit_tokens), the
+// last maybe fewer. Keys must be finite (all_finite); of others only the unit's own abstract suffers.
+//   kBox   min[dim] then max[dim], rounded outward to f16: a box always holds its keys (infinity beyond
+//   65504) kMean  mean[dim], rounded to nearest, saturated at +-65504
 struct BuildAbstractArgs {
   RowPages rows;  // K only
   const std::uint64_t* token_count = nullptr;
@@ -53,24 +55,24 @@ struct BuildAbstractArgs {
 };
 
 // Scores of *unit_count units for each of `queries` vectors: out[q * out_stride + u].
-//   score_box   sum over d of max(q[d] * min[d], q[d] * max[d]): no key of the unit has a larger dot product (but for
-//               the rounding of the sum)
+//   score_box   sum over d of max(q[d] * min[d], q[d] * max[d]): but for rounding, no key of the unit has a
+//               larger dot product
 //   score_mean  dot product with the mean
 // Boxes that reach to infinity may score NaN or +infinity; top_k takes both for "fetch".
 struct ScoreArgs {
   const std::uint16_t* abstracts = nullptr;  // as build_abstract writes them
   const std::uint64_t* unit_count = nullptr;
-  const float* q = nullptr;                  // query i at q + i * q_stride
-  std::uint64_t q_stride = 0;                // in floats
+  const float* q = nullptr;    // query i at q + i * q_stride
+  std::uint64_t q_stride = 0;  // in floats
   std::uint32_t queries = 0;
   std::uint32_t dim = 0;
   float* out = nullptr;
-  std::uint64_t out_stride = 0;              // in floats
+  std::uint64_t out_stride = 0;  // in floats
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// One score per unit from those of a group of query heads. A unit with NaN or +infinity from any head gets +infinity
-// and is left out of the softmax.
+// One score per unit from those of a group of query heads. A unit with NaN or +infinity from any head gets
+// +infinity and is left out of the softmax.
 enum class GroupMode : std::uint8_t {
   kMax = 0,          // largest score of the heads, times scale
   kMeanSoftmax = 1,  // mean over the heads of softmax(scale * score) over units
@@ -79,47 +81,50 @@ struct GroupScoresArgs {
   const float* scores = nullptr;  // head i at scores + i * stride
   std::uint64_t stride = 0;       // in floats
   const std::uint64_t* unit_count = nullptr;
-  std::uint32_t queries = 0;      // 1 or more
+  std::uint32_t queries = 0;  // 1 or more
   GroupMode mode = GroupMode::kMeanSoftmax;
   float scale = 1.0f;
-  float* out = nullptr;           // [units]; may be `scores` itself (head 0's row)
+  float* out = nullptr;  // [units]; may be `scores` itself (head 0's row)
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// The k best of *count scores (all, where k is larger). Ties go to the lower index; NaN counts as +infinity, -0 as +0.
+// The k best of *count scores (all, where k is larger). Ties go to the lower index; NaN counts as +infinity,
+// -0 as +0.
 struct TopKArgs {
   const float* scores = nullptr;
   const std::uint64_t* count = nullptr;  // below 2^32
   std::uint64_t k = 0;
-  bool ordered = false;                  // true: best first, ties by index; false: by ascending index
-  std::uint32_t* out = nullptr;          // room for min(k, *count)
+  bool ordered = false;          // true: best first, ties by index; false: by ascending index
+  std::uint32_t* out = nullptr;  // room for min(k, *count)
   std::uint64_t* out_count = nullptr;
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// Copies *count pieces of row_bytes: piece i from base + offsets[i] to out + (out_offsets ? out_offsets[i] : i *
-// out_stride), bit for bit. Sources and destinations do not overlap. base null: offsets are addresses.
+// Copies *count pieces of row_bytes: piece i from base + offsets[i] to out + (out_offsets ? out_offsets[i] :
+// i * out_stride), bit for bit. Sources and destinations do not overlap. base null: offsets are addresses.
 struct GatherRowsArgs {
   const std::byte* base = nullptr;
   const std::uint64_t* offsets = nullptr;
   const std::uint64_t* count = nullptr;
   std::uint64_t row_bytes = 0;
   std::byte* out = nullptr;
-  std::uint64_t out_stride = 0;                 // row_bytes or more
-  const std::uint64_t* out_offsets = nullptr;   // null: contiguous by out_stride
+  std::uint64_t out_stride = 0;                // row_bytes or more
+  const std::uint64_t* out_offsets = nullptr;  // null: contiguous by out_stride
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// Attention of `queries` vectors (the query heads that share one KV head, or any others that see the same tokens) over
-// tokens [token_range[0], token_range[1]) of the pages, less those whose bit is 0 in row_masks:
-//   out[i] = sum of softmax(scale * q[i] . k[t]) * v[t]     lse[i] = log of the sum of exp(scale * q[i] . k[t])
+// Attention of `queries` vectors (the query heads that share one KV head, or any others that see the same
+// tokens) over tokens [token_range[0], token_range[1]) of the pages, less those whose bit is 0 in row_masks:
+//   out[i] = sum of softmax(scale * q[i] . k[t]) * v[t]
+//   lse[i] = log of the sum of exp(scale * q[i] . k[t])
 // With no token at all out is 0 and lse -infinity, and merge_attention takes that as nothing. Sums in f32.
 struct AttendArgs {
   RowPages rows;
   const std::uint64_t* token_range = nullptr;  // two words: first, last (exclusive)
-  const std::uint64_t* row_masks = nullptr;    // null: all rows; else a word per page, bit i = place i; page_tokens <= 64
+  // Null: all rows; else a word per page, bit i = place i, and page_tokens is at most 64.
+  const std::uint64_t* row_masks = nullptr;
   const float* q = nullptr;
-  std::uint64_t q_stride = 0;                  // in floats, as the other two
+  std::uint64_t q_stride = 0;  // in floats, as the other two
   std::uint32_t queries = 0;
   std::uint32_t dim = 0;
   std::uint32_t v_dim = 0;
@@ -131,8 +136,8 @@ struct AttendArgs {
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// Merges attention over set b into that over set a (disjoint sets, same queries), in place. Where one lse is -infinity
-// the other side is taken bit for bit.
+// Merges attention over set b into that over set a (disjoint sets, same queries), in place. Where one lse is
+// -infinity the other side is taken bit for bit.
 struct MergeAttentionArgs {
   float* out_a = nullptr;
   float* lse_a = nullptr;
@@ -156,8 +161,9 @@ struct AllFiniteArgs {
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// *count elements from one dtype to another: f32 to f16 or bf16 (round to nearest even, too large becomes infinity),
-// f16 or bf16 to f32 (exact), or the same dtype (copy). A NaN stays a NaN with its sign and leading payload, quiet.
+// *count elements from one dtype to another: f32 to f16 or bf16 (round to nearest even, too large becomes
+// infinity), f16 or bf16 to f32 (exact), or the same dtype (copy). A NaN stays a NaN with its sign and
+// leading payload, quiet.
 struct ConvertArgs {
   const std::byte* source = nullptr;
   Dtype source_dtype = Dtype::kF32;
@@ -168,9 +174,9 @@ struct ConvertArgs {
 };
 
 struct KernelTable {
-  const char* name;              // "scalar", "simd": what --kernels=NAME takes
-  const char* (*target)();       // what it runs on here: "portable", "AVX2" ...
-  bool (*available)();           // probed once by the registry
+  const char* name;         // "scalar", "simd": what --kernels=NAME takes
+  const char* (*target)();  // what it runs on here: "portable", "AVX2" ...
+  bool (*available)();      // probed once by the registry
   Result<void> (*build_abstract)(const BuildAbstractArgs& args, KernelStream stream);
   Result<void> (*score_box)(const ScoreArgs& args, KernelStream stream);
   Result<void> (*score_mean)(const ScoreArgs& args, KernelStream stream);

@@ -29,18 +29,24 @@ PlaneLayout::ChunkPlace PlaneLayout::place_of(std::uint32_t chunk_index) const n
 
 const char* abstract_kind_name(AbstractKind kind) noexcept {
   switch (kind) {
-    case AbstractKind::kNone: return "none";
-    case AbstractKind::kBox: return "box";
-    case AbstractKind::kMean: return "mean";
+    case AbstractKind::kNone:
+      return "none";
+    case AbstractKind::kBox:
+      return "box";
+    case AbstractKind::kMean:
+      return "mean";
   }
   return "unknown";
 }
 
 std::uint32_t abstract_vectors(AbstractKind kind) noexcept {
   switch (kind) {
-    case AbstractKind::kNone: return 0;
-    case AbstractKind::kBox: return 2;
-    case AbstractKind::kMean: return 1;
+    case AbstractKind::kNone:
+      return 0;
+    case AbstractKind::kBox:
+      return 2;
+    case AbstractKind::kMean:
+      return 1;
   }
   return 0;
 }

@@ -31,7 +31,9 @@ thread_local KernelTrace last_kernel;
 
 }  // namespace
 
-std::span<const KernelTable* const> all_kernels() noexcept { return {available().tables.data(), available().count}; }
+std::span<const KernelTable* const> all_kernels() noexcept {
+  return {available().tables.data(), available().count};
+}
 
 Result<const KernelTable*> select_kernels(std::string_view name) {
   const KernelTable* chosen = nullptr;
@@ -40,7 +42,8 @@ Result<const KernelTable*> select_kernels(std::string_view name) {
     if (chosen == nullptr && name == table->name) chosen = table;
   if (chosen == nullptr) {
     for (const KernelTable* table : kAll)
-      if (name == table->name) return error(Code::kUnsupported, "this machine cannot run these kernels; use auto");
+      if (name == table->name)
+        return error(Code::kUnsupported, "this machine cannot run these kernels; use auto");
     return error(Code::kNotFound, "no such kernels: auto, simd or scalar");
   }
   KVT_LOG(kInfo, "kernels: %s (%s)", chosen->name, chosen->target());
@@ -50,7 +53,9 @@ Result<const KernelTable*> select_kernels(std::string_view name) {
 KernelTrace kernel_trace() noexcept { return last_kernel; }
 
 namespace internal {
-void trace_kernel(const char* table, const char* target, const char* op) noexcept { last_kernel = {table, target, op}; }
+void trace_kernel(const char* table, const char* target, const char* op) noexcept {
+  last_kernel = {table, target, op};
+}
 }  // namespace internal
 
 }  // namespace kvtier

@@ -1,4 +1,5 @@
-// RowCursor: walks the rows of a RowPages in token order, skipping what a mask leaves out, and gives addresses in batches.
+// RowCursor: walks the rows of a RowPages in token order, skipping what a mask leaves out, and gives
+// addresses in batches.
 //
 // Host only; one division at the start and none per row. One thread.
 #pragma once
@@ -18,7 +19,8 @@ namespace kvtier {
 class RowCursor {
  public:
   // Tokens [first, last); row_masks as in AttendArgs.
-  RowCursor(const RowPages& rows, std::uint64_t first, std::uint64_t last, const std::uint64_t* row_masks) noexcept
+  RowCursor(const RowPages& rows, std::uint64_t first, std::uint64_t last,
+            const std::uint64_t* row_masks) noexcept
       : rows_(rows),
         masks_(row_masks),
         page_(first / rows.page_tokens),

@@ -1,4 +1,5 @@
-// The order of scores in top_k, as a number: a larger key is a better score. NaN equals +infinity, -0 equals +0.
+// The order of scores in top_k, as a number: a larger key is a better score. NaN equals +infinity, -0 equals
+// +0.
 #pragma once
 
 #include <bit>

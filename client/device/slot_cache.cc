@@ -13,7 +13,8 @@ constexpr std::uint64_t kRowAlign = 64;
 }  // namespace
 
 Result<void> SlotCacheOptions::validate() const noexcept {
-  if (capacity_rows == 0 || capacity_rows > (1ull << 30)) return error(Code::kInvalid, "a slot cache holds 1 to 2^30 rows");
+  if (capacity_rows == 0 || capacity_rows > (1ull << 30))
+    return error(Code::kInvalid, "a slot cache holds 1 to 2^30 rows");
   if (k_row_bytes == 0 || k_row_bytes > kRowBytesMax || v_row_bytes > kRowBytesMax)
     return error(Code::kTooLarge, "a row of K or V has 1 to 16384 bytes");
   return {};
@@ -27,8 +28,10 @@ Result<SlotCache> SlotCache::make(const SlotCacheOptions& options) {
   KVT_TRY_VOID(options.validate());
   SlotCache cache(options);
   const std::uint64_t size_bytes = options.capacity_rows * cache.row_bytes_;
-  void* memory = ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) return error(Code::kFull, "no memory for the slot cache; lower the budget or capacity");
+  void* memory =
+      ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED)
+    return error(Code::kFull, "no memory for the slot cache; lower the budget or capacity");
   cache.rows_ = {static_cast<std::byte*>(memory), FreeBytes(size_bytes)};
   cache.memory_bytes_ = size_bytes + cache.slots_.capacity() * sizeof(Slot) +
                         (cache.map_.capacity() + cache.missing_tokens_.capacity()) * sizeof(std::uint32_t) +
@@ -38,7 +41,8 @@ Result<SlotCache> SlotCache::make(const SlotCacheOptions& options) {
 
 SlotCache::SlotCache(const SlotCacheOptions& options)
     : options_(options),
-      row_bytes_(align_up<std::uint64_t>(std::uint64_t{options.k_row_bytes} + options.v_row_bytes, kRowAlign)) {
+      row_bytes_(
+          align_up<std::uint64_t>(std::uint64_t{options.k_row_bytes} + options.v_row_bytes, kRowAlign)) {
   const std::size_t rows = static_cast<std::size_t>(options.capacity_rows);
   slots_.resize(rows);
   map_.assign(std::bit_ceil(2 * rows), kNone);
@@ -54,7 +58,8 @@ Result<SlotCache::Missing> SlotCache::select(std::span<const std::uint32_t> toke
   if (tokens.size() > options_.capacity_rows)
     return error(Code::kTooLarge, "more rows are selected than the slot cache holds");
   for (std::size_t i = 1; i < tokens.size(); ++i)
-    if (tokens[i - 1] >= tokens[i]) return error(Code::kInvalid, "selected tokens must be strictly ascending");
+    if (tokens[i - 1] >= tokens[i])
+      return error(Code::kInvalid, "selected tokens must be strictly ascending");
   if (!tokens.empty() && tokens.back() == kNone) return error(Code::kInvalid, "no such token");
 
   pages_.clear();
@@ -122,7 +127,9 @@ bool SlotCache::contains(std::uint32_t token) const noexcept {
   return !waiting_ || !std::binary_search(missing_tokens_.begin(), missing_tokens_.end(), token);
 }
 
-std::uint64_t SlotCache::resident_rows() const noexcept { return used_ - (waiting_ ? missing_tokens_.size() : 0); }
+std::uint64_t SlotCache::resident_rows() const noexcept {
+  return used_ - (waiting_ ? missing_tokens_.size() : 0);
+}
 
 // ---- token -> slot: linear probing; an erased place is filled from behind, so there are no tombstones ----
 

@@ -1,9 +1,10 @@
 // SlotCache: the client's own rows of one (layer, KV head), a fixed number, least recently used out first.
 //
-// A slot holds one row: K bytes, then V bytes. A step goes: select(tokens) says which rows are missing and where they belong;
-// the owner copies them there (gather_rows); complete() makes them resident; rows() is then what attend() reads. Between
-// select() and complete() the missing slots hold rubbish: on any failure call abandon(). Rows of the current selection are
-// never evicted by it. All memory is taken at construction: nothing here grows with the sequence. One thread.
+// A slot holds one row: K bytes, then V bytes. A step goes: select(tokens) says which rows are missing and
+// where they belong; the owner copies them there (gather_rows); complete() makes them resident; rows() is
+// then what attend() reads. Between select() and complete() the missing slots hold rubbish: on any failure
+// call abandon(). Rows of the current selection are never evicted by it. All memory is taken at construction:
+// nothing here grows with the sequence. One thread.
 #pragma once
 
 #include <cstddef>
@@ -32,17 +33,18 @@ class SlotCache {
   SlotCache(SlotCache&&) = default;
   SlotCache& operator=(SlotCache&&) = default;
 
-  // Rows that must be brought, in token order: K of missing token i goes to data() + offsets[i], V to data() + offsets[i] +
-  // k_row_bytes. Valid until the next call that changes the cache.
+  // Rows that must be brought, in token order: K of missing token i goes to data() + offsets[i], V to data()
+  // + offsets[i] + k_row_bytes. Valid until the next call that changes the cache.
   struct Missing {
     std::span<const std::uint32_t> tokens;
     std::span<const std::uint64_t> offsets;
   };
 
-  // Makes `tokens` (strictly ascending) the current selection and gives slots to those that are not resident, taking the
-  // least recently used rows outside the selection. Recency after it: resident ones in token order, then missing ones in
-  // token order, the last the most recent. kTooLarge where more tokens than slots; kInvalid where out of order, or while an
-  // earlier selection waits for complete() or abandon(); then nothing has changed.
+  // Makes `tokens` (strictly ascending) the current selection and gives slots to those that are not resident,
+  // taking the least recently used rows outside the selection. Recency after it: resident ones in token
+  // order, then missing ones in token order, the last the most recent. kTooLarge where more tokens than
+  // slots; kInvalid where out of order, or while an earlier selection waits for complete() or abandon(); then
+  // nothing has changed.
   [[nodiscard]] Result<Missing> select(std::span<const std::uint32_t> tokens);
   // The missing rows are in place.
   void complete() noexcept;
@@ -91,16 +93,17 @@ class SlotCache {
   [[nodiscard]] std::uint64_t offset_of(std::uint32_t slot) const noexcept { return slot * row_bytes_; }
 
   SlotCacheOptions options_;
-  std::uint64_t row_bytes_ = 0;     // K and V, rounded up to 64
+  std::uint64_t row_bytes_ = 0;  // K and V, rounded up to 64
   std::uint64_t memory_bytes_ = 0;
   std::unique_ptr<std::byte, FreeBytes> rows_;
   std::vector<Slot> slots_;
-  std::vector<std::uint32_t> map_;  // open addressing, token -> slot; kNone: empty; a power of two, at most half full
+  // Token -> slot by open addressing; kNone: empty; a power of two, at most half full.
+  std::vector<std::uint32_t> map_;
   std::uint32_t oldest_ = kNone;
   std::uint32_t newest_ = kNone;
   std::uint32_t free_ = kNone;
-  std::uint64_t used_ = 0;          // slots on the list
-  bool waiting_ = false;            // between select() and complete() with rows missing
+  std::uint64_t used_ = 0;  // slots on the list
+  bool waiting_ = false;    // between select() and complete() with rows missing
   std::vector<std::uint64_t> pages_;
   std::vector<std::uint32_t> missing_tokens_;
   std::vector<std::uint64_t> missing_offsets_;

@@ -8,7 +8,8 @@
 namespace kvtier {
 namespace {
 
-constexpr float kFetch = std::numeric_limits<float>::infinity();  // score of a unit about which nothing is known
+// The score of a unit about which nothing is known.
+constexpr float kFetch = std::numeric_limits<float>::infinity();
 
 std::uint64_t visible_units(const SegmentExtent& segment, std::uint32_t unit_tokens) {
   return (static_cast<std::uint64_t>(segment.visible_tokens) + unit_tokens - 1) / unit_tokens;
@@ -20,8 +21,10 @@ Result<std::uint64_t> check_input(const SelectInput& input) {
     return error(Code::kInvalid, "a unit has 1 to 2048 tokens");
   std::uint64_t end = 0;
   for (const SegmentExtent& segment : input.segments) {
-    if (segment.first_token != end) return error(Code::kInvalid, "segments must follow each other without gaps");
-    if (segment.visible_tokens > kSegmentTokensMax) return error(Code::kTooLarge, "a segment has at most 2048 tokens");
+    if (segment.first_token != end)
+      return error(Code::kInvalid, "segments must follow each other without gaps");
+    if (segment.visible_tokens > kSegmentTokensMax)
+      return error(Code::kTooLarge, "a segment has at most 2048 tokens");
     end += segment.visible_tokens;
   }
   if (end > kSequenceTokensMax) return error(Code::kTooLarge, "the sequence is too long");
@@ -49,7 +52,8 @@ Result<Selection> Selector::select(const SelectInput& input) {
   best_.clear();
   candidates_.clear();
   if (preset_->budget == BudgetKind::kRows && input.budget_rows > 0) {
-    for (const SegmentExtent& segment : input.segments) tally.units += visible_units(segment, input.unit_tokens);
+    for (const SegmentExtent& segment : input.segments)
+      tally.units += visible_units(segment, input.unit_tokens);
     KVT_TRY_VOID(score(input, tally, &out));
     collect(input, &tally);
     KVT_TRY_VOID(choose(input, tally));
@@ -78,8 +82,8 @@ Result<void> Selector::score(const SelectInput& input, const Tally& tally, Selec
   return kernels_->group_scores(group, nullptr);
 }
 
-Result<void> Selector::score_segment(const SelectInput& input, const SegmentExtent& segment, std::uint64_t row_units,
-                                     float* out, Selection* totals) {
+Result<void> Selector::score_segment(const SelectInput& input, const SegmentExtent& segment,
+                                     std::uint64_t row_units, float* out, Selection* totals) {
   const std::uint64_t units = visible_units(segment, input.unit_tokens);
   const std::uint64_t known = segment.abstracts != nullptr && preset_->abstract != AbstractKind::kNone
                                   ? std::min<std::uint64_t>(segment.units, units)

@@ -44,7 +44,8 @@ Result<void> attend(const AttendArgs& args, KernelStream) {
   begin("attend");
   KVT_TRY_VOID(args.validate());
   for (std::uint32_t i = 0; i < args.queries; ++i)
-    attend_query(args, args.q + i * args.q_stride, args.out + i * args.out_stride, args.lse + i * args.lse_stride);
+    attend_query(args, args.q + i * args.q_stride, args.out + i * args.out_stride,
+                 args.lse + i * args.lse_stride);
   return {};
 }
 

@@ -38,11 +38,13 @@ Softmax measure(const GroupScoresArgs& args, const float* scores, std::uint64_t 
   return result;
 }
 
-// `out` holds +infinity for units that must be fetched. It may be head 0's scores, so head 0 is read from it and first.
+// `out` holds +infinity for units that must be fetched. It may be head 0's scores, so head 0 is read from it
+// and first.
 void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
   for (std::uint64_t u = 0; u < units; ++u) {
     bool fetch = false;
-    for (std::uint32_t i = 0; i < args.queries; ++i) fetch = fetch || must_fetch(args.scores[i * args.stride + u]);
+    for (std::uint32_t i = 0; i < args.queries; ++i)
+      fetch = fetch || must_fetch(args.scores[i * args.stride + u]);
     args.out[u] = fetch ? kInfinity : args.scores[u];
   }
   for (std::uint32_t i = 0; i < args.queries; ++i) {

@@ -11,9 +11,19 @@ bool always() { return true; }
 void scalar::begin(const char* op) noexcept { internal::trace_kernel("scalar", "portable", op); }
 
 const KernelTable scalar_kernels = {
-    "scalar",           target,           always,
-    scalar::build_abstract, scalar::score_box, scalar::score_mean, scalar::group_scores, scalar::top_k,
-    scalar::gather_rows,    scalar::attend,    scalar::merge_attention, scalar::all_finite, scalar::convert,
+    "scalar",
+    target,
+    always,
+    scalar::build_abstract,
+    scalar::score_box,
+    scalar::score_mean,
+    scalar::group_scores,
+    scalar::top_k,
+    scalar::gather_rows,
+    scalar::attend,
+    scalar::merge_attention,
+    scalar::all_finite,
+    scalar::convert,
 };
 
 }  // namespace kvtier

@@ -16,9 +16,10 @@ namespace kvtier::simd {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr std::uint64_t kBlock = 512;  // elements that are judged at once; where one is bad the block is searched
+// Elements that are judged at once; where one is bad the block is searched.
+constexpr std::uint64_t kBlock = 512;
 
-// Whether any of count (a multiple of 2 vectors) words has all exponent bits set.
+// Whether any of count (a multiple of two vectors) words has all exponent bits set.
 template <class D, class T>
 HWY_INLINE bool any_special(D d, const T* words, std::uint64_t count, T exponent_bits) {
   const auto exponent = hn::Set(d, exponent_bits);
@@ -38,6 +39,9 @@ std::uint64_t first_special(const T* words, std::uint64_t count, T exponent_bits
   std::uint64_t i = 0;
   for (; i + kBlock <= count; i += kBlock)
     if (any_special(d, words + i, kBlock, exponent_bits)) break;
+  const auto exponent = hn::Set(d, exponent_bits);
+  for (; i + hn::Lanes(d) <= count; i += hn::Lanes(d))
+    if (!hn::AllFalse(d, hn::Eq(hn::And(hn::LoadU(d, words + i), exponent), exponent))) break;
   while (i < count && (words[i] & exponent_bits) != exponent_bits) ++i;
   return i;
 }
@@ -46,10 +50,12 @@ void run_all_finite(const AllFiniteArgs& args) {
   begin("all_finite");
   const std::uint64_t count = *args.count;
   if (args.dtype == Dtype::kF32) {
-    *args.out_index = first_special<std::uint32_t>(reinterpret_cast<const std::uint32_t*>(args.data), count, 0x7F800000u);
+    *args.out_index =
+        first_special<std::uint32_t>(reinterpret_cast<const std::uint32_t*>(args.data), count, 0x7F800000u);
   } else {
     const std::uint16_t exponent = args.dtype == Dtype::kF16 ? 0x7C00 : 0x7F80;
-    *args.out_index = first_special<std::uint16_t>(reinterpret_cast<const std::uint16_t*>(args.data), count, exponent);
+    *args.out_index =
+        first_special<std::uint16_t>(reinterpret_cast<const std::uint16_t*>(args.data), count, exponent);
   }
 }
 

@@ -10,8 +10,8 @@
 #define HWY_TARGET_INCLUDE "kernels/simd/attend.cc"
 #include "hwy/foreach_target.h"
 
-#include "hwy/highway.h"
 #include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
 #include "kernels/simd/elements-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -55,7 +55,8 @@ HWY_INLINE void score_tile(D df, const AttendArgs& args, std::uint32_t first, Pa
         for (std::size_t j = 0; j < 4; ++j) sum[i][j] = hn::MulAdd(query, key[j], sum[i][j]);
       }
     }
-    for (std::size_t i = 0; i < kCount; ++i) store_four_sums(df, sum[i], args.scale, &pass->scores[first + i][t]);
+    for (std::size_t i = 0; i < kCount; ++i)
+      store_four_sums(df, sum[i], args.scale, &pass->scores[first + i][t]);
   }
 }
 
@@ -85,13 +86,15 @@ void weigh_tile(std::uint32_t i, Pass* pass) {
 
 // Adds the weighted values of kVectors * Lanes dimensions from d for kCount queries.
 template <Dtype kDtype, std::size_t kCount, std::size_t kVectors, class D>
-HWY_INLINE void add_values_at(D df, const AttendArgs& args, std::uint32_t first, std::size_t d, const Pass& pass) {
+HWY_INLINE void add_values_at(D df, const AttendArgs& args, std::uint32_t first, std::size_t d,
+                              const Pass& pass) {
   const std::size_t lanes = hn::Lanes(df);
   float* out = pass.out + first * args.out_stride + d;
   hn::Vec<D> sum[kCount][kVectors];
   for (std::size_t i = 0; i < kCount; ++i)
     for (std::size_t j = 0; j < kVectors; ++j)
-      sum[i][j] = hn::Mul(hn::LoadU(df, out + i * args.out_stride + j * lanes), hn::Set(df, pass.shrink[first + i]));
+      sum[i][j] =
+          hn::Mul(hn::LoadU(df, out + i * args.out_stride + j * lanes), hn::Set(df, pass.shrink[first + i]));
   for (std::size_t t = 0; t < pass.tokens; ++t) {
     hn::Vec<D> value[kVectors];
     for (std::size_t j = 0; j < kVectors; ++j) value[j] = load_row<kDtype>(df, pass.v[t], d + j * lanes);
@@ -101,14 +104,16 @@ HWY_INLINE void add_values_at(D df, const AttendArgs& args, std::uint32_t first,
     }
   }
   for (std::size_t i = 0; i < kCount; ++i)
-    for (std::size_t j = 0; j < kVectors; ++j) hn::StoreU(sum[i][j], df, out + i * args.out_stride + j * lanes);
+    for (std::size_t j = 0; j < kVectors; ++j)
+      hn::StoreU(sum[i][j], df, out + i * args.out_stride + j * lanes);
 }
 
 template <Dtype kDtype, std::size_t kCount, class D>
 HWY_INLINE void add_values(D df, const AttendArgs& args, std::uint32_t first, const Pass& pass) {
   const std::size_t lanes = hn::Lanes(df);
   std::size_t d = 0;
-  for (; d + 4 * lanes <= args.v_dim; d += 4 * lanes) add_values_at<kDtype, kCount, 4>(df, args, first, d, pass);
+  for (; d + 4 * lanes <= args.v_dim; d += 4 * lanes)
+    add_values_at<kDtype, kCount, 4>(df, args, first, d, pass);
   for (; d < args.v_dim; d += lanes) add_values_at<kDtype, kCount, 1>(df, args, first, d, pass);
 }
 
@@ -131,9 +136,8 @@ void attend_pass(D df, const AttendArgs& args, float* lse, Pass* pass) {
   RowCursor cursor(args.rows, args.token_range[0], args.token_range[1], args.row_masks);
   while ((pass->tokens = cursor.next(pass->k, pass->v, kTile)) > 0) {
     empty = false;
-    with_query_blocks(pass->queries, [&]<std::size_t kCount>(std::uint32_t first) HWY_ATTR {
-      add_tile<kDtype, kCount>(df, args, first, pass);
-    });
+    with_query_blocks(pass->queries, [&]<std::size_t kCount>(std::uint32_t first)
+                                         HWY_ATTR { add_tile<kDtype, kCount>(df, args, first, pass); });
   }
   for (std::uint32_t i = 0; i < pass->queries; ++i) {
     lse[i * args.lse_stride] = empty ? kEmpty : pass->max[i] + std::log(pass->sum[i]);

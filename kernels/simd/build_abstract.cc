@@ -26,7 +26,8 @@ struct UnitState {
 };
 
 template <Dtype kDtype, class D>
-HWY_INLINE void add_box(D df, const std::byte* const* rows, std::size_t count, std::uint32_t dim, UnitState* state) {
+HWY_INLINE void add_box(D df, const std::byte* const* rows, std::size_t count, std::uint32_t dim,
+                        UnitState* state) {
   const std::size_t lanes = hn::Lanes(df);
   for (std::size_t d = 0; d < dim; d += lanes) {
     auto low = hn::Load(df, state->low + d);
@@ -43,7 +44,8 @@ HWY_INLINE void add_box(D df, const std::byte* const* rows, std::size_t count, s
 
 // Sums in token order, as the reference does.
 template <Dtype kDtype, class D>
-HWY_INLINE void add_mean(D df, const std::byte* const* rows, std::size_t count, std::uint32_t dim, UnitState* state) {
+HWY_INLINE void add_mean(D df, const std::byte* const* rows, std::size_t count, std::uint32_t dim,
+                         UnitState* state) {
   const std::size_t lanes = hn::Lanes(df);
   for (std::size_t d = 0; d < dim; d += lanes) {
     auto sum = hn::Load(df, state->low + d);
@@ -78,7 +80,8 @@ HWY_INLINE void finish_box(D df, const UnitState& state, std::uint32_t dim, std:
 }
 
 template <class D>
-HWY_INLINE void finish_mean(D df, const UnitState& state, std::uint32_t dim, std::uint64_t tokens, std::uint16_t* out) {
+HWY_INLINE void finish_mean(D df, const UnitState& state, std::uint32_t dim, std::uint64_t tokens,
+                            std::uint16_t* out) {
   const auto scale = hn::Set(df, 1.0f / static_cast<float>(tokens));
   const auto bound = hn::Set(df, 65504.0f);
   for (std::size_t d = 0; d < dim; d += hn::Lanes(df)) {

@@ -48,7 +48,8 @@ void run_gather_rows(const GatherRowsArgs& args) {
     if (bytes < hn::Lanes(d8)) {
       std::memcpy(target, source, bytes);
     } else {
-      copy_row(d8, reinterpret_cast<const std::uint8_t*>(source), reinterpret_cast<std::uint8_t*>(target), bytes);
+      copy_row(d8, reinterpret_cast<const std::uint8_t*>(source), reinterpret_cast<std::uint8_t*>(target),
+               bytes);
     }
   }
 }

@@ -8,8 +8,8 @@
 #define HWY_TARGET_INCLUDE "kernels/simd/group_scores.cc"
 #include "hwy/foreach_target.h"
 
-#include "hwy/highway.h"
 #include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
 #include "kernels/simd/elements-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -64,7 +64,8 @@ float largest(const GroupScoresArgs& args, const float* scores, std::uint64_t un
 
 // exp(scale * (score - max)) where usable, else 0.
 template <class D>
-HWY_INLINE hn::Vec<D> exponential(D df, const GroupScoresArgs& args, const float* scores, std::uint64_t u, float max) {
+HWY_INLINE hn::Vec<D> exponential(D df, const GroupScoresArgs& args, const float* scores, std::uint64_t u,
+                                  float max) {
   const auto use = usable(df, hn::LoadU(df, args.out + u));
   const auto distance = hn::Sub(hn::LoadU(df, scores + u), hn::Set(df, max));
   return hn::IfThenElseZero(use, hn::Exp(df, hn::Mul(distance, hn::Set(df, args.scale))));

@@ -23,7 +23,8 @@ struct SplitQueries {
 };
 
 template <class D>
-HWY_INLINE void split(D df, const ScoreArgs& args, std::uint32_t first, std::size_t count, SplitQueries* out) {
+HWY_INLINE void split(D df, const ScoreArgs& args, std::uint32_t first, std::size_t count,
+                      SplitQueries* out) {
   const auto zero = hn::Zero(df);
   for (std::size_t i = 0; i < count; ++i) {
     const float* q = args.q + (first + i) * args.q_stride;
@@ -37,8 +38,8 @@ HWY_INLINE void split(D df, const ScoreArgs& args, std::uint32_t first, std::siz
 
 // Scores of units [first, last) for kCount queries, four units at a time.
 template <std::size_t kCount, class D>
-HWY_INLINE void score_units(D df, const ScoreArgs& args, const SplitQueries& q, std::uint64_t first, std::uint64_t last,
-                            float* out) {
+HWY_INLINE void score_units(D df, const ScoreArgs& args, const SplitQueries& q, std::uint64_t first,
+                            std::uint64_t last, float* out) {
   const std::size_t lanes = hn::Lanes(df);
   const std::size_t dim = args.dim;
   for (std::uint64_t u = first; u < last; u += 4) {

@@ -18,8 +18,8 @@ constexpr std::uint64_t kUnitsPerTile = 64;  // several blocks of queries read a
 
 // Scores of units [first, last) for kCount queries, four units at a time.
 template <std::size_t kCount, class D>
-HWY_INLINE void score_units(D df, const ScoreArgs& args, const float* q, std::uint64_t first, std::uint64_t last,
-                            float* out) {
+HWY_INLINE void score_units(D df, const ScoreArgs& args, const float* q, std::uint64_t first,
+                            std::uint64_t last, float* out) {
   const std::size_t lanes = hn::Lanes(df);
   const std::size_t dim = args.dim;
   for (std::uint64_t u = first; u < last; u += 4) {

@@ -65,9 +65,19 @@ void force_simd_target(const char* name) noexcept {
 }  // namespace simd
 
 const KernelTable simd_kernels = {
-    "simd",           simd::target,       simd::available,
-    simd::build_abstract, simd::score_box,    simd::score_mean,      simd::group_scores, simd::top_k,
-    simd::gather_rows,    simd::attend,       simd::merge_attention, simd::all_finite,   simd::convert,
+    "simd",
+    simd::target,
+    simd::available,
+    simd::build_abstract,
+    simd::score_box,
+    simd::score_mean,
+    simd::group_scores,
+    simd::top_k,
+    simd::gather_rows,
+    simd::attend,
+    simd::merge_attention,
+    simd::all_finite,
+    simd::convert,
 };
 
 }  // namespace kvtier

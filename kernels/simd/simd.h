@@ -1,6 +1,7 @@
 // The Highway back end: one source, compiled for several instruction sets, the best one chosen at run time.
 //
-// Highway's headers appear only in this folder. `-inl.h` files are compiled once per instruction set (foreach_target).
+// Highway's headers appear only in this folder. `-inl.h` files are compiled once per instruction set
+// (foreach_target).
 #pragma once
 
 #include <span>

@@ -29,7 +29,8 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> keys_of(D df, hn::Vec<D> scores) {
   return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(scores)), hn::Set(du, 0xFF800000u), ordered);
 }
 
-// A heap of the k best in the output, the worst on top; whole vectors that hold nothing better are passed over.
+// A heap of the k best in the output, the worst on top; whole vectors that hold nothing better are passed
+// over.
 void heap_select(const float* scores, std::uint64_t count, std::uint64_t k, std::uint32_t* out) {
   const hn::ScalableTag<float> df;
   const hn::RebindToUnsigned<decltype(df)> du;
@@ -53,7 +54,8 @@ void heap_select(const float* scores, std::uint64_t count, std::uint64_t k, std:
   for (; i < count; ++i) offer(i);
 }
 
-// The k-th largest key, found digit by digit (11, 11, 10 bits), and how many of those equal to it belong to the best k.
+// The k-th largest key, found digit by digit (11, 11, 10 bits), and how many of those equal to it belong to
+// the best k.
 struct Threshold {
   std::uint32_t key = 0;
   std::uint64_t ties = 0;

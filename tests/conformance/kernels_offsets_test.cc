@@ -16,7 +16,8 @@ class FarOffsets : public KernelConformance {
   static constexpr std::uint64_t kSize = 14 * kGiB;
   void SetUp() override {
     KernelConformance::SetUp();
-    memory_ = ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    memory_ =
+        ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     ASSERT_NE(memory_, MAP_FAILED);
     base_ = static_cast<std::byte*>(memory_);
   }
@@ -25,7 +26,8 @@ class FarOffsets : public KernelConformance {
     KernelConformance::TearDown();
   }
   void put_row(std::uint64_t offset, std::uint32_t dim) {
-    for (std::uint32_t d = 0; d < dim; ++d) store_element(base_ + offset, Dtype::kF32, d, random_float(&random));
+    for (std::uint32_t d = 0; d < dim; ++d)
+      store_element(base_ + offset, Dtype::kF32, d, random_float(&random));
   }
   // Two pages of two tokens, everything more than 4 GiB apart.
   RowPages far_rows() {
@@ -79,7 +81,8 @@ TEST_P(FarOffsets, AttendQueriesAndOutputs) {
   }
   std::vector<float> wanted(128), lse_wanted(2);
   AttendArgs args{rows, range, nullptr, q, stride, 2, 64, 64, 0.125f, out, stride, lse, stride};
-  AttendArgs reference{rows, range, nullptr, q, stride, 2, 64, 64, 0.125f, wanted.data(), 64, lse_wanted.data(), 1};
+  AttendArgs reference{rows,          range, nullptr,           q, stride, 2, 64, 64, 0.125f,
+                       wanted.data(), 64,    lse_wanted.data(), 1};
   ASSERT_TRUE(run(&KernelTable::attend, "attend", args, reference));
   EXPECT_NEAR(lse[stride], lse_wanted[1], 1e-5f);
   for (std::size_t d = 0; d < 64; ++d) EXPECT_NEAR(out[stride + d], wanted[64 + d], 1e-5f);
@@ -150,7 +153,8 @@ TEST_P(FarOffsets, Scores) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, FarOffsets, ::testing::ValuesIn(all_backends()), [](const auto& info) {
-  return std::string(info.param.table->name) + (info.param.target != nullptr ? std::string("_") + info.param.target : "");
+  return std::string(info.param.table->name) +
+         (info.param.target != nullptr ? std::string("_") + info.param.target : "");
 });
 
 }  // namespace

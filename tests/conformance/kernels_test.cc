@@ -1,5 +1,5 @@
-// Every operation of every back end against the scalar reference: lengths 0, 1, a vector and one more or less, odd
-// alignments, canaries around everything that is written.
+// Every operation of every back end against the scalar reference: lengths 0, 1, a vector and one more or
+// less, odd alignments, canaries around everything that is written.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,7 +15,8 @@ using namespace testing;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr std::size_t kLengths[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1100};
+constexpr std::size_t kLengths[] = {0,  1,  2,  3,  4,  5,  7,  8,   9,   15,  16,
+                                    17, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1100};
 
 TEST_P(KernelConformance, BuildAbstract) {
   for (const Dtype dtype : kDtypes)
@@ -33,8 +34,8 @@ TEST_P(KernelConformance, BuildAbstract) {
               reference.out = wanted.data();
               ASSERT_TRUE(run(&KernelTable::build_abstract, "build_abstract", args, reference));
               ASSERT_TRUE(tested.intact() && tested.same_bits(wanted))
-                  << dtype_name(dtype) << " dim " << dim << " unit " << unit_tokens << " tokens " << tokens << " "
-                  << abstract_kind_name(kind);
+                  << dtype_name(dtype) << " dim " << dim << " unit " << unit_tokens << " tokens " << tokens
+                  << " " << abstract_kind_name(kind);
             }
           }
 }
@@ -124,10 +125,12 @@ TEST_P(KernelConformance, TopK) {
       for (const int pattern : {0, 1, 2, 3}) {
         std::vector<float> scores = random_floats(&random, count);
         for (float& score : scores) {
-          if (pattern == 1) score = static_cast<float>(static_cast<int>(score * 3.0f));  // many ties, both zeros
+          if (pattern == 1)
+            score = static_cast<float>(static_cast<int>(score * 3.0f));  // many ties, both zeros
           if (pattern == 2) score = 4.25f;
           if (pattern == 3 && random.one_in(3))
-            score = random.one_in(2) ? (random.one_in(2) ? kNan : -kNan) : (random.one_in(2) ? kInfinity : -kInfinity);
+            score = random.one_in(2) ? (random.one_in(2) ? kNan : -kNan)
+                                     : (random.one_in(2) ? kInfinity : -kInfinity);
         }
         for (const bool ordered : {false, true}) {
           Guarded<std::uint32_t> tested(std::min<std::size_t>(k, count));
@@ -138,13 +141,15 @@ TEST_P(KernelConformance, TopK) {
           TopKArgs reference{scores.data(), &count, k, ordered, wanted.data(), &found_wanted};
           ASSERT_TRUE(run(&KernelTable::top_k, "top_k", args, reference));
           ASSERT_EQ(found, found_wanted);
-          ASSERT_TRUE(tested.intact() && tested.same_bits(wanted)) << "k " << k << " of " << count << " pattern " << pattern;
+          ASSERT_TRUE(tested.intact() && tested.same_bits(wanted))
+              << "k " << k << " of " << count << " pattern " << pattern;
         }
       }
 }
 
 TEST_P(KernelConformance, GatherRows) {
-  for (const std::size_t row_bytes : {0u, 1u, 7u, 15u, 16u, 17u, 31u, 32u, 33u, 63u, 64u, 65u, 127u, 128u, 200u, 512u, 1000u})
+  for (const std::size_t row_bytes :
+       {0u, 1u, 7u, 15u, 16u, 17u, 31u, 32u, 33u, 63u, 64u, 65u, 127u, 128u, 200u, 512u, 1000u})
     for (const std::uint64_t count : {0u, 1u, 3u, 40u}) {
       std::vector<std::byte> source(row_bytes + 4096);
       for (auto& byte : source) byte = static_cast<std::byte>(random.next());
@@ -157,7 +162,12 @@ TEST_P(KernelConformance, GatherRows) {
       for (const bool scattered : {false, true}) {
         Guarded<std::byte> tested(count * stride);
         Guarded<std::byte> wanted(count * stride);
-        GatherRowsArgs args{source.data(), offsets.data(), &count, row_bytes, tested.data(), stride,
+        GatherRowsArgs args{source.data(),
+                            offsets.data(),
+                            &count,
+                            row_bytes,
+                            tested.data(),
+                            stride,
                             scattered ? targets.data() : nullptr};
         GatherRowsArgs reference = args;
         reference.out = wanted.data();
@@ -201,7 +211,8 @@ class Attend : public KernelConformance {
       }
       for (std::uint32_t d = 0; d < args.v_dim; ++d)
         ASSERT_NEAR(out[i * out_stride + d], out_wanted[i * out_stride + d], 5e-5f)
-            << dtype_name(keys.rows.dtype) << " dim " << args.dim << " query " << i << " [" << first << ", " << last << ")";
+            << dtype_name(keys.rows.dtype) << " dim " << args.dim << " query " << i << " [" << first << ", "
+            << last << ")";
       ASSERT_TRUE(out.untouched((i * out_stride + args.v_dim) * sizeof(float), 3 * sizeof(float)));
       ASSERT_TRUE(lse.untouched((i * 2 + 1) * sizeof(float), sizeof(float)));
     }
@@ -209,7 +220,8 @@ class Attend : public KernelConformance {
 };
 
 TEST_P(Attend, RangesAndMasks) {
-  constexpr std::pair<std::uint32_t, std::uint32_t> kDims[] = {{8, 8}, {64, 64}, {128, 64}, {72, 88}, {256, 256}};
+  constexpr std::pair<std::uint32_t, std::uint32_t> kDims[] = {
+      {8, 8}, {64, 64}, {128, 64}, {72, 88}, {256, 256}};
   for (const Dtype dtype : kDtypes)
     for (const auto& [dim, v_dim] : kDims)
       for (const std::size_t page_tokens : {1u, 32u, 64u}) {
@@ -223,8 +235,15 @@ TEST_P(Attend, RangesAndMasks) {
           args.queries = queries;
           for (const bool masked : {false, true}) {
             args.row_masks = masked ? masks.data() : nullptr;
-            for (const auto& [first, last] : {std::pair<std::uint64_t, std::uint64_t>{0, 0}, {0, 1}, {7, 7}, {31, 33},
-                                              {0, 63}, {1, 65}, {0, 66}, {30, 161}, {0, 200}})
+            for (const auto& [first, last] : {std::pair<std::uint64_t, std::uint64_t>{0, 0},
+                                              {0, 1},
+                                              {7, 7},
+                                              {31, 33},
+                                              {0, 63},
+                                              {1, 65},
+                                              {0, 66},
+                                              {30, 161},
+                                              {0, 200}})
               ASSERT_NO_FATAL_FAILURE(compare(keys, args, first, last));
           }
         }
@@ -281,7 +300,8 @@ TEST_P(KernelConformance, MergeAttention) {
       wanted.fill(a);
       lse.fill(lse_a);
       lse_wanted.fill(lse_a);
-      MergeAttentionArgs args{out.data(), lse.data(), b.data(), lse_b.data(), stride, stride, 1, 1, queries, v_dim};
+      MergeAttentionArgs args{out.data(), lse.data(), b.data(), lse_b.data(), stride,
+                              stride,     1,          1,        queries,      v_dim};
       MergeAttentionArgs reference = args;
       reference.out_a = wanted.data();
       reference.lse_a = lse_wanted.data();
@@ -308,8 +328,10 @@ TEST_P(KernelConformance, AllFinite) {
         std::vector<std::byte> memory((count + 1) * element);
         std::byte* data = memory.data() + element;
         for (std::size_t i = 0; i < count; ++i) store_element(data, dtype, i, awkward_float(&random));
-        if (round > 0 && count > 0) store_element(data, dtype, round == 1 ? count - 1 : random.below(count), kNan);
-        if (round > 3 && count > 0) store_element(data, dtype, random.below(count), round == 4 ? kInfinity : -kInfinity);
+        if (round > 0 && count > 0)
+          store_element(data, dtype, round == 1 ? count - 1 : random.below(count), kNan);
+        if (round > 3 && count > 0)
+          store_element(data, dtype, random.below(count), round == 4 ? kInfinity : -kInfinity);
         std::uint64_t found = 99;
         std::uint64_t wanted = 98;
         ASSERT_TRUE(run(&KernelTable::all_finite, "all_finite", AllFiniteArgs{data, &count, dtype, &found},
@@ -327,7 +349,8 @@ class Convert : public KernelConformance {
     ConvertArgs reference = args;
     reference.target = wanted.data();
     ASSERT_TRUE(run(&KernelTable::convert, "convert", args, reference));
-    ASSERT_TRUE(tested.intact() && tested.same_bits(wanted)) << dtype_name(from) << " to " << dtype_name(to) << " " << count;
+    ASSERT_TRUE(tested.intact() && tested.same_bits(wanted))
+        << dtype_name(from) << " to " << dtype_name(to) << " " << count;
   }
 };
 
@@ -340,7 +363,8 @@ TEST_P(Convert, EveryHalfAndItsNeighbours) {
     for (const std::uint16_t bits : halves) {
       const float value = half == Dtype::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
       const std::uint32_t word = std::bit_cast<std::uint32_t>(value);
-      for (const std::uint32_t delta : {0u, 1u, 0xFFFu, 0x1000u, 0x1001u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFFFFFu})
+      for (const std::uint32_t delta :
+           {0u, 1u, 0xFFFu, 0x1000u, 0x1001u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFFFFFu})
         floats.push_back(std::bit_cast<float>(word + delta));
     }
     ASSERT_NO_FATAL_FAILURE(compare(floats.data(), Dtype::kF32, half, floats.size()));
@@ -370,7 +394,8 @@ TEST(KernelConformanceOfTheTest, GuardsSeeAnOverrun) {
 }
 
 std::string backend_name(const ::testing::TestParamInfo<Backend>& info) {
-  return std::string(info.param.table->name) + (info.param.target != nullptr ? std::string("_") + info.param.target : "");
+  return std::string(info.param.table->name) +
+         (info.param.target != nullptr ? std::string("_") + info.param.target : "");
 }
 INSTANTIATE_TEST_SUITE_P(Kernels, KernelConformance, ::testing::ValuesIn(all_backends()), backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Scores, ::testing::ValuesIn(all_backends()), backend_name);

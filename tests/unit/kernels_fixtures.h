@@ -1,4 +1,5 @@
-// What the tests of kernels share: guarded outputs, random rows, pages laid out like a slot cache or like chunks.
+// What the tests of kernels share: guarded outputs, random rows, pages laid out like a slot cache or like
+// chunks.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -13,7 +14,8 @@
 
 namespace kvtier::testing {
 
-// `count` elements for a kernel to write, between canaries, at an address that is aligned to an element and no more.
+// `count` elements for a kernel to write, between canaries, at an address that is aligned to an element and
+// no more.
 template <class T>
 class Guarded {
  public:
@@ -49,14 +51,22 @@ inline float random_float(Random* random) { return static_cast<float>(random->un
 // One that numerics trip over, now and then.
 inline float awkward_float(Random* random) {
   switch (random->below(16)) {
-    case 0: return 0.0f;
-    case 1: return -0.0f;
-    case 2: return 5.0e-8f;    // f16 subnormal
-    case 3: return -3.0e-6f;
-    case 4: return 65519.0f;   // the last that rounds to a finite f16
-    case 5: return -65504.0f;
-    case 6: return 1.0f + 0x1.0p-11f;  // half way between two f16
-    default: return random_float(random) * static_cast<float>(1 << random->below(12));
+    case 0:
+      return 0.0f;
+    case 1:
+      return -0.0f;
+    case 2:
+      return 5.0e-8f;  // f16 subnormal
+    case 3:
+      return -3.0e-6f;
+    case 4:
+      return 65519.0f;  // the last that rounds to a finite f16
+    case 5:
+      return -65504.0f;
+    case 6:
+      return 1.0f + 0x1.0p-11f;  // half way between two f16
+    default:
+      return random_float(random) * static_cast<float>(1 << random->below(12));
   }
 }
 
@@ -75,8 +85,8 @@ inline void store_element(std::byte* row, Dtype dtype, std::size_t index, float 
   std::memcpy(row + index * 2, &half, 2);
 }
 
-// Rows of `tokens` tokens in pages of `page_tokens`, pages in shuffled order, K rows of a page before its V rows. Memory is
-// exactly as long as needed and off a vector's alignment.
+// Rows of `tokens` tokens in pages of `page_tokens`, pages in shuffled order, K rows of a page before its V
+// rows. Memory is exactly as long as needed and off a vector's alignment.
 struct PagedRows {
   PagedRows(Random* random, Dtype dtype, std::size_t tokens, std::size_t page_tokens, std::uint32_t dim,
             std::uint32_t v_dim, float (*draw)(Random*) = random_float) {
@@ -97,7 +107,9 @@ struct PagedRows {
     rows.dtype = dtype;
   }
   double k(std::uint64_t token, std::uint32_t d) const { return element(token, rows.k_stride, 0, d); }
-  double v(std::uint64_t token, std::uint32_t d) const { return element(token, rows.v_stride, rows.v_offset, d); }
+  double v(std::uint64_t token, std::uint32_t d) const {
+    return element(token, rows.v_stride, rows.v_offset, d);
+  }
 
   std::vector<std::byte> memory;
   std::vector<std::uint64_t> pages;
@@ -106,7 +118,8 @@ struct PagedRows {
  private:
   double element(std::uint64_t token, std::uint64_t stride, std::uint64_t offset, std::uint32_t d) const {
     const std::byte* page = rows.base + pages[token / rows.page_tokens];
-    return static_cast<double>(load_element(page + offset + token % rows.page_tokens * stride, rows.dtype, d));
+    return static_cast<double>(
+        load_element(page + offset + token % rows.page_tokens * stride, rows.dtype, d));
   }
 };
 

@@ -36,7 +36,8 @@ TEST(Registry, NamesForceATable) {
 }
 
 TEST(Registry, SimdIsOfferedWhereTheMachineHasVectors) {
-  const bool emulated = simd::simd_targets().empty() || std::string_view(simd::simd_targets()[0]) == "EMU128" ||
+  const bool emulated = simd::simd_targets().empty() ||
+                        std::string_view(simd::simd_targets()[0]) == "EMU128" ||
                         std::string_view(simd::simd_targets()[0]) == "SCALAR";
   const auto simd = select_kernels("simd");
   EXPECT_EQ(simd.has_value(), !emulated);
@@ -68,15 +69,18 @@ TEST_P(Refusals, WhatCannotBeIsRefused) {
   build.rows.dtype = Dtype::kOpaque;
   EXPECT_EQ(kernels.build_abstract(build, nullptr).error().code, Code::kUnsupported);
 
-  EXPECT_EQ(kernels.score_box({nullptr, zero, nullptr, 0, 1, 0, nullptr, 0}, nullptr).error().code, Code::kUnsupported);
-  EXPECT_EQ(kernels.score_mean({nullptr, nullptr, nullptr, 0, 1, 8, nullptr, 0}, nullptr).error().code, Code::kInvalid);
+  EXPECT_EQ(kernels.score_box({nullptr, zero, nullptr, 0, 1, 0, nullptr, 0}, nullptr).error().code,
+            Code::kUnsupported);
+  EXPECT_EQ(kernels.score_mean({nullptr, nullptr, nullptr, 0, 1, 8, nullptr, 0}, nullptr).error().code,
+            Code::kInvalid);
   EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 0, GroupMode::kMax, 1.0f, nullptr}, nullptr).error().code,
             Code::kInvalid);
   EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 1, GroupMode::kMax, 0.0f, nullptr}, nullptr).error().code,
             Code::kInvalid);
   EXPECT_EQ(kernels.top_k({nullptr, zero, 1, true, nullptr, nullptr}, nullptr).error().code, Code::kInvalid);
   EXPECT_TRUE(kernels.top_k({nullptr, zero, 1, true, nullptr, &found}, nullptr));
-  EXPECT_EQ(kernels.gather_rows({nullptr, nullptr, zero, 8, nullptr, 7, nullptr}, nullptr).error().code, Code::kInvalid);
+  EXPECT_EQ(kernels.gather_rows({nullptr, nullptr, zero, 8, nullptr, 7, nullptr}, nullptr).error().code,
+            Code::kInvalid);
 
   AttendArgs attend;
   attend.token_range = zero;
@@ -91,7 +95,8 @@ TEST_P(Refusals, WhatCannotBeIsRefused) {
   attend.v_dim = 12;
   EXPECT_EQ(kernels.attend(attend, nullptr).error().code, Code::kUnsupported);
 
-  EXPECT_EQ(kernels.all_finite({nullptr, zero, Dtype::kOpaque, &found}, nullptr).error().code, Code::kUnsupported);
+  EXPECT_EQ(kernels.all_finite({nullptr, zero, Dtype::kOpaque, &found}, nullptr).error().code,
+            Code::kUnsupported);
   EXPECT_EQ(kernels.convert({nullptr, Dtype::kF16, zero, nullptr, Dtype::kBf16}, nullptr).error().code,
             Code::kUnsupported);
 }

@@ -1,4 +1,5 @@
-// The scalar kernels against plain formulas in double precision. Everything else is compared with the scalar kernels.
+// The scalar kernels against plain formulas in double precision. Everything else is compared with the scalar
+// kernels.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -111,7 +112,8 @@ TEST_F(ScalarKernels, BoxHoldsItsKeysAndIsTight) {
         ASSERT_GE(f16_value(stored_high), high);
         // The next f16 towards the keys would cut one off.
         const double inner_low = f16_value((stored_low & 0x8000u) != 0 ? stored_low - 1u : stored_low + 1u);
-        const double inner_high = f16_value((stored_high & 0x8000u) != 0 ? stored_high + 1u : stored_high - 1u);
+        const double inner_high =
+            f16_value((stored_high & 0x8000u) != 0 ? stored_high + 1u : stored_high - 1u);
         ASSERT_TRUE(stored_low == 0x8000 || inner_low > low);
         ASSERT_TRUE(stored_high == 0 || inner_high < high);
       }
@@ -131,7 +133,8 @@ TEST_F(ScalarKernels, MeanIsTheMean) {
       const std::uint64_t last = std::min<std::uint64_t>(tokens, unit * 16 + 16);
       for (std::uint64_t t = unit * 16; t < last; ++t) sum += keys.k(t, d);
       const double mean = sum / static_cast<double>(last - unit * 16);
-      EXPECT_NEAR(f16_value(out[unit * 16 + d]), mean, std::max(std::abs(mean) * 0x1.0p-11, 0x1.0p-24) * 1.01);
+      EXPECT_NEAR(f16_value(out[unit * 16 + d]), mean,
+                  std::max(std::abs(mean) * 0x1.0p-11, 0x1.0p-24) * 1.01);
     }
 }
 
@@ -155,10 +158,12 @@ TEST_F(ScalarKernels, BoxScoreIsAnUpperBound) {
   for (const std::uint32_t unit_tokens : {1u, 16u}) {
     const std::uint64_t units = tokens / unit_tokens;
     std::vector<std::uint16_t> boxes(units * 2 * dim);
-    ASSERT_TRUE(scalar.build_abstract({keys.rows, &tokens, unit_tokens, dim, AbstractKind::kBox, boxes.data()}, nullptr));
+    ASSERT_TRUE(scalar.build_abstract(
+        {keys.rows, &tokens, unit_tokens, dim, AbstractKind::kBox, boxes.data()}, nullptr));
     const std::vector<float> q = random_floats(&random, dim * 3);
     std::vector<float> scores(units * 3);
-    ASSERT_TRUE(scalar.score_box({boxes.data(), &units, q.data(), dim, 3, dim, scores.data(), units}, nullptr));
+    ASSERT_TRUE(
+        scalar.score_box({boxes.data(), &units, q.data(), dim, 3, dim, scores.data(), units}, nullptr));
     for (std::size_t i = 0; i < 3; ++i)
       for (std::uint64_t t = 0; t < tokens; ++t) {
         double dot = 0.0;
@@ -179,7 +184,8 @@ TEST_F(ScalarKernels, MeanScoreIsTheDotProduct) {
   for (auto& half : means) half = f32_to_f16(random_float(&random));
   const std::vector<float> q = random_floats(&random, dim);
   std::vector<float> scores(units);
-  ASSERT_TRUE(scalar.score_mean({means.data(), &units, q.data(), dim, 1, dim, scores.data(), units}, nullptr));
+  ASSERT_TRUE(
+      scalar.score_mean({means.data(), &units, q.data(), dim, 1, dim, scores.data(), units}, nullptr));
   for (std::uint64_t u = 0; u < units; ++u) {
     double dot = 0.0;
     for (std::uint32_t d = 0; d < dim; ++d) dot += static_cast<double>(q[d]) * f16_value(means[u * dim + d]);
@@ -248,9 +254,11 @@ void check_attention(const PagedRows& keys, const AttendArgs& args) {
     std::vector<std::uint64_t> tokens;
     for (std::uint64_t t = args.token_range[0]; t < args.token_range[1]; ++t) {
       const std::uint64_t page = t / args.rows.page_tokens;
-      if (args.row_masks != nullptr && (args.row_masks[page] >> (t % args.rows.page_tokens) & 1) == 0) continue;
+      if (args.row_masks != nullptr && (args.row_masks[page] >> (t % args.rows.page_tokens) & 1) == 0)
+        continue;
       double dot = 0.0;
-      for (std::uint32_t d = 0; d < args.dim; ++d) dot += static_cast<double>(args.q[i * args.q_stride + d]) * keys.k(t, d);
+      for (std::uint32_t d = 0; d < args.dim; ++d)
+        dot += static_cast<double>(args.q[i * args.q_stride + d]) * keys.k(t, d);
       weights.push_back(dot * static_cast<double>(args.scale));
       tokens.push_back(t);
     }
@@ -258,7 +266,8 @@ void check_attention(const PagedRows& keys, const AttendArgs& args) {
     for (const double weight : weights) sum += std::exp(weight);
     for (std::uint32_t d = 0; d < args.v_dim; ++d) {
       double value = 0.0;
-      for (std::size_t j = 0; j < tokens.size(); ++j) value += std::exp(weights[j]) / sum * keys.v(tokens[j], d);
+      for (std::size_t j = 0; j < tokens.size(); ++j)
+        value += std::exp(weights[j]) / sum * keys.v(tokens[j], d);
       ASSERT_NEAR(static_cast<double>(args.out[i * args.out_stride + d]), value, 1e-6);
     }
     if (tokens.empty()) {
@@ -290,7 +299,8 @@ TEST_F(ScalarKernels, AttendIsSoftmaxTimesValues) {
       args.out_stride = 50;
       args.lse = lse.data();
       args.lse_stride = 2;
-      for (const auto& range : {std::pair<std::uint64_t, std::uint64_t>{0, 70}, {3, 41}, {16, 32}, {69, 70}, {5, 5}}) {
+      for (const auto& range :
+           {std::pair<std::uint64_t, std::uint64_t>{0, 70}, {3, 41}, {16, 32}, {69, 70}, {5, 5}}) {
         const std::uint64_t tokens[2] = {range.first, range.second};
         args.token_range = tokens;
         for (const bool masked : {false, true}) {
@@ -305,16 +315,19 @@ TEST_F(ScalarKernels, AttendIsSoftmaxTimesValues) {
 TEST_F(ScalarKernels, MergeOfPartsIsTheWhole) {
   const PagedRows keys(&random, Dtype::kF32, 64, 8, 16, 16);
   const std::vector<float> q = random_floats(&random, 2 * 16);
-  const auto attend = [&](std::uint64_t first, std::uint64_t last, std::vector<float>* out, std::vector<float>* lse) {
+  const auto attend = [&](std::uint64_t first, std::uint64_t last, std::vector<float>* out,
+                          std::vector<float>* lse) {
     out->assign(32, 7.0f);
     lse->assign(2, 7.0f);
     const std::uint64_t range[2] = {first, last};
-    AttendArgs args{keys.rows, range, nullptr, q.data(), 16, 2, 16, 16, 2.0f, out->data(), 16, lse->data(), 1};
+    AttendArgs args{keys.rows, range, nullptr,     q.data(), 16,          2, 16,
+                    16,        2.0f,  out->data(), 16,       lse->data(), 1};
     ASSERT_TRUE(scalar.attend(args, nullptr));
   };
   const auto merge = [&](std::vector<float>* a, std::vector<float>* la, const std::vector<float>& b,
                          const std::vector<float>& lb) {
-    ASSERT_TRUE(scalar.merge_attention({a->data(), la->data(), b.data(), lb.data(), 16, 16, 1, 1, 2, 16}, nullptr));
+    ASSERT_TRUE(
+        scalar.merge_attention({a->data(), la->data(), b.data(), lb.data(), 16, 16, 1, 1, 2, 16}, nullptr));
   };
   std::vector<float> whole, whole_lse, a, la, b, lb, none, none_lse;
   attend(0, 64, &whole, &whole_lse);
@@ -360,10 +373,13 @@ TEST_F(ScalarKernels, GatherCopiesRows) {
   const std::vector<std::uint64_t> targets = {20, 0, 10};
   const std::uint64_t count = 3;
   std::vector<std::byte> out(30, std::byte{0xEE});
-  ASSERT_TRUE(scalar.gather_rows({source.data(), offsets.data(), &count, 10, out.data(), 10, nullptr}, nullptr));
+  ASSERT_TRUE(
+      scalar.gather_rows({source.data(), offsets.data(), &count, 10, out.data(), 10, nullptr}, nullptr));
   for (std::size_t i = 0; i < 30; ++i) EXPECT_EQ(out[i], source[offsets[i / 10] + i % 10]);
-  ASSERT_TRUE(scalar.gather_rows({source.data(), offsets.data(), &count, 10, out.data(), 0, targets.data()}, nullptr));
-  for (std::size_t i = 0; i < 30; ++i) EXPECT_EQ(out[targets[i / 10] + i % 10], source[offsets[i / 10] + i % 10]);
+  ASSERT_TRUE(scalar.gather_rows({source.data(), offsets.data(), &count, 10, out.data(), 0, targets.data()},
+                                 nullptr));
+  for (std::size_t i = 0; i < 30; ++i)
+    EXPECT_EQ(out[targets[i / 10] + i % 10], source[offsets[i / 10] + i % 10]);
 }
 
 }  // namespace

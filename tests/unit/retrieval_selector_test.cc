@@ -17,12 +17,13 @@ using namespace testing;
 
 // A sequence of segments for one head, with abstracts.
 struct World {
-  World(Random* random, std::vector<std::uint32_t> visible, std::uint32_t unit, std::uint32_t dim_, std::uint32_t group,
-        AbstractKind kind)
+  World(Random* random, std::vector<std::uint32_t> visible, std::uint32_t unit, std::uint32_t dim_,
+        std::uint32_t group, AbstractKind kind)
       : unit_tokens(unit), dim(dim_) {
     std::uint64_t first = 0;
     for (const std::uint32_t tokens : visible) {
-      const std::uint32_t units = (tokens + unit - 1) / unit + 2;  // the segment goes on beyond what is visible
+      // The segment goes on beyond what is visible.
+      const std::uint32_t units = (tokens + unit - 1) / unit + 2;
       std::vector<std::uint16_t> halves(static_cast<std::size_t>(units) * abstract_vectors(kind) * dim);
       for (std::size_t i = 0; i < halves.size(); ++i) halves[i] = f32_to_f16(random_float(random));
       if (kind == AbstractKind::kBox)
@@ -79,7 +80,8 @@ std::vector<Unit> brute_scores(const World& world, const Preset& preset) {
               score += std::max(q * static_cast<double>(f16_to_f32(box[d])),
                                 q * static_cast<double>(f16_to_f32(box[world.dim + d])));
             } else {
-              score += q * static_cast<double>(f16_to_f32(segment.abstracts[static_cast<std::size_t>(u) * world.dim + d]));
+              score += q * static_cast<double>(
+                               f16_to_f32(segment.abstracts[static_cast<std::size_t>(u) * world.dim + d]));
             }
           }
         }
@@ -94,7 +96,8 @@ std::vector<Unit> brute_scores(const World& world, const Preset& preset) {
     for (Unit& unit : units)
       unit.score += unit.head_scores[i] < HUGE_VAL ? std::exp(scale * unit.head_scores[i]) / sum : HUGE_VAL;
   }
-  std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.score > b.score; });
+  std::stable_sort(units.begin(), units.end(),
+                   [](const Unit& a, const Unit& b) { return a.score > b.score; });
   return units;
 }
 
@@ -141,13 +144,19 @@ TEST_P(SelectorTest, EqualsBruteForce) {
           World world(&random, visible, unit, 8, group, preset->abstract);
           const std::vector<Unit> units = brute_scores(world, *preset);
           const std::vector<std::vector<TokenRange>> kept = {
-              {}, {{0, 16}}, {{0, 16}, {std::max<std::uint64_t>(16, world.end - world.end / 3), std::max<std::uint64_t>(16, world.end)}}, {{3, 9}, {9, 20}, {40, 41}}};
+              {},
+              {{0, 16}},
+              {{0, 16},
+               {std::max<std::uint64_t>(16, world.end - world.end / 3),
+                std::max<std::uint64_t>(16, world.end)}},
+              {{3, 9}, {9, 20}, {40, 41}}};
           for (const auto& ranges : kept)
             for (const std::uint64_t budget : {0u, 1u, 15u, 16u, 100u, 512u, 100000u}) {
               const auto selection = selector.select(world.input(ranges, budget));
               ASSERT_TRUE(selection);
               ASSERT_EQ(tokens_of(*selection), brute_select(world, units, ranges, budget))
-                  << name << " group " << group << " unit " << unit << " budget " << budget << " of " << world.end;
+                  << name << " group " << group << " unit " << unit << " budget " << budget << " of "
+                  << world.end;
             }
         }
   }
@@ -178,7 +187,8 @@ TEST_P(SelectorTest, BudgetBeyondTheSequenceTakesAll) {
 TEST_P(SelectorTest, EqualKeysGoToTheOlder) {
   World world(&random, {320}, 16, 32, 3, AbstractKind::kBox);
   for (std::size_t u = 1; u < 20; ++u)
-    std::copy_n(world.abstracts[0].begin(), 64, world.abstracts[0].begin() + static_cast<std::ptrdiff_t>(u * 64));
+    std::copy_n(world.abstracts[0].begin(), 64,
+                world.abstracts[0].begin() + static_cast<std::ptrdiff_t>(u * 64));
   Selector selector(GetParam(), *find_preset("quest"));
   const auto selection = selector.select(world.input({}, 40));
   ASSERT_TRUE(selection);
@@ -196,7 +206,8 @@ TEST_P(SelectorTest, MissingAbstractsAreFetchedFirst) {
   EXPECT_EQ(selection->abstract_bytes, 40u * 2 * 32 * 2);
   EXPECT_EQ(tokens_of(*selection), brute_select(world, brute_scores(world, **find_preset("quest")), {}, 96));
   const std::vector<std::uint32_t> wanted = range_of(320, 384);
-  EXPECT_TRUE(std::includes(selection->tokens.begin(), selection->tokens.end(), wanted.begin(), wanted.end()));
+  EXPECT_TRUE(
+      std::includes(selection->tokens.begin(), selection->tokens.end(), wanted.begin(), wanted.end()));
   // A sidecar that does not reach to the end of what is visible: the rest is missing too.
   world.segments[2].units = 19;
   selection = selector.select(world.input({}, 80));
@@ -211,7 +222,8 @@ TEST_P(SelectorTest, MissingAbstractsAreFetchedFirst) {
 TEST_P(SelectorTest, BoxesThatReachToInfinityAreFetched) {
   World world(&random, {320}, 16, 32, 3, AbstractKind::kBox);
   world.abstracts[0][7 * 64 + 32 + 5] = 0x7C00;  // max of dimension 5 in unit 7
-  for (std::size_t i = 0; i < 3; ++i) world.queries[i * 32 + 5] = i == 0 ? 0.0f : -1.0f;  // 0 times infinity is NaN
+  for (std::size_t i = 0; i < 3; ++i)
+    world.queries[i * 32 + 5] = i == 0 ? 0.0f : -1.0f;  // 0 times infinity is NaN
   Selector selector(GetParam(), *find_preset("quest"));
   const auto selection = selector.select(world.input({}, 16));
   ASSERT_TRUE(selection);
@@ -277,7 +289,8 @@ TEST_P(SelectorTest, NonsenseIsRefused) {
   EXPECT_EQ(selector.select(input).error().code, Code::kUnsupported);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, SelectorTest, ::testing::ValuesIn(all_kernels().begin(), all_kernels().end()),
+INSTANTIATE_TEST_SUITE_P(Kernels, SelectorTest,
+                         ::testing::ValuesIn(all_kernels().begin(), all_kernels().end()),
                          [](const auto& info) { return std::string(info.param->name); });
 
 TEST(Presets, AreFoundByName) {

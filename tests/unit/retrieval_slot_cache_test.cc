@@ -49,7 +49,8 @@ TEST(SlotCache, SaysWhatIsMissing) {
   EXPECT_TRUE(cache.contains(5));
   missing = cache.select(std::vector<std::uint32_t>{5, 6, 9});
   ASSERT_TRUE(missing);
-  EXPECT_EQ(std::vector<std::uint32_t>(missing->tokens.begin(), missing->tokens.end()), std::vector<std::uint32_t>{6});
+  EXPECT_EQ(std::vector<std::uint32_t>(missing->tokens.begin(), missing->tokens.end()),
+            std::vector<std::uint32_t>{6});
   EXPECT_TRUE(cache.contains(5));
   EXPECT_FALSE(cache.contains(6));
   cache.complete();
@@ -184,7 +185,8 @@ TEST(SlotCache, AttendReadsItsRows) {
   for (std::size_t i = 0; i < 3; ++i)
     for (std::uint32_t d = 0; d < dim; ++d) {
       store_element(cache.data() + missing->offsets[i], Dtype::kF32, d, 0.0f);
-      store_element(cache.data() + missing->offsets[i] + dim * 4, Dtype::kF32, d, static_cast<float>(i * 10 + d));
+      store_element(cache.data() + missing->offsets[i] + dim * 4, Dtype::kF32, d,
+                    static_cast<float>(i * 10 + d));
     }
   cache.complete();
   const std::uint64_t range[2] = {0, cache.row_count()};
