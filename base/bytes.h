@@ -1,8 +1,9 @@
-// Bounds-checked little-endian reading and writing: the only way in which bytes from a file or a peer become values.
+// Bounds-checked little-endian reading and writing: the only way in which bytes from a file or a
+// peer become values.
 //
-// ByteReader never reads past its end: a short read turns it to failed and gives zeros from then on, so that a parser
-// reads all fields first and asks ok() once. ByteWriter appends to a vector. One thread each. x86-64 and aarch64 are
-// little-endian; the static assertion keeps it honest.
+// ByteReader never reads past its end: a short read turns it to failed and gives zeros from then
+// on, so that a parser reads all fields first and asks ok() once. ByteWriter appends to a vector.
+// One thread each. x86-64 and aarch64 are little-endian; the static assertion keeps it honest.
 #pragma once
 
 #include <bit>
@@ -16,7 +17,8 @@
 
 namespace kvtier {
 
-static_assert(std::endian::native == std::endian::little, "formats are little-endian and read in place");
+static_assert(std::endian::native == std::endian::little,
+              "formats are little-endian and read in place");
 
 using ByteSpan = std::span<const std::byte>;
 using MutableByteSpan = std::span<std::byte>;

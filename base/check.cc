@@ -6,7 +6,8 @@
 namespace kvtier {
 
 void check_failed(const char* condition, const char* file, int line) noexcept {
-  std::fprintf(stderr, "kvtier: check failed: %s at %s:%d. This is a bug; please report it.\n", condition, file, line);
+  std::fprintf(stderr, "kvtier: check failed: %s at %s:%d. This is a bug; please report it.\n",
+               condition, file, line);
   std::abort();
 }
 

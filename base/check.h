@@ -1,5 +1,5 @@
-// KVT_CHECK: a condition that only a bug of ours can break; on in release. Never for bytes that others wrote.
-// KVT_DCHECK: the same in hot loops; off with NDEBUG.
+// KVT_CHECK: a condition that only a bug of ours can break; on in release. Never for bytes that
+// others wrote. KVT_DCHECK: the same in hot loops; off with NDEBUG.
 #pragma once
 
 namespace kvtier {

@@ -1,4 +1,5 @@
-// Clock: where the core gets its time from. The real one is monotonic; the virtual one is stepped by tests.
+// Clock: where the core gets its time from. The real one is monotonic; the virtual one is stepped
+// by tests.
 #pragma once
 
 #include <cstdint>

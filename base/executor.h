@@ -1,7 +1,8 @@
 // Executor: where work that may take long runs (sealing, abstracts, codecs, catalogue batches).
 //
-// The core posts a job and gets its result by a message that the job sends back (Mailbox). The inline executor runs a
-// job when the test says so, in a seeded order if wanted; the thread pool runs it at once.
+// The core posts a job and gets its result by a message that the job sends back (Mailbox). The
+// inline executor runs a job when the test says so, in a seeded order if wanted; the thread pool
+// runs it at once.
 #pragma once
 
 #include <condition_variable>

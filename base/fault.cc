@@ -37,8 +37,11 @@ bool parse_fault(std::string_view text, Fault* fault) {
   const std::size_t at = action.find('@');
   if (at != std::string_view::npos) {
     const std::string_view digits = action.substr(at + 1);
-    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), fault->visit_at);
-    if (parsed.ec != std::errc() || parsed.ptr != digits.data() + digits.size() || fault->visit_at == 0) return false;
+    const auto parsed =
+        std::from_chars(digits.data(), digits.data() + digits.size(), fault->visit_at);
+    if (parsed.ec != std::errc() || parsed.ptr != digits.data() + digits.size() ||
+        fault->visit_at == 0)
+      return false;
     action = action.substr(0, at);
   }
   fault->kill = action == "kill";

@@ -1,9 +1,9 @@
 // Named fault points: places where a test kills the process or makes an operation fail.
 //
-// `KVT_FAULT("seal.written")` costs one relaxed load while no fault is armed. Armed by arm_faults() or by the
-// environment variable KVTIER_FAULTS, a comma-separated list of NAME=ACTION[@N]: ACTION `kill` (SIGKILL to this process)
-// or `fail` (the point returns true); N the visit that triggers it, from 1, default 1. `*=kill@N` counts all points.
-// Any thread.
+// `KVT_FAULT("seal.written")` costs one relaxed load while no fault is armed. Armed by arm_faults()
+// or by the environment variable KVTIER_FAULTS, a comma-separated list of NAME=ACTION[@N]: ACTION
+// `kill` (SIGKILL to this process) or `fail` (the point returns true); N the visit that triggers
+// it, from 1, default 1. `*=kill@N` counts all points. Any thread.
 #pragma once
 
 #include <atomic>
@@ -29,6 +29,6 @@ void arm_faults_from_environment();
 }  // namespace kvtier
 
 // True where the named operation must fail now. Does not return where it must kill.
-#define KVT_FAULT(name)                                                             \
-  (::kvtier::internal::faults_armed.load(std::memory_order_relaxed) &&              \
+#define KVT_FAULT(name)                                                \
+  (::kvtier::internal::faults_armed.load(std::memory_order_relaxed) && \
    ::kvtier::internal::visit_fault(name))

@@ -1,4 +1,5 @@
-// xxh3: the checksum of everything stored, and the chain hash of blocks. The door to libxxhash. Any thread.
+// xxh3: the checksum of everything stored, and the chain hash of blocks. The door to libxxhash. Any
+// thread.
 #pragma once
 
 #include <cstdint>

@@ -15,8 +15,8 @@ struct Id {
   friend constexpr auto operator<=>(const Id&, const Id&) = default;
 };
 
-using SpaceId = Id<struct SpaceTag>;        // low 64 bits of the space's fingerprint digest, never 0
-using SegmentId = Id<struct SegmentTag>;    // counter of the store, never reused
+using SpaceId = Id<struct SpaceTag>;      // low 64 bits of the space's fingerprint digest, never 0
+using SegmentId = Id<struct SegmentTag>;  // counter of the store, never reused
 using SequenceId = Id<struct SequenceTag>;  // counter of the store, never reused
 
 // The chain hash of one block: keyed, over all tokens up to the block's end (tiers/prefix_index.h).
@@ -36,5 +36,7 @@ struct std::hash<kvtier::Id<Tag>> {
 };
 template <>
 struct std::hash<kvtier::BlockHash> {
-  std::size_t operator()(const kvtier::BlockHash& hash) const noexcept { return static_cast<std::size_t>(hash.low); }
+  std::size_t operator()(const kvtier::BlockHash& hash) const noexcept {
+    return static_cast<std::size_t>(hash.low);
+  }
 };

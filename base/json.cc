@@ -11,14 +11,17 @@ Result<Json> parse_json(std::string_view text) {
         return !too_deep;
       },
       /*allow_exceptions=*/false);
-  if (too_deep || value.is_discarded() || !value.is_structured()) return error(Code::kProtocol, "not a JSON object");
+  if (too_deep || value.is_discarded() || !value.is_structured())
+    return error(Code::kProtocol, "not a JSON object");
   return value;
 }
 
-Result<std::uint64_t> json_uint(const Json& object, const char* key, std::uint64_t fallback, std::uint64_t max) {
+Result<std::uint64_t> json_uint(const Json& object, const char* key, std::uint64_t fallback,
+                                std::uint64_t max) {
   const auto field = object.find(key);
   if (field == object.end() || field->is_null()) return fallback;
-  if (!field->is_number_unsigned()) return error(Code::kInvalid, "a field must be a number, 0 or more");
+  if (!field->is_number_unsigned())
+    return error(Code::kInvalid, "a field must be a number, 0 or more");
   const auto value = field->get<std::uint64_t>();
   if (value > max) return error(Code::kTooLarge, "a field is above its limit");
   return value;

@@ -1,7 +1,8 @@
-// Mailbox: messages to the one thread that owns a piece of state. Other threads put closures in; the owner runs them.
+// Mailbox: messages to the one thread that owns a piece of state. Other threads put closures in;
+// the owner runs them.
 //
-// Bounded by what the senders may have outstanding (each job sends one message). With a wake-up descriptor the owner can
-// sleep in poll(2): it becomes readable when a message waits.
+// Bounded by what the senders may have outstanding (each job sends one message). With a wake-up
+// descriptor the owner can sleep in poll(2): it becomes readable when a message waits.
 #pragma once
 
 #include <functional>
@@ -19,7 +20,8 @@ class Mailbox {
 
   // Any thread.
   void post(std::function<void()> message);
-  // Runs all that waits, in order; the count. Owner thread; messages posted meanwhile wait for the next call.
+  // Runs all that waits, in order; the count. Owner thread; messages posted meanwhile wait for the
+  // next call.
   std::size_t drain();
   [[nodiscard]] int event_fd() const noexcept { return event_.get(); }
   // Forgets what waits: a simulated crash.

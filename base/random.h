@@ -1,4 +1,5 @@
-// Random: a small seeded generator (splitmix64), so that a printed seed replays a run exactly. One thread.
+// Random: a small seeded generator (splitmix64), so that a printed seed replays a run exactly. One
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ class Random {
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
     return z ^ (z >> 31);
   }
-  // Uniform in [0, bound); bound > 0. The bias of the modulo is below 2^-32 for any bound used here.
+  // Uniform in [0, bound); bound > 0. The bias of the modulo is below 2^-32 for any bound used
+  // here.
   std::uint64_t below(std::uint64_t bound) noexcept { return next() % bound; }
   // True once in n times.
   bool one_in(std::uint64_t n) noexcept { return below(n) == 0; }

@@ -1,9 +1,9 @@
 #include "base/unique_fd.h"
 
-#include <cerrno>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <cerrno>
 
 namespace kvtier {
 
@@ -16,7 +16,8 @@ void Mapping::reset() noexcept {
 }
 
 Result<Mapping> Mapping::map(int fd, std::size_t size_bytes, bool writable) {
-  void* data = ::mmap(nullptr, size_bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+  void* data =
+      ::mmap(nullptr, size_bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
   if (data == MAP_FAILED) return error(Code::kIo, "cannot map shared memory", errno);
   ::madvise(data, size_bytes, MADV_DONTDUMP);
   ::madvise(data, size_bytes, MADV_DONTFORK);
@@ -36,7 +37,8 @@ Result<Memfd> make_memfd(const char* name, std::size_t size_bytes, MemfdAccess a
   if (huge) ::madvise(made.mapping.data(), size_bytes, MADV_HUGEPAGE);
   int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
   if (access == MemfdAccess::kReadOnly) seals |= F_SEAL_FUTURE_WRITE;
-  if (::fcntl(made.fd.get(), F_ADD_SEALS, seals) != 0) return error(Code::kUnsupported, "cannot seal shared memory", errno);
+  if (::fcntl(made.fd.get(), F_ADD_SEALS, seals) != 0)
+    return error(Code::kUnsupported, "cannot seal shared memory", errno);
   return made;
 }
 

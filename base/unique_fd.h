@@ -36,7 +36,8 @@ class Mapping {
  public:
   Mapping() = default;
   Mapping(Mapping&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+      : data_(std::exchange(other.data_, nullptr)),
+        size_bytes_(std::exchange(other.size_bytes_, 0)) {}
   Mapping& operator=(Mapping&& other) noexcept {
     if (this != &other) {
       reset();
@@ -47,7 +48,8 @@ class Mapping {
   }
   ~Mapping() { reset(); }
 
-  // Maps `size_bytes` of `fd` from its beginning, shared. Never dumped, never inherited by a forked child.
+  // Maps `size_bytes` of `fd` from its beginning, shared. Never dumped, never inherited by a forked
+  // child.
   [[nodiscard]] static Result<Mapping> map(int fd, std::size_t size_bytes, bool writable);
 
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
@@ -71,8 +73,10 @@ struct Memfd {
   Mapping mapping;  // writable
 };
 
-// An anonymous shared file of `size_bytes`, mapped writable here, its size sealed so that nobody can cut it under us.
-// Pages come into being on first touch; `huge` asks for transparent huge pages.
-[[nodiscard]] Result<Memfd> make_memfd(const char* name, std::size_t size_bytes, MemfdAccess access, bool huge);
+// An anonymous shared file of `size_bytes`, mapped writable here, its size sealed so that nobody
+// can cut it under us. Pages come into being on first touch; `huge` asks for transparent huge
+// pages.
+[[nodiscard]] Result<Memfd> make_memfd(const char* name, std::size_t size_bytes, MemfdAccess access,
+                                       bool huge);
 
 }  // namespace kvtier

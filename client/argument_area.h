@@ -1,6 +1,7 @@
 // ArgumentArea: blocks of a connection's argument area, lent to requests under way.
 //
-// Two sizes: large ones hold a fetch of kFetchEntriesMax entries, small ones an opaque key. Guarded by the connection's mutex.
+// Two sizes: large ones hold a fetch of kFetchEntriesMax entries, small ones an opaque key. Guarded
+// by the connection's mutex.
 #pragma once
 
 #include <array>
@@ -38,7 +39,8 @@ class ArgumentArea {
   static constexpr std::uint64_t kSmallBase = kLargeBlocks * kLargeBytes;
 
   template <std::size_t kCount>
-  static std::optional<std::uint64_t> take_from(std::bitset<kCount>* used, std::uint64_t block_bytes,
+  static std::optional<std::uint64_t> take_from(std::bitset<kCount>* used,
+                                                std::uint64_t block_bytes,
                                                 std::uint64_t base) noexcept {
     for (std::size_t i = 0; i < kCount; ++i) {
       if (used->test(i)) continue;

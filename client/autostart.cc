@@ -32,7 +32,8 @@ std::vector<fs::path> own_folders() {
   std::vector<fs::path> folders;
   std::error_code failed;
   Dl_info info{};
-  if (::dladdr(reinterpret_cast<const void*>(&find_daemon), &info) != 0 && info.dli_fname != nullptr) {
+  if (::dladdr(reinterpret_cast<const void*>(&find_daemon), &info) != 0 &&
+      info.dli_fname != nullptr) {
     const fs::path library = fs::canonical(info.dli_fname, failed);
     if (!failed) folders.push_back(library.parent_path());
   }
@@ -76,8 +77,8 @@ Result<std::string> find_daemon(const std::string& option) {
   if (!option.empty() || has_variable) {
     const std::string named = !option.empty() ? option : variable;
     if (is_program(named)) return fs::absolute(named).string();
-    return error_with(Code::kNotFound, "%s names %s, which is no program", !option.empty() ? "daemon_path" : "KVTIER_DAEMON",
-                      named.c_str());
+    return error_with(Code::kNotFound, "%s names %s, which is no program",
+                      !option.empty() ? "daemon_path" : "KVTIER_DAEMON", named.c_str());
   }
   std::string looked;
   for (const fs::path& folder : own_folders()) {
@@ -96,23 +97,29 @@ Result<std::string> find_daemon(const std::string& option) {
     rest = colon == std::string::npos ? "" : rest.substr(colon + 1);
   }
   return error_with(Code::kNotFound,
-                    "no kvtierd found beside %sin ../bin of these, nor in PATH: set KVTIER_DAEMON, or start it yourself",
+                    "no kvtierd found beside %sin ../bin of these, nor in PATH: set KVTIER_DAEMON, "
+                    "or start it yourself",
                     looked.c_str());
 }
 
 Result<pid_t> spawn_daemon(const std::string& program, const std::string& socket_path) {
   const fs::path folder = fs::path(socket_path).parent_path();
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
-    return error_with(Code::kPermission, "cannot make %s: %s", folder.c_str(), std::strerror(errno));
+    return error_with(Code::kPermission, "cannot make %s: %s", folder.c_str(),
+                      std::strerror(errno));
   const std::string log_path = daemon_log_path(socket_path);
-  UniqueFd log(::open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (!log.valid()) return error_with(Code::kPermission, "cannot write %s: %s", log_path.c_str(), std::strerror(errno));
+  UniqueFd log(
+      ::open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!log.valid())
+    return error_with(Code::kPermission, "cannot write %s: %s", log_path.c_str(),
+                      std::strerror(errno));
   std::array<int, 2> ends{};
   if (::pipe2(ends.data(), O_CLOEXEC) != 0) return error(Code::kIo, "cannot make a pipe", errno);
   UniqueFd from_child(ends[0]), to_parent(ends[1]);
 
   std::string program_copy = program, flag = "--socket", socket_copy = socket_path;
-  const std::array<char*, 4> arguments{program_copy.data(), flag.data(), socket_copy.data(), nullptr};
+  const std::array<char*, 4> arguments{program_copy.data(), flag.data(), socket_copy.data(),
+                                       nullptr};
   const pid_t child = ::fork();
   if (child < 0) return error(Code::kIo, "cannot fork", errno);
   if (child == 0) {
@@ -129,7 +136,8 @@ Result<pid_t> spawn_daemon(const std::string& program, const std::string& socket
   if (::read(from_child.get(), &report, sizeof report) != static_cast<ssize_t>(sizeof report))
     return error(Code::kIo, "the child that should become kvtierd ended at once");
   if (::read(from_child.get(), &failed, sizeof failed) == static_cast<ssize_t>(sizeof failed))
-    return error_with(Code::kNotFound, "cannot run %s: %s", program.c_str(), std::strerror(failed.exec_error));
+    return error_with(Code::kNotFound, "cannot run %s: %s", program.c_str(),
+                      std::strerror(failed.exec_error));
   return report.pid;
 }
 

@@ -1,7 +1,8 @@
 // Autostart: finds kvtierd and starts it, detached from this process, where nobody listens.
 //
-// The daemon gets its own session, standard input from /dev/null and both outputs in <socket directory>/kvtierd.log; no other
-// descriptor of ours. It is a grandchild: the caller never sees a SIGCHLD of it. Any thread.
+// The daemon gets its own session, standard input from /dev/null and both outputs in <socket
+// directory>/kvtierd.log; no other descriptor of ours. It is a grandchild: the caller never sees a
+// SIGCHLD of it. Any thread.
 #pragma once
 
 #include <sys/types.h>
@@ -12,13 +13,15 @@
 
 namespace kvtier {
 
-// `option`, $KVTIER_DAEMON, beside this library or program (same folder, ../bin, ../../bin), PATH. kNotFound says where
-// it looked. An option or variable that names no program is an error, not passed over.
+// `option`, $KVTIER_DAEMON, beside this library or program (same folder, ../bin, ../../bin), PATH.
+// kNotFound says where it looked. An option or variable that names no program is an error, not
+// passed over.
 [[nodiscard]] Result<std::string> find_daemon(const std::string& option);
 
-// Starts `program --socket socket_path`. The pid, which may end at once if another daemon is faster. The socket answers
-// later.
-[[nodiscard]] Result<pid_t> spawn_daemon(const std::string& program, const std::string& socket_path);
+// Starts `program --socket socket_path`. The pid, which may end at once if another daemon is
+// faster. The socket answers later.
+[[nodiscard]] Result<pid_t> spawn_daemon(const std::string& program,
+                                         const std::string& socket_path);
 
 // Where the daemon of this socket writes its log, and the last line in it ("" if none).
 [[nodiscard]] std::string daemon_log_path(const std::string& socket_path);

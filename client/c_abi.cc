@@ -1,7 +1,9 @@
-// The C interface: checks handles, options and the process, and turns results into codes. No exception leaves it.
+// The C interface: checks handles, options and the process, and turns results into codes. No
+// exception leaves it.
 //
-// Each handle owns a share of its C++ object, and that of its parents: closing in any order is safe. In a forked child every
-// call is KVT_ERROR_FORK, and closing a handle of the parent leaks it: its memory is not mapped there.
+// Each handle owns a share of its C++ object, and that of its parents: closing in any order is
+// safe. In a forked child every call is KVT_ERROR_FORK, and closing a handle of the parent leaks
+// it: its memory is not mapped there.
 #include "client/c_abi.h"
 
 #include <cstdlib>
@@ -19,16 +21,20 @@ namespace {
 std::string text_or_empty(const char* text) { return text != nullptr ? text : ""; }
 
 Result<kvtier::SpaceOptions> space_options(const kvt_space_options& options) {
-  if (options.layer_count == 0 || options.layers == nullptr) return error_with(Code::kInvalid, "a space needs layers");
+  if (options.layer_count == 0 || options.layers == nullptr)
+    return error_with(Code::kInvalid, "a space needs layers");
   if (options.layer_count > kvtier::kLayersMax)
-    return error_with(Code::kTooLarge, "%u layers: at most %u", options.layer_count, kvtier::kLayersMax);
-  if (options.abstract_kind > 2) return error_with(Code::kInvalid, "abstract_kind is 0 (none), 1 (box) or 2 (mean)");
+    return error_with(Code::kTooLarge, "%u layers: at most %u", options.layer_count,
+                      kvtier::kLayersMax);
+  if (options.abstract_kind > 2)
+    return error_with(Code::kInvalid, "abstract_kind is 0 (none), 1 (box) or 2 (mean)");
   kvtier::SpaceOptions out;
   out.fingerprint.model = text_or_empty(options.model);
   out.fingerprint.runtime = text_or_empty(options.runtime);
   out.fingerprint.detail = text_or_empty(options.detail);
   if (out.fingerprint.model.empty() || out.fingerprint.runtime.empty())
-    return error_with(Code::kInvalid, "a space needs model and runtime: what tells its KV from all other");
+    return error_with(Code::kInvalid,
+                      "a space needs model and runtime: what tells its KV from all other");
   kvtier::Geometry& geometry = out.fingerprint.geometry;
   geometry.chunk_tokens = options.chunk_tokens;
   geometry.heads_per_chunk = options.heads_per_chunk;
@@ -36,7 +42,9 @@ Result<kvtier::SpaceOptions> space_options(const kvt_space_options& options) {
   for (uint32_t i = 0; i < options.layer_count; ++i) {
     const kvt_layer& from = options.layers[i];
     if (from.kind > 2 || from.rope > 2 || from.dtype > 3 || from.v_transposed > 1)
-      return error_with(Code::kInvalid, "layer %u: kind, rope, dtype or v_transposed is not a number of kvtier.h", i);
+      return error_with(Code::kInvalid,
+                        "layer %u: kind, rope, dtype or v_transposed is not a number of kvtier.h",
+                        i);
     kvtier::LayerGeometry layer;
     layer.kind = static_cast<kvtier::LayerKind>(from.kind);
     layer.rope = static_cast<kvtier::RopeState>(from.rope);
@@ -77,7 +85,7 @@ Result<void> give_handle(Result<Object> made, Handle** out) {
 
 }  // namespace
 
-// ---- library, options ----------------------------------------------------------------------------------------------
+// ---- library, options ---------------------------------------------------------------------------
 
 uint32_t kvt_abi_version(void) { return KVT_ABI_VERSION; }
 const char* kvt_version(void) { return KVTIER_VERSION; }
@@ -107,7 +115,7 @@ void kvt_sequence_options_init(kvt_sequence_options* options) {
   options->struct_size = sizeof *options;
 }
 
-// ---- client ----------------------------------------------------------------------------------------------------------
+// ---- client -------------------------------------------------------------------------------------
 
 kvt_status kvt_client_open(const kvt_client_options* options, kvt_client** out) {
   return kvtier::guarded([&]() -> Result<void> {
@@ -147,7 +155,7 @@ kvt_status kvt_client_request(kvt_client* client, const char* json, char** out_j
   });
 }
 
-// ---- space -----------------------------------------------------------------------------------------------------------
+// ---- space --------------------------------------------------------------------------------------
 
 kvt_status kvt_space_open(kvt_client* client, const kvt_space_options* options, kvt_space** out) {
   return kvtier::guarded([&]() -> Result<void> {
@@ -173,16 +181,18 @@ kvt_status kvt_space_match(kvt_space* space, const uint32_t* ids, uint64_t count
     if (count != 0) {
       KVT_TRY_VOID(kvtier::check_pointers(ids));
     }
-    KVT_TRY(const kvtier::PrefixMatch match, space->object->match({ids, static_cast<std::size_t>(count)}));
+    KVT_TRY(const kvtier::PrefixMatch match,
+            space->object->match({ids, static_cast<std::size_t>(count)}));
     give_match(match, out);
     return {};
   });
 }
 
-// ---- sequence --------------------------------------------------------------------------------------------------------
+// ---- sequence -----------------------------------------------------------------------------------
 
-kvt_status kvt_sequence_create(kvt_space* space, const kvt_sequence_options* options, const uint32_t* ids, uint64_t count,
-                               kvt_match* match, kvt_sequence** out) {
+kvt_status kvt_sequence_create(kvt_space* space, const kvt_sequence_options* options,
+                               const uint32_t* ids, uint64_t count, kvt_match* match,
+                               kvt_sequence** out) {
   return kvtier::guarded([&]() -> Result<void> {
     KVT_TRY_VOID(kvtier::check_pointers(space, out));
     *out = nullptr;
@@ -192,25 +202,30 @@ kvt_status kvt_sequence_create(kvt_space* space, const kvt_sequence_options* opt
     }
     KVT_TRY(const kvtier::SequenceOptions wanted, sequence_options(options));
     kvtier::PrefixMatch found;
-    KVT_TRY_VOID(give_handle(
-        kvtier::Sequence::create(space->object, wanted, {ids, static_cast<std::size_t>(count)}, &found), out));
+    KVT_TRY_VOID(
+        give_handle(kvtier::Sequence::create(space->object, wanted,
+                                             {ids, static_cast<std::size_t>(count)}, &found),
+                    out));
     give_match(found, match);
     return {};
   });
 }
 
-kvt_status kvt_sequence_open(kvt_space* space, const char* name, uint64_t id, int32_t writable, kvt_sequence** out) {
+kvt_status kvt_sequence_open(kvt_space* space, const char* name, uint64_t id, int32_t writable,
+                             kvt_sequence** out) {
   return kvtier::guarded([&]() -> Result<void> {
     KVT_TRY_VOID(kvtier::check_pointers(space, out));
     *out = nullptr;
     KVT_TRY_VOID(space->object->client().check_process());
-    if (name != nullptr && name[0] == '\0') return error_with(Code::kInvalid, "a name has 1 to %u bytes", kvtier::kNameBytesMax);
-    return give_handle(kvtier::Sequence::open(space->object, text_or_empty(name), id, writable != 0), out);
+    if (name != nullptr && name[0] == '\0')
+      return error_with(Code::kInvalid, "a name has 1 to %u bytes", kvtier::kNameBytesMax);
+    return give_handle(
+        kvtier::Sequence::open(space->object, text_or_empty(name), id, writable != 0), out);
   });
 }
 
-kvt_status kvt_sequence_fork(kvt_sequence* sequence, uint64_t tokens, const kvt_sequence_options* options,
-                             kvt_sequence** out) {
+kvt_status kvt_sequence_fork(kvt_sequence* sequence, uint64_t tokens,
+                             const kvt_sequence_options* options, kvt_sequence** out) {
   return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
     KVT_TRY_VOID(kvtier::check_pointers(out));
     *out = nullptr;
@@ -230,14 +245,17 @@ kvt_status kvt_sequence_close(kvt_sequence* sequence) {
   return status;
 }
 
-uint64_t kvt_sequence_id(const kvt_sequence* sequence) { return sequence != nullptr ? sequence->object->id() : 0; }
+uint64_t kvt_sequence_id(const kvt_sequence* sequence) {
+  return sequence != nullptr ? sequence->object->id() : 0;
+}
 
 uint64_t kvt_sequence_length(const kvt_sequence* sequence) {
   if (sequence == nullptr || !sequence->object->space().client().check_process()) return 0;
   return sequence->object->current_length();
 }
 
-kvt_status kvt_sequence_tokens(kvt_sequence* sequence, uint64_t first, uint64_t count, kvt_token* out) {
+kvt_status kvt_sequence_tokens(kvt_sequence* sequence, uint64_t first, uint64_t count,
+                               kvt_token* out) {
   static_assert(sizeof(kvt_token) == sizeof(kvtier::TokenRecord));
   return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
     if (count == 0) return {};
@@ -253,23 +271,26 @@ kvt_status kvt_sequence_append(kvt_sequence* sequence, const kvt_token* tokens, 
   });
 }
 
-kvt_status kvt_sequence_write(kvt_sequence* sequence, uint32_t layer, uint32_t first, uint32_t count, const kvt_rows* k,
-                              const kvt_rows* v) {
+kvt_status kvt_sequence_write(kvt_sequence* sequence, uint32_t layer, uint32_t first,
+                              uint32_t count, const kvt_rows* k, const kvt_rows* v) {
   return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
     KVT_TRY_VOID(kvtier::check_pointers(k, v));
     const auto rows = [](const kvt_rows& from) {
-      return kvtier::StridedRows{static_cast<const std::byte*>(from.data), from.head_stride, from.token_stride};
+      return kvtier::StridedRows{static_cast<const std::byte*>(from.data), from.head_stride,
+                                 from.token_stride};
     };
     return object.write(layer, first, count, rows(*k), rows(*v));
   });
 }
 
 kvt_status kvt_sequence_finish_piece(kvt_sequence* sequence) {
-  return kvtier::with_sequence(sequence, [](kvtier::Sequence& object) { return object.finish_piece(); });
+  return kvtier::with_sequence(sequence,
+                               [](kvtier::Sequence& object) { return object.finish_piece(); });
 }
 
 kvt_status kvt_sequence_abort_piece(kvt_sequence* sequence) {
-  return kvtier::with_sequence(sequence, [](kvtier::Sequence& object) { return object.abort_piece(); });
+  return kvtier::with_sequence(sequence,
+                               [](kvtier::Sequence& object) { return object.abort_piece(); });
 }
 
 kvt_status kvt_sequence_commit(kvt_sequence* sequence) {
@@ -277,10 +298,12 @@ kvt_status kvt_sequence_commit(kvt_sequence* sequence) {
 }
 
 kvt_status kvt_sequence_truncate(kvt_sequence* sequence, uint64_t tokens) {
-  return kvtier::with_sequence(sequence, [tokens](kvtier::Sequence& object) { return object.truncate(tokens); });
+  return kvtier::with_sequence(
+      sequence, [tokens](kvtier::Sequence& object) { return object.truncate(tokens); });
 }
 
-kvt_status kvt_sequence_read(kvt_sequence* sequence, uint32_t layer, uint64_t first, uint64_t count, void* k, void* v) {
+kvt_status kvt_sequence_read(kvt_sequence* sequence, uint32_t layer, uint64_t first, uint64_t count,
+                             void* k, void* v) {
   return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
     if (count == 0) return {};
     KVT_TRY_VOID(kvtier::check_pointers(k, v));

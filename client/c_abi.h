@@ -24,7 +24,8 @@ struct kvt_sequence {
 
 namespace kvtier {
 
-// Runs one call: clears the error text, and turns the result, or an exception, into a code and a text.
+// Runs one call: clears the error text, and turns the result, or an exception, into a code and a
+// text.
 template <class Call>
 kvt_status guarded(Call&& call) noexcept {
   clear_error_text();
@@ -48,11 +49,13 @@ Result<void> check_pointers(const Pointers*... pointers) noexcept {
   return error(Code::kInvalid, "a pointer that must be given is null");
 }
 
-// Copies an options struct that may be of an older, shorter version of kvtier.h; what it lacks keeps its default.
+// Copies an options struct that may be of an older, shorter version of kvtier.h; what it lacks
+// keeps its default.
 template <class Options>
 Result<void> take_options(const Options* given, Options* out, void (*init)(Options*)) noexcept {
   if (given->struct_size < sizeof given->struct_size || given->struct_size > 4096)
-    return error(Code::kInvalid, "struct_size is not set: fill the options by their init function first");
+    return error(Code::kInvalid,
+                 "struct_size is not set: fill the options by their init function first");
   init(out);
   const std::size_t size = given->struct_size < sizeof *out ? given->struct_size : sizeof *out;
   std::memcpy(static_cast<void*>(out), given, size);

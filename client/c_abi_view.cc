@@ -52,8 +52,8 @@ void kvt_view_close(kvt_view* view) {
   delete view;
 }
 
-kvt_status kvt_view_attend(kvt_view* view, uint32_t layer, uint32_t queries, const float* q, float scale, float* out,
-                           float* lse) {
+kvt_status kvt_view_attend(kvt_view* view, uint32_t layer, uint32_t queries, const float* q,
+                           float scale, float* out, float* lse) {
   return kvtier::guarded([&]() -> Result<void> {
     KVT_TRY_VOID(kvtier::check_pointers(view, q, out));
     KVT_TRY_VOID(view->object->sequence().space().client().check_process());
@@ -67,7 +67,8 @@ kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
     KVT_TRY_VOID(view->object->sequence().space().client().check_process());
     // `struct_size` says how much of the struct the caller knows; 0 counts as all of this version.
     const uint32_t size = out->struct_size == 0 ? uint32_t{sizeof *out} : out->struct_size;
-    if (size < 2 * sizeof(uint32_t)) return kvtier::error(kvtier::Code::kInvalid, "struct_size is not set");
+    if (size < 2 * sizeof(uint32_t))
+      return kvtier::error(kvtier::Code::kInvalid, "struct_size is not set");
     const kvtier::ViewStats from = view->object->stats();
     const kvt_view_stats all = {size,
                                 0,
@@ -86,6 +87,10 @@ kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
   });
 }
 
-kvt_status kvt_objects_submit(kvt_client*, int32_t, const kvt_object*, uint32_t, uint64_t*) { return unsupported(); }
+kvt_status kvt_objects_submit(kvt_client*, int32_t, const kvt_object*, uint32_t, uint64_t*) {
+  return unsupported();
+}
 int kvt_objects_event_fd(kvt_client*) { return -1; }
-kvt_status kvt_objects_poll(kvt_client*, kvt_object_result*, uint32_t, uint32_t, uint32_t*) { return unsupported(); }
+kvt_status kvt_objects_poll(kvt_client*, kvt_object_result*, uint32_t, uint32_t, uint32_t*) {
+  return unsupported();
+}

@@ -1,5 +1,6 @@
-// ChunkRange: the chunks that hold tokens [first, last) of one layer, as numbered fetch entries: chunk by chunk in token order,
-// the head groups of a chunk side by side. A view of a directory's segments: use it before the directory changes.
+// ChunkRange: the chunks that hold tokens [first, last) of one layer, as numbered fetch entries:
+// chunk by chunk in token order, the head groups of a chunk side by side. A view of a directory's
+// segments: use it before the directory changes.
 #pragma once
 
 #include <algorithm>
@@ -19,13 +20,16 @@ class ChunkRange {
     std::uint32_t tokens = 0;       // visible ones of the chunk
     std::uint32_t chunk = 0;        // in its segment
     std::uint32_t group = 0;
-    std::size_t segment = 0;        // number in the directory
+    std::size_t segment = 0;  // number in the directory
   };
 
   // `last` is at most the end of the segments.
-  ChunkRange(std::span<const DirectoryEntry> segments, const Geometry& geometry, std::uint32_t layer, std::uint64_t first,
-             std::uint64_t last)
-      : segments_(segments), chunk_tokens_(geometry.chunk_tokens), layer_(layer), groups_(geometry.groups(layer)) {
+  ChunkRange(std::span<const DirectoryEntry> segments, const Geometry& geometry,
+             std::uint32_t layer, std::uint64_t first, std::uint64_t last)
+      : segments_(segments),
+        chunk_tokens_(geometry.chunk_tokens),
+        layer_(layer),
+        groups_(geometry.groups(layer)) {
     for (std::size_t i = 0; i < segments.size(); ++i) {
       const DirectoryEntry& segment = segments[i];
       const std::uint64_t begin = std::max(first, segment.first_token);
@@ -42,14 +46,16 @@ class ChunkRange {
   [[nodiscard]] std::uint32_t groups() const noexcept { return groups_; }
 
   [[nodiscard]] Place place(std::uint64_t index) const noexcept {
-    const auto after = std::upper_bound(parts_.begin(), parts_.end(), index,
-                                        [](std::uint64_t i, const Part& part) { return i < part.first_entry; });
+    const auto after =
+        std::upper_bound(parts_.begin(), parts_.end(), index,
+                         [](std::uint64_t i, const Part& part) { return i < part.first_entry; });
     const Part& part = *(after - 1);
     const DirectoryEntry& segment = segments_[part.segment];
-    const auto chunk = static_cast<std::uint32_t>(part.first_chunk + (index - part.first_entry) / groups_);
+    const auto chunk =
+        static_cast<std::uint32_t>(part.first_chunk + (index - part.first_entry) / groups_);
     const std::uint32_t offset = chunk * chunk_tokens_;
-    return {segment.first_token + offset, std::min(chunk_tokens_, segment.visible_tokens - offset), chunk,
-            static_cast<std::uint32_t>((index - part.first_entry) % groups_), part.segment};
+    return {segment.first_token + offset, std::min(chunk_tokens_, segment.visible_tokens - offset),
+            chunk, static_cast<std::uint32_t>((index - part.first_entry) % groups_), part.segment};
   }
   [[nodiscard]] FetchEntry entry(std::uint64_t index) const noexcept {
     const Place at = place(index);

@@ -1,7 +1,9 @@
-// ChunkStream: reads many chunks in bounded batches; the next batch is under way while the current one is used.
+// ChunkStream: reads many chunks in bounded batches; the next batch is under way while the current
+// one is used.
 //
-// A batch is leased only while `use` runs. Where the daemon says kFull the batches become smaller; a single granule that
-// still does not fit is tried again until the deadline, because other threads' leases end soon. One thread.
+// A batch is leased only while `use` runs. Where the daemon says kFull the batches become smaller;
+// a single granule that still does not fit is tried again until the deadline, because other
+// threads' leases end soon. One thread.
 #pragma once
 
 #include <algorithm>
@@ -16,14 +18,14 @@
 namespace kvtier {
 
 struct FetchTally {
-  std::uint64_t chunks = 0;      // entries asked for
+  std::uint64_t chunks = 0;  // entries asked for
   std::uint64_t bytes_disk = 0;
   std::uint64_t wait_ns = 0;
 };
 
 struct ChunkStreamOptions {
-  std::uint64_t total = 0;       // entries
-  std::uint64_t granule = 1;     // batches are multiples of it
+  std::uint64_t total = 0;    // entries
+  std::uint64_t granule = 1;  // batches are multiples of it
   std::uint64_t slot_bytes = 0;
   Priority priority = Priority::kDemand;
 };
@@ -36,9 +38,9 @@ class ChunkStream {
   ChunkStream(std::shared_ptr<Connection> connection, std::uint32_t handle, FetchTally* tally)
       : connection_(std::move(connection)), handle_(handle), tally_(tally) {}
 
-  // `entry_at(i)` gives the i-th FetchEntry; calls go upwards, repeating a batch now and then. `use(first, count, fetch)` gets
-  // batches in order; every entry's chunk() is there. Its error ends the stream.
-  // kMiss where a chunk is not stored any more or failed its checksum.
+  // `entry_at(i)` gives the i-th FetchEntry; calls go upwards, repeating a batch now and then.
+  // `use(first, count, fetch)` gets batches in order; every entry's chunk() is there. Its error
+  // ends the stream. kMiss where a chunk is not stored any more or failed its checksum.
   template <class EntryAt, class Use>
   [[nodiscard]] Result<void> run(const ChunkStreamOptions& options, EntryAt&& entry_at, Use&& use) {
     const Deadline deadline = Deadline::after_ms(kWaitMs);
@@ -86,8 +88,9 @@ class ChunkStream {
   }
 
   template <class EntryAt>
-  Result<void> submit(const ChunkStreamOptions& options, std::uint64_t position, std::uint64_t batch, bool block,
-                      EntryAt&& entry_at, std::optional<Batch>* out) {
+  Result<void> submit(const ChunkStreamOptions& options, std::uint64_t position,
+                      std::uint64_t batch, bool block, EntryAt&& entry_at,
+                      std::optional<Batch>* out) {
     const std::uint64_t count = std::min(batch, options.total - position);
     entries_.clear();
     for (std::uint64_t i = 0; i < count; ++i) entries_.push_back(entry_at(position + i));
@@ -101,15 +104,19 @@ class ChunkStream {
     const auto start = Deadline::Clock::now();
     const auto done = batch->fetch.wait(deadline);
     tally_->wait_ns += static_cast<std::uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(Deadline::Clock::now() - start).count());
+        std::chrono::duration_cast<std::chrono::nanoseconds>(Deadline::Clock::now() - start)
+            .count());
     if (!done) return done;
     tally_->bytes_disk += batch->fetch.bytes_disk();
     for (std::uint64_t i = 0; i < batch->count; ++i) {
       const Code code = batch->fetch.status(i);
       if (code == Code::kOk && batch->fetch.chunk(i, options.slot_bytes) != nullptr) continue;
-      if (code == Code::kOk) return error(Code::kProtocol, "the daemon named a slot outside its arena");
-      return error(code, code == Code::kMiss ? "a chunk is not stored any more, or its checksum failed (`kvtier verify`)"
-                                             : nullptr);
+      if (code == Code::kOk)
+        return error(Code::kProtocol, "the daemon named a slot outside its arena");
+      return error(code,
+                   code == Code::kMiss
+                       ? "a chunk is not stored any more, or its checksum failed (`kvtier verify`)"
+                       : nullptr);
     }
     return {};
   }

@@ -26,8 +26,7 @@ std::string program_name() {
 
 }  // namespace
 
-Client::Client(ClientOptions options)
-    : options_(std::move(options)), stamp_(process_stamp()) {}
+Client::Client(ClientOptions options) : options_(std::move(options)), stamp_(process_stamp()) {}
 
 Client::~Client() = default;
 
@@ -40,7 +39,8 @@ Result<std::shared_ptr<Client>> Client::open(ClientOptions options) {
   auto connection = client->connect_once(deadline);
   if (!connection && connection.error().code == Code::kNotFound) {
     if (!client->options_.autostart)
-      return error_with(Code::kNotFound, "nobody listens at %s: run `kvtier start`, or allow autostart",
+      return error_with(Code::kNotFound,
+                        "nobody listens at %s: run `kvtier start`, or allow autostart",
                         client->options_.socket_path.c_str());
     connection = client->start_and_connect(deadline);
   }
@@ -52,8 +52,9 @@ Result<std::shared_ptr<Client>> Client::open(ClientOptions options) {
 
 Result<void> Client::check_process() noexcept {
   if (process_stamp() == stamp_) return {};
-  // The child's copy of the socket would keep the parent's connection alive after the parent's death. No lock: the
-  // parent's threads may have held it at the fork, and the child has only this thread.
+  // The child's copy of the socket would keep the parent's connection alive after the parent's
+  // death. No lock: the parent's threads may have held it at the fork, and the child has only this
+  // thread.
   if (connection_ != nullptr) connection_->close_socket_in_child();
   return error(Code::kFork, "opened before fork(): open a new client in the child");
 }
@@ -66,7 +67,8 @@ Result<std::shared_ptr<Connection>> Client::start_and_connect(const Deadline& de
   KVT_TRY(const std::string program, find_daemon(options_.daemon_path));
   KVT_TRY(const pid_t pid, spawn_daemon(program, options_.socket_path));
   KVT_LOG(kInfo, "started %s, pid %d", program.c_str(), static_cast<int>(pid));
-  // Where several clients start one at the same time, one daemon wins and the others end: go on for a while after the end of ours.
+  // Where several clients start one at the same time, one daemon wins and the others end: go on for
+  // a while after the end of ours.
   auto gone_since = Deadline::Clock::time_point::max();
   while (!deadline.passed()) {
     auto connection = connect_once(deadline);
@@ -80,8 +82,9 @@ Result<std::shared_ptr<Connection>> Client::start_and_connect(const Deadline& de
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   const std::string log = daemon_log_path(options_.socket_path);
-  return error_with(Code::kNotFound, "%s was started but does not answer at %s; the last line of %s: %s", program.c_str(),
-                    options_.socket_path.c_str(), log.c_str(), last_line_of(log).c_str());
+  return error_with(
+      Code::kNotFound, "%s was started but does not answer at %s; the last line of %s: %s",
+      program.c_str(), options_.socket_path.c_str(), log.c_str(), last_line_of(log).c_str());
 }
 
 Result<std::shared_ptr<Connection>> Client::connect(Patience patience) {
@@ -147,10 +150,12 @@ Result<std::string> Client::request(const std::string& text) {
   KVT_TRY(const std::string op, json_string(body, "op", ""));
   if (op.empty()) return error(Code::kInvalid, "a request is a JSON object with an \"op\"");
   KVT_TRY(std::shared_ptr<Connection> connection, this->connection(Patience::kFull));
-  // Long ones (verify, export, warm) take as long as they take: their end is the daemon's answer or its death.
-  const bool is_long = op == "verify" || op == "repair" || op == "export" || op == "import" || op == "warm" || op == "gc" ||
-                       op == "rm";
-  KVT_TRY(ControlMessage reply, connection->call(std::move(body), {}, 0, is_long ? Deadline::never() : deadline()));
+  // Long ones (verify, export, warm) take as long as they take: their end is the daemon's answer or
+  // its death.
+  const bool is_long = op == "verify" || op == "repair" || op == "export" || op == "import" ||
+                       op == "warm" || op == "gc" || op == "rm";
+  KVT_TRY(ControlMessage reply,
+          connection->call(std::move(body), {}, 0, is_long ? Deadline::never() : deadline()));
   reply.body.erase("id");
   return dump_json(reply.body);
 }

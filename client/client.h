@@ -1,7 +1,8 @@
 // Client: a handle of the daemon that outlives the daemon's deaths.
 //
-// Holds the live Connection and makes a new one when the last was lost, starting the daemon where it may. Spaces and
-// sequences ask for the connection at every call and re-open themselves on a new one. Any thread.
+// Holds the live Connection and makes a new one when the last was lost, starting the daemon where
+// it may. Spaces and sequences ask for the connection at every call and re-open themselves on a new
+// one. Any thread.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +37,8 @@ class Client {
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
 
-  // The live connection; a new one where the last was lost. After a failure the next tries fail at once for a while
-  // (back-off, 50 ms to 2 s). kDaemonLost, kStale after close.
+  // The live connection; a new one where the last was lost. After a failure the next tries fail at
+  // once for a while (back-off, 50 ms to 2 s). kDaemonLost, kStale after close.
   [[nodiscard]] Result<std::shared_ptr<Connection>> connection(Patience patience);
   // The connection as it is, maybe lost. Null after close.
   [[nodiscard]] std::shared_ptr<Connection> current() const;
@@ -47,7 +48,9 @@ class Client {
   // An admin request as JSON text; the reply's JSON text without id.
   [[nodiscard]] Result<std::string> request(const std::string& json);
 
-  [[nodiscard]] Deadline deadline() const noexcept { return Deadline::after_ms(options_.timeout_ms); }
+  [[nodiscard]] Deadline deadline() const noexcept {
+    return Deadline::after_ms(options_.timeout_ms);
+  }
   // kFork in a child of the process that opened it. Costs one load.
   [[nodiscard]] Result<void> check_process() noexcept;
 
@@ -59,12 +62,12 @@ class Client {
 
   const ClientOptions options_;
   const std::uint64_t stamp_;
-  std::mutex reconnect_mutex_;   // held while a new connection is made
+  std::mutex reconnect_mutex_;  // held while a new connection is made
   mutable std::mutex mutex_;
-  std::shared_ptr<Connection> connection_;  // guarded by mutex_
-  bool closed_ = false;                     // guarded by mutex_
-  std::uint32_t backoff_ms_ = 0;                // guarded by reconnect_mutex_
-  Deadline::Clock::time_point next_try_[2]{};   // guarded by reconnect_mutex_; by Patience
+  std::shared_ptr<Connection> connection_;     // guarded by mutex_
+  bool closed_ = false;                        // guarded by mutex_
+  std::uint32_t backoff_ms_ = 0;               // guarded by reconnect_mutex_
+  Deadline::Clock::time_point next_try_[2]{};  // guarded by reconnect_mutex_; by Patience
 };
 
 }  // namespace kvtier

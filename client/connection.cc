@@ -15,7 +15,8 @@
 namespace kvtier {
 namespace {
 
-// How long one wait sleeps before it looks whether the daemon was stopped (SIGSTOP) rather than slow.
+// How long one wait sleeps before it looks whether the daemon was stopped (SIGSTOP) rather than
+// slow.
 constexpr std::uint64_t kLookMs = 50;
 
 tl::unexpected<Status> lost_error() noexcept {
@@ -24,7 +25,8 @@ tl::unexpected<Status> lost_error() noexcept {
 
 }  // namespace
 
-Result<std::shared_ptr<Connection>> Connection::open(const std::string& socket_path, const std::string& name,
+Result<std::shared_ptr<Connection>> Connection::open(const std::string& socket_path,
+                                                     const std::string& name,
                                                      const Deadline& deadline) {
   KVT_TRY(UniqueFd socket, connect_unix(socket_path, deadline));
   KVT_TRY(const pid_t pid, check_peer(socket.get()));
@@ -39,7 +41,11 @@ Result<std::shared_ptr<Connection>> Connection::open(const std::string& socket_p
 Connection::~Connection() = default;
 
 Result<void> Connection::hello(const std::string& name, const Deadline& deadline) {
-  Json request{{"op", "hello"}, {"version", kProtocolVersion}, {"name", name}, {"pid", ::getpid()}, {"data", true}};
+  Json request{{"op", "hello"},
+               {"version", kProtocolVersion},
+               {"name", name},
+               {"pid", ::getpid()},
+               {"data", true}};
   KVT_TRY(ControlMessage reply, call(std::move(request), {}, 5, deadline));
   return take_hello(std::move(reply));
 }
@@ -51,12 +57,14 @@ Result<void> Connection::take_hello(ControlMessage reply) {
   if (!reply.body.contains("limits") || !reply.body["limits"].is_object())
     return error(Code::kProtocol, "the daemon's hello has no limits");
   const Json& limits = reply.body["limits"];
-  KVT_TRY(limits_.fetch_entries, json_uint(limits, "fetch_entries", kFetchEntriesMax, kFetchEntriesMax));
+  KVT_TRY(limits_.fetch_entries,
+          json_uint(limits, "fetch_entries", kFetchEntriesMax, kFetchEntriesMax));
   KVT_TRY(limits_.submission_entries, json_uint(limits, "submission_entries", kSubmissionEntries));
   KVT_TRY(limits_.leased_bytes, json_uint(limits, "leased_bytes", 64ull << 20));
   KVT_TRY(limits_.staging_bytes, json_uint(limits, "staging_bytes", 0));
   KVT_TRY(limits_.sequence_tokens, json_uint(limits, "sequence_tokens", kSequenceTokensMax));
-  limits_.submission_entries = std::min<std::uint64_t>(limits_.submission_entries, kSubmissionEntries);
+  limits_.submission_entries =
+      std::min<std::uint64_t>(limits_.submission_entries, kSubmissionEntries);
   if (limits_.fetch_entries == 0 || limits_.submission_entries == 0)
     return error(Code::kProtocol, "the daemon's hello allows no requests");
 
@@ -72,7 +80,8 @@ Result<void> Connection::take_hello(ControlMessage reply) {
   submissions_ = rings.submissions;
   completions_ = rings.completions;
   slots_.resize(static_cast<std::size_t>(limits_.submission_entries));
-  for (std::size_t i = slots_.size(); i-- > 0;) free_slots_.push_back(static_cast<std::uint32_t>(i));
+  for (std::size_t i = slots_.size(); i-- > 0;)
+    free_slots_.push_back(static_cast<std::uint32_t>(i));
   pending_releases_.reserve(slots_.size());
   return {};
 }
@@ -94,7 +103,9 @@ Result<ControlMessage> Connection::call(Json request, ByteSpan payload, std::siz
 bool Connection::check_alive() noexcept {
   if (lost()) return false;
   pollfd watched{socket_, POLLRDHUP, 0};
-  if (::poll(&watched, 1, 0) <= 0 || (watched.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) == 0) return true;
+  if (::poll(&watched, 1, 0) <= 0 ||
+      (watched.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) == 0)
+    return true;
   std::lock_guard<std::mutex> lock(mutex_);
   mark_lost();
   return false;
@@ -145,7 +156,8 @@ Result<void> Connection::push(const Submission& submission, const Deadline& dead
       return error(pushed.error());
     }
     if (*pushed == 1) return {};
-    // Releases need no slot, so the ring can be full for a moment: the daemon takes entries whenever it runs.
+    // Releases need no slot, so the ring can be full for a moment: the daemon takes entries
+    // whenever it runs.
     pollfd watched{socket_, POLLRDHUP, 0};
     if (::poll(&watched, 1, 1) > 0) mark_lost();
     if (deadline.passed()) return error(Code::kTimeout, "the daemon takes no requests");
@@ -179,7 +191,8 @@ Result<void> Connection::post(Submission submission, const Deadline& deadline) {
 
 void Connection::complete(const Completion& completion) {
   if (completion.user_data == 0) {  // a release or a hint that failed
-    KVT_LOG(kDebug, "a request without answer failed: %s", code_name(static_cast<Code>(completion.status)));
+    KVT_LOG(kDebug, "a request without answer failed: %s",
+            code_name(static_cast<Code>(completion.status)));
     return;
   }
   Slot* slot = slot_of(completion.user_data);
@@ -228,10 +241,10 @@ bool Connection::wait_turn(std::unique_lock<std::mutex>* lock, const Deadline& d
   const auto look_at = Deadline::Clock::now() + std::chrono::milliseconds(kLookMs);
   timespec left{};
   const timespec* until = deadline.left(&left);
-  const auto slice = until == nullptr
-                         ? std::chrono::nanoseconds(kLookMs * 1'000'000)
-                         : std::min(std::chrono::nanoseconds(kLookMs * 1'000'000),
-                                    std::chrono::seconds(until->tv_sec) + std::chrono::nanoseconds(until->tv_nsec));
+  const auto slice = until == nullptr ? std::chrono::nanoseconds(kLookMs * 1'000'000)
+                                      : std::min(std::chrono::nanoseconds(kLookMs * 1'000'000),
+                                                 std::chrono::seconds(until->tv_sec) +
+                                                     std::chrono::nanoseconds(until->tv_nsec));
   if (polling_) {
     changed_.wait_for(*lock, slice);
     return true;
@@ -239,8 +252,10 @@ bool Connection::wait_turn(std::unique_lock<std::mutex>* lock, const Deadline& d
   polling_ = true;
   lock->unlock();
   const WaitOutcome outcome =
-      waiter_.wait(completions_, client_bell_.get(), socket_, Deadline::after_ns(static_cast<std::uint64_t>(slice.count())));
-  const bool stopped = outcome == WaitOutcome::kTimeout && Deadline::Clock::now() >= look_at && daemon_stopped();
+      waiter_.wait(completions_, client_bell_.get(), socket_,
+                   Deadline::after_ns(static_cast<std::uint64_t>(slice.count())));
+  const bool stopped =
+      outcome == WaitOutcome::kTimeout && Deadline::Clock::now() >= look_at && daemon_stopped();
   lock->lock();
   leave_poll();
   if (outcome == WaitOutcome::kHangup) mark_lost();
@@ -288,13 +303,15 @@ void Connection::abandon(Ticket ticket) noexcept {
   if (slot == nullptr) return;
   slot->abandoned = true;
   if (slot->done || lost()) {
-    if (slot->done && slot->op == static_cast<std::uint16_t>(Op::kFetch) && slot->completion.value0 != 0)
+    if (slot->done && slot->op == static_cast<std::uint16_t>(Op::kFetch) &&
+        slot->completion.value0 != 0)
       pending_releases_.push_back(slot->completion.value0);
     free_slot(slot);
   }
 }
 
-Result<std::uint64_t> Connection::take_arguments(std::uint64_t size_bytes, bool block, const Deadline& deadline) {
+Result<std::uint64_t> Connection::take_arguments(std::uint64_t size_bytes, bool block,
+                                                 const Deadline& deadline) {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     if (const auto offset = area_.take(size_bytes)) return *offset;

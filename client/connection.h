@@ -1,9 +1,9 @@
 // Connection: one life of the socket and the rings between this client and one daemon process.
 //
-// When the daemon goes away a connection is lost for good (kDaemonLost); the Client makes a new one. Whoever waits for a
-// completion dispatches for all: the first waiter polls the ring, others sleep until it has news for them or leaves
-// the place to them. No thread of its own.
-// Any thread; requests of one sequence come from one thread at a time, as kvtier.h says.
+// When the daemon goes away a connection is lost for good (kDaemonLost); the Client makes a new
+// one. Whoever waits for a completion dispatches for all: the first waiter polls the ring, others
+// sleep until it has news for them or leaves the place to them. No thread of its own. Any thread;
+// requests of one sequence come from one thread at a time, as kvtier.h says.
 #pragma once
 
 #include <atomic>
@@ -38,35 +38,42 @@ using Ticket = std::uint64_t;
 class Connection {
  public:
   // Connects and says hello. kNotFound: nobody listens.
-  [[nodiscard]] static Result<std::shared_ptr<Connection>> open(const std::string& socket_path, const std::string& name,
+  [[nodiscard]] static Result<std::shared_ptr<Connection>> open(const std::string& socket_path,
+                                                                const std::string& name,
                                                                 const Deadline& deadline);
   ~Connection();
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
   // One control request. The daemon's text of a refusal becomes the thread's error text. Blocks.
-  [[nodiscard]] Result<ControlMessage> call(Json request, ByteSpan payload, std::size_t fds_expected,
-                                            const Deadline& deadline);
+  [[nodiscard]] Result<ControlMessage> call(Json request, ByteSpan payload,
+                                            std::size_t fds_expected, const Deadline& deadline);
 
   // Queues a request that completes; sets its user_data. Blocks while too many are under way.
   [[nodiscard]] Result<Ticket> submit(Submission submission, const Deadline& deadline);
   // Queues one that does not complete (release, touch, cancel).
   [[nodiscard]] Result<void> post(Submission submission, const Deadline& deadline);
-  // Waits for a completion and takes it. On kTimeout, and on kDaemonLost because the daemon is stopped, the request is abandoned.
+  // Waits for a completion and takes it. On kTimeout, and on kDaemonLost because the daemon is
+  // stopped, the request is abandoned.
   [[nodiscard]] Result<Completion> wait(Ticket ticket, const Deadline& deadline);
   // True: complete (take it by wait, which will not block). Dispatches what has come. Never blocks.
   [[nodiscard]] bool poll(Ticket ticket);
-  // Nobody will wait for it: what it brings (a lease) is given back when it completes. `argument`: its block, or none.
+  // Nobody will wait for it: what it brings (a lease) is given back when it completes. `argument`:
+  // its block, or none.
   void abandon(Ticket ticket) noexcept;
 
   // A block of the argument area. With `block` false kBusy where none is free; else waits for one.
-  [[nodiscard]] Result<std::uint64_t> take_arguments(std::uint64_t size_bytes, bool block, const Deadline& deadline);
+  [[nodiscard]] Result<std::uint64_t> take_arguments(std::uint64_t size_bytes, bool block,
+                                                     const Deadline& deadline);
   void give_arguments_back(std::uint64_t offset) noexcept;
-  [[nodiscard]] std::byte* arguments(std::uint64_t offset) noexcept { return control_layout_->arguments + offset; }
+  [[nodiscard]] std::byte* arguments(std::uint64_t offset) noexcept {
+    return control_layout_->arguments + offset;
+  }
   // The block goes back when the request completes or is abandoned, whichever is last.
   void tie_arguments(Ticket ticket, std::uint64_t offset) noexcept;
 
-  // While true, the doorbell rings for completions that nobody waits for: event_fd() becomes readable.
+  // While true, the doorbell rings for completions that nobody waits for: event_fd() becomes
+  // readable.
   void watch_completions(bool wanted);
   [[nodiscard]] int event_fd() const noexcept { return client_bell_.get(); }
   void clear_event() noexcept { drain_doorbell(client_bell_.get()); }
@@ -80,7 +87,8 @@ class Connection {
   [[nodiscard]] std::uint64_t arena_bytes() const noexcept { return arena_.size_bytes(); }
   [[nodiscard]] const std::byte* abstracts() const noexcept { return abstracts_.data(); }
   [[nodiscard]] std::uint64_t abstracts_bytes() const noexcept { return abstracts_.size_bytes(); }
-  // In a forked child: closes the child's copy of the socket, so that the parent's death is still seen. Touches nothing else.
+  // In a forked child: closes the child's copy of the socket, so that the parent's death is still
+  // seen. Touches nothing else.
   void close_socket_in_child() noexcept;
 
  private:
@@ -99,14 +107,14 @@ class Connection {
   Connection() = default;
   Result<void> hello(const std::string& name, const Deadline& deadline);
   Result<void> take_hello(ControlMessage reply);
-  Result<void> push(const Submission& submission, const Deadline& deadline);    // mutex_ held
-  void dispatch();                                                             // mutex_ held, poller
-  void complete(const Completion& completion);                                 // mutex_ held
-  void free_slot(Slot* slot);                                                  // mutex_ held
-  void mark_lost();                                                            // mutex_ held
+  Result<void> push(const Submission& submission, const Deadline& deadline);  // mutex_ held
+  void dispatch();                                                            // mutex_ held, poller
+  void complete(const Completion& completion);                                // mutex_ held
+  void free_slot(Slot* slot);                                                 // mutex_ held
+  void mark_lost();                                                           // mutex_ held
   // One turn of waiting: polls the ring or sleeps behind the poller. False: the daemon is stopped.
   bool wait_turn(std::unique_lock<std::mutex>* lock, const Deadline& deadline);
-  void leave_poll();                                                           // mutex_ held, poller
+  void leave_poll();  // mutex_ held, poller
   bool daemon_stopped() const noexcept;
   Slot* slot_of(Ticket ticket) noexcept;
 
@@ -125,14 +133,15 @@ class Connection {
   std::atomic<bool> lost_{false};
   std::mutex mutex_;
   std::condition_variable changed_;
-  RingWriter<Submission> submissions_;  // guarded by mutex_
-  std::vector<Slot> slots_;             // guarded by mutex_
+  RingWriter<Submission> submissions_;     // guarded by mutex_
+  std::vector<Slot> slots_;                // guarded by mutex_
   std::vector<std::uint32_t> free_slots_;  // guarded by mutex_
-  std::vector<std::uint64_t> pending_releases_;  // guarded by mutex_: leases that came for abandoned requests
-  ArgumentArea area_;                   // guarded by mutex_
-  std::uint64_t submitted_ = 0;         // guarded by mutex_
-  bool polling_ = false;                // guarded by mutex_
-  bool watched_ = false;                // guarded by mutex_
+  std::vector<std::uint64_t>
+      pending_releases_;         // guarded by mutex_: leases that came for abandoned requests
+  ArgumentArea area_;            // guarded by mutex_
+  std::uint64_t submitted_ = 0;  // guarded by mutex_
+  bool polling_ = false;         // guarded by mutex_
+  bool watched_ = false;         // guarded by mutex_
   RingReader<Completion> completions_;  // the poller's
   Waiter waiter_;                       // the poller's
 };

@@ -11,13 +11,14 @@
 namespace kvtier {
 namespace {
 
-// The daemon writes for microseconds; a version that stays odd for this long belongs to a daemon that is gone or stopped.
+// The daemon writes for microseconds; a version that stays odd for this long belongs to a daemon
+// that is gone or stopped.
 constexpr std::uint64_t kPatienceMs = 100;
 
 }  // namespace
 
 Result<Directory> Directory::map(int fd) {
-  struct stat info{};
+  struct stat info {};
   if (::fstat(fd, &info) != 0 || static_cast<std::uint64_t>(info.st_size) < kDirectoryBytes)
     return error(Code::kProtocol, "the daemon's directory has another size");
   Directory directory;
@@ -32,7 +33,8 @@ Result<bool> Directory::refresh() {
   for (;;) {
     KVT_TRY(const bool copied, copy());
     if (copied) return true;
-    if (deadline.passed()) return error(Code::kDaemonLost, "the daemon does not finish its directory");
+    if (deadline.passed())
+      return error(Code::kDaemonLost, "the daemon does not finish its directory");
     ::sched_yield();
   }
 }
@@ -56,20 +58,22 @@ Result<bool> Directory::copy() {
   if (header->version.load(std::memory_order_acquire) != version) return false;
   std::uint64_t next = 0;
   for (const DirectoryEntry& entry : entries_) {
-    if (entry.first_token != next || entry.visible_tokens == 0 || entry.visible_tokens > entry.tokens ||
-        entry.tokens > kSegmentTokensMax)
+    if (entry.first_token != next || entry.visible_tokens == 0 ||
+        entry.visible_tokens > entry.tokens || entry.tokens > kSegmentTokensMax)
       return error(Code::kProtocol, "the daemon's directory contradicts itself");
     next += entry.visible_tokens;
   }
-  if (next != head.tokens) return error(Code::kProtocol, "the daemon's directory contradicts itself");
+  if (next != head.tokens)
+    return error(Code::kProtocol, "the daemon's directory contradicts itself");
   tokens_ = head.tokens;
   version_ = version;
   return true;
 }
 
 std::size_t Directory::segment_of(std::uint64_t token) const noexcept {
-  const auto after = std::upper_bound(entries_.begin(), entries_.end(), token,
-                                      [](std::uint64_t t, const DirectoryEntry& entry) { return t < entry.first_token; });
+  const auto after = std::upper_bound(
+      entries_.begin(), entries_.end(), token,
+      [](std::uint64_t t, const DirectoryEntry& entry) { return t < entry.first_token; });
   return static_cast<std::size_t>(after - entries_.begin()) - 1;
 }
 

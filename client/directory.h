@@ -1,4 +1,5 @@
-// Directory: a consistent copy of the mapped directory of one open sequence (shm_layout.h). One thread.
+// Directory: a consistent copy of the mapped directory of one open sequence (shm_layout.h). One
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,8 @@ class Directory {
   // Maps it. kProtocol where the memory is too small.
   [[nodiscard]] static Result<Directory> map(int fd);
 
-  // Copies it anew if its version moved. True: something changed. kProtocol for one that contradicts itself.
+  // Copies it anew if its version moved. True: something changed. kProtocol for one that
+  // contradicts itself.
   [[nodiscard]] Result<bool> refresh();
 
   [[nodiscard]] std::uint64_t tokens() const noexcept { return tokens_; }

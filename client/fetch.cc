@@ -5,7 +5,8 @@
 namespace kvtier {
 namespace {
 
-// A daemon that runs takes requests within microseconds; one that does not is noticed by its socket.
+// A daemon that runs takes requests within microseconds; one that does not is noticed by its
+// socket.
 constexpr std::uint64_t kSubmitMs = 10'000;
 
 }  // namespace
@@ -13,7 +14,8 @@ constexpr std::uint64_t kSubmitMs = 10'000;
 Result<Fetch> Fetch::submit(std::shared_ptr<Connection> connection, std::uint32_t handle,
                             std::span<const FetchEntry> entries, Priority priority, bool block) {
   const Deadline deadline = Deadline::after_ms(kSubmitMs);
-  KVT_TRY(const std::uint64_t arguments, connection->take_arguments(ArgumentArea::kLargeBytes, block, deadline));
+  KVT_TRY(const std::uint64_t arguments,
+          connection->take_arguments(ArgumentArea::kLargeBytes, block, deadline));
   std::memcpy(connection->arguments(arguments), entries.data(), entries.size_bytes());
   Fetch fetch(std::move(connection), arguments, entries.size());
   Submission submission{};
@@ -49,7 +51,8 @@ void Fetch::release() noexcept {
       Submission release{};
       release.op = static_cast<std::uint16_t>(Op::kRelease);
       release.value0 = lease_;
-      static_cast<void>(connection_->post(release, Deadline::after_ms(kSubmitMs)));  // fails only with the connection
+      static_cast<void>(connection_->post(
+          release, Deadline::after_ms(kSubmitMs)));  // fails only with the connection
     }
   }
   connection_.reset();
@@ -67,7 +70,8 @@ Result<void> Fetch::wait(const Deadline& deadline) {
   lease_ = done->value0;
   bytes_disk_ = done->bytes_disk;
   const auto code = static_cast<Code>(done->status);
-  if (code != Code::kOk) return error(code, code == Code::kFull ? "all that this client may lease is leased" : nullptr);
+  if (code != Code::kOk)
+    return error(code, code == Code::kFull ? "all that this client may lease is leased" : nullptr);
   return {};
 }
 

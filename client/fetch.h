@@ -12,17 +12,20 @@ namespace kvtier {
 class Fetch {
  public:
   // Submits it. With `block` false: kBusy where all argument blocks are lent.
-  [[nodiscard]] static Result<Fetch> submit(std::shared_ptr<Connection> connection, std::uint32_t handle,
-                                            std::span<const FetchEntry> entries, Priority priority, bool block);
+  [[nodiscard]] static Result<Fetch> submit(std::shared_ptr<Connection> connection,
+                                            std::uint32_t handle,
+                                            std::span<const FetchEntry> entries, Priority priority,
+                                            bool block);
   Fetch(Fetch&& other) noexcept;
   Fetch& operator=(Fetch&&) = delete;
   // Gives the lease back; abandons what has not completed.
   ~Fetch();
 
-  // Waits for the end. Then the entries have their statuses, and chunks with kOk may be read until release().
-  // kFull: nothing is leased, ask for less.
+  // Waits for the end. Then the entries have their statuses, and chunks with kOk may be read until
+  // release(). kFull: nothing is leased, ask for less.
   [[nodiscard]] Result<void> wait(const Deadline& deadline);
-  // After wait. Status of an entry, and its chunk (null unless kOk); `slot_bytes` is checked against the arena.
+  // After wait. Status of an entry, and its chunk (null unless kOk); `slot_bytes` is checked
+  // against the arena.
   [[nodiscard]] Code status(std::size_t index) const noexcept;
   [[nodiscard]] const std::byte* chunk(std::size_t index, std::uint64_t slot_bytes) const noexcept;
   [[nodiscard]] std::uint64_t bytes_disk() const noexcept { return bytes_disk_; }

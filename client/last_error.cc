@@ -38,7 +38,8 @@ void describe_error(const Status& status) noexcept {
     return;
   }
   char os_text[128];
-  set_error_text("%s: %s", status.message(), ::strerror_r(status.os_error, os_text, sizeof os_text));
+  set_error_text("%s: %s", status.message(),
+                 ::strerror_r(status.os_error, os_text, sizeof os_text));
 }
 
 }  // namespace kvtier

@@ -1,7 +1,8 @@
 // The text of the last failed call of this thread: what kvt_last_error shows.
 //
-// Status carries only static text; where a failure has names and numbers to say ("layer 3, token 17"), the place where it
-// arises puts them here. The C ABI clears the text when a call begins. Per thread, never shared.
+// Status carries only static text; where a failure has names and numbers to say ("layer 3, token
+// 17"), the place where it arises puts them here. The C ABI clears the text when a call begins. Per
+// thread, never shared.
 #pragma once
 
 #include "base/result.h"

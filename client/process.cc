@@ -8,12 +8,14 @@
 namespace kvtier {
 namespace {
 
-// The stamp lies in a page that a child finds zeroed (MADV_WIPEONFORK) and fills anew; `last` is copied by the fork, so
-// that the child's next number is new. Where the kernel does not know that advice, the stamp is the pid.
+// The stamp lies in a page that a child finds zeroed (MADV_WIPEONFORK) and fills anew; `last` is
+// copied by the fork, so that the child's next number is new. Where the kernel does not know that
+// advice, the stamp is the pid.
 class Stamp {
  public:
   Stamp() noexcept {
-    void* memory = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* memory =
+        ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return;
     if (::madvise(memory, 4096, MADV_WIPEONFORK) != 0) {
       ::munmap(memory, 4096);

@@ -5,7 +5,8 @@
 
 namespace kvtier {
 
-// A number that differs from the one that every ancestor of this process got. Handles keep it from their making.
+// A number that differs from the one that every ancestor of this process got. Handles keep it from
+// their making.
 [[nodiscard]] std::uint64_t process_stamp() noexcept;
 
 }  // namespace kvtier

@@ -16,7 +16,7 @@ namespace {
 constexpr std::uint32_t kBusyMs = 2000;
 
 Result<Mapping> map_tail(int fd, const TailLayout& layout) {
-  struct stat info{};
+  struct stat info {};
   if (::fstat(fd, &info) != 0 || static_cast<std::uint64_t>(info.st_size) < layout.size_bytes())
     return error(Code::kProtocol, "the daemon's tail has another size");
   return Mapping::map(fd, layout.size_bytes(), true);
@@ -26,13 +26,15 @@ Result<Mapping> map_tail(int fd, const TailLayout& layout) {
 
 Sequence::~Sequence() {
   if (closed_ || connection_ == nullptr || connection_->lost()) return;
-  // Closed without kvt_sequence_close: what is not durable is given up, the daemon's side is not kept.
-  static_cast<void>(connection_->call(Json{{"op", "close"}, {"handle", handle_}}, {}, 0, Deadline::after_ms(1000)));
+  // Closed without kvt_sequence_close: what is not durable is given up, the daemon's side is not
+  // kept.
+  static_cast<void>(connection_->call(Json{{"op", "close"}, {"handle", handle_}}, {}, 0,
+                                      Deadline::after_ms(1000)));
 }
 
 Result<std::shared_ptr<Sequence>> Sequence::open_with(std::shared_ptr<Space> space, Json request,
-                                                      std::span<const std::uint32_t> ids, bool writable,
-                                                      PrefixMatch* match) {
+                                                      std::span<const std::uint32_t> ids,
+                                                      bool writable, PrefixMatch* match) {
   std::shared_ptr<Sequence> sequence(new Sequence(std::move(space)));
   Client& client = sequence->space_->client();
   for (int attempt = 0;; ++attempt) {
@@ -50,16 +52,21 @@ Result<std::shared_ptr<Sequence>> Sequence::open_with(std::shared_ptr<Space> spa
   }
 }
 
-Result<std::shared_ptr<Sequence>> Sequence::create(std::shared_ptr<Space> space, const SequenceOptions& options,
-                                                   std::span<const std::uint32_t> ids, PrefixMatch* match) {
-  if (ids.size() > kSequenceTokensMax) return error(Code::kTooLarge, "more tokens than a sequence may have");
+Result<std::shared_ptr<Sequence>> Sequence::create(std::shared_ptr<Space> space,
+                                                   const SequenceOptions& options,
+                                                   std::span<const std::uint32_t> ids,
+                                                   PrefixMatch* match) {
+  if (ids.size() > kSequenceTokensMax)
+    return error(Code::kTooLarge, "more tokens than a sequence may have");
   Json request{{"op", "create"}, {"private", options.private_only}};
   if (!options.name.empty()) request["name"] = options.name;
   PrefixMatch found;
-  return open_with(std::move(space), std::move(request), ids, true, match != nullptr ? match : &found);
+  return open_with(std::move(space), std::move(request), ids, true,
+                   match != nullptr ? match : &found);
 }
 
-Result<std::shared_ptr<Sequence>> Sequence::open(std::shared_ptr<Space> space, const std::string& name, std::uint64_t id,
+Result<std::shared_ptr<Sequence>> Sequence::open(std::shared_ptr<Space> space,
+                                                 const std::string& name, std::uint64_t id,
                                                  bool writable) {
   Json request{{"op", "attach"}, {"write", writable}};
   if (!name.empty()) {
@@ -70,27 +77,35 @@ Result<std::shared_ptr<Sequence>> Sequence::open(std::shared_ptr<Space> space, c
   return open_with(std::move(space), std::move(request), {}, writable, nullptr);
 }
 
-Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection, ControlMessage reply, bool writable) {
+Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection,
+                                   ControlMessage reply, bool writable) {
   KVT_TRY(const std::uint64_t id, json_uint(reply.body, "sequence", 0));
   KVT_TRY(const std::uint64_t handle, json_uint(reply.body, "handle", 0, UINT32_MAX));
-  KVT_TRY(const std::uint64_t sealed, json_uint(reply.body, "tokens_sealed", 0, kSequenceTokensMax));
+  KVT_TRY(const std::uint64_t sealed,
+          json_uint(reply.body, "tokens_sealed", 0, kSequenceTokensMax));
   KVT_TRY(const std::uint64_t in_tail, json_uint(reply.body, "tail_tokens", 0, kSegmentTokensMax));
   KVT_TRY(const bool is_private, json_bool(reply.body, "private", false));
   if (id == 0 || handle == 0) return error(Code::kProtocol, "the daemon's reply names no sequence");
   KVT_TRY(Directory directory, Directory::map(reply.fds[0].get()));
   KVT_TRY_VOID(directory.refresh());
-  if (directory.tokens() != sealed) return error(Code::kProtocol, "the daemon's directory and its reply differ");
+  if (directory.tokens() != sealed)
+    return error(Code::kProtocol, "the daemon's directory and its reply differ");
   if (writable) {
     KVT_TRY(Mapping memory, map_tail(reply.fds[1].get(), space_->tail_layout()));
-    Tail fresh(&space_->geometry(), &space_->tail_layout(), std::move(memory), sealed, static_cast<std::uint32_t>(in_tail));
+    Tail fresh(&space_->geometry(), &space_->tail_layout(), std::move(memory), sealed,
+               static_cast<std::uint32_t>(in_tail));
     if (tail_) {
       if (sealed < tail_->first_token() || fresh.length() > tail_->length())
-        return error_with(Code::kCorrupt, "the daemon came back with %llu tokens of sequence %llu, where %llu to %llu were stored",
-                          static_cast<unsigned long long>(fresh.length()), static_cast<unsigned long long>(id),
+        return error_with(Code::kCorrupt,
+                          "the daemon came back with %llu tokens of sequence %llu, where %llu to "
+                          "%llu were stored",
+                          static_cast<unsigned long long>(fresh.length()),
+                          static_cast<unsigned long long>(id),
                           static_cast<unsigned long long>(tail_->first_token()),
                           static_cast<unsigned long long>(tail_->length()));
       fresh.replay(*tail_);
-      KVT_LOG(kInfo, "sequence %llu: attached again, %llu tokens replayed", static_cast<unsigned long long>(id),
+      KVT_LOG(kInfo, "sequence %llu: attached again, %llu tokens replayed",
+              static_cast<unsigned long long>(id),
               static_cast<unsigned long long>(fresh.length() - sealed - in_tail));
     }
     tail_.emplace(std::move(fresh));
@@ -110,7 +125,9 @@ Result<void> Sequence::check_open() const {
 
 Result<void> Sequence::check_writable() const {
   KVT_TRY_VOID(check_open());
-  return writable_ ? Result<void>() : Result<void>(error(Code::kPermission, "the sequence was opened for reading only"));
+  return writable_
+             ? Result<void>()
+             : Result<void>(error(Code::kPermission, "the sequence was opened for reading only"));
 }
 
 Result<void> Sequence::ensure(Patience patience) {
@@ -124,11 +141,13 @@ Result<void> Sequence::ensure(Patience patience) {
   return submit_seals();
 }
 
-Result<void> Sequence::attach_again(const std::shared_ptr<Connection>& connection, Patience patience) {
+Result<void> Sequence::attach_again(const std::shared_ptr<Connection>& connection,
+                                    Patience patience) {
   const Deadline busy = Deadline::after_ms(patience == Patience::kQuick ? kQuickMs : kBusyMs);
   const Deadline deadline = patience == Patience::kQuick ? busy : space_->client().deadline();
   KVT_TRY_VOID(space_->announce(connection, deadline));
-  const Json request{{"op", "attach"}, {"space", space_->id()}, {"sequence", id_}, {"write", writable_}};
+  const Json request{
+      {"op", "attach"}, {"space", space_->id()}, {"sequence", id_}, {"write", writable_}};
   for (;;) {
     auto reply = connection->call(request, {}, writable_ ? 2 : 1, deadline);
     if (reply) return take_attach(connection, *std::move(reply), writable_);
@@ -154,7 +173,8 @@ Result<void> Sequence::check_layer(std::uint32_t layer) const {
   if (layer >= geometry.layers.size())
     return error_with(Code::kInvalid, "layer %u: the space has %zu", layer, geometry.layers.size());
   if (geometry.layers[layer].kind != LayerKind::kFull)
-    return error_with(Code::kInvalid, "layer %u keeps no rows: only full-attention layers do", layer);
+    return error_with(Code::kInvalid, "layer %u keeps no rows: only full-attention layers do",
+                      layer);
   return {};
 }
 
@@ -167,9 +187,10 @@ void Sequence::remove_observer(std::uint64_t id) noexcept {
   std::erase_if(observers_, [id](const auto& entry) { return entry.first == id; });
 }
 
-// ---- fork, truncate, close ------------------------------------------------------------------------------------------
+// ---- fork, truncate, close ----------------------------------------------------------------------
 
-Result<std::shared_ptr<Sequence>> Sequence::fork(std::uint64_t tokens, const SequenceOptions& options) {
+Result<std::shared_ptr<Sequence>> Sequence::fork(std::uint64_t tokens,
+                                                 const SequenceOptions& options) {
   KVT_TRY_VOID(check_open());
   if (tail_ && tail_->in_piece()) {
     KVT_TRY_VOID(finish_piece());
@@ -177,17 +198,23 @@ Result<std::shared_ptr<Sequence>> Sequence::fork(std::uint64_t tokens, const Seq
   KVT_TRY_VOID(refresh(Patience::kFull));
   if (tokens == UINT64_MAX) tokens = length();
   if (tokens > length())
-    return error_with(Code::kInvalid, "cannot fork %llu tokens of %llu", static_cast<unsigned long long>(tokens),
+    return error_with(Code::kInvalid, "cannot fork %llu tokens of %llu",
+                      static_cast<unsigned long long>(tokens),
                       static_cast<unsigned long long>(length()));
   if (tokens > tail_first()) {
     KVT_TRY_VOID(with_connection(Patience::kFull, [this] { return seal_everything(); }));
   }
-  Json request{{"op", "fork"}, {"handle", handle_}, {"tokens", tokens}, {"private", options.private_only}, {"write", true}};
+  Json request{{"op", "fork"},
+               {"handle", handle_},
+               {"tokens", tokens},
+               {"private", options.private_only},
+               {"write", true}};
   if (!options.name.empty()) request["new_name"] = options.name;
   std::shared_ptr<Sequence> made(new Sequence(space_));
   request["space"] = space_->id();
   // Not tried again where the connection is lost in it: the fork may have been made.
-  KVT_TRY(ControlMessage reply, connection_->call(std::move(request), {}, 2, space_->client().deadline()));
+  KVT_TRY(ControlMessage reply,
+          connection_->call(std::move(request), {}, 2, space_->client().deadline()));
   KVT_TRY_VOID(made->take_attach(connection_, std::move(reply), true));
   return made;
 }
@@ -202,7 +229,8 @@ Result<void> Sequence::truncate(std::uint64_t tokens) {
     }
   }
   if (tokens > length())
-    return error_with(Code::kInvalid, "cannot keep %llu tokens of %llu", static_cast<unsigned long long>(tokens),
+    return error_with(Code::kInvalid, "cannot keep %llu tokens of %llu",
+                      static_cast<unsigned long long>(tokens),
                       static_cast<unsigned long long>(length()));
   if (tokens == length()) return {};
   return with_connection(Patience::kFull, [this, tokens] { return truncate_once(tokens); });
@@ -211,15 +239,17 @@ Result<void> Sequence::truncate(std::uint64_t tokens) {
 Result<void> Sequence::truncate_once(std::uint64_t tokens) {
   KVT_TRY_VOID(settle_all_seals());
   const Tail::Half& active = tail_->half(tail_->active());
-  if (tokens < tail_->first_token() || tokens - active.first_token < active.durable_tokens) return truncate_stored(tokens);
+  if (tokens < tail_->first_token() || tokens - active.first_token < active.durable_tokens)
+    return truncate_stored(tokens);
   tail_->truncate(tokens);
   return {};
 }
 
 Result<void> Sequence::truncate_stored(std::uint64_t tokens) {
   const bool in_tail = tokens >= tail_->first_token();
-  KVT_TRY(ControlMessage reply, connection_->call(Json{{"op", "truncate"}, {"handle", handle_}, {"tokens", tokens}}, {}, 0,
-                                                  space_->client().deadline()));
+  KVT_TRY(ControlMessage reply,
+          connection_->call(Json{{"op", "truncate"}, {"handle", handle_}, {"tokens", tokens}}, {},
+                            0, space_->client().deadline()));
   KVT_TRY(const std::uint64_t sealed, json_uint(reply.body, "tokens_sealed", 0));
   KVT_TRY_VOID(directory_.refresh());
   if (sealed != directory_.tokens() || sealed != (in_tail ? tail_->first_token() : tokens))
@@ -253,7 +283,8 @@ Result<void> Sequence::close() {
   observers_.clear();
   tail_.reset();
   if (!connection_->lost()) {
-    auto closed = connection_->call(Json{{"op", "close"}, {"handle", handle_}}, {}, 0, space_->client().deadline());
+    auto closed = connection_->call(Json{{"op", "close"}, {"handle", handle_}}, {}, 0,
+                                    space_->client().deadline());
     // A daemon that went away has closed it, too.
     if (sealed && !closed && closed.error().code != Code::kDaemonLost) return error(closed.error());
   }

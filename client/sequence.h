@@ -1,9 +1,11 @@
-// Sequence: an open sequence on the client's side: its tail, its directory, and its life over several connections.
+// Sequence: an open sequence on the client's side: its tail, its directory, and its life over
+// several connections.
 //
-// Appending and writing touch only the tail; sealing goes on behind, and is waited for only when both halves are in use.
-// When the connection is lost, the next call attaches again by id and copies into the new tail what the daemon does not
-// have (docs/protocol.md, section 3). What lies below tail_first() is read from the daemon, the rest from the tail.
-// One thread at a time, with its views.
+// Appending and writing touch only the tail; sealing goes on behind, and is waited for only when
+// both halves are in use. When the connection is lost, the next call attaches again by id and
+// copies into the new tail what the daemon does not have (docs/protocol.md, section 3). What lies
+// below tail_first() is read from the daemon, the rest from the tail. One thread at a time, with
+// its views.
 #pragma once
 
 #include <cstdint>
@@ -30,49 +32,63 @@ struct SequenceOptions {
 class Sequence {
  public:
   // A new one that shares the longest stored prefix of `ids`.
-  [[nodiscard]] static Result<std::shared_ptr<Sequence>> create(std::shared_ptr<Space> space, const SequenceOptions& options,
-                                                                std::span<const std::uint32_t> ids, PrefixMatch* match);
+  [[nodiscard]] static Result<std::shared_ptr<Sequence>> create(std::shared_ptr<Space> space,
+                                                                const SequenceOptions& options,
+                                                                std::span<const std::uint32_t> ids,
+                                                                PrefixMatch* match);
   // An existing one, by name, or by id where the name is empty.
-  [[nodiscard]] static Result<std::shared_ptr<Sequence>> open(std::shared_ptr<Space> space, const std::string& name,
+  [[nodiscard]] static Result<std::shared_ptr<Sequence>> open(std::shared_ptr<Space> space,
+                                                              const std::string& name,
                                                               std::uint64_t id, bool writable);
   ~Sequence();
   Sequence(const Sequence&) = delete;
   Sequence& operator=(const Sequence&) = delete;
 
-  [[nodiscard]] Result<std::shared_ptr<Sequence>> fork(std::uint64_t tokens, const SequenceOptions& options);
-  // Seals what is in the tail and closes. Everything answers kStale afterwards, also where it failed.
+  [[nodiscard]] Result<std::shared_ptr<Sequence>> fork(std::uint64_t tokens,
+                                                       const SequenceOptions& options);
+  // Seals what is in the tail and closes. Everything answers kStale afterwards, also where it
+  // failed.
   [[nodiscard]] Result<void> close();
 
   [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
-  [[nodiscard]] std::uint64_t length() const noexcept { return tail_ ? tail_->length() : directory_.tokens(); }
+  [[nodiscard]] std::uint64_t length() const noexcept {
+    return tail_ ? tail_->length() : directory_.tokens();
+  }
   // As length(); a reader first looks whether the writer has sealed more.
   [[nodiscard]] std::uint64_t current_length();
   [[nodiscard]] Space& space() const noexcept { return *space_; }
-  [[nodiscard]] Result<void> read_tokens(std::uint64_t first, std::uint64_t count, TokenRecord* out);
+  [[nodiscard]] Result<void> read_tokens(std::uint64_t first, std::uint64_t count,
+                                         TokenRecord* out);
 
   [[nodiscard]] Result<void> append(std::span<const TokenRecord> tokens);
-  [[nodiscard]] Result<void> write(std::uint32_t layer, std::uint32_t first, std::uint32_t count, const StridedRows& k,
-                                   const StridedRows& v);
+  [[nodiscard]] Result<void> write(std::uint32_t layer, std::uint32_t first, std::uint32_t count,
+                                   const StridedRows& k, const StridedRows& v);
   [[nodiscard]] Result<void> finish_piece();
   [[nodiscard]] Result<void> abort_piece();
   [[nodiscard]] Result<void> commit();
   [[nodiscard]] Result<void> truncate(std::uint64_t tokens);
-  [[nodiscard]] Result<void> read(std::uint32_t layer, std::uint64_t first, std::uint64_t count, std::byte* k,
-                                  std::byte* v);
+  [[nodiscard]] Result<void> read(std::uint32_t layer, std::uint64_t first, std::uint64_t count,
+                                  std::byte* k, std::byte* v);
 
   // -- for views
   // Takes completed seals and a moved directory; gets a lost connection back.
   [[nodiscard]] Result<void> refresh(Patience patience);
   // Tokens that are sealed for reading: below it fetch, from it on read the tail.
-  [[nodiscard]] std::uint64_t tail_first() const noexcept { return tail_ ? tail_->first_token() : directory_.tokens(); }
+  [[nodiscard]] std::uint64_t tail_first() const noexcept {
+    return tail_ ? tail_->first_token() : directory_.tokens();
+  }
   // Tokens whose rows of this layer can be read.
   [[nodiscard]] std::uint64_t visible(std::uint32_t layer) const noexcept {
     return tail_ ? tail_->visible(layer) : directory_.tokens();
   }
   [[nodiscard]] const Tail* tail() const noexcept { return tail_ ? &*tail_ : nullptr; }
   [[nodiscard]] const Directory& directory() const noexcept { return directory_; }
-  [[nodiscard]] const std::shared_ptr<Connection>& connection() const noexcept { return connection_; }
-  [[nodiscard]] ChunkStream chunk_stream(FetchTally* tally) const { return ChunkStream(connection_, handle_, tally); }
+  [[nodiscard]] const std::shared_ptr<Connection>& connection() const noexcept {
+    return connection_;
+  }
+  [[nodiscard]] ChunkStream chunk_stream(FetchTally* tally) const {
+    return ChunkStream(connection_, handle_, tally);
+  }
   // The layer is a full one of this space. kInvalid.
   [[nodiscard]] Result<void> check_layer(std::uint32_t layer) const;
   // Called with the new length whenever stored tokens were cut off; until remove_observer.
@@ -84,8 +100,10 @@ class Sequence {
   explicit Sequence(std::shared_ptr<Space> space) : space_(std::move(space)) {}
 
   static Result<std::shared_ptr<Sequence>> open_with(std::shared_ptr<Space> space, Json request,
-                                                     std::span<const std::uint32_t> ids, bool writable, PrefixMatch* match);
-  Result<void> take_attach(const std::shared_ptr<Connection>& connection, ControlMessage reply, bool writable);
+                                                     std::span<const std::uint32_t> ids,
+                                                     bool writable, PrefixMatch* match);
+  Result<void> take_attach(const std::shared_ptr<Connection>& connection, ControlMessage reply,
+                           bool writable);
   Result<void> ensure(Patience patience);
   Result<void> attach_again(const std::shared_ptr<Connection>& connection, Patience patience);
   Result<void> check_open() const;
@@ -105,12 +123,12 @@ class Sequence {
   Result<void> truncate_once(std::uint64_t tokens);
   Result<void> truncate_stored(std::uint64_t tokens);
   Result<void> seal_tail_for_close();
-  Result<void> check_finite(std::uint32_t layer, std::uint32_t first, std::uint32_t count, const StridedRows& rows,
-                            bool is_key) const;
-  Result<void> read_sealed(std::uint32_t layer, std::uint64_t first, std::uint64_t last, std::uint64_t count, std::byte* k,
-                           std::byte* v);
-  void read_tail(std::uint32_t layer, std::uint64_t begin, std::uint64_t end, std::uint64_t first, std::uint64_t count,
-                 std::byte* k, std::byte* v) const;
+  Result<void> check_finite(std::uint32_t layer, std::uint32_t first, std::uint32_t count,
+                            const StridedRows& rows, bool is_key) const;
+  Result<void> read_sealed(std::uint32_t layer, std::uint64_t first, std::uint64_t last,
+                           std::uint64_t count, std::byte* k, std::byte* v);
+  void read_tail(std::uint32_t layer, std::uint64_t begin, std::uint64_t end, std::uint64_t first,
+                 std::uint64_t count, std::byte* k, std::byte* v) const;
 
   const std::shared_ptr<Space> space_;
   std::shared_ptr<Connection> connection_;
@@ -130,7 +148,8 @@ auto Sequence::with_connection(Patience patience, Work&& work) -> decltype(work(
   for (int attempt = 0;; ++attempt) {
     KVT_TRY_VOID(ensure(patience));
     auto done = work();
-    if (done || done.error().code != Code::kDaemonLost || !connection_->lost() || attempt == 2) return done;
+    if (done || done.error().code != Code::kDaemonLost || !connection_->lost() || attempt == 2)
+      return done;
     clear_error_text();
   }
 }

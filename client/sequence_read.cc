@@ -16,17 +16,21 @@ constexpr std::uint64_t kTokensPerRequest = 1u << 20;
 Result<void> Sequence::read_tokens(std::uint64_t first, std::uint64_t count, TokenRecord* out) {
   KVT_TRY_VOID(check_open());
   if (first > length() || count > length() - first)
-    return error_with(Code::kInvalid, "tokens %llu to %llu: the sequence has %llu", static_cast<unsigned long long>(first),
-                      static_cast<unsigned long long>(first + count), static_cast<unsigned long long>(length()));
+    return error_with(Code::kInvalid, "tokens %llu to %llu: the sequence has %llu",
+                      static_cast<unsigned long long>(first),
+                      static_cast<unsigned long long>(first + count),
+                      static_cast<unsigned long long>(length()));
   const std::uint64_t last = first + count;
   std::uint64_t sealed_end = std::min(last, tail_first());
   for (std::uint64_t at = first; at < sealed_end;) {
     const std::uint64_t step = std::min(sealed_end - at, kTokensPerRequest);
     KVT_TRY(ControlMessage reply, with_connection(Patience::kFull, [&] {
-              return connection_->call(Json{{"op", "tokens"}, {"handle", handle_}, {"first", at}, {"count", step}}, {}, 0,
-                                       space_->client().deadline());
+              return connection_->call(
+                  Json{{"op", "tokens"}, {"handle", handle_}, {"first", at}, {"count", step}}, {},
+                  0, space_->client().deadline());
             }));
-    if (reply.payload.size() != step * sizeof(TokenRecord)) return error(Code::kProtocol, "the daemon sent fewer tokens");
+    if (reply.payload.size() != step * sizeof(TokenRecord))
+      return error(Code::kProtocol, "the daemon sent fewer tokens");
     std::memcpy(out + (at - first), reply.payload.data(), reply.payload.size());
     at += step;
   }
@@ -35,12 +39,14 @@ Result<void> Sequence::read_tokens(std::uint64_t first, std::uint64_t count, Tok
   std::array<Tail::Run, 3> runs;
   const std::uint32_t run_count = tail_->runs(sealed_end, last, &runs);
   for (std::uint32_t i = 0; i < run_count; ++i)
-    std::memcpy(out + (runs[i].first_token - first), tail_->tokens(runs[i].half) + runs[i].first_place,
+    std::memcpy(out + (runs[i].first_token - first),
+                tail_->tokens(runs[i].half) + runs[i].first_place,
                 runs[i].count * sizeof(TokenRecord));
   return {};
 }
 
-Result<void> Sequence::read(std::uint32_t layer, std::uint64_t first, std::uint64_t count, std::byte* k, std::byte* v) {
+Result<void> Sequence::read(std::uint32_t layer, std::uint64_t first, std::uint64_t count,
+                            std::byte* k, std::byte* v) {
   KVT_TRY_VOID(check_open());
   KVT_TRY_VOID(check_layer(layer));
   if (tail_first() < first + count || connection_->lost()) {
@@ -49,20 +55,23 @@ Result<void> Sequence::read(std::uint32_t layer, std::uint64_t first, std::uint6
     clear_error_text();
   }
   if (first > visible(layer) || count > visible(layer) - first)
-    return error_with(Code::kInvalid, "tokens %llu to %llu: layer %u has %llu", static_cast<unsigned long long>(first),
+    return error_with(Code::kInvalid, "tokens %llu to %llu: layer %u has %llu",
+                      static_cast<unsigned long long>(first),
                       static_cast<unsigned long long>(first + count), layer,
                       static_cast<unsigned long long>(visible(layer)));
   const std::uint64_t last = first + count;
   const std::uint64_t sealed_end = std::clamp(tail_first(), first, last);
   if (first < sealed_end) {
-    KVT_TRY_VOID(with_connection(Patience::kQuick, [&] { return read_sealed(layer, first, sealed_end, count, k, v); }));
+    KVT_TRY_VOID(with_connection(
+        Patience::kQuick, [&] { return read_sealed(layer, first, sealed_end, count, k, v); }));
   }
   if (sealed_end < last) read_tail(layer, sealed_end, last, first, count, k, v);
   return {};
 }
 
-void Sequence::read_tail(std::uint32_t layer, std::uint64_t begin, std::uint64_t end, std::uint64_t first,
-                         std::uint64_t count, std::byte* k, std::byte* v) const {
+void Sequence::read_tail(std::uint32_t layer, std::uint64_t begin, std::uint64_t end,
+                         std::uint64_t first, std::uint64_t count, std::byte* k,
+                         std::byte* v) const {
   const LayerGeometry& shape = space_->geometry().layers[layer];
   std::array<Tail::Run, 3> runs;
   const std::uint32_t run_count = tail_->runs(begin, end, &runs);
@@ -71,16 +80,18 @@ void Sequence::read_tail(std::uint32_t layer, std::uint64_t begin, std::uint64_t
       const std::uint64_t row = runs[r].first_token + i - first;
       for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
         std::memcpy(k + (head * count + row) * shape.k_row_bytes,
-                    tail_->k_row(runs[r].half, runs[r].first_place + i, layer, head), shape.k_row_bytes);
+                    tail_->k_row(runs[r].half, runs[r].first_place + i, layer, head),
+                    shape.k_row_bytes);
         std::memcpy(v + (head * count + row) * shape.v_row_bytes,
-                    tail_->v_row(runs[r].half, runs[r].first_place + i, layer, head), shape.v_row_bytes);
+                    tail_->v_row(runs[r].half, runs[r].first_place + i, layer, head),
+                    shape.v_row_bytes);
       }
     }
   }
 }
 
-Result<void> Sequence::read_sealed(std::uint32_t layer, std::uint64_t first, std::uint64_t last, std::uint64_t count,
-                                   std::byte* k, std::byte* v) {
+Result<void> Sequence::read_sealed(std::uint32_t layer, std::uint64_t first, std::uint64_t last,
+                                   std::uint64_t count, std::byte* k, std::byte* v) {
   const Geometry& geometry = space_->geometry();
   const LayerGeometry& shape = geometry.layers[layer];
   const ChunkRange range(directory_.segments(), geometry, layer, first, last);
@@ -90,7 +101,8 @@ Result<void> Sequence::read_sealed(std::uint32_t layer, std::uint64_t first, std
   options.granule = range.groups();
   options.slot_bytes = geometry.slot_bytes(layer);
   const std::uint32_t group_heads = geometry.heads_in_group(layer);
-  const auto use = [&](std::uint64_t begin, std::uint64_t entries, const Fetch& fetch) -> Result<void> {
+  const auto use = [&](std::uint64_t begin, std::uint64_t entries,
+                       const Fetch& fetch) -> Result<void> {
     for (std::uint64_t i = 0; i < entries; ++i) {
       const ChunkRange::Place place = range.place(begin + i);
       const std::byte* chunk = fetch.chunk(i, options.slot_bytes);
@@ -99,15 +111,16 @@ Result<void> Sequence::read_sealed(std::uint32_t layer, std::uint64_t first, std
       const auto in_chunk = static_cast<std::uint32_t>(from - place.first_token);
       for (std::uint32_t h = 0; h < group_heads; ++h) {
         const std::uint64_t target = (place.group * group_heads + h) * count + (from - first);
-        std::memcpy(k + target * shape.k_row_bytes, chunk + k_row_offset(geometry, shape, h, in_chunk),
-                    rows * shape.k_row_bytes);
-        std::memcpy(v + target * shape.v_row_bytes, chunk + v_row_offset(geometry, shape, h, in_chunk),
-                    rows * shape.v_row_bytes);
+        std::memcpy(k + target * shape.k_row_bytes,
+                    chunk + k_row_offset(geometry, shape, h, in_chunk), rows * shape.k_row_bytes);
+        std::memcpy(v + target * shape.v_row_bytes,
+                    chunk + v_row_offset(geometry, shape, h, in_chunk), rows * shape.v_row_bytes);
       }
     }
     return {};
   };
-  return chunk_stream(&tally).run(options, [&](std::uint64_t i) { return range.entry(i); }, use);
+  return chunk_stream(&tally).run(
+      options, [&](std::uint64_t i) { return range.entry(i); }, use);
 }
 
 }  // namespace kvtier

@@ -8,7 +8,8 @@
 namespace kvtier {
 namespace {
 
-// Seals and commits take as long as the disk needs for what is queued there; death of the daemon ends a wait at once.
+// Seals and commits take as long as the disk needs for what is queued there; death of the daemon
+// ends a wait at once.
 constexpr std::uint64_t kDiskMs = 300'000;
 constexpr std::uint64_t kSubmitMs = 10'000;
 
@@ -25,18 +26,21 @@ const KernelTable* kernels() {
 Result<void> Sequence::append(std::span<const TokenRecord> tokens) {
   KVT_TRY_VOID(check_writable());
   if (tokens.empty() || tokens.size() > kPieceTokensMax)
-    return error_with(Code::kInvalid, "a piece of %zu tokens: append 1 to %u at a time", tokens.size(), kPieceTokensMax);
+    return error_with(Code::kInvalid, "a piece of %zu tokens: append 1 to %u at a time",
+                      tokens.size(), kPieceTokensMax);
   if (tail_->in_piece()) {
     KVT_TRY_VOID(finish_piece());
   }
-  if (tokens.size() > connection_->limits().sequence_tokens - std::min(length(), connection_->limits().sequence_tokens))
+  if (tokens.size() > connection_->limits().sequence_tokens -
+                          std::min(length(), connection_->limits().sequence_tokens))
     return error_with(Code::kTooLarge, "a sequence has at most %llu tokens",
                       static_cast<unsigned long long>(connection_->limits().sequence_tokens));
   const auto count = static_cast<std::uint32_t>(tokens.size());
   connection_->check_alive();
   // Without a daemon the tail still takes what fits; what needs the daemon says so.
   const auto alive = ensure(Patience::kFull);
-  if (!alive && (alive.error().code != Code::kDaemonLost || tail_->halves_needed(count) != 0)) return alive;
+  if (!alive && (alive.error().code != Code::kDaemonLost || tail_->halves_needed(count) != 0))
+    return alive;
   if (alive) {
     clear_error_text();
     KVT_TRY_VOID(with_connection(Patience::kFull, [this, count] { return make_room(count); }));
@@ -55,8 +59,8 @@ Result<void> Sequence::make_room(std::uint32_t count) {
   return {};
 }
 
-Result<void> Sequence::check_finite(std::uint32_t layer, std::uint32_t first, std::uint32_t count, const StridedRows& rows,
-                                    bool is_key) const {
+Result<void> Sequence::check_finite(std::uint32_t layer, std::uint32_t first, std::uint32_t count,
+                                    const StridedRows& rows, bool is_key) const {
   const LayerGeometry& shape = space_->geometry().layers[layer];
   if (shape.dtype == Dtype::kOpaque) return {};
   const std::uint32_t row_bytes = is_key ? shape.k_row_bytes : shape.v_row_bytes;
@@ -73,27 +77,32 @@ Result<void> Sequence::check_finite(std::uint32_t layer, std::uint32_t first, st
       args.out_index = &bad;
       KVT_TRY_VOID(kernels()->all_finite(args, nullptr));
       if (bad == elements) continue;
-      return error_with(Code::kNotFinite, "layer %u, token %llu, head %u, element %llu of its %s: NaN or infinity", layer,
-                        static_cast<unsigned long long>(tail_->length() + first + token + bad / row_elements), head,
-                        static_cast<unsigned long long>(bad % row_elements), is_key ? "key" : "value");
+      return error_with(
+          Code::kNotFinite,
+          "layer %u, token %llu, head %u, element %llu of its %s: NaN or infinity", layer,
+          static_cast<unsigned long long>(tail_->length() + first + token + bad / row_elements),
+          head, static_cast<unsigned long long>(bad % row_elements), is_key ? "key" : "value");
     }
   }
   return {};
 }
 
-Result<void> Sequence::write(std::uint32_t layer, std::uint32_t first, std::uint32_t count, const StridedRows& k,
-                             const StridedRows& v) {
+Result<void> Sequence::write(std::uint32_t layer, std::uint32_t first, std::uint32_t count,
+                             const StridedRows& k, const StridedRows& v) {
   KVT_TRY_VOID(check_writable());
   KVT_TRY_VOID(check_layer(layer));
   const std::uint32_t piece = tail_->piece_tokens();
   if (piece == 0) return error(Code::kInvalid, "no piece was begun: append tokens first");
   if (first > piece || count > piece - first)
-    return error_with(Code::kInvalid, "tokens %u to %u: the piece has %u", first, first + count, piece);
-  if (k.data == nullptr || v.data == nullptr) return error(Code::kInvalid, "k and v must both be given");
+    return error_with(Code::kInvalid, "tokens %u to %u: the piece has %u", first, first + count,
+                      piece);
+  if (k.data == nullptr || v.data == nullptr)
+    return error(Code::kInvalid, "k and v must both be given");
   const LayerGeometry& shape = space_->geometry().layers[layer];
   if ((count > 1 && (k.token_stride < shape.k_row_bytes || v.token_stride < shape.v_row_bytes)) ||
       (shape.kv_heads > 1 && (k.head_stride == 0 || v.head_stride == 0)))
-    return error_with(Code::kInvalid, "strides are too small: rows of layer %u have %u and %u bytes", layer,
+    return error_with(Code::kInvalid,
+                      "strides are too small: rows of layer %u have %u and %u bytes", layer,
                       shape.k_row_bytes, shape.v_row_bytes);
   if (count == 0) return {};
   KVT_TRY_VOID(check_finite(layer, first, count, k, true));
@@ -107,8 +116,9 @@ Result<void> Sequence::finish_piece() {
   if (!tail_->in_piece()) return {};
   const std::uint32_t missing = tail_->first_incomplete_layer();
   if (missing < space_->geometry().layers.size())
-    return error_with(Code::kInvalid, "the piece is not complete: layer %u lacks rows (write them, or abort the piece)",
-                      missing);
+    return error_with(
+        Code::kInvalid,
+        "the piece is not complete: layer %u lacks rows (write them, or abort the piece)", missing);
   tail_->finish_piece();
   if (connection_->lost()) return {};  // sealed after the next reconnect
   const auto submitted = submit_seals();
@@ -122,7 +132,7 @@ Result<void> Sequence::abort_piece() {
   return {};
 }
 
-// ---- seals ------------------------------------------------------------------------------------------------------------
+// ---- seals --------------------------------------------------------------------------------------
 
 Result<void> Sequence::submit_seal(std::uint32_t half) {
   Submission submission{};
@@ -153,12 +163,15 @@ Result<void> Sequence::settle_seal(std::uint32_t half) {
   const auto code = static_cast<Code>(done.status);
   if (code != Code::kOk) {
     sealing.state = Tail::HalfState::kFull;  // ours again; the next call asks again
-    return error(code, code == Code::kNoSpace ? "the store is full: the tail cannot be sealed (`kvtier rm`, `kvtier gc`)"
-                                              : "the daemon could not seal the tail (see its log)");
+    return error(code,
+                 code == Code::kNoSpace
+                     ? "the store is full: the tail cannot be sealed (`kvtier rm`, `kvtier gc`)"
+                     : "the daemon could not seal the tail (see its log)");
   }
   const std::uint64_t end = sealing.first_token + sealing.tokens;
   KVT_TRY_VOID(directory_.refresh());
-  if (directory_.tokens() < end) return error(Code::kProtocol, "a segment was sealed but is not in the directory");
+  if (directory_.tokens() < end)
+    return error(Code::kProtocol, "a segment was sealed but is not in the directory");
   tail_->free_half(half);
   return {};
 }
@@ -193,7 +206,7 @@ Result<void> Sequence::seal_everything() {
   return settle_all_seals();
 }
 
-// ---- commit -----------------------------------------------------------------------------------------------------------
+// ---- commit -------------------------------------------------------------------------------------
 
 Result<void> Sequence::commit() {
   KVT_TRY_VOID(check_writable());
@@ -207,7 +220,8 @@ Result<void> Sequence::commit() {
 Result<void> Sequence::commit_once() {
   KVT_TRY_VOID(submit_seals());
   Tail::Half& active = tail_->half(tail_->active());
-  if (active.state != Tail::HalfState::kFilling || active.tokens == active.durable_tokens) return settle_all_seals();
+  if (active.state != Tail::HalfState::kFilling || active.tokens == active.durable_tokens)
+    return settle_all_seals();
   Submission submission{};
   submission.op = static_cast<std::uint16_t>(Op::kCommit);
   submission.priority = static_cast<std::uint8_t>(Priority::kCommit);
@@ -221,10 +235,12 @@ Result<void> Sequence::commit_once() {
     active.durable_tokens = active.tokens;
     return take_finished_seals();
   }
-  if (code == Code::kOk) return error(Code::kProtocol, "the daemon committed fewer tokens than asked for");
+  if (code == Code::kOk)
+    return error(Code::kProtocol, "the daemon committed fewer tokens than asked for");
   // A commit behind a failed seal is cancelled: the seal has the reason.
   KVT_TRY_VOID(settle_all_seals());
-  return error(code, code == Code::kNoSpace ? "the store is full: nothing more can be committed" : nullptr);
+  return error(
+      code, code == Code::kNoSpace ? "the store is full: nothing more can be committed" : nullptr);
 }
 
 }  // namespace kvtier

@@ -9,7 +9,8 @@ Result<AbstractKind> parse_abstract_kind(const std::string& name) {
   for (const AbstractKind kind : {AbstractKind::kNone, AbstractKind::kBox, AbstractKind::kMean}) {
     if (name == abstract_kind_name(kind)) return kind;
   }
-  return error_with(Code::kProtocol, "the daemon's space has abstracts of an unknown kind: %s", name.c_str());
+  return error_with(Code::kProtocol, "the daemon's space has abstracts of an unknown kind: %s",
+                    name.c_str());
 }
 
 }  // namespace
@@ -27,14 +28,16 @@ Result<PrefixMatch> parse_match(const Json& body) {
 Result<std::shared_ptr<Space>> Space::open(std::shared_ptr<Client> client, SpaceOptions options) {
   KVT_TRY_VOID(options.fingerprint.geometry.validate());
   if (options.unit_tokens == 0 || options.unit_tokens > kSegmentTokensMax)
-    return error_with(Code::kInvalid, "unit_tokens is %u: give 1 to %u", options.unit_tokens, kSegmentTokensMax);
+    return error_with(Code::kInvalid, "unit_tokens is %u: give 1 to %u", options.unit_tokens,
+                      kSegmentTokensMax);
   KVT_TRY(std::shared_ptr<Connection> connection, client->connection(Patience::kFull));
   std::shared_ptr<Space> space(new Space(std::move(client), std::move(options)));
   KVT_TRY_VOID(space->announce(connection, space->client_->deadline()));
   return space;
 }
 
-Result<void> Space::announce(const std::shared_ptr<Connection>& connection, const Deadline& deadline) {
+Result<void> Space::announce(const std::shared_ptr<Connection>& connection,
+                             const Deadline& deadline) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (announced_.lock() == connection) return {};
   const Fingerprint& print = options_.fingerprint;
@@ -51,9 +54,12 @@ Result<void> Space::announce(const std::shared_ptr<Connection>& connection, cons
   KVT_TRY(const std::uint64_t id, json_uint(reply.body, "space", 0));
   KVT_TRY(const std::string kind, json_string(reply.body, "abstract_kind", ""));
   KVT_TRY(options_.abstract_kind, parse_abstract_kind(kind));
-  KVT_TRY(const std::uint64_t unit_tokens, json_uint(reply.body, "unit_tokens", options_.unit_tokens, kSegmentTokensMax));
-  if (id == 0 || unit_tokens == 0) return error(Code::kProtocol, "the daemon's reply names no space");
-  if (id_ != 0 && id != id_) return error(Code::kProtocol, "the daemon calls the same space by another number");
+  KVT_TRY(const std::uint64_t unit_tokens,
+          json_uint(reply.body, "unit_tokens", options_.unit_tokens, kSegmentTokensMax));
+  if (id == 0 || unit_tokens == 0)
+    return error(Code::kProtocol, "the daemon's reply names no space");
+  if (id_ != 0 && id != id_)
+    return error(Code::kProtocol, "the daemon calls the same space by another number");
   id_ = id;
   options_.unit_tokens = static_cast<std::uint16_t>(unit_tokens);
   announced_ = connection;
@@ -67,7 +73,8 @@ Result<PrefixMatch> Space::match(std::span<const std::uint32_t> ids) {
   for (int attempt = 0;; ++attempt) {
     KVT_TRY(std::shared_ptr<Connection> connection, client_->connection(Patience::kFull));
     KVT_TRY_VOID(announce(connection, client_->deadline()));
-    auto reply = connection->call(Json{{"op", "match"}, {"space", id_}}, std::as_bytes(ids), 0, client_->deadline());
+    auto reply = connection->call(Json{{"op", "match"}, {"space", id_}}, std::as_bytes(ids), 0,
+                                  client_->deadline());
     if (reply) return parse_match(reply->body);
     if (reply.error().code != Code::kDaemonLost || attempt == 1) return error(reply.error());
   }

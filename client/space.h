@@ -1,5 +1,5 @@
-// Space: one model + runtime + KV layout, as the client knows it. Opens itself again on a new connection.
-// Any thread; constant but for which connection has heard of it.
+// Space: one model + runtime + KV layout, as the client knows it. Opens itself again on a new
+// connection. Any thread; constant but for which connection has heard of it.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,8 @@ struct PrefixMatch {
 
 class Space {
  public:
-  [[nodiscard]] static Result<std::shared_ptr<Space>> open(std::shared_ptr<Client> client, SpaceOptions options);
+  [[nodiscard]] static Result<std::shared_ptr<Space>> open(std::shared_ptr<Client> client,
+                                                           SpaceOptions options);
 
   [[nodiscard]] Client& client() const noexcept { return *client_; }
   [[nodiscard]] const Geometry& geometry() const noexcept { return options_.fingerprint.geometry; }
@@ -43,17 +44,20 @@ class Space {
   [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
 
   // Tells the connection of the space, where it was not told yet.
-  [[nodiscard]] Result<void> announce(const std::shared_ptr<Connection>& connection, const Deadline& deadline);
+  [[nodiscard]] Result<void> announce(const std::shared_ptr<Connection>& connection,
+                                      const Deadline& deadline);
   [[nodiscard]] Result<PrefixMatch> match(std::span<const std::uint32_t> ids);
 
  private:
   Space(std::shared_ptr<Client> client, SpaceOptions options)
-      : client_(std::move(client)), options_(std::move(options)), tail_layout_(options_.fingerprint.geometry) {}
+      : client_(std::move(client)),
+        options_(std::move(options)),
+        tail_layout_(options_.fingerprint.geometry) {}
 
   const std::shared_ptr<Client> client_;
-  SpaceOptions options_;   // constant after open
+  SpaceOptions options_;  // constant after open
   const TailLayout tail_layout_;
-  std::uint64_t id_ = 0;   // constant after open
+  std::uint64_t id_ = 0;  // constant after open
   std::mutex mutex_;
   std::weak_ptr<Connection> announced_;  // guarded by mutex_
 };

@@ -12,26 +12,35 @@ namespace {
 constexpr std::uint32_t kHalf = kSegmentTokensMax;
 
 // Copies `count` rows; both sides strided.
-void copy_rows(std::byte* target, std::uint64_t target_stride, const std::byte* source, std::uint64_t source_stride,
-               std::uint64_t row_bytes, std::uint32_t count) noexcept {
+void copy_rows(std::byte* target, std::uint64_t target_stride, const std::byte* source,
+               std::uint64_t source_stride, std::uint64_t row_bytes, std::uint32_t count) noexcept {
   if (target_stride == row_bytes && source_stride == row_bytes) {
     std::memcpy(target, source, row_bytes * count);
     return;
   }
-  for (std::uint32_t i = 0; i < count; ++i) std::memcpy(target + i * target_stride, source + i * source_stride, row_bytes);
+  for (std::uint32_t i = 0; i < count; ++i)
+    std::memcpy(target + i * target_stride, source + i * source_stride, row_bytes);
 }
 
 }  // namespace
 
-Tail::Tail(const Geometry* geometry, const TailLayout* layout, Mapping memory, std::uint64_t first_token,
-           std::uint32_t tail_tokens)
-    : geometry_(geometry), layout_(layout), memory_(std::move(memory)), written_(geometry->layers.size() * kWords) {
-  halves_[0] = {tail_tokens == kHalf ? HalfState::kFull : HalfState::kFilling, tail_tokens, first_token, tail_tokens, 0};
+Tail::Tail(const Geometry* geometry, const TailLayout* layout, Mapping memory,
+           std::uint64_t first_token, std::uint32_t tail_tokens)
+    : geometry_(geometry),
+      layout_(layout),
+      memory_(std::move(memory)),
+      written_(geometry->layers.size() * kWords) {
+  halves_[0] = {tail_tokens == kHalf ? HalfState::kFull : HalfState::kFilling, tail_tokens,
+                first_token, tail_tokens, 0};
 }
 
-std::uint64_t Tail::first_token() const noexcept { return halves_[has_older() ? 1 - active_ : active_].first_token; }
+std::uint64_t Tail::first_token() const noexcept {
+  return halves_[has_older() ? 1 - active_ : active_].first_token;
+}
 
-std::uint64_t Tail::length() const noexcept { return halves_[active_].first_token + halves_[active_].tokens; }
+std::uint64_t Tail::length() const noexcept {
+  return halves_[active_].first_token + halves_[active_].tokens;
+}
 
 std::uint32_t Tail::halves_needed(std::uint32_t count) const noexcept {
   const Half& active = halves_[active_];
@@ -59,12 +68,13 @@ void Tail::begin_piece(std::span<const TokenRecord> tokens) noexcept {
   const std::uint64_t first = length();
   const std::uint32_t count = runs(first, first + piece_tokens_, &parts);
   for (std::uint32_t i = 0; i < count; ++i)
-    std::memcpy(this->tokens(parts[i].half) + parts[i].first_place, tokens.data() + (parts[i].first_token - first),
+    std::memcpy(this->tokens(parts[i].half) + parts[i].first_place,
+                tokens.data() + (parts[i].first_token - first),
                 parts[i].count * sizeof(TokenRecord));
 }
 
-void Tail::write(std::uint32_t layer, std::uint32_t first, std::uint32_t count, const StridedRows& k,
-                 const StridedRows& v) noexcept {
+void Tail::write(std::uint32_t layer, std::uint32_t first, std::uint32_t count,
+                 const StridedRows& k, const StridedRows& v) noexcept {
   const LayerGeometry& shape = geometry_->layers[layer];
   const std::uint32_t chunk_tokens = geometry_->chunk_tokens;
   const std::uint64_t base = length() + first;
@@ -73,13 +83,16 @@ void Tail::write(std::uint32_t layer, std::uint32_t first, std::uint32_t count, 
   for (std::uint32_t r = 0; r < run_count; ++r) {
     for (std::uint32_t done = 0; done < parts[r].count;) {
       const std::uint32_t place = parts[r].first_place + done;
-      const std::uint32_t step = std::min(parts[r].count - done, chunk_tokens - place % chunk_tokens);
+      const std::uint32_t step =
+          std::min(parts[r].count - done, chunk_tokens - place % chunk_tokens);
       const std::uint64_t source = parts[r].first_token - base + done;
       for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
         copy_rows(k_row(parts[r].half, place, layer, head), shape.k_row_bytes,
-                  k.data + head * k.head_stride + source * k.token_stride, k.token_stride, shape.k_row_bytes, step);
+                  k.data + head * k.head_stride + source * k.token_stride, k.token_stride,
+                  shape.k_row_bytes, step);
         copy_rows(v_row(parts[r].half, place, layer, head), shape.v_row_bytes,
-                  v.data + head * v.head_stride + source * v.token_stride, v.token_stride, shape.v_row_bytes, step);
+                  v.data + head * v.head_stride + source * v.token_stride, v.token_stride,
+                  shape.v_row_bytes, step);
       }
       done += step;
     }
@@ -117,7 +130,8 @@ std::uint64_t Tail::visible(std::uint32_t layer) const noexcept {
   return length() + rows;
 }
 
-std::uint32_t Tail::runs(std::uint64_t first, std::uint64_t last, std::array<Run, 3>* out) const noexcept {
+std::uint32_t Tail::runs(std::uint64_t first, std::uint64_t last,
+                         std::array<Run, 3>* out) const noexcept {
   const Half& active = halves_[active_];
   const std::uint32_t other = 1 - active_;
   // Where each half's tokens begin and end in the sequence, in token order.
@@ -125,7 +139,8 @@ std::uint32_t Tail::runs(std::uint64_t first, std::uint64_t last, std::array<Run
     std::uint32_t half;
     std::uint64_t begin, end;
   };
-  const std::uint64_t active_end = active.state == HalfState::kFilling ? active.first_token + kHalf : length();
+  const std::uint64_t active_end =
+      active.state == HalfState::kFilling ? active.first_token + kHalf : length();
   const std::array<Range, 3> ranges{{
       {other, has_older() ? halves_[other].first_token : 0, has_older() ? active.first_token : 0},
       {active_, active.first_token, active_end},
@@ -135,8 +150,8 @@ std::uint32_t Tail::runs(std::uint64_t first, std::uint64_t last, std::array<Run
   for (const Range& range : ranges) {
     const std::uint64_t begin = std::max(first, range.begin), end = std::min(last, range.end);
     if (begin >= end) continue;
-    (*out)[count++] = {range.half, static_cast<std::uint32_t>(begin - range.begin), static_cast<std::uint32_t>(end - begin),
-                       begin};
+    (*out)[count++] = {range.half, static_cast<std::uint32_t>(begin - range.begin),
+                       static_cast<std::uint32_t>(end - begin), begin};
   }
   return count;
 }
@@ -144,7 +159,8 @@ std::uint32_t Tail::runs(std::uint64_t first, std::uint64_t last, std::array<Run
 std::uint64_t Tail::head_page(std::uint32_t half, std::uint32_t layer, std::uint32_t head,
                               std::uint32_t chunk) const noexcept {
   const std::uint32_t group_heads = geometry_->heads_in_group(layer);
-  return layout_->plane_offset(half) + layout_->plane.chunk_offset(layer, chunk, head / group_heads) +
+  return layout_->plane_offset(half) +
+         layout_->plane.chunk_offset(layer, chunk, head / group_heads) +
          k_row_offset(*geometry_, geometry_->layers[layer], head % group_heads, 0);
 }
 
@@ -152,15 +168,19 @@ TokenRecord* Tail::tokens(std::uint32_t half) const noexcept {
   return reinterpret_cast<TokenRecord*>(memory_.data() + layout_->tokens_offset(half));
 }
 
-std::byte* Tail::k_row(std::uint32_t half, std::uint32_t place, std::uint32_t layer, std::uint32_t head) const noexcept {
-  const std::uint64_t row = static_cast<std::uint64_t>(place % geometry_->chunk_tokens) * geometry_->layers[layer].k_row_bytes;
+std::byte* Tail::k_row(std::uint32_t half, std::uint32_t place, std::uint32_t layer,
+                       std::uint32_t head) const noexcept {
+  const std::uint64_t row = static_cast<std::uint64_t>(place % geometry_->chunk_tokens) *
+                            geometry_->layers[layer].k_row_bytes;
   return memory_.data() + head_page(half, layer, head, place / geometry_->chunk_tokens) + row;
 }
 
-std::byte* Tail::v_row(std::uint32_t half, std::uint32_t place, std::uint32_t layer, std::uint32_t head) const noexcept {
+std::byte* Tail::v_row(std::uint32_t half, std::uint32_t place, std::uint32_t layer,
+                       std::uint32_t head) const noexcept {
   const LayerGeometry& shape = geometry_->layers[layer];
-  const std::uint64_t row = static_cast<std::uint64_t>(geometry_->chunk_tokens) * shape.k_row_bytes +
-                            static_cast<std::uint64_t>(place % geometry_->chunk_tokens) * shape.v_row_bytes;
+  const std::uint64_t row =
+      static_cast<std::uint64_t>(geometry_->chunk_tokens) * shape.k_row_bytes +
+      static_cast<std::uint64_t>(place % geometry_->chunk_tokens) * shape.v_row_bytes;
   return memory_.data() + head_page(half, layer, head, place / geometry_->chunk_tokens) + row;
 }
 
@@ -201,10 +221,10 @@ void Tail::append_token(const Tail& old, std::uint64_t token, std::uint64_t firs
     const LayerGeometry& shape = geometry_->layers[layer];
     if (shape.kind != LayerKind::kFull) continue;
     for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
-      std::memcpy(k_row(half, place, layer, head), old.k_row(part[0].half, part[0].first_place, layer, head),
-                  shape.k_row_bytes);
-      std::memcpy(v_row(half, place, layer, head), old.v_row(part[0].half, part[0].first_place, layer, head),
-                  shape.v_row_bytes);
+      std::memcpy(k_row(half, place, layer, head),
+                  old.k_row(part[0].half, part[0].first_place, layer, head), shape.k_row_bytes);
+      std::memcpy(v_row(half, place, layer, head),
+                  old.v_row(part[0].half, part[0].first_place, layer, head), shape.v_row_bytes);
     }
   }
 }
@@ -219,7 +239,8 @@ void Tail::replay(const Tail& old) noexcept {
   halves_[0].tokens = std::min(count, kHalf);
   halves_[0].state = halves_[0].tokens == kHalf ? HalfState::kFull : HalfState::kFilling;
   if (count > kHalf || (count == kHalf && old.in_piece())) {
-    halves_[1] = {count == 2 * kHalf ? HalfState::kFull : HalfState::kFilling, count - kHalf, first + kHalf, 0, 0};
+    halves_[1] = {count == 2 * kHalf ? HalfState::kFull : HalfState::kFilling, count - kHalf,
+                  first + kHalf, 0, 0};
     active_ = 1;
   }
   piece_tokens_ = old.piece_tokens_;

@@ -1,10 +1,13 @@
-// Tail: the newest tokens of a writable sequence, in two halves of client-written shared memory, and the piece in progress.
+// Tail: the newest tokens of a writable sequence, in two halves of client-written shared memory,
+// and the piece in progress.
 //
-//   token order:   [older half: full, being sealed]  [active half: being filled]  [spill: rest of the piece in progress]
+//   token order:   [older half: full, being sealed]  [active half: being filled]  [spill: rest of
+//   the piece in progress]
 //
-// The older half and the spill are never there at the same time: they are the same half. A half leaves kFilling when it is full
-// or sealed short; when its segment is visible it is kFree again. Tokens of the piece in progress are not counted until the
-// piece is complete in all full layers. Only bookkeeping and rows: the Sequence talks to the daemon. One thread.
+// The older half and the spill are never there at the same time: they are the same half. A half
+// leaves kFilling when it is full or sealed short; when its segment is visible it is kFree again.
+// Tokens of the piece in progress are not counted until the piece is complete in all full layers.
+// Only bookkeeping and rows: the Sequence talks to the daemon. One thread.
 #pragma once
 
 #include <array>
@@ -17,7 +20,8 @@
 
 namespace kvtier {
 
-// Rows of one layer as a caller has them: row (head, token) at data + head * head_stride + token * token_stride.
+// Rows of one layer as a caller has them: row (head, token) at data + head * head_stride + token *
+// token_stride.
 struct StridedRows {
   const std::byte* data = nullptr;
   std::uint64_t head_stride = 0;
@@ -29,15 +33,15 @@ class Tail {
   enum class HalfState : std::uint8_t { kFree, kFilling, kFull, kSealing };
   struct Half {
     HalfState state = HalfState::kFree;
-    std::uint32_t tokens = 0;         // complete ones
-    std::uint64_t first_token = 0;    // in the sequence
-    std::uint32_t durable_tokens = 0; // of them, in the tail log
-    std::uint64_t seal = 0;           // kSealing: the request
+    std::uint32_t tokens = 0;          // complete ones
+    std::uint64_t first_token = 0;     // in the sequence
+    std::uint32_t durable_tokens = 0;  // of them, in the tail log
+    std::uint64_t seal = 0;            // kSealing: the request
   };
 
   // Half 0 holds `tail_tokens` tokens from `first_token` on, all durable.
-  Tail(const Geometry* geometry, const TailLayout* layout, Mapping memory, std::uint64_t first_token,
-       std::uint32_t tail_tokens);
+  Tail(const Geometry* geometry, const TailLayout* layout, Mapping memory,
+       std::uint64_t first_token, std::uint32_t tail_tokens);
 
   // First token in the tail; one past the last complete one.
   [[nodiscard]] std::uint64_t first_token() const noexcept;
@@ -46,7 +50,9 @@ class Tail {
   [[nodiscard]] Half& half(std::uint32_t index) noexcept { return halves_[index]; }
   [[nodiscard]] const Half& half(std::uint32_t index) const noexcept { return halves_[index]; }
   // The half before the active one in token order, if it is not free.
-  [[nodiscard]] bool has_older() const noexcept { return halves_[1 - active_].state != HalfState::kFree; }
+  [[nodiscard]] bool has_older() const noexcept {
+    return halves_[1 - active_].state != HalfState::kFree;
+  }
 
   // -- the piece in progress
   [[nodiscard]] bool in_piece() const noexcept { return piece_tokens_ != 0; }
@@ -54,7 +60,8 @@ class Tail {
   // Halves that must be free before a piece of `count` can begin: bit per half; 0: it can.
   [[nodiscard]] std::uint32_t halves_needed(std::uint32_t count) const noexcept;
   void begin_piece(std::span<const TokenRecord> tokens) noexcept;
-  // Copies rows of [first, first + count) of the piece. The layer is a full one, the range inside the piece.
+  // Copies rows of [first, first + count) of the piece. The layer is a full one, the range inside
+  // the piece.
   void write(std::uint32_t layer, std::uint32_t first, std::uint32_t count, const StridedRows& k,
              const StridedRows& v) noexcept;
   // The first full layer whose rows are not all written; layers.size() where all are.
@@ -63,7 +70,8 @@ class Tail {
   void finish_piece() noexcept;
   void abort_piece() noexcept { piece_tokens_ = 0; }
 
-  // Tokens that one layer can read: complete ones and the first rows of the piece, as far as written without a gap.
+  // Tokens that one layer can read: complete ones and the first rows of the piece, as far as
+  // written without a gap.
   [[nodiscard]] std::uint64_t visible(std::uint32_t layer) const noexcept;
 
   // A run of tokens that lie side by side in one half.
@@ -73,8 +81,10 @@ class Tail {
     std::uint32_t count = 0;
     std::uint64_t first_token = 0;  // in the sequence
   };
-  // Tokens [first, last) as at most three runs in token order; both in [first_token(), length() + piece_tokens()].
-  [[nodiscard]] std::uint32_t runs(std::uint64_t first, std::uint64_t last, std::array<Run, 3>* out) const noexcept;
+  // Tokens [first, last) as at most three runs in token order; both in [first_token(), length() +
+  // piece_tokens()].
+  [[nodiscard]] std::uint32_t runs(std::uint64_t first, std::uint64_t last,
+                                   std::array<Run, 3>* out) const noexcept;
 
   [[nodiscard]] std::byte* data() const noexcept { return memory_.data(); }
   // Offsets in data() of chunk starts of one (layer, head), as RowPages wants them.
@@ -87,20 +97,22 @@ class Tail {
   [[nodiscard]] std::byte* v_row(std::uint32_t half, std::uint32_t place, std::uint32_t layer,
                                  std::uint32_t head) const noexcept;
 
-  // The seal of a half completed: it is free; where it was the active one, it is filled from its beginning.
+  // The seal of a half completed: it is free; where it was the active one, it is filled from its
+  // beginning.
   void free_half(std::uint32_t index) noexcept;
   // Makes the active half kFull before it is full, so that it can be sealed. No piece in progress.
   void cut_active() noexcept;
   // Makes a free half the active one where the active is not kFilling; false if none is free.
   bool advance() noexcept;
-  // Drops the tokens from `length` on (not before the active half's first) and the piece in progress.
+  // Drops the tokens from `length` on (not before the active half's first) and the piece in
+  // progress.
   void truncate(std::uint64_t length) noexcept;
 
   // Empty, from half 0 on, after `length` tokens.
   void restart(std::uint64_t length) noexcept;
 
-  // Copies the tokens and rows of `old` from this tail's end on, with the piece in progress and its written marks. Both of one
-  // geometry; this one fresh.
+  // Copies the tokens and rows of `old` from this tail's end on, with the piece in progress and its
+  // written marks. Both of one geometry; this one fresh.
   void replay(const Tail& old) noexcept;
 
  private:

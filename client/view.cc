@@ -9,18 +9,24 @@
 
 namespace kvtier {
 
-Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence, const ViewOptions& options) {
+Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence,
+                                         const ViewOptions& options) {
   KVT_TRY(const Preset* preset, find_preset(options.preset));
   KVT_TRY(const KernelTable* kernels, select_kernels("auto"));
   const Space& space = sequence->space();
-  if (options.budget != 0 && preset->abstract != AbstractKind::kNone && preset->abstract != space.abstract_kind())
-    return error_with(Code::kInvalid, "preset %s needs %s abstracts, the space has %s: choose another preset", preset->name,
-                      abstract_kind_name(preset->abstract), abstract_kind_name(space.abstract_kind()));
+  if (options.budget != 0 && preset->abstract != AbstractKind::kNone &&
+      preset->abstract != space.abstract_kind())
+    return error_with(Code::kInvalid,
+                      "preset %s needs %s abstracts, the space has %s: choose another preset",
+                      preset->name, abstract_kind_name(preset->abstract),
+                      abstract_kind_name(space.abstract_kind()));
   if (options.budget != 0 && preset->budget == BudgetKind::kRows && options.budget < options.sinks)
-    return error_with(Code::kInvalid, "a budget of %llu rows is below the %u sinks: raise it, or use preset window",
+    return error_with(Code::kInvalid,
+                      "a budget of %llu rows is below the %u sinks: raise it, or use preset window",
                       static_cast<unsigned long long>(options.budget), options.sinks);
   if (options.budget > kSequenceTokensMax || options.capacity > kSequenceTokensMax)
-    return error_with(Code::kTooLarge, "budget and capacity are at most %llu rows: use 0 for everything",
+    return error_with(Code::kTooLarge,
+                      "budget and capacity are at most %llu rows: use 0 for everything",
                       static_cast<unsigned long long>(kSequenceTokensMax));
   return std::shared_ptr<View>(new View(std::move(sequence), options, preset, kernels));
 }
@@ -41,17 +47,19 @@ View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, const
 
 View::~View() { sequence_->remove_observer(observer_); }
 
-Result<AttendStep> View::check_step(std::uint32_t layer, std::uint32_t queries, const float* q, float scale, float* out,
-                                    float* lse) {
+Result<AttendStep> View::check_step(std::uint32_t layer, std::uint32_t queries, const float* q,
+                                    float scale, float* out, float* lse) {
   KVT_TRY_VOID(sequence_->check_layer(layer));
   const LayerGeometry& shape = sequence_->space().geometry().layers[layer];
   if (shape.dtype == Dtype::kOpaque || shape.v_transposed)
     return error_with(Code::kUnsupported, "layer %u has %s: it can be read, not attended to", layer,
                       shape.v_transposed ? "transposed values" : "opaque rows");
   if (shape.query_heads == 0 || shape.query_heads % shape.kv_heads != 0)
-    return error_with(Code::kInvalid, "layer %u has %u query heads for %u KV heads: attention needs a multiple", layer,
-                      shape.query_heads, shape.kv_heads);
-  if (!(scale > 0.0f) || !std::isfinite(scale)) return error(Code::kInvalid, "the scale must be above 0");
+    return error_with(Code::kInvalid,
+                      "layer %u has %u query heads for %u KV heads: attention needs a multiple",
+                      layer, shape.query_heads, shape.kv_heads);
+  if (!(scale > 0.0f) || !std::isfinite(scale))
+    return error(Code::kInvalid, "the scale must be above 0");
   AttendStep step;
   step.layer = layer;
   step.queries = queries;
@@ -70,7 +78,8 @@ Result<AttendStep> View::check_step(std::uint32_t layer, std::uint32_t queries, 
   return step;
 }
 
-Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const float* q, float scale, float* out, float* lse) {
+Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const float* q, float scale,
+                          float* out, float* lse) {
   if (queries == 0 || queries > kPieceTokensMax)
     return error_with(Code::kInvalid, "%u queries: give 1 to %u", queries, kPieceTokensMax);
   KVT_TRY(AttendStep step, check_step(layer, queries, q, scale, out, lse));
@@ -81,18 +90,23 @@ Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const floa
     clear_error_text();
     step.visible = sequence_->visible(layer);
     if (queries > step.visible)
-      return error_with(Code::kInvalid, "%u queries over %llu tokens of layer %u: write the rows first", queries,
+      return error_with(Code::kInvalid,
+                        "%u queries over %llu tokens of layer %u: write the rows first", queries,
                         static_cast<unsigned long long>(step.visible), layer);
     const auto done = run_step(step);
-    if (done || done.error().code != Code::kDaemonLost || attempt > 0 || !sequence_->connection()->lost()) return done;
+    if (done || done.error().code != Code::kDaemonLost || attempt > 0 ||
+        !sequence_->connection()->lost())
+      return done;
   }
 }
 
 Result<void> View::run_step(const AttendStep& step) {
-  const std::uint64_t rows_out = static_cast<std::uint64_t>(step.queries) * step.kv_heads * step.group;
+  const std::uint64_t rows_out =
+      static_cast<std::uint64_t>(step.queries) * step.kv_heads * step.group;
   std::fill_n(step.out, rows_out * step.v_dim, 0.0f);
   std::fill_n(step.lse, rows_out, -std::numeric_limits<float>::infinity());
-  const bool exact = options_.budget == 0 || preset_->budget == BudgetKind::kAll || step.queries > 1;
+  const bool exact =
+      options_.budget == 0 || preset_->budget == BudgetKind::kAll || step.queries > 1;
   if (sequence_->tail_first() != 0) {
     KVT_TRY_VOID(exact ? attend_sealed(step) : attend_budget(step));
   }
@@ -106,10 +120,12 @@ ViewStats View::stats() const {
   out.client_bytes = selector_.memory_bytes();
   for (const auto& [layer, caches] : caches_)
     for (const SlotCache& cache : caches) out.client_bytes += cache.memory_bytes();
-  out.client_bytes += extents_.capacity() * sizeof(SegmentExtent) + wanted_.capacity() * sizeof(WantedRow) +
-                      entries_.capacity() * sizeof(FetchEntry) + first_wanted_.capacity() * sizeof(std::uint32_t) +
-                      (sources_.capacity() + targets_.capacity() + pages_.capacity()) * sizeof(std::uint64_t) +
-                      (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity()) * sizeof(float);
+  out.client_bytes +=
+      extents_.capacity() * sizeof(SegmentExtent) + wanted_.capacity() * sizeof(WantedRow) +
+      entries_.capacity() * sizeof(FetchEntry) + first_wanted_.capacity() * sizeof(std::uint32_t) +
+      (sources_.capacity() + targets_.capacity() + pages_.capacity()) * sizeof(std::uint64_t) +
+      (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity()) *
+          sizeof(float);
   for (std::size_t i = 0; i < segment_layouts_.size(); ++i)
     if (segment_layouts_[i] != nullptr) out.abstract_bytes += segment_layouts_[i]->size_bytes();
   return out;

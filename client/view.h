@@ -1,10 +1,12 @@
-// View: one way to read a sequence: attention over all of it, or over the rows that a preset chooses within a budget.
+// View: one way to read a sequence: attention over all of it, or over the rows that a preset
+// chooses within a budget.
 //
-// With a budget, one step of a layer is: choose tokens per KV head from the abstracts (Selector), see which of them the slot caches
-// lack, fetch the chunks of those with one request for all heads, copy the rows, release; then attend over slot cache and
-// tail, merged by log-sum-exp. Without one, and for several queries, stored chunks stream by in batches and are attended to where
-// they lie (view_exact.cc). Memory does not grow with the sequence but for tables of 4 bytes per unit and 32 per segment.
-// One thread at a time, together with its sequence.
+// With a budget, one step of a layer is: choose tokens per KV head from the abstracts (Selector),
+// see which of them the slot caches lack, fetch the chunks of those with one request for all heads,
+// copy the rows, release; then attend over slot cache and tail, merged by log-sum-exp. Without one,
+// and for several queries, stored chunks stream by in batches and are attended to where they lie
+// (view_exact.cc). Memory does not grow with the sequence but for tables of 4 bytes per unit and 32
+// per segment. One thread at a time, together with its sequence.
 #pragma once
 
 #include <cstdint>
@@ -49,44 +51,49 @@ struct AttendStep {
   std::uint32_t queries = 0;
   const float* q = nullptr;  // [queries][query_heads][dim]
   float scale = 1.0f;
-  float* out = nullptr;      // [queries][query_heads][v_dim]
-  float* lse = nullptr;      // [queries][query_heads]
-  std::uint64_t visible = 0; // tokens that the last query sees
+  float* out = nullptr;       // [queries][query_heads][v_dim]
+  float* lse = nullptr;       // [queries][query_heads]
+  std::uint64_t visible = 0;  // tokens that the last query sees
   std::uint32_t kv_heads = 0;
-  std::uint32_t group = 0;   // query heads per KV head
+  std::uint32_t group = 0;  // query heads per KV head
   std::uint32_t dim = 0;
   std::uint32_t v_dim = 0;
   // Tokens that query i sees.
-  [[nodiscard]] std::uint64_t limit(std::uint32_t i) const noexcept { return visible - (queries - 1 - i); }
+  [[nodiscard]] std::uint64_t limit(std::uint32_t i) const noexcept {
+    return visible - (queries - 1 - i);
+  }
 };
 
 class View {
  public:
-  // kInvalid where the space has other abstracts than the preset needs, or the budget is below the sinks.
-  [[nodiscard]] static Result<std::shared_ptr<View>> open(std::shared_ptr<Sequence> sequence, const ViewOptions& options);
+  // kInvalid where the space has other abstracts than the preset needs, or the budget is below the
+  // sinks.
+  [[nodiscard]] static Result<std::shared_ptr<View>> open(std::shared_ptr<Sequence> sequence,
+                                                          const ViewOptions& options);
   ~View();
   View(const View&) = delete;
   View& operator=(const View&) = delete;
 
   // kvt_view_attend. `lse` may be null.
-  [[nodiscard]] Result<void> attend(std::uint32_t layer, std::uint32_t queries, const float* q, float scale, float* out,
-                                    float* lse);
+  [[nodiscard]] Result<void> attend(std::uint32_t layer, std::uint32_t queries, const float* q,
+                                    float scale, float* out, float* lse);
   [[nodiscard]] ViewStats stats() const;
   [[nodiscard]] Sequence& sequence() const noexcept { return *sequence_; }
 
  private:
   // A row that a slot cache lacks.
   struct WantedRow {
-    std::uint64_t chunk_key = 0;   // segment number, chunk, head group: ascending in token order
-    std::uint64_t target = 0;      // offset in the head's slot cache
+    std::uint64_t chunk_key = 0;  // segment number, chunk, head group: ascending in token order
+    std::uint64_t target = 0;     // offset in the head's slot cache
     std::uint32_t head = 0;
-    std::uint32_t place = 0;       // token in the chunk
+    std::uint32_t place = 0;  // token in the chunk
   };
 
-  View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, const Preset* preset, const KernelTable* kernels);
+  View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, const Preset* preset,
+       const KernelTable* kernels);
 
-  Result<AttendStep> check_step(std::uint32_t layer, std::uint32_t queries, const float* q, float scale, float* out,
-                                float* lse);
+  Result<AttendStep> check_step(std::uint32_t layer, std::uint32_t queries, const float* q,
+                                float scale, float* out, float* lse);
   Result<void> run_step(const AttendStep& step);
 
   // view_budget.cc
@@ -96,8 +103,8 @@ class View {
   Result<void> select_head(const AttendStep& step, std::uint32_t head, SlotCache* cache);
   void want_rows(const AttendStep& step, std::uint32_t head, const SlotCache::Missing& missing);
   Result<void> fetch_rows(const AttendStep& step, std::vector<SlotCache>* caches);
-  Result<void> gather(const AttendStep& step, const Fetch& fetch, std::uint64_t first_entry, std::uint64_t entries,
-                      std::vector<SlotCache>* caches);
+  Result<void> gather(const AttendStep& step, const Fetch& fetch, std::uint64_t first_entry,
+                      std::uint64_t entries, std::vector<SlotCache>* caches);
   Result<void> flush_gather(const LayerGeometry& shape, SlotCache* cache);
   void extents_of(const AttendStep& step, std::uint32_t head);
   void refresh_layouts();
@@ -106,11 +113,13 @@ class View {
   Result<void> attend_sealed(const AttendStep& step);
   Result<void> attend_tail(const AttendStep& step);
   // All queries over `count` tokens from `first_token` on, each as far as it sees.
-  Result<void> attend_run(const AttendStep& step, std::uint32_t head, const RowPages& rows, std::uint64_t first_token,
-                          std::uint64_t count);
-  // Queries [first_query, first_query + count) over tokens [begin, end) of the pages; merged into the step's outputs.
-  Result<void> attend_block(const AttendStep& step, std::uint32_t head, const RowPages& rows, std::uint32_t first_query,
-                            std::uint32_t count, std::uint64_t begin, std::uint64_t end);
+  Result<void> attend_run(const AttendStep& step, std::uint32_t head, const RowPages& rows,
+                          std::uint64_t first_token, std::uint64_t count);
+  // Queries [first_query, first_query + count) over tokens [begin, end) of the pages; merged into
+  // the step's outputs.
+  Result<void> attend_block(const AttendStep& step, std::uint32_t head, const RowPages& rows,
+                            std::uint32_t first_query, std::uint32_t count, std::uint64_t begin,
+                            std::uint64_t end);
 
   const std::shared_ptr<Sequence> sequence_;
   const ViewOptions options_;
@@ -120,7 +129,8 @@ class View {
   Selector selector_;
   ViewStats stats_;
 
-  std::unordered_map<std::uint32_t, std::vector<SlotCache>> caches_;  // by layer; one cache per KV head
+  std::unordered_map<std::uint32_t, std::vector<SlotCache>>
+      caches_;  // by layer; one cache per KV head
   // Abstract layouts by tokens of a segment, and of each segment of the directory as last seen.
   std::unordered_map<std::uint32_t, AbstractLayout> layouts_;
   std::vector<const AbstractLayout*> segment_layouts_;

@@ -29,7 +29,8 @@ Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
   const LayerGeometry& shape = sequence_->space().geometry().layers[step.layer];
   SlotCacheOptions options;
   options.capacity_rows = std::max<std::uint64_t>(
-      1, preset_->cache_rows(options_.budget, static_cast<std::uint64_t>(options_.sinks) + options_.window,
+      1, preset_->cache_rows(options_.budget,
+                             static_cast<std::uint64_t>(options_.sinks) + options_.window,
                              options_.capacity));
   options.k_row_bytes = shape.k_row_bytes;
   options.v_row_bytes = shape.v_row_bytes;
@@ -52,7 +53,8 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
   return wanted_.empty() ? Result<void>() : fetch_rows(step, caches);
 }
 
-// One layout per length of segment, and for each segment of the directory the one that its abstracts have.
+// One layout per length of segment, and for each segment of the directory the one that its
+// abstracts have.
 void View::refresh_layouts() {
   const auto segments = sequence_->directory().segments();
   if (preset_->abstract == AbstractKind::kNone) return;
@@ -61,11 +63,12 @@ void View::refresh_layouts() {
   for (std::size_t i = 0; i < segments.size(); ++i) {
     const DirectoryEntry& segment = segments[i];
     const auto layout = layouts_
-                            .try_emplace(segment.tokens, space.geometry(), space.abstract_kind(), space.unit_tokens(),
-                                         segment.tokens)
+                            .try_emplace(segment.tokens, space.geometry(), space.abstract_kind(),
+                                         space.unit_tokens(), segment.tokens)
                             .first;
     const std::uint64_t cap = sequence_->connection()->abstracts_bytes();
-    const bool there = segment.abstract_offset <= cap && layout->second.size_bytes() <= cap - segment.abstract_offset;
+    const bool there = segment.abstract_offset <= cap &&
+                       layout->second.size_bytes() <= cap - segment.abstract_offset;
     if (there) segment_layouts_[i] = &layout->second;
   }
 }
@@ -79,13 +82,13 @@ void View::extents_of(const AttendStep& step, std::uint32_t head) {
   for (std::size_t i = 0; i < segments.size() && segments[i].first_token < end; ++i) {
     SegmentExtent extent;
     extent.first_token = segments[i].first_token;
-    extent.visible_tokens =
-        static_cast<std::uint32_t>(std::min<std::uint64_t>(segments[i].visible_tokens, end - segments[i].first_token));
+    extent.visible_tokens = static_cast<std::uint32_t>(
+        std::min<std::uint64_t>(segments[i].visible_tokens, end - segments[i].first_token));
     const AbstractLayout* layout = i < segment_layouts_.size() ? segment_layouts_[i] : nullptr;
     if (layout != nullptr) {
       extent.units = layout->units();
-      extent.abstracts = reinterpret_cast<const std::uint16_t*>(abstracts + segments[i].abstract_offset +
-                                                                layout->head_offset(step.layer, head));
+      extent.abstracts = reinterpret_cast<const std::uint16_t*>(
+          abstracts + segments[i].abstract_offset + layout->head_offset(step.layer, head));
     }
     extents_.push_back(extent);
   }
@@ -95,7 +98,9 @@ Result<void> View::select_head(const AttendStep& step, std::uint32_t head, SlotC
   extents_of(step, head);
   const std::uint64_t end = sequence_->tail_first();
   const std::uint64_t sinks_end = std::min<std::uint64_t>(options_.sinks, end);
-  const TokenRange kept[2] = {{0, sinks_end}, {std::max(sinks_end, end - std::min<std::uint64_t>(options_.window, end)), end}};
+  const TokenRange kept[2] = {
+      {0, sinks_end},
+      {std::max(sinks_end, end - std::min<std::uint64_t>(options_.window, end)), end}};
   SelectInput input;
   input.segments = extents_;
   input.kept = kept;
@@ -112,7 +117,8 @@ Result<void> View::select_head(const AttendStep& step, std::uint32_t head, SlotC
   return {};
 }
 
-void View::want_rows(const AttendStep& step, std::uint32_t head, const SlotCache::Missing& missing) {
+void View::want_rows(const AttendStep& step, std::uint32_t head,
+                     const SlotCache::Missing& missing) {
   const Geometry& geometry = sequence_->space().geometry();
   const auto segments = sequence_->directory().segments();
   const std::uint32_t group = head / geometry.heads_in_group(step.layer);
@@ -123,7 +129,8 @@ void View::want_rows(const AttendStep& step, std::uint32_t head, const SlotCache
     while (token >= segments[segment].first_token + segments[segment].visible_tokens) ++segment;
     const auto in_segment = static_cast<std::uint32_t>(token - segments[segment].first_token);
     WantedRow row;
-    row.chunk_key = (static_cast<std::uint64_t>(segment) << 32) | (in_segment / geometry.chunk_tokens) << 16 | group;
+    row.chunk_key = (static_cast<std::uint64_t>(segment) << 32) |
+                    (in_segment / geometry.chunk_tokens) << 16 | group;
     row.target = missing.offsets[i];
     row.head = head;
     row.place = in_segment % geometry.chunk_tokens;
@@ -136,8 +143,9 @@ Result<void> View::fetch_rows(const AttendStep& step, std::vector<SlotCache>* ca
   const auto segments = sequence_->directory().segments();
   // Heads with chunks of their own are in order already: head by head, chunk by chunk.
   if (geometry.heads_in_group(step.layer) > 1)
-    std::stable_sort(wanted_.begin(), wanted_.end(),
-                     [](const WantedRow& a, const WantedRow& b) { return a.chunk_key < b.chunk_key; });
+    std::stable_sort(wanted_.begin(), wanted_.end(), [](const WantedRow& a, const WantedRow& b) {
+      return a.chunk_key < b.chunk_key;
+    });
   entries_.clear();
   first_wanted_.clear();
   for (std::size_t i = 0; i < wanted_.size(); ++i) {
@@ -161,15 +169,17 @@ Result<void> View::fetch_rows(const AttendStep& step, std::vector<SlotCache>* ca
   FetchTally tally;
   const auto done = sequence_->chunk_stream(&tally).run(
       options, [&](std::uint64_t i) { return entries_[static_cast<std::size_t>(i)]; },
-      [&](std::uint64_t first, std::uint64_t count, const Fetch& fetch) { return gather(step, fetch, first, count, caches); });
+      [&](std::uint64_t first, std::uint64_t count, const Fetch& fetch) {
+        return gather(step, fetch, first, count, caches);
+      });
   stats_.chunks_fetched += tally.chunks;
   stats_.bytes_disk += tally.bytes_disk;
   stats_.wait_ns += tally.wait_ns;
   return done;
 }
 
-Result<void> View::gather(const AttendStep& step, const Fetch& fetch, std::uint64_t first_entry, std::uint64_t entries,
-                          std::vector<SlotCache>* caches) {
+Result<void> View::gather(const AttendStep& step, const Fetch& fetch, std::uint64_t first_entry,
+                          std::uint64_t entries, std::vector<SlotCache>* caches) {
   const Geometry& geometry = sequence_->space().geometry();
   const LayerGeometry& shape = geometry.layers[step.layer];
   const std::uint32_t group_heads = geometry.heads_in_group(step.layer);
@@ -187,8 +197,10 @@ Result<void> View::gather(const AttendStep& step, const Fetch& fetch, std::uint6
         head = row.head;
       }
       // V follows later from the same chunk: it lies v_row_offset - k_row_offset behind its K.
-      sources_.push_back(reinterpret_cast<std::uintptr_t>(chunk) + k_row_offset(geometry, shape, head % group_heads, row.place));
-      sources_.push_back(reinterpret_cast<std::uintptr_t>(chunk) + v_row_offset(geometry, shape, head % group_heads, row.place));
+      sources_.push_back(reinterpret_cast<std::uintptr_t>(chunk) +
+                         k_row_offset(geometry, shape, head % group_heads, row.place));
+      sources_.push_back(reinterpret_cast<std::uintptr_t>(chunk) +
+                         v_row_offset(geometry, shape, head % group_heads, row.place));
       targets_.push_back(row.target);
     }
   }
@@ -201,7 +213,8 @@ Result<void> View::flush_gather(const LayerGeometry& shape, SlotCache* cache) {
   for (const bool is_key : {true, false}) {
     pages_.resize(static_cast<std::size_t>(count));
     for (std::uint64_t i = 0; i < count; ++i) {
-      pages_[static_cast<std::size_t>(i)] = sources_[static_cast<std::size_t>(2 * i + (is_key ? 0 : 1))];
+      pages_[static_cast<std::size_t>(i)] =
+          sources_[static_cast<std::size_t>(2 * i + (is_key ? 0 : 1))];
       if (!is_key) targets_[static_cast<std::size_t>(i)] += shape.k_row_bytes;
     }
     GatherRowsArgs args;

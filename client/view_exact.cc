@@ -38,7 +38,8 @@ Result<void> View::attend_sealed(const AttendStep& step) {
   const std::uint32_t group_heads = geometry.heads_in_group(step.layer);
 
   // Chunks of one segment lie side by side in token order; a new segment starts new pages.
-  const auto use = [&](std::uint64_t first, std::uint64_t entries, const Fetch& fetch) -> Result<void> {
+  const auto use = [&](std::uint64_t first, std::uint64_t entries,
+                       const Fetch& fetch) -> Result<void> {
     for (std::uint64_t i = 0; i < entries;) {
       const ChunkRange::Place begin = range.place(first + i);
       std::uint64_t after = i, tokens = 0;
@@ -52,18 +53,20 @@ Result<void> View::attend_sealed(const AttendStep& step) {
       for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
         const std::uint64_t in_chunk = k_row_offset(geometry, shape, head % group_heads, 0);
         for (std::uint64_t c = 0; c < chunks; ++c) {
-          const std::byte* chunk = fetch.chunk(i + c * range.groups() + head / group_heads, options.slot_bytes);
+          const std::byte* chunk =
+              fetch.chunk(i + c * range.groups() + head / group_heads, options.slot_bytes);
           pages_[static_cast<std::size_t>(c)] = reinterpret_cast<std::uintptr_t>(chunk) + in_chunk;
         }
-        KVT_TRY_VOID(attend_run(step, head, chunk_pages(geometry, shape, nullptr, pages_.data()), begin.first_token, tokens));
+        KVT_TRY_VOID(attend_run(step, head, chunk_pages(geometry, shape, nullptr, pages_.data()),
+                                begin.first_token, tokens));
       }
       i = after;
     }
     return {};
   };
   FetchTally tally;
-  const auto done =
-      sequence_->chunk_stream(&tally).run(options, [&](std::uint64_t i) { return range.entry(i); }, use);
+  const auto done = sequence_->chunk_stream(&tally).run(
+      options, [&](std::uint64_t i) { return range.entry(i); }, use);
   stats_.chunks_fetched += tally.chunks;
   stats_.bytes_disk += tally.bytes_disk;
   stats_.wait_ns += tally.wait_ns;
@@ -79,19 +82,21 @@ Result<void> View::attend_tail(const AttendStep& step) {
   std::array<Tail::Run, 3> runs;
   const std::uint32_t run_count = tail->runs(first, step.visible, &runs);
   for (std::uint32_t r = 0; r < run_count; ++r) {  // each begins its half
-    const std::uint32_t chunks = (runs[r].count + geometry.chunk_tokens - 1) / geometry.chunk_tokens;
+    const std::uint32_t chunks =
+        (runs[r].count + geometry.chunk_tokens - 1) / geometry.chunk_tokens;
     pages_.resize(chunks);
     for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
-      for (std::uint32_t c = 0; c < chunks; ++c) pages_[c] = tail->head_page(runs[r].half, step.layer, head, c);
-      KVT_TRY_VOID(attend_run(step, head, chunk_pages(geometry, shape, tail->data(), pages_.data()), runs[r].first_token,
-                              runs[r].count));
+      for (std::uint32_t c = 0; c < chunks; ++c)
+        pages_[c] = tail->head_page(runs[r].half, step.layer, head, c);
+      KVT_TRY_VOID(attend_run(step, head, chunk_pages(geometry, shape, tail->data(), pages_.data()),
+                              runs[r].first_token, runs[r].count));
     }
   }
   return {};
 }
 
-Result<void> View::attend_run(const AttendStep& step, std::uint32_t head, const RowPages& rows, std::uint64_t first_token,
-                              std::uint64_t count) {
+Result<void> View::attend_run(const AttendStep& step, std::uint32_t head, const RowPages& rows,
+                              std::uint64_t first_token, std::uint64_t count) {
   const auto seen = [&](std::uint32_t query) {
     const std::uint64_t limit = step.limit(query);
     return limit > first_token ? std::min(limit - first_token, count) : 0;
@@ -111,20 +116,23 @@ Result<void> View::attend_run(const AttendStep& step, std::uint32_t head, const 
   return {};
 }
 
-Result<void> View::attend_block(const AttendStep& step, std::uint32_t head, const RowPages& rows, std::uint32_t first_query,
-                                std::uint32_t count, std::uint64_t begin, std::uint64_t end) {
+Result<void> View::attend_block(const AttendStep& step, std::uint32_t head, const RowPages& rows,
+                                std::uint32_t first_query, std::uint32_t count, std::uint64_t begin,
+                                std::uint64_t end) {
   const std::uint64_t heads = static_cast<std::uint64_t>(step.kv_heads) * step.group;
   const std::uint64_t group_floats = static_cast<std::uint64_t>(step.group) * step.dim;
   const std::uint32_t vectors = count * step.group;
   const auto source = [&](std::uint32_t query) {
-    return step.q + (static_cast<std::uint64_t>(first_query + query) * heads + static_cast<std::uint64_t>(head) * step.group) *
+    return step.q + (static_cast<std::uint64_t>(first_query + query) * heads +
+                     static_cast<std::uint64_t>(head) * step.group) *
                         step.dim;
   };
   const float* q = source(0);
   if (count > 1) {
     q_block_.resize(static_cast<std::size_t>(count * group_floats));
     for (std::uint32_t i = 0; i < count; ++i)
-      std::memcpy(q_block_.data() + i * group_floats, source(i), static_cast<std::size_t>(group_floats) * sizeof(float));
+      std::memcpy(q_block_.data() + i * group_floats, source(i),
+                  static_cast<std::size_t>(group_floats) * sizeof(float));
     q = q_block_.data();
   }
   out_block_.resize(static_cast<std::size_t>(vectors) * step.v_dim);
@@ -145,7 +153,8 @@ Result<void> View::attend_block(const AttendStep& step, std::uint32_t head, cons
   KVT_TRY_VOID(kernels_->attend(args, nullptr));
   stats_.rows_attended += (end - begin) * count;
   for (std::uint32_t i = 0; i < count; ++i) {
-    const std::uint64_t first = static_cast<std::uint64_t>(first_query + i) * heads + static_cast<std::uint64_t>(head) * step.group;
+    const std::uint64_t first = static_cast<std::uint64_t>(first_query + i) * heads +
+                                static_cast<std::uint64_t>(head) * step.group;
     MergeAttentionArgs merge;
     merge.out_a = step.out + first * step.v_dim;
     merge.lse_a = step.lse + first;

@@ -25,10 +25,12 @@ std::vector<std::byte> build_abstracts(const AbstractSource& source) {
     if (layout.unit_bytes(layer) == 0) continue;
     const LayerGeometry& shape = geometry.layers[layer];
     for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
-      const std::uint32_t group = head / geometry.heads_in_group(layer), inside = head % geometry.heads_in_group(layer);
+      const std::uint32_t group = head / geometry.heads_in_group(layer),
+                          inside = head % geometry.heads_in_group(layer);
       for (std::uint32_t chunk = 0; chunk < pages.size(); ++chunk) {
         const std::byte* bytes = source.chunks[source.layout->chunk_index(layer, chunk, group)];
-        pages[chunk] = reinterpret_cast<std::uint64_t>(bytes) + k_row_offset(geometry, shape, inside, 0);
+        pages[chunk] =
+            reinterpret_cast<std::uint64_t>(bytes) + k_row_offset(geometry, shape, inside, 0);
       }
       BuildAbstractArgs args;
       args.rows.pages = pages.data();
@@ -85,7 +87,8 @@ void write_sidecar(EngineState& engine, const Segment& segment, ByteSpan payload
   Io& io = engine.io->io();
   const std::string path = sidecar_path(segment.row.id, segment.space->row.abstract_kind);
   static_cast<void>(io.unlink(path));
-  const Result<FileId> file = io.open(path, {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
+  const Result<FileId> file =
+      io.open(path, {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
   if (!file) return;
   const std::vector<std::byte> bytes = encode_sidecar(sidecar_header_of(segment), payload);
   auto buffer = std::make_shared<AlignedBuffer>(bytes.size());
@@ -98,7 +101,8 @@ void write_sidecar(EngineState& engine, const Segment& segment, ByteSpan payload
     write.priority = IoPriority::kBackground;
     write.file = *file;
     write.offset = at;
-    write.pieces.push_back({buffer->data() + at, std::min(kReadBytesMax, buffer->size_bytes() - at)});
+    write.pieces.push_back(
+        {buffer->data() + at, std::min(kReadBytesMax, buffer->size_bytes() - at)});
     ++*left;
     write.done = [&engine, buffer, left, file = *file](Result<void>) {
       if (--*left == 0) engine.io->io().close(file);
@@ -116,8 +120,8 @@ struct Rebuild {
   std::uint32_t tokens = 0;
   std::shared_ptr<const LoadedMeta> meta;
   std::shared_ptr<HostArena> arena;
-  AlignedBuffer file;               // the whole segment file; empty for one that lives in memory
-  std::vector<std::byte*> chunks;   // raw
+  AlignedBuffer file;              // the whole segment file; empty for one that lives in memory
+  std::vector<std::byte*> chunks;  // raw
   std::vector<AlignedBuffer> decoded;
   std::size_t reads_left = 0;
   bool failed = false;
@@ -151,8 +155,10 @@ void rebuild_from_file(Rebuild& rebuild) {
     const PlaneLayout::ChunkPlace place = rebuild.layout->place_of(i);
     const std::uint64_t raw_bytes = geometry.chunk_bytes(place.layer);
     const bool plain = meta.entries.empty();
-    const std::uint64_t offset = plain ? meta.first_offset + rebuild.layout->chunk_offset(place.layer, place.chunk, place.group)
-                                       : meta.entries[i].offset;
+    const std::uint64_t offset =
+        plain ? meta.first_offset +
+                    rebuild.layout->chunk_offset(place.layer, place.chunk, place.group)
+              : meta.entries[i].offset;
     const std::uint64_t bytes = plain ? raw_bytes : meta.entries[i].stored_bytes;
     if (offset > rebuild.file.size_bytes() || bytes > rebuild.file.size_bytes() - offset) return;
     const ByteSpan stored{rebuild.file.data() + offset, static_cast<std::size_t>(bytes)};
@@ -161,11 +167,14 @@ void rebuild_from_file(Rebuild& rebuild) {
     if (plain || meta.entries[i].codec == CodecId::kRaw) continue;
     AlignedBuffer raw(raw_bytes);
     const std::uint32_t element = dtype_bytes(geometry.layers[place.layer].dtype);
-    if (!decode_chunk(meta.entries[i].codec, stored, element, raw.span().first(static_cast<std::size_t>(raw_bytes)))) return;
+    if (!decode_chunk(meta.entries[i].codec, stored, element,
+                      raw.span().first(static_cast<std::size_t>(raw_bytes))))
+      return;
     rebuild.chunks[i] = raw.data();
     rebuild.decoded.push_back(std::move(raw));
   }
-  rebuild.payload = build_abstracts({rebuild.kernels, rebuild.space, rebuild.tokens, rebuild.layout, rebuild.chunks});
+  rebuild.payload = build_abstracts(
+      {rebuild.kernels, rebuild.space, rebuild.tokens, rebuild.layout, rebuild.chunks});
 }
 
 void read_whole(EngineState& engine, Segment& segment, const std::shared_ptr<Rebuild>& rebuild) {
@@ -180,14 +189,16 @@ void read_whole(EngineState& engine, Segment& segment, const std::shared_ptr<Reb
     read.priority = IoPriority::kBackground;
     read.file = *file;
     read.offset = at;
-    read.pieces.push_back({rebuild->file.data() + at, std::min(kReadBytesMax, rebuild->file.size_bytes() - at)});
+    read.pieces.push_back(
+        {rebuild->file.data() + at, std::min(kReadBytesMax, rebuild->file.size_bytes() - at)});
     read.done = [&engine, rebuild, target](Result<void> result) {
       rebuild->failed = rebuild->failed || !result;
       if (--rebuild->reads_left != 0) return;
       end_file_use(engine, *target);
       if (rebuild->failed) return end_rebuild(engine, rebuild);
-      run_on_worker(engine, [rebuild] { rebuild_from_file(*rebuild); },
-                    [&engine, rebuild] { end_rebuild(engine, rebuild); });
+      run_on_worker(
+          engine, [rebuild] { rebuild_from_file(*rebuild); },
+          [&engine, rebuild] { end_rebuild(engine, rebuild); });
     };
     reads.push_back(std::move(read));
   }
@@ -210,8 +221,8 @@ void start_rebuild(EngineState& engine, Segment& segment) {
     return run_on_worker(
         engine,
         [rebuild] {
-          rebuild->payload =
-              build_abstracts({rebuild->kernels, rebuild->space, rebuild->tokens, rebuild->layout, rebuild->chunks});
+          rebuild->payload = build_abstracts({rebuild->kernels, rebuild->space, rebuild->tokens,
+                                              rebuild->layout, rebuild->chunks});
         },
         [&engine, rebuild] { end_rebuild(engine, rebuild); });
   }
@@ -248,18 +259,21 @@ struct SidecarRead {
 Result<ByteSpan> parse_sidecar(const Segment& segment, ByteSpan bytes) {
   KVT_TRY(const SidecarHeader header, parse_sidecar_header(bytes));
   const SidecarHeader wanted = sidecar_header_of(segment);
-  const std::uint64_t payload_bytes = segment.space->abstract_layout(segment.row.tokens).size_bytes();
-  if (header.segment != wanted.segment || header.fingerprint != wanted.fingerprint || header.kind != wanted.kind ||
-      header.version != wanted.version || header.unit_tokens != wanted.unit_tokens || header.tokens != wanted.tokens ||
+  const std::uint64_t payload_bytes =
+      segment.space->abstract_layout(segment.row.tokens).size_bytes();
+  if (header.segment != wanted.segment || header.fingerprint != wanted.fingerprint ||
+      header.kind != wanted.kind || header.version != wanted.version ||
+      header.unit_tokens != wanted.unit_tokens || header.tokens != wanted.tokens ||
       header.payload_bytes != payload_bytes || payload_bytes > bytes.size() - kSidecarHeaderBytes)
     return error(Code::kCorrupt, "the sidecar is of another segment");
-  const ByteSpan payload =
-      bytes.subspan(static_cast<std::size_t>(kSidecarHeaderBytes), static_cast<std::size_t>(payload_bytes));
+  const ByteSpan payload = bytes.subspan(static_cast<std::size_t>(kSidecarHeaderBytes),
+                                         static_cast<std::size_t>(payload_bytes));
   KVT_TRY_VOID(check_sidecar_payload(header, payload));
   return payload;
 }
 
-void sidecar_read(EngineState& engine, const std::shared_ptr<SidecarRead>& read, Result<void> result) {
+void sidecar_read(EngineState& engine, const std::shared_ptr<SidecarRead>& read,
+                  Result<void> result) {
   engine.io->io().close(read->file);
   Segment* segment = find_segment(engine, read->segment);
   KVT_CHECK(segment != nullptr);  // busy
@@ -270,7 +284,8 @@ void sidecar_read(EngineState& engine, const std::shared_ptr<SidecarRead>& read,
     ++engine.metrics.abstracts_loaded;
     return install(engine, *segment, *payload);
   }
-  KVT_LOG(kInfo, "segment %" PRIx64 ": sidecar is damaged, abstracts are built again", read->segment.value);
+  KVT_LOG(kInfo, "segment %" PRIx64 ": sidecar is damaged, abstracts are built again",
+          read->segment.value);
   engine.abstract_table.rebuilds.push_back(read->segment);
   next_rebuild(engine);
 }
@@ -284,12 +299,14 @@ void load_sidecar(EngineState& engine, Segment& segment) {
     next_rebuild(engine);
   };
   if (segment.state == SegmentState::kInMemory) return rebuild();
-  const Result<FileId> file = io.open(sidecar_path(segment.row.id, segment.space->row.abstract_kind),
-                                      {.mode = OpenMode::kRead, .direct = engine.options.direct_io});
+  const Result<FileId> file =
+      io.open(sidecar_path(segment.row.id, segment.space->row.abstract_kind),
+              {.mode = OpenMode::kRead, .direct = engine.options.direct_io});
   if (!file) return rebuild();
   const std::uint64_t bytes =
       kSidecarHeaderBytes +
-      align_up<std::uint64_t>(segment.space->abstract_layout(segment.row.tokens).size_bytes(), kDiskAlign);
+      align_up<std::uint64_t>(segment.space->abstract_layout(segment.row.tokens).size_bytes(),
+                              kDiskAlign);
   const Result<std::uint64_t> size = io.size_bytes(*file);
   if (!size || *size != bytes) {
     io.close(*file);
@@ -310,7 +327,8 @@ void load_sidecar(EngineState& engine, Segment& segment) {
 
 }  // namespace
 
-void install_abstracts_of_seal(EngineState& engine, Segment& segment, std::vector<std::byte> payload) {
+void install_abstracts_of_seal(EngineState& engine, Segment& segment,
+                               std::vector<std::byte> payload) {
   if (payload.empty()) return;
   ++engine.metrics.abstracts_built;
   write_sidecar(engine, segment, payload);
@@ -324,7 +342,8 @@ void want_abstracts(EngineState& engine, Sequence& sequence) {
   if (sequence.space->abstract_kind() == AbstractKind::kNone || sequence.open.empty()) return;
   for (const SequencePart& part : sequence.parts) {
     Segment& segment = *part.segment;
-    if (sequence.space->abstract_layout(segment.row.tokens).size_bytes() == 0) continue;  // no layer has any
+    if (sequence.space->abstract_layout(segment.row.tokens).size_bytes() == 0)
+      continue;  // no layer has any
     if (segment.abstract_state == AbstractState::kAbsent &&
         (segment.state == SegmentState::kOnDisk || segment.state == SegmentState::kInMemory))
       load_sidecar(engine, segment);

@@ -1,8 +1,10 @@
-// Abstracts: derived from a segment's keys, kept in a sidecar file, shown to clients in the abstracts arena.
+// Abstracts: derived from a segment's keys, kept in a sidecar file, shown to clients in the
+// abstracts arena.
 //
-// Built by the worker that seals, from the copy it just made; rebuilt from the stored chunks where the sidecar is missing
-// or damaged, one segment at a time. In the arena while an open sequence names the segment. Being derived, a sidecar is
-// never synced: its checksum decides. Engine's thread but for build_abstracts.
+// Built by the worker that seals, from the copy it just made; rebuilt from the stored chunks where
+// the sidecar is missing or damaged, one segment at a time. In the arena while an open sequence
+// names the segment. Being derived, a sidecar is never synced: its checksum decides. Engine's
+// thread but for build_abstracts.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +30,10 @@ struct AbstractSource {
 [[nodiscard]] std::vector<std::byte> build_abstracts(const AbstractSource& source);
 
 // A segment is being published: its abstracts into the arena, and to its sidecar in the background.
-void install_abstracts_of_seal(EngineState& engine, Segment& segment, std::vector<std::byte> payload);
-// For every segment of an open sequence: into the arena, from sidecars or rebuilt. Directories move as they come.
+void install_abstracts_of_seal(EngineState& engine, Segment& segment,
+                               std::vector<std::byte> payload);
+// For every segment of an open sequence: into the arena, from sidecars or rebuilt. Directories move
+// as they come.
 void want_abstracts(EngineState& engine, Sequence& sequence);
 // No handle names the segment any more.
 void release_abstracts(EngineState& engine, Segment& segment);

@@ -1,6 +1,6 @@
-// Admin: the control requests that people and tools send: reports, maintenance, transfer. Each table lives in the file
-// that its comment names; add_admin_ops() gives them to the engine. Engine's thread, but for the work that a request
-// posts to workers.
+// Admin: the control requests that people and tools send: reports, maintenance, transfer. Each
+// table lives in the file that its comment names; add_admin_ops() gives them to the engine.
+// Engine's thread, but for the work that a request posts to workers.
 #pragma once
 
 #include <span>
@@ -9,9 +9,11 @@
 
 namespace kvtier {
 
-[[nodiscard]] std::span<const ControlOp> report_ops();       // admin_report.cc: ls, show, stats, status, config
-[[nodiscard]] std::span<const ControlOp> maintenance_ops();  // admin_maintenance.cc: verify, repair, gc, warm
-[[nodiscard]] std::span<const ControlOp> transfer_ops();     // admin_transfer.cc: export, import
+[[nodiscard]] std::span<const ControlOp>
+report_ops();  // admin_report.cc: ls, show, stats, status, config
+[[nodiscard]] std::span<const ControlOp>
+maintenance_ops();  // admin_maintenance.cc: verify, repair, gc, warm
+[[nodiscard]] std::span<const ControlOp> transfer_ops();  // admin_transfer.cc: export, import
 
 // Joins the tables to the engine's; once per process, further calls do nothing.
 void add_admin_ops();

@@ -1,5 +1,5 @@
-// verify, repair, gc, warm. Long work goes to the workers one segment at a time, so that seals in between wait no longer
-// than that.
+// verify, repair, gc, warm. Long work goes to the workers one segment at a time, so that seals in
+// between wait no longer than that.
 #include <algorithm>
 #include <deque>
 #include <memory>
@@ -7,8 +7,8 @@
 
 #include "base/log.h"
 #include "daemon/admin.h"
-#include "daemon/compaction.h"
 #include "daemon/committer.h"
+#include "daemon/compaction.h"
 #include "daemon/engine_state.h"
 #include "daemon/reclaim.h"
 #include "daemon/segment_files.h"
@@ -20,15 +20,16 @@ namespace {
 
 struct Problem {
   std::string object, region, reason;
-  SegmentId segment;    // what repair drops: a segment ...
-  SequenceId sequence;  // ... or a sequence's log
-  bool sidecar = false; // ... or a segment's sidecar
+  SegmentId segment;     // what repair drops: a segment ...
+  SequenceId sequence;   // ... or a sequence's log
+  bool sidecar = false;  // ... or a segment's sidecar
 };
 
 Json problems_json(const std::vector<Problem>& problems) {
   Json list = Json::array();
   for (const Problem& problem : problems)
-    list.push_back(Json{{"object", problem.object}, {"region", problem.region}, {"reason", problem.reason}});
+    list.push_back(
+        Json{{"object", problem.object}, {"region", problem.region}, {"reason", problem.reason}});
   return list;
 }
 
@@ -64,7 +65,8 @@ void check_sidecar(Check& check, const Check::SegmentItem& item) {
     Problem found{"sidecar of " + name_of(item.row.id), "abstracts", reason, item.row.id, {}, true};
     check.problems.push_back(std::move(found));
   };
-  const Result<FileId> file = check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
+  const Result<FileId> file =
+      check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
   if (!file) return;  // derived data: made again when it is wanted
   const Result<std::uint64_t> size = check.files->io().size_bytes(*file);
   std::vector<std::byte> bytes(size && *size <= (1ull << 30) ? static_cast<std::size_t>(*size) : 0);
@@ -74,14 +76,16 @@ void check_sidecar(Check& check, const Check::SegmentItem& item) {
   const Result<SidecarHeader> header = parse_sidecar_header(bytes);
   if (!header) return problem(header.error().message());
   if (header->payload_bytes > bytes.size() - kSidecarHeaderBytes) return problem("is cut short");
-  const ByteSpan payload{bytes.data() + kSidecarHeaderBytes, static_cast<std::size_t>(header->payload_bytes)};
+  const ByteSpan payload{bytes.data() + kSidecarHeaderBytes,
+                         static_cast<std::size_t>(header->payload_bytes)};
   const Result<void> sound = check_sidecar_payload(*header, payload);
   if (!sound || !(header->segment == item.row.id)) return problem("does not hold what it should");
 }
 
 void check_segment(Check& check, const Check::SegmentItem& item) {
   const auto problem = [&](std::string region, const Status& status) {
-    check.problems.push_back({name_of(item.row.id), std::move(region), status.message(), item.row.id, {}, false});
+    check.problems.push_back(
+        {name_of(item.row.id), std::move(region), status.message(), item.row.id, {}, false});
   };
   ++check.segments_checked;
   const Result<void> begun = check.files->begin(item.row.id);
@@ -96,7 +100,9 @@ void check_segment(Check& check, const Check::SegmentItem& item) {
       ++check.chunks;
       if (chunk) continue;
       const auto place = PlaneLayout(meta.geometry, item.row.tokens).place_of(i);
-      return problem("layer " + std::to_string(place.layer) + ", chunk " + std::to_string(place.chunk), chunk.error());
+      return problem(
+          "layer " + std::to_string(place.layer) + ", chunk " + std::to_string(place.chunk),
+          chunk.error());
     }
   }
   check_sidecar(check, item);
@@ -105,10 +111,15 @@ void check_segment(Check& check, const Check::SegmentItem& item) {
 void check_log(Check& check, const Check::LogItem& item) {
   const std::string path = tail_log_path(item.header.sequence, item.header.generation);
   const auto problem = [&](const char* reason) {
-    check.problems.push_back({"tail log of sequence " + std::to_string(item.header.sequence.value), "records", reason, {},
-                              item.header.sequence, false});
+    check.problems.push_back({"tail log of sequence " + std::to_string(item.header.sequence.value),
+                              "records",
+                              reason,
+                              {},
+                              item.header.sequence,
+                              false});
   };
-  const Result<FileId> file = check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
+  const Result<FileId> file =
+      check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
   if (!file) return problem("the file is missing");
   const Result<std::uint64_t> size = check.files->io().size_bytes(*file);
   std::vector<std::byte> bytes(size ? static_cast<std::size_t>(*size) : 0);
@@ -117,8 +128,9 @@ void check_log(Check& check, const Check::LogItem& item) {
   if (!size || !read) return problem("cannot be read");
   std::vector<TokenRecord> tokens(kSegmentTokensMax);
   std::vector<std::byte> plane(static_cast<std::size_t>(item.space->tail.plane.size_bytes()));
-  const Result<TailReplay> replay = replay_tail_log(bytes, item.header, item.space->row.geometry, item.space->tail.plane,
-                                                    tokens.data(), plane.data());
+  const Result<TailReplay> replay =
+      replay_tail_log(bytes, item.header, item.space->row.geometry, item.space->tail.plane,
+                      tokens.data(), plane.data());
   if (!replay) return problem(replay.error().message());
   if (replay->tokens < item.tokens) problem("holds fewer tokens than were committed");
 }
@@ -131,22 +143,30 @@ CheckPtr collect(EngineState& engine, bool deep) {
     if (segment->state == SegmentState::kLost)
       check->problems.push_back({name_of(id), "file", "missing or unreadable", id, {}, false});
     if (segment->state != SegmentState::kOnDisk || segment->condemned) continue;
-    check->segments.push_back({segment->row, segment->space->row.digest, segment->space->row.abstract_kind});
+    check->segments.push_back(
+        {segment->row, segment->space->row.digest, segment->space->row.abstract_kind});
   }
   for (const auto& [id, sequence] : engine.sequences.all) {
     if (sequence->row.log_generation == 0) continue;
-    TailLogHeader header{id, sequence->row.space, sequence->row.log_generation, sequence->tokens_sealed,
-                         sequence->space->row.digest};
-    check->logs.push_back({header, sequence->row.name, sequence->space, sequence->log.loaded ? sequence->log.tokens : 0});
+    TailLogHeader header{id, sequence->row.space, sequence->row.log_generation,
+                         sequence->tokens_sealed, sequence->space->row.digest};
+    check->logs.push_back({header, sequence->row.name, sequence->space,
+                           sequence->log.loaded ? sequence->log.tokens : 0});
   }
   if (engine.metrics.rows_damaged > 0)
-    check->problems.push_back({"catalogue", "rows", std::to_string(engine.metrics.rows_damaged) +
-                               " rows could not be trusted at start and were left out", {}, {}, false});
+    check->problems.push_back({"catalogue",
+                               "rows",
+                               std::to_string(engine.metrics.rows_damaged) +
+                                   " rows could not be trusted at start and were left out",
+                               {},
+                               {},
+                               false});
   return check;
 }
 
 // One item on a worker, then the next; `done` on the engine's thread.
-void run_check(EngineState& engine, const CheckPtr& check, const std::function<void(Result<void>)>& done) {
+void run_check(EngineState& engine, const CheckPtr& check,
+               const std::function<void(Result<void>)>& done) {
   if (check->segments.empty() && check->logs.empty()) return done({});
   auto failed = std::make_shared<Result<void>>();
   run_on_worker(
@@ -194,11 +214,13 @@ void op_verify(EngineState& engine, Session&, ControlRequest request, ControlDon
                            {"chunks", check->chunks},
                            {"bytes", check->files != nullptr ? check->files->bytes_read() : 0},
                            {"problems", problems_json(check->problems)}},
-                      {}, {}});
+                      {},
+                      {}});
   });
 }
 
-// Cuts every sequence that shows the segment before it, then condemns it. False: somebody has one of them open.
+// Cuts every sequence that shows the segment before it, then condemns it. False: somebody has one
+// of them open.
 bool drop_segment(EngineState& engine, Segment& segment) {
   std::vector<Sequence*> users;
   for (const auto& [id, sequence] : engine.sequences.all)
@@ -218,10 +240,12 @@ bool drop_segment(EngineState& engine, Segment& segment) {
     sequence->row.log_generation = 0;
     const std::vector<PartSpec> parts = parts_up_to(*sequence, keep);
     sequence->row.parts.clear();
-    for (const PartSpec& part : parts) sequence->row.parts.push_back({part.segment->row.id, part.visible_tokens});
+    for (const PartSpec& part : parts)
+      sequence->row.parts.push_back({part.segment->row.id, part.visible_tokens});
     set_parts(engine, *sequence, parts);
     post_sequence_row(engine, *sequence, true, [](Result<void>) {});
-    KVT_LOG(kWarn, "repair: sequence %llu keeps %llu tokens", static_cast<unsigned long long>(sequence->row.id.value),
+    KVT_LOG(kWarn, "repair: sequence %llu keeps %llu tokens",
+            static_cast<unsigned long long>(sequence->row.id.value),
             static_cast<unsigned long long>(keep));
   }
   condemn_segment(engine, segment);
@@ -233,7 +257,8 @@ bool mend(EngineState& engine, const Problem& problem) {
   if (problem.sidecar) {
     const Segment* segment = find_segment(engine, problem.segment);
     if (segment != nullptr)
-      static_cast<void>(engine.io->io().unlink(sidecar_path(problem.segment, segment->space->row.abstract_kind)));
+      static_cast<void>(
+          engine.io->io().unlink(sidecar_path(problem.segment, segment->space->row.abstract_kind)));
     return true;
   }
   if (problem.segment.valid()) {
@@ -262,9 +287,11 @@ void op_repair(EngineState& engine, Session&, ControlRequest, ControlDone done) 
       else
         problem.reason += "; in use: close the sequence and repair again";
     }
-    engine.metrics.rows_damaged = 0;  // their objects are gone; the rows go with the next write of their keys
+    engine.metrics.rows_damaged =
+        0;  // their objects are gone; the rows go with the next write of their keys
     sweep_condemned(engine);
-    done(ControlReply{Json{{"dropped", dropped}, {"problems", problems_json(check->problems)}}, {}, {}});
+    done(ControlReply{
+        Json{{"dropped", dropped}, {"problems", problems_json(check->problems)}}, {}, {}});
   });
 }
 
@@ -278,7 +305,8 @@ void op_gc(EngineState& engine, Session&, ControlRequest, ControlDone done) {
     done(ControlReply{Json{{"segments_compacted", report->segments_merged},
                            {"segments_removed", before - std::min(before, after)},
                            {"bytes_freed", freed}},
-                      {}, {}});
+                      {},
+                      {}});
   });
 }
 
@@ -303,17 +331,21 @@ void run_warm(EngineState& engine, const std::shared_ptr<Warm>& warm) {
     for (std::uint32_t i = 0; i < total; ++i) chunks[i] = i;
     warm->chunks += total;
     ++warm->running;
-    start_inner_fetch(engine, *segment, chunks, warm->priority, [&engine, warm](const FetchJob& job) {
-      warm->resident += job.ok;
-      warm->bytes_read += job.bytes_disk;
-      --warm->running;
-      run_warm(engine, warm);
-    });
+    start_inner_fetch(engine, *segment, chunks, warm->priority,
+                      [&engine, warm](const FetchJob& job) {
+                        warm->resident += job.ok;
+                        warm->bytes_read += job.bytes_disk;
+                        --warm->running;
+                        run_warm(engine, warm);
+                      });
   }
   if (warm->running > 0 || warm->next < warm->segments.size() || !warm->done) return;
   const ControlDone done = std::exchange(warm->done, nullptr);
-  done(ControlReply{
-      Json{{"chunks", warm->chunks}, {"chunks_resident", warm->resident}, {"bytes_read", warm->bytes_read}}, {}, {}});
+  done(ControlReply{Json{{"chunks", warm->chunks},
+                         {"chunks_resident", warm->resident},
+                         {"bytes_read", warm->bytes_read}},
+                    {},
+                    {}});
 }
 
 void op_warm(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
@@ -332,8 +364,10 @@ void op_warm(EngineState& engine, Session&, ControlRequest request, ControlDone 
 }  // namespace
 
 std::span<const ControlOp> maintenance_ops() {
-  static constexpr ControlOp kOps[] = {
-      {"verify", false, op_verify}, {"repair", false, op_repair}, {"gc", false, op_gc}, {"warm", false, op_warm}};
+  static constexpr ControlOp kOps[] = {{"verify", false, op_verify},
+                                       {"repair", false, op_repair},
+                                       {"gc", false, op_gc},
+                                       {"warm", false, op_warm}};
   return kOps;
 }
 

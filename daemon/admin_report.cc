@@ -59,23 +59,25 @@ Json full_entry(EngineState& engine, const Sequence& sequence) {
 
 Json space_json(const EngineState& engine, const Space& space) {
   std::uint64_t sequences = 0, segments = 0, bytes = 0;
-  for (const auto& [id, sequence] : engine.sequences.all) sequences += sequence->space == &space ? 1 : 0;
+  for (const auto& [id, sequence] : engine.sequences.all)
+    sequences += sequence->space == &space ? 1 : 0;
   for (const auto& [id, segment] : engine.segments.all) {
     if (segment->space != &space) continue;
     ++segments;
     bytes += file_bytes(*segment);
   }
-  return Json{{"space", space.row.id.value},
-              {"model", space.row.model},
-              {"runtime", space.row.runtime},
-              {"detail", space.row.detail},
-              {"private", space.row.private_only},
-              {"abstract_kind", abstract_kind_name(static_cast<AbstractKind>(space.row.abstract_kind))},
-              {"unit_tokens", space.row.unit_tokens},
-              {"sequences", sequences},
-              {"segments", segments},
-              {"bytes_disk", bytes},
-              {"token_bytes", space.row.geometry.token_bytes()}};
+  return Json{
+      {"space", space.row.id.value},
+      {"model", space.row.model},
+      {"runtime", space.row.runtime},
+      {"detail", space.row.detail},
+      {"private", space.row.private_only},
+      {"abstract_kind", abstract_kind_name(static_cast<AbstractKind>(space.row.abstract_kind))},
+      {"unit_tokens", space.row.unit_tokens},
+      {"sequences", sequences},
+      {"segments", segments},
+      {"bytes_disk", bytes},
+      {"token_bytes", space.row.geometry.token_bytes()}};
 }
 
 void reply(ControlDone& done, Json body) { done(ControlReply{std::move(body), {}, {}}); }
@@ -83,7 +85,8 @@ void reply(ControlDone& done, Json body) { done(ControlReply{std::move(body), {}
 void op_ls(EngineState& engine, Session&, ControlRequest, ControlDone done) {
   std::vector<const Sequence*> sorted;
   for (const auto& [id, sequence] : engine.sequences.all) sorted.push_back(sequence.get());
-  std::sort(sorted.begin(), sorted.end(), [](const Sequence* a, const Sequence* b) { return a->row.id < b->row.id; });
+  std::sort(sorted.begin(), sorted.end(),
+            [](const Sequence* a, const Sequence* b) { return a->row.id < b->row.id; });
   Json sequences = Json::array();
   for (const Sequence* sequence : sorted) sequences.push_back(full_entry(engine, *sequence));
   Json spaces = Json::array();
@@ -98,14 +101,15 @@ void op_show(EngineState& engine, Session&, ControlRequest request, ControlDone 
   Json segments = Json::array();
   for (const SequencePart& part : (*target)->parts) {
     const Segment& segment = *part.segment;
-    segments.push_back(Json{{"segment", segment.row.id.value},
-                            {"first_token", part.first_token},
-                            {"visible_tokens", part.visible_tokens},
-                            {"tokens", segment.row.tokens},
-                            {"bytes_disk", file_bytes(segment)},
-                            {"bytes_resident", segment.resident_bytes},
-                            {"shared_by", segment.sequence_refs},
-                            {"file", segment.state == SegmentState::kInMemory ? "" : segment_path(segment.row.id)}});
+    segments.push_back(Json{
+        {"segment", segment.row.id.value},
+        {"first_token", part.first_token},
+        {"visible_tokens", part.visible_tokens},
+        {"tokens", segment.row.tokens},
+        {"bytes_disk", file_bytes(segment)},
+        {"bytes_resident", segment.resident_bytes},
+        {"shared_by", segment.sequence_refs},
+        {"file", segment.state == SegmentState::kInMemory ? "" : segment_path(segment.row.id)}});
   }
   entry["segments"] = std::move(segments);
   reply(done, std::move(entry));
@@ -137,7 +141,8 @@ std::uint64_t dead_bytes(const EngineState& engine) {
   for (const auto& [id, segment] : engine.segments.all) {
     if (segment->row.tokens == 0) continue;
     const auto seen = visible.find(id.value);
-    const std::uint32_t tokens = seen == visible.end() ? 0 : std::min(seen->second, segment->row.tokens);
+    const std::uint32_t tokens =
+        seen == visible.end() ? 0 : std::min(seen->second, segment->row.tokens);
     dead += file_bytes(*segment) / segment->row.tokens * (segment->row.tokens - tokens);
   }
   return dead;
@@ -177,13 +182,20 @@ Json misses_json(const Metrics& metrics) {
 }
 
 Json chunks_json(const Metrics& m) {
-  return Json{{"fetch_requests", m.fetches},       {"fetch_entries", m.fetch_entries},
-              {"from_memory", m.chunk_hits},       {"from_disk", m.chunk_fills},
-              {"joined_reads", m.chunk_fill_joins},{"refused_full", m.chunk_full},
-              {"invalid", m.chunk_invalid},        {"prefetch_requests", m.prefetches},
-              {"touches", m.touches},              {"cancelled", m.cancelled},
-              {"merged_reads", m.reads_planned},   {"read_bytes", m.fill_bytes},
-              {"leases_given", m.leases_given},    {"leases_ended", m.leases_ended},
+  return Json{{"fetch_requests", m.fetches},
+              {"fetch_entries", m.fetch_entries},
+              {"from_memory", m.chunk_hits},
+              {"from_disk", m.chunk_fills},
+              {"joined_reads", m.chunk_fill_joins},
+              {"refused_full", m.chunk_full},
+              {"invalid", m.chunk_invalid},
+              {"prefetch_requests", m.prefetches},
+              {"touches", m.touches},
+              {"cancelled", m.cancelled},
+              {"merged_reads", m.reads_planned},
+              {"read_bytes", m.fill_bytes},
+              {"leases_given", m.leases_given},
+              {"leases_ended", m.leases_ended},
               {"leases_reclaimed", m.leases_reclaimed}};
 }
 
@@ -200,11 +212,16 @@ Json writing_json(const Metrics& m) {
 }
 
 Json damage_json(const Metrics& m) {
-  return Json{{"recovered_segments", m.recovered_segments}, {"recovered_sequences", m.recovered_sequences},
-              {"recovery_us", m.recovery_ns / 1000},        {"files_dropped", m.files_dropped},
-              {"segments_missing", m.segments_missing},     {"sequences_cut", m.sequences_cut},
-              {"rows_damaged", m.rows_damaged},             {"segments_bad", m.segments_bad},
-              {"chunks_bad", m.chunks_bad},                 {"logs_torn", m.logs_torn}};
+  return Json{{"recovered_segments", m.recovered_segments},
+              {"recovered_sequences", m.recovered_sequences},
+              {"recovery_us", m.recovery_ns / 1000},
+              {"files_dropped", m.files_dropped},
+              {"segments_missing", m.segments_missing},
+              {"sequences_cut", m.sequences_cut},
+              {"rows_damaged", m.rows_damaged},
+              {"segments_bad", m.segments_bad},
+              {"chunks_bad", m.chunks_bad},
+              {"logs_torn", m.logs_torn}};
 }
 
 void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
@@ -215,26 +232,37 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
     open += session->open_count;
   }
   Json stats;
-  stats["daemon"] = Json{{"version", kVersion}, {"pid", ::getpid()}, {"uptime_s", unix_s(engine.now_ns() - engine.world.started_ns)},
-                         {"clients", clients}, {"open_sequences", open}, {"kernels", engine.kernels->name}};
+  stats["daemon"] = Json{{"version", kVersion},
+                         {"pid", ::getpid()},
+                         {"uptime_s", unix_s(engine.now_ns() - engine.world.started_ns)},
+                         {"clients", clients},
+                         {"open_sequences", open},
+                         {"kernels", engine.kernels->name}};
   stats["host"] = host_json(engine);
   stats["disk"] = disk_json(engine);
-  stats["prefixes"] = Json{{"matches", m.matches}, {"tokens_asked", m.match_tokens_asked}, {"tokens_found", m.match_tokens_found}};
+  stats["prefixes"] = Json{{"matches", m.matches},
+                           {"tokens_asked", m.match_tokens_asked},
+                           {"tokens_found", m.match_tokens_found}};
   stats["misses"] = misses_json(m);
   stats["chunks"] = chunks_json(m);
   stats["writing"] = writing_json(m);
-  stats["abstracts"] = Json{{"built", m.abstracts_built}, {"loaded", m.abstracts_loaded}, {"rebuilt", m.abstracts_rebuilt},
+  stats["abstracts"] = Json{{"built", m.abstracts_built},
+                            {"loaded", m.abstracts_loaded},
+                            {"rebuilt", m.abstracts_rebuilt},
                             {"no_room", m.abstracts_full}};
-  stats["requests"] = Json{{"malformed", m.requests_malformed}, {"rings_broken", m.rings_broken},
-                           {"sessions_opened", m.sessions_opened}, {"sessions_closed", m.sessions_closed}};
+  stats["requests"] = Json{{"malformed", m.requests_malformed},
+                           {"rings_broken", m.rings_broken},
+                           {"sessions_opened", m.sessions_opened},
+                           {"sessions_closed", m.sessions_closed}};
   stats["damage"] = damage_json(m);
-  stats["limits"] = Json{{"clients_max", engine.options.clients_max},
-                         {"disk_bytes_max", engine.options.disk_bytes_max},
-                         {"arena_bytes", engine.options.host_bytes},
-                         {"abstracts_bytes", engine.options.abstracts_bytes},
-                         {"leased_bytes_per_client_max", engine.options.leased_bytes_per_client_max},
-                         {"fetch_entries_max", kFetchEntriesMax},
-                         {"disk_bytes_in_flight_max", engine.options.io_bytes_in_flight_max}};
+  stats["limits"] =
+      Json{{"clients_max", engine.options.clients_max},
+           {"disk_bytes_max", engine.options.disk_bytes_max},
+           {"arena_bytes", engine.options.host_bytes},
+           {"abstracts_bytes", engine.options.abstracts_bytes},
+           {"leased_bytes_per_client_max", engine.options.leased_bytes_per_client_max},
+           {"fetch_entries_max", kFetchEntriesMax},
+           {"disk_bytes_in_flight_max", engine.options.io_bytes_in_flight_max}};
   stats["off"] = switched_off(engine);
   reply(done, std::move(stats));
 }
@@ -243,7 +271,9 @@ void op_status(EngineState& engine, Session&, ControlRequest, ControlDone done) 
   Json clients = Json::array();
   for (const auto& [id, session] : engine.sessions)
     if (session->data)
-      clients.push_back(Json{{"pid", session->pid}, {"name", session->name}, {"sequences", session->open_count},
+      clients.push_back(Json{{"pid", session->pid},
+                             {"name", session->name},
+                             {"sequences", session->open_count},
                              {"leased_bytes", session->leased_bytes}});
   const HostArenaStats arena = engine.arena->stats();
   reply(done, Json{{"daemon_version", kVersion},
@@ -254,12 +284,16 @@ void op_status(EngineState& engine, Session&, ControlRequest, ControlDone done) 
                    {"store", engine.options.store_path},
                    {"socket", engine.options.socket_path},
                    {"clients", std::move(clients)},
-                   {"modes", Json{{"io", engine.io->io().name()}, {"kernels", engine.kernels->name}, {"pages", arena.pages},
+                   {"modes", Json{{"io", engine.io->io().name()},
+                                  {"kernels", engine.kernels->name},
+                                  {"pages", arena.pages},
                                   {"arena_bytes", arena.size_bytes}}},
                    {"off", switched_off(engine)}});
 }
 
-void op_config(EngineState& engine, Session&, ControlRequest, ControlDone done) { reply(done, options_json(engine.options)); }
+void op_config(EngineState& engine, Session&, ControlRequest, ControlDone done) {
+  reply(done, options_json(engine.options));
+}
 
 }  // namespace
 
@@ -268,11 +302,17 @@ Json switched_off(const EngineState& engine) {
   const std::string note = engine.io->io().note();
   if (!note.empty()) off.push_back("disk: " + note);
   if (engine.options.huge_pages && std::string(engine.arena->stats().pages) == "4 KiB")
-    off.push_back("huge pages: the kernel gives none to shared memory; `kvtier doctor` names the mend");
+    off.push_back(
+        "huge pages: the kernel gives none to shared memory; `kvtier doctor` names the mend");
   if (!engine.options.huge_pages) off.push_back("huge pages: host.huge_pages is false");
-  if (engine.read_only) off.push_back("writing: the catalogue refused a batch; the store is read-only until the disk is well again");
-  if (std::string(engine.kernels->name) == "scalar") off.push_back("kernels: scalar; daemon.kernels says so, or this CPU has no vectors");
-  if (engine.options.scrub_mb_per_s == 0) off.push_back("background verification: daemon.scrub_mb_per_s is 0");
+  if (engine.read_only)
+    off.push_back(
+        "writing: the catalogue refused a batch; the store is read-only until the disk is well "
+        "again");
+  if (std::string(engine.kernels->name) == "scalar")
+    off.push_back("kernels: scalar; daemon.kernels says so, or this CPU has no vectors");
+  if (engine.options.scrub_mb_per_s == 0)
+    off.push_back("background verification: daemon.scrub_mb_per_s is 0");
   return off;
 }
 

@@ -1,5 +1,6 @@
-// export, import: a sequence as one verified file. Files are read and written by a worker; an import goes through the
-// sealer like any other new tokens, so that nothing of it is trusted more than a client's.
+// export, import: a sequence as one verified file. Files are read and written by a worker; an
+// import goes through the sealer like any other new tokens, so that nothing of it is trusted more
+// than a client's.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -27,7 +28,8 @@ class FileSink {
   [[nodiscard]] Result<void> create(const std::string& path) {
     fd_ = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (fd_.valid()) return {};
-    if (errno == EEXIST) return error(Code::kExists, "the file exists: choose another name, or remove it");
+    if (errno == EEXIST)
+      return error(Code::kExists, "the file exists: choose another name, or remove it");
     return error(Code::kIo, "cannot make the file", errno);
   }
   [[nodiscard]] Result<void> write(ByteSpan bytes) {
@@ -46,7 +48,8 @@ class FileSink {
     for (std::size_t done = 0; done < buffer_.size();) {
       const ssize_t wrote = ::write(fd_.get(), buffer_.data() + done, buffer_.size() - done);
       if (wrote < 0 && errno == EINTR) continue;
-      if (wrote <= 0) return error(errno == ENOSPC ? Code::kNoSpace : Code::kIo, "cannot write the file", errno);
+      if (wrote <= 0)
+        return error(errno == ENOSPC ? Code::kNoSpace : Code::kIo, "cannot write the file", errno);
       done += static_cast<std::size_t>(wrote);
     }
     buffer_.clear();
@@ -78,7 +81,8 @@ using ExportPtr = std::shared_ptr<Export>;
 Result<void> write_part(SegmentFiles& files, const Export::Part& part, ExportWriter& writer) {
   KVT_TRY_VOID(files.begin(part.segment));
   const SegmentMeta& meta = files.meta();
-  if (part.visible_tokens > meta.tokens.size()) return error(Code::kCorrupt, "a segment is shorter than it should be");
+  if (part.visible_tokens > meta.tokens.size())
+    return error(Code::kCorrupt, "a segment is shorter than it should be");
   ExportSegment segment;
   segment.start_token = part.first_token;
   segment.tokens.assign(meta.tokens.begin(), meta.tokens.begin() + part.visible_tokens);
@@ -91,7 +95,8 @@ Result<void> write_part(SegmentFiles& files, const Export::Part& part, ExportWri
   const PlaneLayout visible(meta.geometry, part.visible_tokens);
   for (std::uint32_t i = 0; i < visible.chunks_total(); ++i) {
     const PlaneLayout::ChunkPlace place = visible.place_of(i);
-    KVT_TRY(const ByteSpan raw, files.read_chunk(whole.chunk_index(place.layer, place.chunk, place.group)));
+    KVT_TRY(const ByteSpan raw,
+            files.read_chunk(whole.chunk_index(place.layer, place.chunk, place.group)));
     KVT_TRY_VOID(writer.add_chunk(raw));
   }
   return {};
@@ -107,8 +112,10 @@ Result<void> write_tail(const Export& job, ExportWriter& writer) {
   const PlaneLayout layout(geometry, job.tail_tokens);
   for (std::uint32_t i = 0; i < layout.chunks_total(); ++i) {
     const PlaneLayout::ChunkPlace place = layout.place_of(i);
-    const std::byte* chunk = job.tail->plane(0) + job.tail->layout->plane.chunk_offset(place.layer, place.chunk, place.group);
-    KVT_TRY_VOID(writer.add_chunk({chunk, static_cast<std::size_t>(geometry.chunk_bytes(place.layer))}));
+    const std::byte* chunk = job.tail->plane(0) + job.tail->layout->plane.chunk_offset(
+                                                      place.layer, place.chunk, place.group);
+    KVT_TRY_VOID(
+        writer.add_chunk({chunk, static_cast<std::size_t>(geometry.chunk_bytes(place.layer))}));
   }
   return {};
 }
@@ -134,12 +141,14 @@ Result<void> write_export(Export& job) {
 
 void run_export(EngineState& engine, const ExportPtr& job, ControlDone done) {
   for (const Export::Part& part : job->parts) ++find_segment(engine, part.segment)->busy;
-  run_on_worker(engine, [job] { job->result = write_export(*job); },
-                [&engine, job, done = std::move(done)] {
-                  for (const Export::Part& part : job->parts) --find_segment(engine, part.segment)->busy;
-                  if (!job->result) return done(error(job->result.error()));
-                  done(ControlReply{Json{{"bytes", job->bytes}, {"tokens", job->description.tokens}}, {}, {}});
-                });
+  run_on_worker(
+      engine, [job] { job->result = write_export(*job); },
+      [&engine, job, done = std::move(done)] {
+        for (const Export::Part& part : job->parts) --find_segment(engine, part.segment)->busy;
+        if (!job->result) return done(error(job->result.error()));
+        done(
+            ControlReply{Json{{"bytes", job->bytes}, {"tokens", job->description.tokens}}, {}, {}});
+      });
 }
 
 Result<std::string> absolute_path(const Json& body) {
@@ -154,9 +163,11 @@ void op_export(EngineState& engine, Session&, ControlRequest request, ControlDon
   const Result<std::string> path = absolute_path(request.body);
   if (!path) return done(error(path.error()));
   Sequence& sequence = **target;
-  if (sequence.is_private) return done(error(Code::kPermission, "a private sequence is never written to disk"));
+  if (sequence.is_private)
+    return done(error(Code::kPermission, "a private sequence is never written to disk"));
   if (sequence.working || sequence.writer_coming)
-    return done(error(Code::kBusy, "the sequence is being written: try again when its client has committed"));
+    return done(error(Code::kBusy,
+                      "the sequence is being written: try again when its client has committed"));
   auto job = std::make_shared<Export>();
   job->store_path = engine.options.store_path;
   job->file_path = *path;
@@ -176,15 +187,16 @@ void op_export(EngineState& engine, Session&, ControlRequest request, ControlDon
   job->tail = std::move(*tail);
   const SequenceId id = sequence.row.id;
   ++sequence.busy;
-  load_log(engine, sequence, job->tail, [&engine, job, id, done = std::move(done)](Result<void> loaded) mutable {
-    Sequence& found = *engine.sequences.all.at(id);
-    --found.busy;
-    if (!loaded) return done(error(loaded.error()));
-    job->tail_tokens = found.log.tokens;
-    job->description.tokens += job->tail_tokens;
-    job->description.segments += job->tail_tokens > 0 ? 1 : 0;
-    run_export(engine, job, std::move(done));
-  });
+  load_log(engine, sequence, job->tail,
+           [&engine, job, id, done = std::move(done)](Result<void> loaded) mutable {
+             Sequence& found = *engine.sequences.all.at(id);
+             --found.busy;
+             if (!loaded) return done(error(loaded.error()));
+             job->tail_tokens = found.log.tokens;
+             job->description.tokens += job->tail_tokens;
+             job->description.segments += job->tail_tokens > 0 ? 1 : 0;
+             run_export(engine, job, std::move(done));
+           });
 }
 
 // ---- import ----
@@ -214,7 +226,8 @@ Result<void> open_import(Import& job) {
   source.size_bytes = job.file_bytes;
   source.read = [fd](std::uint64_t offset, MutableByteSpan target) -> Result<void> {
     for (std::size_t done = 0; done < target.size();) {
-      const ssize_t got = ::pread(fd, target.data() + done, target.size() - done, static_cast<off_t>(offset + done));
+      const ssize_t got = ::pread(fd, target.data() + done, target.size() - done,
+                                  static_cast<off_t>(offset + done));
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) return error(Code::kIo, "cannot read the file", errno);
       if (got == 0) return error(Code::kCorrupt, "the file is cut short");
@@ -232,11 +245,13 @@ Result<void> fill_tail(Import& job) {
   const Geometry& geometry = job.reader->description().fingerprint.geometry;
   KVT_TRY(const ExportSegment segment, job.reader->read_segment(job.next));
   job.filled = static_cast<std::uint32_t>(segment.tokens.size());
-  std::memcpy(job.tail->tokens(0), segment.tokens.data(), segment.tokens.size() * sizeof(TokenRecord));
+  std::memcpy(job.tail->tokens(0), segment.tokens.data(),
+              segment.tokens.size() * sizeof(TokenRecord));
   const PlaneLayout layout(geometry, job.filled);
   return job.reader->read_chunks(job.next, [&](std::uint32_t index, ByteSpan raw) -> Result<void> {
     const PlaneLayout::ChunkPlace place = layout.place_of(index);
-    std::memcpy(job.tail->plane(0) + job.tail->layout->plane.chunk_offset(place.layer, place.chunk, place.group),
+    std::memcpy(job.tail->plane(0) +
+                    job.tail->layout->plane.chunk_offset(place.layer, place.chunk, place.group),
                 raw.data(), raw.size());
     return {};
   });
@@ -244,16 +259,19 @@ Result<void> fill_tail(Import& job) {
 
 void fail_import(EngineState& engine, const ImportPtr& job, const Status& status) {
   Sequence* sequence = find_sequence(engine, job->sequence);
-  if (sequence == nullptr || sequence->working || sequence->busy != 0) return job->done(error(status));
+  if (sequence == nullptr || sequence->working || sequence->busy != 0)
+    return job->done(error(status));
   remove_sequence(engine, *sequence, [job, status](Result<void>) { job->done(error(status)); });
 }
 
 void finish_import(EngineState& engine, const ImportPtr& job) {
   Sequence* sequence = find_sequence(engine, job->sequence);
-  if (sequence == nullptr) return job->done(error(Code::kNotFound, "the sequence was removed meanwhile"));
+  if (sequence == nullptr)
+    return job->done(error(Code::kNotFound, "the sequence was removed meanwhile"));
   sequence->writer_coming = false;
   if (!job->name.empty() && find_sequence_by_name(engine, job->name) != nullptr) {
-    return fail_import(engine, job, {Code::kExists, 0, "the name is taken: import with another --name"});
+    return fail_import(engine, job,
+                       {Code::kExists, 0, "the name is taken: import with another --name"});
   }
   if (!job->name.empty()) {
     sequence->row.name = job->name;
@@ -269,42 +287,46 @@ void finish_import(EngineState& engine, const ImportPtr& job) {
                                 {"name", found.row.name},
                                 {"tokens", found.tokens_sealed},
                                 {"bytes", job->file_bytes}},
-                           {}, {}});
+                           {},
+                           {}});
   });
 }
 
 void next_import(EngineState& engine, const ImportPtr& job) {
   if (job->next == job->reader->segments()) return finish_import(engine, job);
-  run_on_worker(engine, [job] { job->result = fill_tail(*job); },
-                [&engine, job] {
-                  Sequence* sequence = find_sequence(engine, job->sequence);
-                  if (sequence == nullptr || !job->result)
-                    return fail_import(engine, job, sequence == nullptr ? Status{Code::kNotFound} : job->result.error());
-                  TailWork work;
-                  work.kind = TailWork::Kind::kSeal;
-                  work.tail = job->tail;
-                  work.count = job->filled;
-                  work.done = [&engine, job](Result<TailResult> sealed) {
-                    ++job->next;
-                    // Not inside the sealer's call: it still holds the sequence.
-                    engine.world.mailbox->post([&engine, job, sealed] {
-                      sealed ? next_import(engine, job) : fail_import(engine, job, sealed.error());
-                    });
-                  };
-                  add_work(engine, *sequence, std::move(work));
-                });
+  run_on_worker(
+      engine, [job] { job->result = fill_tail(*job); },
+      [&engine, job] {
+        Sequence* sequence = find_sequence(engine, job->sequence);
+        if (sequence == nullptr || !job->result)
+          return fail_import(engine, job,
+                             sequence == nullptr ? Status{Code::kNotFound} : job->result.error());
+        TailWork work;
+        work.kind = TailWork::Kind::kSeal;
+        work.tail = job->tail;
+        work.count = job->filled;
+        work.done = [&engine, job](Result<TailResult> sealed) {
+          ++job->next;
+          // Not inside the sealer's call: it still holds the sequence.
+          engine.world.mailbox->post([&engine, job, sealed] {
+            sealed ? next_import(engine, job) : fail_import(engine, job, sealed.error());
+          });
+        };
+        add_work(engine, *sequence, std::move(work));
+      });
 }
 
 // The file is sound: make its space and sequence, then seal run after run.
 void begin_import(EngineState& engine, const ImportPtr& job) {
   const ExportDescription& description = job->reader->description();
-  Result<SpaceRow> row =
-      make_space_row(description.fingerprint, description.abstract_kind, description.unit_tokens, false);
+  Result<SpaceRow> row = make_space_row(description.fingerprint, description.abstract_kind,
+                                        description.unit_tokens, false);
   if (!row) return job->done(error(row.error()));
   const bool known = find_space(engine, row->id) != nullptr;
   row->created_unix_ns = engine.wall_ns();
   Space& space = add_space(engine, std::move(*row));
-  if (space.row.private_only) return job->done(error(Code::kPermission, "this space is private: nothing is stored in it"));
+  if (space.row.private_only)
+    return job->done(error(Code::kPermission, "this space is private: nothing is stored in it"));
   if (!known) {
     CatalogueBatch batch;
     batch.put_space(space.row);
@@ -336,11 +358,12 @@ void op_import(EngineState& engine, Session&, ControlRequest request, ControlDon
   job->file_path = *path;
   job->name = *name;
   job->done = std::move(done);
-  run_on_worker(engine, [job] { job->result = open_import(*job); },
-                [&engine, job] {
-                  if (!job->result) return job->done(error(job->result.error()));
-                  begin_import(engine, job);
-                });
+  run_on_worker(
+      engine, [job] { job->result = open_import(*job); },
+      [&engine, job] {
+        if (!job->result) return job->done(error(job->result.error()));
+        begin_import(engine, job);
+      });
 }
 
 }  // namespace

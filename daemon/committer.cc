@@ -83,10 +83,13 @@ void finish(EngineState& engine, const std::shared_ptr<CommitJob>& job, Result<v
   } else {
     log.suspect = true;
     ++engine.metrics.commit_failures;
-    KVT_LOG(kWarn, "sequence %" PRIx64 ": commit failed: %s", job->sequence.value, result.error().message());
+    KVT_LOG(kWarn, "sequence %" PRIx64 ": commit failed: %s", job->sequence.value,
+            result.error().message());
   }
   --sequence.busy;
-  if (job->done) job->done(result ? Result<TailResult>(TailResult{0, sequence.tokens()}) : error(result.error()));
+  if (job->done)
+    job->done(result ? Result<TailResult>(TailResult{0, sequence.tokens()})
+                     : error(result.error()));
   work_finished(engine, sequence);
 }
 
@@ -99,15 +102,16 @@ void abandon_file(EngineState& engine, CommitJob& job) {
 
 void remove_log_file(EngineState& engine, SequenceId sequence, TailLog& log) {
   if (log.file.value != 0) engine.io->io().close(log.file);
-  if (log.generation != 0) static_cast<void>(engine.io->io().unlink(tail_log_path(sequence, log.generation)));
+  if (log.generation != 0)
+    static_cast<void>(engine.io->io().unlink(tail_log_path(sequence, log.generation)));
   log.file = {};
 }
 
 // New generation: the row that names it must be durable before the commit is acknowledged.
 void publish_new_log(EngineState& engine, const std::shared_ptr<CommitJob>& job) {
   Sequence& sequence = *engine.sequences.all.at(job->sequence);
-  const Result<void> synced =
-      KVT_FAULT("log.created") ? error(Code::kIo, "injected") : engine.io->io().sync_directory("logs");
+  const Result<void> synced = KVT_FAULT("log.created") ? error(Code::kIo, "injected")
+                                                       : engine.io->io().sync_directory("logs");
   if (!synced) {
     abandon_file(engine, *job);
     return finish(engine, job, synced);
@@ -123,7 +127,8 @@ void publish_new_log(EngineState& engine, const std::shared_ptr<CommitJob>& job)
   post_batch(engine, std::move(batch), true, [&engine, job, before](Result<void> result) {
     Sequence& found = *engine.sequences.all.at(job->sequence);
     if (!result) {
-      found.row.log_generation = before;  // the new file stays until a batch says which one is right
+      found.row.log_generation =
+          before;  // the new file stays until a batch says which one is right
       engine.io->io().close(job->file);
       return finish(engine, job, result);
     }
@@ -157,8 +162,9 @@ void sync_commit(EngineState& engine, const std::shared_ptr<CommitJob>& job, Res
 void write_commit(EngineState& engine, const std::shared_ptr<CommitJob>& job) {
   Sequence& sequence = *engine.sequences.all.at(job->sequence);
   if (job->new_file) {
-    Result<FileId> file = engine.io->io().open(tail_log_path(job->sequence, job->header.generation),
-                                               {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
+    Result<FileId> file =
+        engine.io->io().open(tail_log_path(job->sequence, job->header.generation),
+                             {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
     if (!file) return finish(engine, job, error(file.error()));
     job->file = *file;
   } else {
@@ -174,8 +180,8 @@ void write_commit(EngineState& engine, const std::shared_ptr<CommitJob>& job) {
   engine.io->submit(std::move(write));
 }
 
-std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence, std::uint32_t half, std::uint32_t first,
-                                    std::uint32_t count) {
+std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence, std::uint32_t half,
+                                    std::uint32_t first, std::uint32_t count) {
   auto job = std::make_shared<CommitJob>();
   const TailLog& log = sequence.log;
   job->sequence = sequence.row.id;
@@ -192,7 +198,8 @@ std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence, std
 }
 
 void run_commit(EngineState& engine, std::shared_ptr<CommitJob> job) {
-  run_on_worker(engine, [job] { encode_commit(*job); }, [&engine, job] { write_commit(engine, job); });
+  run_on_worker(
+      engine, [job] { encode_commit(*job); }, [&engine, job] { write_commit(engine, job); });
 }
 
 }  // namespace
@@ -215,12 +222,15 @@ void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work)
     ++sequence.busy;
     const SequenceId id = sequence.row.id;
     TailDone done = work.done;
-    return post_sequence_row(engine, sequence, true, [&engine, id, done = std::move(done)](Result<void> result) {
-      Sequence& found = *engine.sequences.all.at(id);
-      --found.busy;
-      if (done) done(result ? Result<TailResult>(TailResult{0, found.tokens()}) : error(result.error()));
-      work_finished(engine, found);
-    });
+    return post_sequence_row(engine, sequence, true,
+                             [&engine, id, done = std::move(done)](Result<void> result) {
+                               Sequence& found = *engine.sequences.all.at(id);
+                               --found.busy;
+                               if (done)
+                                 done(result ? Result<TailResult>(TailResult{0, found.tokens()})
+                                             : error(result.error()));
+                               work_finished(engine, found);
+                             });
   }
   std::shared_ptr<CommitJob> job = make_job(engine, sequence, work.half, log.tokens, work.count);
   job->tail = work.tail;
@@ -251,7 +261,8 @@ void log_replayed(EngineState& engine, const std::shared_ptr<LogRead>& read) {
   Sequence& sequence = *engine.sequences.all.at(read->sequence);
   --sequence.busy;
   if (!read->replay) {
-    KVT_LOG(kWarn, "sequence %" PRIx64 ": its tail log cannot be read (%s): the committed tail is lost",
+    KVT_LOG(kWarn,
+            "sequence %" PRIx64 ": its tail log cannot be read (%s): the committed tail is lost",
             read->sequence.value, read->replay.error().message());
     ++engine.metrics.logs_torn;
     ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kChecksum)];
@@ -295,10 +306,12 @@ void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tai
   }
   Io& io = engine.io->io();
   auto read = std::make_shared<LogRead>();
-  const Result<FileId> file = io.open(tail_log_path(sequence.row.id, log.generation),
-                                      {.mode = OpenMode::kWrite, .direct = engine.options.direct_io});
+  const Result<FileId> file =
+      io.open(tail_log_path(sequence.row.id, log.generation),
+              {.mode = OpenMode::kWrite, .direct = engine.options.direct_io});
   if (!file && file.error().code == Code::kNotFound) {
-    KVT_LOG(kWarn, "sequence %" PRIx64 ": its tail log is gone: the committed tail is lost", sequence.row.id.value);
+    KVT_LOG(kWarn, "sequence %" PRIx64 ": its tail log is gone: the committed tail is lost",
+            sequence.row.id.value);
     ++engine.metrics.logs_torn;
     log.suspect = log.loaded = true;
     return done({});
@@ -332,9 +345,10 @@ void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tai
     run_on_worker(
         engine,
         [read, space] {
-          read->replay = replay_tail_log(read->bytes.span().first(static_cast<std::size_t>(read->file_bytes)),
-                                         read->expected, space->row.geometry, space->tail.plane,
-                                         reinterpret_cast<TokenRecord*>(read->tail->tokens(0)), read->tail->plane(0));
+          read->replay = replay_tail_log(
+              read->bytes.span().first(static_cast<std::size_t>(read->file_bytes)), read->expected,
+              space->row.geometry, space->tail.plane,
+              reinterpret_cast<TokenRecord*>(read->tail->tokens(0)), read->tail->plane(0));
         },
         [&engine, read] { log_replayed(engine, read); });
   };
@@ -345,8 +359,8 @@ void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tai
 
 void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, MetaDone done) {
   if (sequence.log.generation == 0 || tokens >= sequence.log.tokens) return done({});
-  // A new generation with what is kept, instead of a record that cuts: damage to that record would bring back what was
-  // cut off.
+  // A new generation with what is kept, instead of a record that cuts: damage to that record would
+  // bring back what was cut off.
   TailWork work;
   work.kind = TailWork::Kind::kOther;
   const SequenceId id = sequence.row.id;
@@ -359,7 +373,9 @@ void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, Meta
     found.log.suspect = true;
     std::shared_ptr<CommitJob> job = make_job(engine, found, found.log.half, tokens, tokens);
     job->tail = found.writer->tail;
-    job->done = [done](Result<TailResult> result) { done(result ? Result<void>() : error(result.error())); };
+    job->done = [done](Result<TailResult> result) {
+      done(result ? Result<void>() : error(result.error()));
+    };
     run_commit(engine, std::move(job));
   };
   add_work(engine, sequence, std::move(work));

@@ -1,9 +1,10 @@
 // Committer: makes tail tokens durable in the tail log without sealing them.
 //
-// A worker copies the tokens that the log lacks into one record; the engine appends it and syncs. The first commit after
-// a seal makes a new file of a new generation: header and record written, synced, directory synced, and the sequence row
-// that names the generation synced, before anything is acknowledged. After a write or sync that failed, the next commit
-// begins a new generation with all tokens of the half, because nobody knows what the old file holds. Engine's thread.
+// A worker copies the tokens that the log lacks into one record; the engine appends it and syncs.
+// The first commit after a seal makes a new file of a new generation: header and record written,
+// synced, directory synced, and the sequence row that names the generation synced, before anything
+// is acknowledged. After a write or sync that failed, the next commit begins a new generation with
+// all tokens of the half, because nobody knows what the old file holds. Engine's thread.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,8 @@ void drop_log(EngineState& engine, Sequence& sequence);
 // Reads the committed tail into half 0 of `tail`; `done` with the number of tokens in sequence.log.
 void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tail, MetaDone done);
 
-// Cuts the log to its first `tokens` tokens; `done` when that is durable. Nothing else of the sequence is under way.
+// Cuts the log to its first `tokens` tokens; `done` when that is durable. Nothing else of the
+// sequence is under way.
 void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, MetaDone done);
 
 }  // namespace kvtier

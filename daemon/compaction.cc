@@ -17,12 +17,12 @@ namespace {
 constexpr std::uint64_t kLeftoverSeconds = 3600;
 
 struct Run {
-  SequenceId target;                 // the sequence that is compacted
-  SequenceId scratch;                // where the new segments grow
+  SequenceId target;                      // the sequence that is compacted
+  SequenceId scratch;                     // where the new segments grow
   std::vector<SequenceRow::Part> before;  // the target's parts when we began
-  std::size_t first_part = 0;        // from here on everything is rewritten
-  std::size_t next_part = 0;         // of the copy
-  std::uint32_t next_token = 0;      // inside that part
+  std::size_t first_part = 0;             // from here on everything is rewritten
+  std::size_t next_part = 0;              // of the copy
+  std::uint32_t next_token = 0;           // inside that part
   std::shared_ptr<Tail> tail;
   std::uint64_t made = 0;
 };
@@ -38,30 +38,37 @@ using RunPtr = std::shared_ptr<Run>;
 void next_sequence(EngineState& engine, const CompactionPtr& all);
 
 bool at_rest(const Sequence& sequence) {
-  return sequence.open.empty() && !sequence.working && sequence.busy == 0 && !sequence.writer_coming &&
-         !sequence.removed && !sequence.is_private;
+  return sequence.open.empty() && !sequence.working && sequence.busy == 0 &&
+         !sequence.writer_coming && !sequence.removed && !sequence.is_private;
 }
 
-// The first part that gains from being rewritten, or parts.size(). Everything behind it must be the sequence's alone.
+// The first part that gains from being rewritten, or parts.size(). Everything behind it must be the
+// sequence's alone.
 std::size_t first_worth(const Sequence& sequence) {
   const std::vector<SequencePart>& parts = sequence.parts;
   std::size_t own = parts.size();
-  while (own > 0 && parts[own - 1].segment->sequence_refs == 1 && parts[own - 1].segment->handle_refs == 0 &&
-         parts[own - 1].segment->state == SegmentState::kOnDisk && parts[own - 1].segment->children.size() <= 1)
+  while (own > 0 && parts[own - 1].segment->sequence_refs == 1 &&
+         parts[own - 1].segment->handle_refs == 0 &&
+         parts[own - 1].segment->state == SegmentState::kOnDisk &&
+         parts[own - 1].segment->children.size() <= 1)
     --own;
   for (std::size_t i = own; i < parts.size(); ++i) {
     const bool half_dead = parts[i].visible_tokens * 2 < parts[i].segment->row.tokens;
     const bool fits_with_next =
-        i + 1 < parts.size() && parts[i].visible_tokens + parts[i + 1].visible_tokens <= kSegmentTokensMax;
+        i + 1 < parts.size() &&
+        parts[i].visible_tokens + parts[i + 1].visible_tokens <= kSegmentTokensMax;
     if (half_dead || fits_with_next) return i;
   }
   return parts.size();
 }
 
 // Gives up: what was made goes with the scratch sequence.
-void abandon(EngineState& engine, const CompactionPtr& all, const RunPtr& run, const Status& status) {
-  KVT_LOG(kWarn, "compaction of sequence %" PRIu64 " given up: %s", run->target.value, status.message());
-  if (Sequence* scratch = find_sequence(engine, run->scratch); scratch != nullptr && at_rest(*scratch))
+void abandon(EngineState& engine, const CompactionPtr& all, const RunPtr& run,
+             const Status& status) {
+  KVT_LOG(kWarn, "compaction of sequence %" PRIu64 " given up: %s", run->target.value,
+          status.message());
+  if (Sequence* scratch = find_sequence(engine, run->scratch);
+      scratch != nullptr && at_rest(*scratch))
     remove_sequence(engine, *scratch, [](Result<void>) {});
   next_sequence(engine, all);
 }
@@ -76,8 +83,9 @@ void retire_old(EngineState& engine, const Run& run, const Sequence& target) {
     Segment& segment = *target.parts[i].segment;
     for (std::size_t b = 0; b < segment.row.blocks.size(); ++b) {
       const std::uint64_t end = (segment.row.start_token / kBlockTokens + b + 1) * kBlockTokens;
-      segment.space->index.insert(segment.row.blocks[b],
-                                  {segment.row.id, static_cast<std::uint32_t>(end - segment.row.start_token)});
+      segment.space->index.insert(
+          segment.row.blocks[b],
+          {segment.row.id, static_cast<std::uint32_t>(end - segment.row.start_token)});
     }
   }
   sweep_condemned(engine);
@@ -93,7 +101,8 @@ bool same_parts(const std::vector<SequenceRow::Part>& a, const std::vector<Seque
 void swap_parts(EngineState& engine, const CompactionPtr& all, const RunPtr& run) {
   Sequence* target = find_sequence(engine, run->target);
   Sequence* scratch = find_sequence(engine, run->scratch);
-  if (target == nullptr || scratch == nullptr || !at_rest(*target) || !same_parts(target->row.parts, run->before))
+  if (target == nullptr || scratch == nullptr || !at_rest(*target) ||
+      !same_parts(target->row.parts, run->before))
     return abandon(engine, all, run, {Code::kBusy, 0, "the sequence was used meanwhile"});
   const std::vector<PartSpec> parts = parts_up_to(*scratch, scratch->tokens_sealed);
   target->row.parts = scratch->row.parts;
@@ -108,7 +117,8 @@ void swap_parts(EngineState& engine, const CompactionPtr& all, const RunPtr& run
     all->report.segments_made += run->made;
     Sequence* leftover = find_sequence(engine, run->scratch);
     remove_sequence(engine, *leftover, [&engine, all, run](Result<void>) {
-      if (Sequence* kept = find_sequence(engine, run->target); kept != nullptr) retire_old(engine, *run, *kept);
+      if (Sequence* kept = find_sequence(engine, run->target); kept != nullptr)
+        retire_old(engine, *run, *kept);
       next_sequence(engine, all);
     });
   });
@@ -120,12 +130,14 @@ struct Piece {
   std::uint32_t first = 0, count = 0;
 };
 
-Result<std::uint32_t> copy_pieces(const std::string& store, const std::vector<Piece>& pieces, const Tail& tail) {
+Result<std::uint32_t> copy_pieces(const std::string& store, const std::vector<Piece>& pieces,
+                                  const Tail& tail) {
   KVT_TRY(SegmentFiles files, SegmentFiles::open(store));
   std::uint32_t at = 0;
   for (const Piece& piece : pieces) {
     KVT_TRY_VOID(files.begin(piece.segment));
-    if (piece.first + piece.count > files.meta().tokens.size()) return error(Code::kCorrupt, "a segment is too short");
+    if (piece.first + piece.count > files.meta().tokens.size())
+      return error(Code::kCorrupt, "a segment is too short");
     auto* records = reinterpret_cast<TokenRecord*>(tail.tokens(0));
     std::copy_n(files.meta().tokens.begin() + piece.first, piece.count, records + at);
     KVT_TRY_VOID(files.copy_rows(piece.first, piece.count, tail.layout->plane, at, tail.plane(0)));
@@ -161,28 +173,30 @@ void next_segment(EngineState& engine, const CompactionPtr& all, const RunPtr& r
   for (const Piece& piece : *pieces) ++find_segment(engine, piece.segment)->busy;
   auto copied = std::make_shared<Result<std::uint32_t>>(0u);
   const std::string store = engine.options.store_path;
-  run_on_worker(engine, [=] { *copied = copy_pieces(store, *pieces, *run->tail); },
-                [&engine, all, run, pieces, copied] {
-                  for (const Piece& piece : *pieces) --find_segment(engine, piece.segment)->busy;
-                  Sequence* scratch = find_sequence(engine, run->scratch);
-                  if (!*copied || scratch == nullptr)
-                    return abandon(engine, all, run, *copied ? Status{Code::kNotFound} : copied->error());
-                  TailWork work;
-                  work.kind = TailWork::Kind::kSeal;
-                  work.tail = run->tail;
-                  work.count = **copied;
-                  work.done = [&engine, all, run](Result<TailResult> sealed) {
-                    if (sealed) ++run->made;
-                    // Not inside the sealer's call: it still holds the sequence.
-                    engine.world.mailbox->post([&engine, all, run, sealed] {
-                      sealed ? next_segment(engine, all, run) : abandon(engine, all, run, sealed.error());
-                    });
-                  };
-                  add_work(engine, *scratch, std::move(work));
-                });
+  run_on_worker(
+      engine, [=] { *copied = copy_pieces(store, *pieces, *run->tail); },
+      [&engine, all, run, pieces, copied] {
+        for (const Piece& piece : *pieces) --find_segment(engine, piece.segment)->busy;
+        Sequence* scratch = find_sequence(engine, run->scratch);
+        if (!*copied || scratch == nullptr)
+          return abandon(engine, all, run, *copied ? Status{Code::kNotFound} : copied->error());
+        TailWork work;
+        work.kind = TailWork::Kind::kSeal;
+        work.tail = run->tail;
+        work.count = **copied;
+        work.done = [&engine, all, run](Result<TailResult> sealed) {
+          if (sealed) ++run->made;
+          // Not inside the sealer's call: it still holds the sequence.
+          engine.world.mailbox->post([&engine, all, run, sealed] {
+            sealed ? next_segment(engine, all, run) : abandon(engine, all, run, sealed.error());
+          });
+        };
+        add_work(engine, *scratch, std::move(work));
+      });
 }
 
-void begin_run(EngineState& engine, const CompactionPtr& all, Sequence& target, std::size_t first_part) {
+void begin_run(EngineState& engine, const CompactionPtr& all, Sequence& target,
+               std::size_t first_part) {
   auto run = std::make_shared<Run>();
   run->target = target.row.id;
   run->before = target.row.parts;
@@ -195,7 +209,8 @@ void begin_run(EngineState& engine, const CompactionPtr& all, Sequence& target, 
   scratch.row.expires_unix_s = engine.wall_ns() / 1'000'000'000 + kLeftoverSeconds;
   scratch.in_catalogue = true;
   const std::vector<PartSpec> shared = parts_up_to(target, target.parts[first_part].first_token);
-  for (const PartSpec& part : shared) scratch.row.parts.push_back({part.segment->row.id, part.visible_tokens});
+  for (const PartSpec& part : shared)
+    scratch.row.parts.push_back({part.segment->row.id, part.visible_tokens});
   set_parts(engine, scratch, shared);
   post_sequence_row(engine, scratch, false, [](Result<void>) {});
   learn_chain(engine, scratch, [&engine, all, run](Result<void> known) {

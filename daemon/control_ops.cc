@@ -26,7 +26,9 @@ std::vector<ControlOp>& all_ops() {
 
 }  // namespace
 
-void add_control_ops(std::span<const ControlOp> ops) { all_ops().insert(all_ops().end(), ops.begin(), ops.end()); }
+void add_control_ops(std::span<const ControlOp> ops) {
+  all_ops().insert(all_ops().end(), ops.begin(), ops.end());
+}
 
 const ControlOp* find_control_op(std::string_view name) {
   for (const ControlOp& op : all_ops()) {
@@ -38,7 +40,8 @@ const ControlOp* find_control_op(std::string_view name) {
 Result<Sequence*> target_sequence(EngineState& engine, const Json& body, const char* key) {
   const auto field = body.find(key);
   Sequence* sequence = nullptr;
-  if (field == body.end()) return error(Code::kInvalid, "which sequence? give its number or its name");
+  if (field == body.end())
+    return error(Code::kInvalid, "which sequence? give its number or its name");
   if (field->is_number_unsigned())
     sequence = find_sequence(engine, SequenceId{field->get<std::uint64_t>()});
   else if (field->is_string())
@@ -95,7 +98,8 @@ void add_info(const Sequence& sequence, const OpenSequence* open, Json* body) {
   info["abstract_kind"] = abstract_kind_name(sequence.space->abstract_kind());
 }
 
-ControlReply info_reply(const Sequence& sequence, const OpenSequence* open, Json body = Json::object()) {
+ControlReply info_reply(const Sequence& sequence, const OpenSequence* open,
+                        Json body = Json::object()) {
   ControlReply reply;
   add_info(sequence, open, &body);
   reply.body = std::move(body);
@@ -141,7 +145,8 @@ void op_space(EngineState& engine, Session&, ControlRequest request, ControlDone
   Result<SpaceRow> row = parse_space(request);
   if (!row) return done(error(row.error()));
   if (Space* space = find_space(engine, row->id); space != nullptr) {
-    if (space->row.digest != row->digest) return done(error(Code::kInternal, "two spaces with one id"));
+    if (space->row.digest != row->digest)
+      return done(error(Code::kInternal, "two spaces with one id"));
     return done(ControlReply{space_reply(*space, false), {}, {}});
   }
   row->created_unix_ns = engine.wall_ns();
@@ -162,9 +167,10 @@ void op_match(EngineState& engine, Session&, ControlRequest request, ControlDone
   if (!space) return done(error(space.error()));
   Result<std::vector<std::uint32_t>> ids = ids_of(request.payload);
   if (!ids) return done(error(ids.error()));
-  match_prefix(engine, **space, *std::move(ids), [done = std::move(done)](Result<MatchResult> match) {
-    match ? done(ControlReply{match_json(*match), {}, {}}) : done(error(match.error()));
-  });
+  match_prefix(
+      engine, **space, *std::move(ids), [done = std::move(done)](Result<MatchResult> match) {
+        match ? done(ControlReply{match_json(*match), {}, {}}) : done(error(match.error()));
+      });
 }
 
 // What a request says about a sequence to be made.
@@ -173,7 +179,8 @@ struct NewSequence {
   bool is_private = false;
 };
 
-Result<NewSequence> parse_new(EngineState& engine, const Json& body, const char* name_key, const Space& space) {
+Result<NewSequence> parse_new(EngineState& engine, const Json& body, const char* name_key,
+                              const Space& space) {
   if (engine.draining) return error(Code::kCancelled, "the daemon is stopping");
   NewSequence wanted;
   KVT_TRY(wanted.name, json_string(body, name_key, "", kNameBytesMax));
@@ -186,11 +193,13 @@ Result<NewSequence> parse_new(EngineState& engine, const Json& body, const char*
   return wanted;
 }
 
-Sequence& make_sequence(EngineState& engine, Space& space, const NewSequence& wanted, const std::vector<PartSpec>& parts) {
+Sequence& make_sequence(EngineState& engine, Space& space, const NewSequence& wanted,
+                        const std::vector<PartSpec>& parts) {
   Sequence& sequence = new_sequence(engine, space, wanted.is_private);
   sequence.row.name = wanted.name;
   if (!wanted.name.empty()) engine.sequences.names[wanted.name] = sequence.row.id;
-  for (const PartSpec& part : parts) sequence.row.parts.push_back({part.segment->row.id, part.visible_tokens});
+  for (const PartSpec& part : parts)
+    sequence.row.parts.push_back({part.segment->row.id, part.visible_tokens});
   set_parts(engine, sequence, parts);
   return sequence;
 }
@@ -198,26 +207,30 @@ Sequence& make_sequence(EngineState& engine, Space& space, const NewSequence& wa
 using OpenDone = std::function<void(Result<OpenSequence*>)>;
 
 // Opens for writing: chain, tail, directory. `sequence.writer_coming` is set.
-void open_writer(EngineState& engine, SessionId session_id, Sequence& sequence, std::shared_ptr<Tail> tail, OpenDone done) {
+void open_writer(EngineState& engine, SessionId session_id, Sequence& sequence,
+                 std::shared_ptr<Tail> tail, OpenDone done) {
   const SequenceId id = sequence.row.id;
-  learn_chain(engine, sequence, [&engine, session_id, id, tail = std::move(tail), done = std::move(done)](Result<void> known) {
-    Sequence& found = *engine.sequences.all.at(id);
-    found.writer_coming = false;
-    Session* session = find_session(engine, session_id);
-    Result<OpenSequence*> open = error(Code::kCancelled, "the connection was closed");
-    if (!known)
-      open = error(known.error());
-    else if (session != nullptr)
-      open = open_in_session(engine, *session, found, true, tail);
-    if (!open) found.chain_known = false;
-    done(open);
-    if (!open) drop_if_ephemeral(engine, found);
-  });
+  learn_chain(engine, sequence,
+              [&engine, session_id, id, tail = std::move(tail),
+               done = std::move(done)](Result<void> known) {
+                Sequence& found = *engine.sequences.all.at(id);
+                found.writer_coming = false;
+                Session* session = find_session(engine, session_id);
+                Result<OpenSequence*> open = error(Code::kCancelled, "the connection was closed");
+                if (!known)
+                  open = error(known.error());
+                else if (session != nullptr)
+                  open = open_in_session(engine, *session, found, true, tail);
+                if (!open) found.chain_known = false;
+                done(open);
+                if (!open) drop_if_ephemeral(engine, found);
+              });
 }
 
-void start_new_sequence(EngineState& engine, SessionId session_id, Sequence& sequence, bool write, Json body,
-                        ControlDone done) {
-  const auto reply = [&engine, id = sequence.row.id, body = std::move(body), done](Result<OpenSequence*> open) {
+void start_new_sequence(EngineState& engine, SessionId session_id, Sequence& sequence, bool write,
+                        Json body, ControlDone done) {
+  const auto reply = [&engine, id = sequence.row.id, body = std::move(body),
+                      done](Result<OpenSequence*> open) {
     if (!open) return done(error(open.error()));
     done(info_reply(*engine.sequences.all.at(id), *open, body));
   };
@@ -244,7 +257,8 @@ void op_create(EngineState& engine, Session& session, ControlRequest request, Co
   const SessionId session_id = session.id;
   Space* target = *space;
   match_prefix(engine, *target, *std::move(ids),
-               [&engine, session_id, target, body = request.body, done = std::move(done)](Result<MatchResult> match) {
+               [&engine, session_id, target, body = request.body,
+                done = std::move(done)](Result<MatchResult> match) {
                  if (!match) return done(error(match.error()));
                  if (find_session(engine, session_id) == nullptr)
                    return done(error(Code::kCancelled, "the connection was closed"));
@@ -287,10 +301,11 @@ void attach_writer(EngineState& engine, SessionId session_id, SequenceId id, Con
   };
   const Result<std::shared_ptr<Tail>> tail = make_tail(*sequence.space);
   if (!tail) return finish(error(tail.error()));
-  load_log(engine, sequence, *tail, [&engine, session_id, id, tail = *tail, finish](Result<void> loaded) {
-    if (!loaded) return finish(error(loaded.error()));
-    open_writer(engine, session_id, *engine.sequences.all.at(id), tail, finish);
-  });
+  load_log(engine, sequence, *tail,
+           [&engine, session_id, id, tail = *tail, finish](Result<void> loaded) {
+             if (!loaded) return finish(error(loaded.error()));
+             open_writer(engine, session_id, *engine.sequences.all.at(id), tail, finish);
+           });
 }
 
 Result<Sequence*> sequence_by_name_or_id(EngineState& engine, const Json& body) {
@@ -306,18 +321,22 @@ void op_attach(EngineState& engine, Session& session, ControlRequest request, Co
   if (!write) return done(error(write.error()));
   Sequence& sequence = **target;
   if (sequence.space != *space)
-    return done(error(Code::kWrongSpace, "the sequence belongs to another model, runtime or layout"));
+    return done(
+        error(Code::kWrongSpace, "the sequence belongs to another model, runtime or layout"));
   const SessionId session_id = session.id;
   const SequenceId id = sequence.row.id;
   if (*write && (sequence.writer != nullptr || sequence.writer_coming))
-    return done(error(Code::kBusy, "somebody else writes this sequence: attach without write, or wait"));
+    return done(
+        error(Code::kBusy, "somebody else writes this sequence: attach without write, or wait"));
   if (*write) sequence.writer_coming = true;
   TailWork work;
   work.kind = TailWork::Kind::kOther;
   const bool wait = *write || !sequence.log.loaded;
   if (!wait) return attach_reader(engine, session_id, id, std::move(done));
   if (*write) {
-    work.run = [&engine, session_id, id, done = std::move(done)] { attach_writer(engine, session_id, id, done); };
+    work.run = [&engine, session_id, id, done = std::move(done)] {
+      attach_writer(engine, session_id, id, done);
+    };
   } else {
     work.run = [&engine, session_id, id, done = std::move(done)] {
       attach_reader(engine, session_id, id, [&engine, id, done](Result<ControlReply> reply) {
@@ -332,7 +351,8 @@ void op_attach(EngineState& engine, Session& session, ControlRequest request, Co
 // ---- tokens ----
 
 struct TokenRead {
-  std::vector<std::pair<SegmentId, std::pair<std::uint32_t, std::uint32_t>>> runs;  // first and count in the segment
+  std::vector<std::pair<SegmentId, std::pair<std::uint32_t, std::uint32_t>>>
+      runs;  // first and count in the segment
   std::vector<Segment*> held;
   std::size_t next = 0;
   ControlReply reply;
@@ -346,13 +366,16 @@ void read_tokens(EngineState& engine, const std::shared_ptr<TokenRead>& read) {
   };
   if (read->next == read->runs.size()) return finish(std::move(read->reply));
   Segment* segment = read->held[read->next];
-  load_meta(engine, *segment, IoPriority::kDemand, [&engine, read, segment, finish](Result<void> loaded) {
-    if (!loaded) return finish(error(loaded.error()));
-    const auto [first, count] = read->runs[read->next++].second;
-    const auto* bytes = reinterpret_cast<const std::byte*>(segment->meta->tokens.data() + first);
-    read->reply.payload.insert(read->reply.payload.end(), bytes, bytes + count * sizeof(TokenRecord));
-    read_tokens(engine, read);
-  });
+  load_meta(engine, *segment, IoPriority::kDemand,
+            [&engine, read, segment, finish](Result<void> loaded) {
+              if (!loaded) return finish(error(loaded.error()));
+              const auto [first, count] = read->runs[read->next++].second;
+              const auto* bytes =
+                  reinterpret_cast<const std::byte*>(segment->meta->tokens.data() + first);
+              read->reply.payload.insert(read->reply.payload.end(), bytes,
+                                         bytes + count * sizeof(TokenRecord));
+              read_tokens(engine, read);
+            });
 }
 
 void op_tokens(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
@@ -371,8 +394,9 @@ void op_tokens(EngineState& engine, Session& session, ControlRequest request, Co
     const std::uint64_t from = std::max(*first, part.first_token);
     const std::uint64_t to = std::min(end, part.first_token + part.visible_tokens);
     if (from >= to) continue;
-    read->runs.push_back({part.segment->row.id, {static_cast<std::uint32_t>(from - part.first_token),
-                                                 static_cast<std::uint32_t>(to - from)}});
+    read->runs.push_back({part.segment->row.id,
+                          {static_cast<std::uint32_t>(from - part.first_token),
+                           static_cast<std::uint32_t>(to - from)}});
     read->held.push_back(part.segment);
     ++part.segment->busy;
   }
@@ -398,28 +422,33 @@ void fork_now(EngineState& engine, ForkRequest fork) {
   if (session == nullptr) return fork.done(error(Code::kCancelled, "the connection was closed"));
   const std::uint64_t tokens = fork.tokens == UINT64_MAX ? source.tokens_sealed : fork.tokens;
   if (tokens > source.tokens_sealed)
-    return fork.done(error(Code::kInvalid, "the source has fewer sealed tokens: seal its tail first"));
+    return fork.done(
+        error(Code::kInvalid, "the source has fewer sealed tokens: seal its tail first"));
   if (!fork.wanted.name.empty() && engine.sequences.names.count(fork.wanted.name) != 0)
     return fork.done(error(Code::kExists, "the name is taken: choose another, or attach to it"));
   fork.wanted.is_private = fork.wanted.is_private || source.is_private;
   Sequence& made = make_sequence(engine, *source.space, fork.wanted, parts_up_to(source, tokens));
   if (session->data) {
-    if (!made.row.name.empty() && !made.is_private) post_sequence_row(engine, made, false, [](Result<void>) {});
-    return start_new_sequence(engine, fork.session, made, fork.write, Json::object(), std::move(fork.done));
+    if (!made.row.name.empty() && !made.is_private)
+      post_sequence_row(engine, made, false, [](Result<void>) {});
+    return start_new_sequence(engine, fork.session, made, fork.write, Json::object(),
+                              std::move(fork.done));
   }
   if (made.is_private) {
     fork.done(info_reply(made, nullptr));
     return drop_if_ephemeral(engine, made);
   }
   ++made.busy;
-  post_sequence_row(engine, made, true, [&engine, id = made.row.id, done = std::move(fork.done)](Result<void> result) {
-    Sequence& found = *engine.sequences.all.at(id);
-    --found.busy;
-    result ? done(info_reply(found, nullptr)) : done(error(result.error()));
-  });
+  post_sequence_row(engine, made, true,
+                    [&engine, id = made.row.id, done = std::move(fork.done)](Result<void> result) {
+                      Sequence& found = *engine.sequences.all.at(id);
+                      --found.busy;
+                      result ? done(info_reply(found, nullptr)) : done(error(result.error()));
+                    });
 }
 
-// A committed tail that nobody writes on: replayed and sealed before the fork. In the source's queue.
+// A committed tail that nobody writes on: replayed and sealed before the fork. In the source's
+// queue.
 void seal_then_fork(EngineState& engine, ForkRequest fork) {
   const SequenceId id = fork.source;
   Sequence& source = *engine.sequences.all.at(id);
@@ -467,7 +496,8 @@ void op_fork(EngineState& engine, Session& session, ControlRequest request, Cont
   }
   if (!source) return done(error(source.error()));
   if ((*source)->space != *space)
-    return done(error(Code::kWrongSpace, "the sequence belongs to another model, runtime or layout"));
+    return done(
+        error(Code::kWrongSpace, "the sequence belongs to another model, runtime or layout"));
   const Result<NewSequence> wanted = parse_new(engine, body, "new_name", **space);
   const Result<std::uint64_t> tokens = json_uint(body, "tokens", UINT64_MAX);
   const Result<bool> write = json_bool(body, "write", false);
@@ -475,15 +505,18 @@ void op_fork(EngineState& engine, Session& session, ControlRequest request, Cont
     return done(error(!wanted ? wanted.error() : !tokens ? tokens.error() : write.error()));
   ForkRequest fork{session.id, (*source)->row.id, *wanted, *tokens, *write, std::move(done)};
   Sequence& sequence = **source;
-  const bool has_tail = sequence.log.generation != 0 && sequence.writer == nullptr && !sequence.writer_coming;
-  if (!has_tail && sequence.work.empty() && !sequence.working) return fork_now(engine, std::move(fork));
+  const bool has_tail =
+      sequence.log.generation != 0 && sequence.writer == nullptr && !sequence.writer_coming;
+  if (!has_tail && sequence.work.empty() && !sequence.working)
+    return fork_now(engine, std::move(fork));
   // Behind what is under way: a seal that was submitted before counts.
   TailWork work;
   work.kind = TailWork::Kind::kOther;
   const auto shared = std::make_shared<ForkRequest>(std::move(fork));
   work.run = [&engine, shared] {
     Sequence& found = *engine.sequences.all.at(shared->source);
-    if (found.writer == nullptr && found.log.generation != 0) return seal_then_fork(engine, std::move(*shared));
+    if (found.writer == nullptr && found.log.generation != 0)
+      return seal_then_fork(engine, std::move(*shared));
     fork_now(engine, *shared);
     work_finished(engine, found);
   };
@@ -505,7 +538,8 @@ void truncate_sealed(EngineState& engine, SequenceId id, std::uint64_t tokens, C
   const SequenceRow before = sequence.row;
   const std::vector<PartSpec> parts = parts_up_to(sequence, tokens);
   sequence.row.parts.clear();
-  for (const PartSpec& part : parts) sequence.row.parts.push_back({part.segment->row.id, part.visible_tokens});
+  for (const PartSpec& part : parts)
+    sequence.row.parts.push_back({part.segment->row.id, part.visible_tokens});
   sequence.row.log_generation = 0;
   const auto apply = [&engine, id, tokens, before, done](Result<void> result) {
     Sequence& found = *engine.sequences.all.at(id);
@@ -534,7 +568,8 @@ void op_truncate(EngineState& engine, Session& session, ControlRequest request, 
   if (!open) return done(error(open.error()));
   const Result<std::uint64_t> tokens = json_uint(request.body, "tokens", UINT64_MAX);
   if (!tokens) return done(error(tokens.error()));
-  if (!(*open)->writable) return done(error(Code::kPermission, "the handle is open for reading only"));
+  if (!(*open)->writable)
+    return done(error(Code::kPermission, "the handle is open for reading only"));
   Sequence& sequence = *(*open)->sequence;
   if (sequence.working || !sequence.work.empty())
     return done(error(Code::kBusy, "a seal or commit is under way: wait for it"));
@@ -542,13 +577,16 @@ void op_truncate(EngineState& engine, Session& session, ControlRequest request, 
   if (*tokens >= sequence.tokens_sealed) {
     const std::uint64_t tail = *tokens - sequence.tokens_sealed;
     const auto cut = static_cast<std::uint32_t>(std::min<std::uint64_t>(tail, kSegmentTokensMax));
-    return cut_log(engine, sequence, cut, [&engine, id, done = std::move(done)](Result<void> result) {
-      result ? truncate_reply(*engine.sequences.all.at(id), done) : done(error(result.error()));
-    });
+    return cut_log(
+        engine, sequence, cut, [&engine, id, done = std::move(done)](Result<void> result) {
+          result ? truncate_reply(*engine.sequences.all.at(id), done) : done(error(result.error()));
+        });
   }
   TailWork work;
   work.kind = TailWork::Kind::kOther;
-  work.run = [&engine, id, tokens = *tokens, done = std::move(done)] { truncate_sealed(engine, id, tokens, done); };
+  work.run = [&engine, id, tokens = *tokens, done = std::move(done)] {
+    truncate_sealed(engine, id, tokens, done);
+  };
   add_work(engine, sequence, std::move(work));
 }
 
@@ -563,8 +601,8 @@ void op_close(EngineState& engine, Session& session, ControlRequest request, Con
 
 std::span<const ControlOp> sequence_ops() {
   static constexpr ControlOp kOps[] = {
-      {"space", true, op_space},   {"match", true, op_match}, {"create", true, op_create},
-      {"attach", true, op_attach}, {"tokens", true, op_tokens}, {"fork", false, op_fork},
+      {"space", true, op_space},       {"match", true, op_match},   {"create", true, op_create},
+      {"attach", true, op_attach},     {"tokens", true, op_tokens}, {"fork", false, op_fork},
       {"truncate", true, op_truncate}, {"close", true, op_close},
   };
   return kOps;

@@ -19,20 +19,21 @@ void store_row(EngineState& engine, Sequence& sequence, SequenceRow before, Cont
   if (sequence.is_private) return done(ControlReply{Json::object(), {}, {}});
   const SequenceId id = sequence.row.id;
   ++sequence.busy;
-  post_sequence_row(engine, sequence, true,
-                    [&engine, id, before = std::move(before), done = std::move(done)](Result<void> result) {
-                      Sequence& found = *engine.sequences.all.at(id);
-                      --found.busy;
-                      if (result) return done(ControlReply{Json::object(), {}, {}});
-                      if (found.row.name != before.name) {
-                        if (!found.row.name.empty()) engine.sequences.names.erase(found.row.name);
-                        if (!before.name.empty()) engine.sequences.names[before.name] = id;
-                      }
-                      found.row.name = before.name;
-                      found.row.pinned = before.pinned;
-                      found.row.expires_unix_s = before.expires_unix_s;
-                      done(error(result.error()));
-                    });
+  post_sequence_row(
+      engine, sequence, true,
+      [&engine, id, before = std::move(before), done = std::move(done)](Result<void> result) {
+        Sequence& found = *engine.sequences.all.at(id);
+        --found.busy;
+        if (result) return done(ControlReply{Json::object(), {}, {}});
+        if (found.row.name != before.name) {
+          if (!found.row.name.empty()) engine.sequences.names.erase(found.row.name);
+          if (!before.name.empty()) engine.sequences.names[before.name] = id;
+        }
+        found.row.name = before.name;
+        found.row.pinned = before.pinned;
+        found.row.expires_unix_s = before.expires_unix_s;
+        done(error(result.error()));
+      });
 }
 
 void op_rename(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
@@ -81,14 +82,17 @@ std::uint64_t condemn_unused(EngineState& engine, const std::vector<SegmentId>& 
   std::uint64_t bytes = 0;
   for (auto id = segments.rbegin(); id != segments.rend(); ++id) {
     Segment* segment = find_segment(engine, *id);
-    if (segment == nullptr || segment->condemned || segment->referenced() || !segment->children.empty()) continue;
+    if (segment == nullptr || segment->condemned || segment->referenced() ||
+        !segment->children.empty())
+      continue;
     bytes += segment->state == SegmentState::kInMemory ? 0 : segment->row.file_bytes;
     condemn_segment(engine, *segment);
   }
   return bytes;
 }
 
-void finish_rm(EngineState& engine, const std::vector<SegmentId>& segments, bool wipe, const ControlDone& done) {
+void finish_rm(EngineState& engine, const std::vector<SegmentId>& segments, bool wipe,
+               const ControlDone& done) {
   const auto reply = [&engine, segments, done](Result<void> wiped) {
     const std::uint64_t bytes = condemn_unused(engine, segments);
     sweep_condemned(engine);
@@ -116,9 +120,11 @@ void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone do
     return done(error(Code::kBusy, "the sequence is in use: close it first"));
   std::vector<SegmentId> segments;
   for (const SequencePart& part : sequence.parts) segments.push_back(part.segment->row.id);
-  remove_sequence(engine, sequence, [&engine, segments, wipe = *wipe, done = std::move(done)](Result<void> removed) {
-    removed ? finish_rm(engine, segments, wipe, done) : done(error(removed.error()));
-  });
+  remove_sequence(engine, sequence,
+                  [&engine, segments, wipe = *wipe, done = std::move(done)](Result<void> removed) {
+                    removed ? finish_rm(engine, segments, wipe, done)
+                            : done(error(removed.error()));
+                  });
 }
 
 void op_stop(EngineState& engine, Session&, ControlRequest, ControlDone done) {

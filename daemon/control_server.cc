@@ -26,8 +26,8 @@ namespace {
 namespace asio = boost::asio;
 using Descriptor = asio::posix::stream_descriptor;
 
-// A reply on its way from the engine's thread to the control thread: descriptors duplicated, so that they outlive the
-// engine's callback.
+// A reply on its way from the engine's thread to the control thread: descriptors duplicated, so
+// that they outlive the engine's callback.
 struct Reply {
   Json body;
   std::vector<std::byte> payload;
@@ -58,8 +58,12 @@ class Connection;
 
 struct ControlServer::State : std::enable_shared_from_this<ControlServer::State> {
   State(Engine& engine_, Mailbox& mailbox_, UnixListener listener_, ControlServerOptions options_)
-      : engine(engine_), mailbox(mailbox_), listener(std::move(listener_)), options(std::move(options_)),
-        acceptor(loop, listener.socket.get()), signals(loop) {}
+      : engine(engine_),
+        mailbox(mailbox_),
+        listener(std::move(listener_)),
+        options(std::move(options_)),
+        acceptor(loop, listener.socket.get()),
+        signals(loop) {}
 
   void accept();
   void accept_all();
@@ -72,26 +76,31 @@ struct ControlServer::State : std::enable_shared_from_this<ControlServer::State>
   asio::io_context loop{1};
   Descriptor acceptor;  // the listener's socket, borrowed
   asio::signal_set signals;
-  asio::executor_work_guard<asio::io_context::executor_type> keep{loop.get_executor()};  // until stop()
+  asio::executor_work_guard<asio::io_context::executor_type> keep{
+      loop.get_executor()};                                     // until stop()
   std::unordered_set<std::shared_ptr<Connection>> connections;  // control thread
   bool stopping = false;                                        // control thread
 };
 
-// One client of the socket. Everything but the lambdas given to the mailbox runs on the control thread.
+// One client of the socket. Everything but the lambdas given to the mailbox runs on the control
+// thread.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   Connection(std::shared_ptr<ControlServer::State> server, UniqueFd socket)
-      : server_(std::move(server)), parser_(FrameLimits{kRequestJsonBytesMax, 0}),
-        socket_(server_->loop, socket.release()), process_(server_->loop) {}
+      : server_(std::move(server)),
+        parser_(FrameLimits{kRequestJsonBytesMax, 0}),
+        socket_(server_->loop, socket.release()),
+        process_(server_->loop) {}
 
   void start() {
     read();
     Result<UniqueFd> process = peer_pidfd(socket_.native_handle());
     if (!process) return;
     process_.assign(process->release());
-    process_.async_wait(Descriptor::wait_read, [self = shared_from_this()](const boost::system::error_code& failed) {
-      if (!failed) self->close();
-    });
+    process_.async_wait(Descriptor::wait_read,
+                        [self = shared_from_this()](const boost::system::error_code& failed) {
+                          if (!failed) self->close();
+                        });
   }
 
   void close() {
@@ -100,7 +109,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     socket_.close(ignored);
     process_.close(ignored);
     if (session_.valid()) {
-      server_->mailbox.post([&engine = server_->engine, session = session_] { engine.close_session(session); });
+      server_->mailbox.post(
+          [&engine = server_->engine, session = session_] { engine.close_session(session); });
       session_ = {};
     }
     server_->connections.erase(shared_from_this());
@@ -108,10 +118,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
  private:
   void read() {
-    socket_.async_wait(Descriptor::wait_read, [self = shared_from_this()](const boost::system::error_code& failed) {
-      if (failed || self->closed_) return;
-      if (self->receive()) self->read();
-    });
+    socket_.async_wait(Descriptor::wait_read,
+                       [self = shared_from_this()](const boost::system::error_code& failed) {
+                         if (failed || self->closed_) return;
+                         if (self->receive()) self->read();
+                       });
   }
 
   // Takes what is there; false where the connection ended.
@@ -148,11 +159,13 @@ class Connection : public std::enable_shared_from_this<Connection> {
       if (!op || *op != "hello") return close();
       return hello(message);
     }
-    server_->mailbox.post([self = shared_from_this(), request = ControlRequest{std::move(message.body),
-                                                                              std::move(message.payload)}]() mutable {
-      self->server_->engine.control(self->session_in_engine_, std::move(request),
-                                    [self](Result<ControlReply> reply) { self->answer_from_engine(std::move(reply)); });
-    });
+    server_->mailbox.post(
+        [self = shared_from_this(),
+         request = ControlRequest{std::move(message.body), std::move(message.payload)}]() mutable {
+          self->server_->engine.control(
+              self->session_in_engine_, std::move(request),
+              [self](Result<ControlReply> reply) { self->answer_from_engine(std::move(reply)); });
+        });
   }
 
   // On the engine's thread.
@@ -170,9 +183,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
 
   void send_later(Reply reply) {
-    asio::post(server_->loop, [self = shared_from_this(), reply = std::make_shared<Reply>(std::move(reply))] {
-      self->send(std::move(*reply));
-    });
+    asio::post(server_->loop,
+               [self = shared_from_this(), reply = std::make_shared<Reply>(std::move(reply))] {
+                 self->send(std::move(*reply));
+               });
   }
 
   void hello(const ControlMessage& message) {
@@ -181,14 +195,16 @@ class Connection : public std::enable_shared_from_this<Connection> {
     const Result<std::uint64_t> pid = json_uint(message.body, "pid", 0, UINT32_MAX);
     const Result<bool> data = json_bool(message.body, "data", false);
     if (!version || !name || !pid || !data)
-      return refuse_hello(error_body({Code::kInvalid, 0, "hello needs version, name, pid and data"}));
+      return refuse_hello(
+          error_body({Code::kInvalid, 0, "hello needs version, name, pid and data"}));
     if (*version != kProtocolVersion) {
       Json body = error_body({Code::kVersion, 0, nullptr});
       body["error"] = "client speaks protocol " + std::to_string(*version) + ", this kvtierd " +
                       std::to_string(kProtocolVersion) + ": install the same version of both";
       return refuse_hello(std::move(body));
     }
-    server_->mailbox.post([self = shared_from_this(), name = *name, pid = static_cast<std::uint32_t>(*pid),
+    server_->mailbox.post([self = shared_from_this(), name = *name,
+                           pid = static_cast<std::uint32_t>(*pid),
                            data = *data] { self->open_in_engine(name, pid, data); });
   }
 
@@ -209,7 +225,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
                       {"arena_bytes", file_bytes(fds.arena)},
                       {"abstracts_bytes", file_bytes(fds.abstracts)},
                       {"limits", limits()}};
-    if (data) reply.fds = duplicate({fds.control, fds.arena, fds.abstracts, fds.daemon_bell, fds.client_bell});
+    if (data)
+      reply.fds =
+          duplicate({fds.control, fds.arena, fds.abstracts, fds.daemon_bell, fds.client_bell});
     asio::post(server_->loop, [self = shared_from_this(), session = *session,
                                reply = std::make_shared<Reply>(std::move(reply))] {
       self->session_ = session;
@@ -242,9 +260,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
     std::vector<int> fds;
     for (const UniqueFd& fd : reply.fds) fds.push_back(fd.get());
     const Result<void> queued = writer_.enqueue(body, std::move(reply.payload), fds);
-    if (!queued) static_cast<void>(writer_.enqueue(Json{{"id", id_}, {"ok", false},
-                                                        {"code", static_cast<int>(queued.error().code)},
-                                                        {"error", "the reply is too large: ask for less"}}));
+    if (!queued)
+      static_cast<void>(writer_.enqueue(Json{{"id", id_},
+                                             {"ok", false},
+                                             {"code", static_cast<int>(queued.error().code)},
+                                             {"error", "the reply is too large: ask for less"}}));
     close_after_ = reply.close_after;
     flush();
   }
@@ -253,9 +273,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
     const Result<bool> done = writer_.flush(socket_.native_handle());
     if (!done) return close();
     if (!*done) {
-      socket_.async_wait(Descriptor::wait_write, [self = shared_from_this()](const boost::system::error_code& failed) {
-        if (!failed && !self->closed_) self->flush();
-      });
+      socket_.async_wait(Descriptor::wait_write,
+                         [self = shared_from_this()](const boost::system::error_code& failed) {
+                           if (!failed && !self->closed_) self->flush();
+                         });
       return;
     }
     if (close_after_) return close();
@@ -276,11 +297,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
 };
 
 void ControlServer::State::accept() {
-  acceptor.async_wait(Descriptor::wait_read, [self = shared_from_this()](const boost::system::error_code& failed) {
-    if (failed || self->stopping) return;
-    self->accept_all();
-    self->accept();
-  });
+  acceptor.async_wait(Descriptor::wait_read,
+                      [self = shared_from_this()](const boost::system::error_code& failed) {
+                        if (failed || self->stopping) return;
+                        self->accept_all();
+                        self->accept();
+                      });
 }
 
 void ControlServer::State::accept_all() {
@@ -309,7 +331,8 @@ void ControlServer::State::watch_signals() {
   });
 }
 
-ControlServer::ControlServer(Engine& engine, Mailbox& mailbox, UnixListener listener, ControlServerOptions options)
+ControlServer::ControlServer(Engine& engine, Mailbox& mailbox, UnixListener listener,
+                             ControlServerOptions options)
     : state_(std::make_shared<State>(engine, mailbox, std::move(listener), std::move(options))) {}
 
 ControlServer::~ControlServer() {

@@ -16,7 +16,8 @@ Result<Memfd> make_directory_memfd() {
 
 namespace {
 
-// Entries may be read by clients while they are written: word by word, so that no access is a data race.
+// Entries may be read by clients while they are written: word by word, so that no access is a data
+// race.
 void store_words(std::byte* target, const void* source, std::size_t bytes) {
   auto* words = reinterpret_cast<std::uint64_t*>(target);
   for (std::size_t i = 0; i < bytes / 8; ++i) {
@@ -26,7 +27,8 @@ void store_words(std::byte* target, const void* source, std::size_t bytes) {
   }
 }
 
-// A segment that a directory names stays readable for the handle until it is closed, whatever happens to the sequence.
+// A segment that a directory names stays readable for the handle until it is closed, whatever
+// happens to the sequence.
 void hold(OpenSequence& open, const SequencePart& part, std::uint32_t entry) {
   OpenSequence::Held& held = open.held[part.segment->row.id.value];
   if (held.segment == nullptr) {
@@ -40,7 +42,8 @@ void hold(OpenSequence& open, const SequencePart& part, std::uint32_t entry) {
 void write_entry(std::byte* base, std::size_t index, const SequencePart& part) {
   const DirectoryEntry entry{part.segment->row.id.value, part.first_token, part.visible_tokens,
                              part.segment->row.tokens, part.segment->abstract_offset};
-  store_words(base + sizeof(DirectoryHeader) + index * sizeof(DirectoryEntry), &entry, sizeof(entry));
+  store_words(base + sizeof(DirectoryHeader) + index * sizeof(DirectoryEntry), &entry,
+              sizeof(entry));
 }
 
 std::uint64_t begin_write(DirectoryHeader* header) {

@@ -1,5 +1,6 @@
-// Directory: what one open sequence consists of, in a memfd that the client maps read-only (client/ipc/shm_layout.h).
-// Written as a seqlock: odd version, entries, even version. Engine's thread.
+// Directory: what one open sequence consists of, in a memfd that the client maps read-only
+// (client/ipc/shm_layout.h). Written as a seqlock: odd version, entries, even version. Engine's
+// thread.
 #pragma once
 
 #include "base/result.h"

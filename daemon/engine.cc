@@ -25,8 +25,9 @@ Engine::~Engine() {
 }
 
 Result<std::unique_ptr<Engine>> Engine::make(const DaemonOptions& options, EngineWorld world) {
-  KVT_CHECK(world.clock != nullptr && world.io != nullptr && world.catalogue != nullptr && world.workers != nullptr &&
-            world.catalogue_worker != nullptr && world.mailbox != nullptr && world.random != nullptr);
+  KVT_CHECK(world.clock != nullptr && world.io != nullptr && world.catalogue != nullptr &&
+            world.workers != nullptr && world.catalogue_worker != nullptr &&
+            world.mailbox != nullptr && world.random != nullptr);
   std::unique_ptr<Engine> engine(new Engine);
   engine->state_ = std::make_unique<State>();
   EngineState& state = *engine->state_;
@@ -34,8 +35,9 @@ Result<std::unique_ptr<Engine>> Engine::make(const DaemonOptions& options, Engin
   state.world = world;
   KVT_TRY(state.kernels, select_kernels(options.kernels));
   KVT_TRY(std::unique_ptr<HostArena> arena,
-          HostArena::make({.size_bytes = options.host_bytes, .huge_pages = options.huge_pages},
-                          [&state](SlotOwner owner, SlotId slot) { chunk_evicted(state, owner, slot); }));
+          HostArena::make(
+              {.size_bytes = options.host_bytes, .huge_pages = options.huge_pages},
+              [&state](SlotOwner owner, SlotId slot) { chunk_evicted(state, owner, slot); }));
   state.arena = std::move(arena);
   KVT_TRY(state.abstracts, AbstractArena::make(options.abstracts_bytes));
   IoSchedulerOptions scheduler;
@@ -87,7 +89,9 @@ void Engine::control(SessionId id, ControlRequest request, ControlDone done) {
   const Result<std::string> name = json_string(request.body, "op", "", 64);
   if (!name) return done(error(name.error()));
   const ControlOp* op = find_control_op(*name);
-  if (op == nullptr) return done(error(Code::kUnsupported, "no such operation: is the daemon older than the client?"));
+  if (op == nullptr)
+    return done(
+        error(Code::kUnsupported, "no such operation: is the daemon older than the client?"));
   if (op->data_only && !session->data)
     return done(error(Code::kInvalid, "this operation needs a connection with data: true"));
   op->run(state, *session, std::move(request), std::move(done));
@@ -96,7 +100,8 @@ void Engine::control(SessionId id, ControlRequest request, ControlDone done) {
 namespace {
 
 bool idle(const EngineState& state) {
-  if (state.batches_outstanding != 0 || state.jobs_outstanding != 0 || state.io->outstanding() != 0) return false;
+  if (state.batches_outstanding != 0 || state.jobs_outstanding != 0 || state.io->outstanding() != 0)
+    return false;
   return std::none_of(state.sequences.all.begin(), state.sequences.all.end(),
                       [](const auto& entry) { return entry.second->working; });
 }
@@ -149,34 +154,37 @@ EngineState& Engine::state() { return *state_; }
 void run_on_worker(EngineState& engine, std::function<void()> job, std::function<void()> done) {
   ++engine.jobs_outstanding;
   Mailbox* mailbox = engine.world.mailbox;
-  engine.world.workers->post([&engine, mailbox, job = std::move(job), done = std::move(done)]() mutable {
-    job();
-    job = nullptr;
-    mailbox->post([&engine, done = std::move(done)] {
-      --engine.jobs_outstanding;
-      done();
-    });
-  });
+  engine.world.workers->post(
+      [&engine, mailbox, job = std::move(job), done = std::move(done)]() mutable {
+        job();
+        job = nullptr;
+        mailbox->post([&engine, done = std::move(done)] {
+          --engine.jobs_outstanding;
+          done();
+        });
+      });
 }
 
-void post_batch(EngineState& engine, CatalogueBatch batch, bool sync, std::function<void(Result<void>)> done) {
+void post_batch(EngineState& engine, CatalogueBatch batch, bool sync,
+                std::function<void(Result<void>)> done) {
   ++engine.batches_outstanding;
   ++engine.metrics.catalogue_batches;
   Mailbox* mailbox = engine.world.mailbox;
   Catalogue* catalogue = engine.world.catalogue;
   auto shared = std::make_shared<CatalogueBatch>(std::move(batch));
-  engine.world.catalogue_worker->post([&engine, mailbox, catalogue, shared, sync, done = std::move(done)]() mutable {
-    const Result<void> result = catalogue->write(std::move(*shared), sync);
-    mailbox->post([&engine, result, done = std::move(done)] {
-      --engine.batches_outstanding;
-      if (!result) {
-        ++engine.metrics.catalogue_failures;
-        engine.read_only = true;  // until expiry.cc has opened it again
-        KVT_LOG(kError, "catalogue: a batch failed: %s", result.error().message());
-      }
-      done(result);
-    });
-  });
+  engine.world.catalogue_worker->post(
+      [&engine, mailbox, catalogue, shared, sync, done = std::move(done)]() mutable {
+        const Result<void> result = catalogue->write(std::move(*shared), sync);
+        mailbox->post([&engine, result, done = std::move(done)] {
+          --engine.batches_outstanding;
+          if (!result) {
+            ++engine.metrics.catalogue_failures;
+            engine.read_only = true;  // until expiry.cc has opened it again
+            KVT_LOG(kError, "catalogue: a batch failed: %s", result.error().message());
+          }
+          done(result);
+        });
+      });
 }
 
 }  // namespace kvtier

@@ -1,9 +1,11 @@
-// Engine: the core of the daemon. Owns sessions, spaces, sequences, segments, leases, arenas, and every decision.
+// Engine: the core of the daemon. Owns sessions, spaces, sequences, segments, leases, arenas, and
+// every decision.
 //
-// One thread calls everything here. Clock, disk, catalogue, executor and randomness come from outside: kvtierd gives the
-// real ones, the simulation virtual ones. Nothing blocks but recover(): work that takes long goes to the executor and
-// answers through the mailbox, disk work through the Io; step() runs what has arrived.
-// Everything that a client sends was copied before it comes here, and is checked here before it is used.
+// One thread calls everything here. Clock, disk, catalogue, executor and randomness come from
+// outside: kvtierd gives the real ones, the simulation virtual ones. Nothing blocks but recover():
+// work that takes long goes to the executor and answers through the mailbox, disk work through the
+// Io; step() runs what has arrived. Everything that a client sends was copied before it comes here,
+// and is checked here before it is used.
 #pragma once
 
 #include <cstdint>
@@ -33,24 +35,24 @@ struct EngineWorld {
   Clock* clock = nullptr;
   Io* io = nullptr;
   Catalogue* catalogue = nullptr;
-  Executor* workers = nullptr;            // copy, checksum, abstracts
-  Executor* catalogue_worker = nullptr;   // catalogue batches, one after the other
-  Mailbox* mailbox = nullptr;             // messages to the engine's thread
+  Executor* workers = nullptr;           // copy, checksum, abstracts
+  Executor* catalogue_worker = nullptr;  // catalogue batches, one after the other
+  Mailbox* mailbox = nullptr;            // messages to the engine's thread
   Random* random = nullptr;
-  std::uint64_t epoch = 0;                // of this run of the daemon, for `status`
-  std::uint64_t started_ns = 0;           // on the clock
+  std::uint64_t epoch = 0;       // of this run of the daemon, for `status`
+  std::uint64_t started_ns = 0;  // on the clock
 };
 
-// One control request (docs/protocol.md), already parsed and bounded; the reply's callback is called exactly once, at
-// once or from a later step().
+// One control request (docs/protocol.md), already parsed and bounded; the reply's callback is
+// called exactly once, at once or from a later step().
 struct ControlRequest {
   Json body;
   std::vector<std::byte> payload;
 };
 struct ControlReply {
-  Json body;                       // without "id" and "ok", which the control server adds
+  Json body;  // without "id" and "ok", which the control server adds
   std::vector<std::byte> payload;
-  std::vector<int> fds;            // borrowed from the engine, valid inside the callback
+  std::vector<int> fds;  // borrowed from the engine, valid inside the callback
 };
 using ControlDone = std::function<void(Result<ControlReply>)>;
 
@@ -65,31 +67,35 @@ struct EngineState;
 class Engine {
  public:
   // Makes arenas. Does not touch the disk yet.
-  [[nodiscard]] static Result<std::unique_ptr<Engine>> make(const DaemonOptions& options, EngineWorld world);
+  [[nodiscard]] static Result<std::unique_ptr<Engine>> make(const DaemonOptions& options,
+                                                            EngineWorld world);
   ~Engine();
 
-  // Loads the catalogue, drops what was never published (files without rows, rows without files), counts what is damaged.
-  // Blocks. Once, before anything else.
+  // Loads the catalogue, drops what was never published (files without rows, rows without files),
+  // counts what is damaged. Blocks. Once, before anything else.
   [[nodiscard]] Result<void> recover();
 
   // A data session gets rings; an admin session does not. kTooLarge above kClientsMax.
-  [[nodiscard]] Result<SessionId> open_session(const std::string& name, std::uint32_t pid, bool data);
+  [[nodiscard]] Result<SessionId> open_session(const std::string& name, std::uint32_t pid,
+                                               bool data);
   [[nodiscard]] SessionFds session_fds(SessionId session) const;
-  // The socket closed: leases, sequences and waiting requests of the session are given up at once. Memory that the disk
-  // still writes into is reused only when it has finished.
+  // The socket closed: leases, sequences and waiting requests of the session are given up at once.
+  // Memory that the disk still writes into is reused only when it has finished.
   void close_session(SessionId session);
   void control(SessionId session, ControlRequest request, ControlDone done);
 
-  // One turn: rings of all data sessions, mailbox, disk completions, timers. The amount of work done; 0 means: sleep
-  // until a descriptor of wait_fds() is readable or next_timer_ns() has come.
+  // One turn: rings of all data sessions, mailbox, disk completions, timers. The amount of work
+  // done; 0 means: sleep until a descriptor of wait_fds() is readable or next_timer_ns() has come.
   std::size_t step();
-  // Call before sleeping (sets the rings' sleep flags; false: something arrived, do not sleep) and after waking.
+  // Call before sleeping (sets the rings' sleep flags; false: something arrived, do not sleep) and
+  // after waking.
   [[nodiscard]] bool prepare_sleep();
   void woke();
-  [[nodiscard]] std::vector<int> wait_fds() const;       // mailbox, disk, doorbells
-  [[nodiscard]] std::uint64_t next_timer_ns() const;     // UINT64_MAX: none
+  [[nodiscard]] std::vector<int> wait_fds() const;    // mailbox, disk, doorbells
+  [[nodiscard]] std::uint64_t next_timer_ns() const;  // UINT64_MAX: none
 
-  // Seals what must be, finishes writes in flight, then calls `done` from a later step(). New work is refused.
+  // Seals what must be, finishes writes in flight, then calls `done` from a later step(). New work
+  // is refused.
   void drain(std::function<void()> done);
   [[nodiscard]] bool stop_requested() const;  // an admin sent `stop`
   // The tables (daemon/engine_state.h), for tests that look inside. Engine's thread.

@@ -1,5 +1,5 @@
-// EngineState: all tables of the engine in one struct, so that each part of it is a file of functions over the state.
-// Engine's thread; what workers may read says so where it is declared.
+// EngineState: all tables of the engine in one struct, so that each part of it is a file of
+// functions over the state. Engine's thread; what workers may read says so where it is declared.
 #pragma once
 
 #include <map>
@@ -45,7 +45,7 @@ struct EngineState {
   std::uint64_t next_timer_ns = 0;
   std::uint32_t batches_outstanding = 0;
   std::uint32_t jobs_outstanding = 0;
-  bool read_only = false;       // the catalogue refused a batch
+  bool read_only = false;  // the catalogue refused a batch
   bool resuming = false;
   std::uint64_t next_resume_ns = 0;
   bool recovered = false;
@@ -60,6 +60,7 @@ struct EngineState {
 // Runs `job` on a worker, then `done` on the engine's thread.
 void run_on_worker(EngineState& engine, std::function<void()> job, std::function<void()> done);
 // Writes a batch in order with all others; `done` on the engine's thread.
-void post_batch(EngineState& engine, CatalogueBatch batch, bool sync, std::function<void(Result<void>)> done);
+void post_batch(EngineState& engine, CatalogueBatch batch, bool sync,
+                std::function<void(Result<void>)> done);
 
 }  // namespace kvtier

@@ -1,5 +1,5 @@
-// Expiry: what happens by time. Sequences past their expiry go; batches that failed are retried by reopening the
-// catalogue. Engine's thread.
+// Expiry: what happens by time. Sequences past their expiry go; batches that failed are retried by
+// reopening the catalogue. Engine's thread.
 #pragma once
 
 #include <cstddef>

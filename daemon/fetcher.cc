@@ -20,7 +20,8 @@ void set_status(FetchJob& job, std::uint32_t entry, Code code) {
   job.segments[entry] = nullptr;
 }
 
-// Fills `segments` and `chunks` of the job from what the handle may name. What may not be is final at once.
+// Fills `segments` and `chunks` of the job from what the handle may name. What may not be is final
+// at once.
 void resolve(FetchJob& job, OpenSequence& open) {
   const Space& space = *open.sequence->space;
   const Geometry& geometry = space.row.geometry;
@@ -52,7 +53,8 @@ std::uint64_t chunk_slot_bytes(const FetchJob& job, std::uint32_t entry) {
 }
 
 // Leases a resident chunk for an entry whose bytes are charged already.
-void give_slot(EngineState& engine, Session* session, FetchJob& job, std::uint32_t entry, SlotId slot) {
+void give_slot(EngineState& engine, Session* session, FetchJob& job, std::uint32_t entry,
+               SlotId slot) {
   Segment& segment = *job.segments[entry];
   if (job.leases && session != nullptr) {
     if (job.lease == 0) job.lease = session->leases.begin();
@@ -148,7 +150,8 @@ void fill_ready(EngineState& engine, Fill& fill) {
   engine.arena->set_ready(fill.slot);
   set_resident(*fill.segment, fill.chunk, fill.slot, engine.arena->slot_bytes(fill.slot));
   ++engine.metrics.chunk_fills;
-  // Leases first: a completion may make room for others only after all of this chunk's readers have it.
+  // Leases first: a completion may make room for others only after all of this chunk's readers have
+  // it.
   for (const Fill::Waiter& waiter : fill.waiters) {
     const auto place = engine.fetch.jobs.find(waiter.job);
     if (place == engine.fetch.jobs.end()) continue;
@@ -177,7 +180,8 @@ void end_fill(EngineState& engine, ChunkKey key, Code code) {
 }
 
 void chunk_is_bad(EngineState& engine, Segment& segment, std::uint32_t chunk) {
-  if (std::find(segment.bad_chunks.begin(), segment.bad_chunks.end(), chunk) == segment.bad_chunks.end()) {
+  if (std::find(segment.bad_chunks.begin(), segment.bad_chunks.end(), chunk) ==
+      segment.bad_chunks.end()) {
     segment.bad_chunks.push_back(chunk);
     ++engine.metrics.chunks_bad;
     const PlaneLayout::ChunkPlace place = segment.layout->place_of(chunk);
@@ -205,15 +209,17 @@ void decode_fill(EngineState& engine, ChunkKey key, Fill& fill) {
   run_on_worker(
       engine,
       [work, entry, element, bytes] {
-        work->result = decode_chunk(entry.codec, work->stored.span().first(entry.stored_bytes), element,
-                                    work->raw.span().first(static_cast<std::size_t>(bytes)));
+        work->result =
+            decode_chunk(entry.codec, work->stored.span().first(entry.stored_bytes), element,
+                         work->raw.span().first(static_cast<std::size_t>(bytes)));
       },
       [&engine, work, key, bytes] {
         Fill& found = *engine.fetch.fills.at(key);
         if (work->result) {
           std::byte* target = engine.arena->data(found.slot);
           std::memcpy(target, work->raw.data(), static_cast<std::size_t>(bytes));
-          std::memset(target + bytes, 0, static_cast<std::size_t>(engine.arena->slot_bytes(found.slot) - bytes));
+          std::memset(target + bytes, 0,
+                      static_cast<std::size_t>(engine.arena->slot_bytes(found.slot) - bytes));
         } else {
           chunk_is_bad(engine, *found.segment, found.chunk);
         }
@@ -247,8 +253,8 @@ struct FillRead {
   std::shared_ptr<const LoadedMeta> meta;  // keeps the checksums while the read is under way
 };
 
-void submit_read(EngineState& engine, Segment& segment, IoPriority priority, const std::vector<Fill*>& fills,
-                 std::size_t begin, std::size_t end) {
+void submit_read(EngineState& engine, Segment& segment, IoPriority priority,
+                 const std::vector<Fill*>& fills, std::size_t begin, std::size_t end) {
   auto read = std::make_shared<FillRead>();
   read->meta = segment.meta;
   IoRequest request;
@@ -258,8 +264,10 @@ void submit_read(EngineState& engine, Segment& segment, IoPriority priority, con
   for (std::size_t i = begin; i < end; ++i) {
     Fill& fill = *fills[i];
     read->keys.push_back({segment.row.id.value, fill.chunk});
-    std::byte* target = fill.staging.data() != nullptr ? fill.staging.data() : engine.arena->data(fill.slot);
-    if (!request.pieces.empty() && request.pieces.back().data + request.pieces.back().size_bytes == target)
+    std::byte* target =
+        fill.staging.data() != nullptr ? fill.staging.data() : engine.arena->data(fill.slot);
+    if (!request.pieces.empty() &&
+        request.pieces.back().data + request.pieces.back().size_bytes == target)
       request.pieces.back().size_bytes += fill.read_bytes;
     else
       request.pieces.push_back({target, fill.read_bytes});
@@ -268,7 +276,8 @@ void submit_read(EngineState& engine, Segment& segment, IoPriority priority, con
   ++engine.metrics.reads_planned;
   const Result<FileId> file = begin_file_use(engine, segment);
   if (!file) {
-    for (const ChunkKey key : read->keys) end_fill(engine, key, file.error().code == Code::kIo ? Code::kIo : Code::kMiss);
+    for (const ChunkKey key : read->keys)
+      end_fill(engine, key, file.error().code == Code::kIo ? Code::kIo : Code::kMiss);
     return;
   }
   request.file = *file;
@@ -287,8 +296,10 @@ void submit_read(EngineState& engine, Segment& segment, IoPriority priority, con
   engine.io->submit(std::move(request));
 }
 
-void submit_fills(EngineState& engine, Segment& segment, IoPriority priority, std::vector<Fill*> fills) {
-  std::sort(fills.begin(), fills.end(), [](const Fill* a, const Fill* b) { return a->file_offset < b->file_offset; });
+void submit_fills(EngineState& engine, Segment& segment, IoPriority priority,
+                  std::vector<Fill*> fills) {
+  std::sort(fills.begin(), fills.end(),
+            [](const Fill* a, const Fill* b) { return a->file_offset < b->file_offset; });
   std::size_t begin = 0;
   while (begin < fills.size()) {
     std::size_t end = begin + 1;
@@ -305,7 +316,8 @@ void submit_fills(EngineState& engine, Segment& segment, IoPriority priority, st
 }
 
 // Decides about one entry that was missing: resident by now, on its way, or a new fill.
-Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint32_t index, SlotId near) {
+Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint32_t index,
+                 SlotId near) {
   Segment& segment = *job.segments[index];
   const std::uint32_t chunk = job.chunks[index];
   const auto final_status = [&](Code code) {
@@ -329,12 +341,14 @@ Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint
     ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kEvicted)];
     return final_status(Code::kMiss);
   }
-  if (std::find(segment.bad_chunks.begin(), segment.bad_chunks.end(), chunk) != segment.bad_chunks.end()) {
+  if (std::find(segment.bad_chunks.begin(), segment.bad_chunks.end(), chunk) !=
+      segment.bad_chunks.end()) {
     ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kChecksum)];
     return final_status(Code::kMiss);
   }
   const std::uint64_t slot_bytes = segment.space->row.geometry.slot_bytes(job.entries[index].layer);
-  const Result<SlotId> slot = engine.arena->allocate(slot_bytes, {segment.row.id.value, chunk}, near);
+  const Result<SlotId> slot =
+      engine.arena->allocate(slot_bytes, {segment.row.id.value, chunk}, near);
   if (!slot) {
     ++engine.metrics.chunk_full;
     job.full = true;
@@ -349,7 +363,8 @@ Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint
   const LoadedMeta& meta = *segment.meta;
   if (meta.entries.empty()) {
     const PlaneLayout::ChunkPlace place = segment.layout->place_of(chunk);
-    fill->file_offset = meta.first_offset + segment.layout->chunk_offset(place.layer, place.chunk, place.group);
+    fill->file_offset =
+        meta.first_offset + segment.layout->chunk_offset(place.layer, place.chunk, place.group);
     fill->read_bytes = slot_bytes;
   } else {
     const ChunkEntry& entry = meta.entries[chunk];
@@ -362,7 +377,8 @@ Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint
   return made;
 }
 
-// Plans the missing entries [begin, end) of `job.missing`, which are of one segment whose metadata was asked for.
+// Plans the missing entries [begin, end) of `job.missing`, which are of one segment whose metadata
+// was asked for.
 void plan_segment(EngineState& engine, std::uint64_t job_id, std::size_t begin, std::size_t end) {
   FetchJob& job = *engine.fetch.jobs.at(job_id);
   Session* session = find_session(engine, job.session);
@@ -380,8 +396,8 @@ void plan_segment(EngineState& engine, std::uint64_t job_id, std::size_t begin, 
   if (!fills.empty()) submit_fills(engine, segment, priority, std::move(fills));
 }
 
-// Metadata of the missing entries' segments, segment by segment, then their plans. Holds one count of `remaining`
-// itself, so that the job lives until all of it is planned.
+// Metadata of the missing entries' segments, segment by segment, then their plans. Holds one count
+// of `remaining` itself, so that the job lives until all of it is planned.
 void plan_job(EngineState& engine, FetchJob& job) {
   std::sort(job.missing.begin(), job.missing.end(), [&job](std::uint32_t a, std::uint32_t b) {
     const std::uint64_t left = job.segments[a]->row.id.value, right = job.segments[b]->row.id.value;
@@ -464,7 +480,8 @@ std::unique_ptr<FetchJob> take_job(EngineState& engine) {
   return job;
 }
 
-void start_fetch(EngineState& engine, Session& session, OpenSequence& open, std::unique_ptr<FetchJob> job) {
+void start_fetch(EngineState& engine, Session& session, OpenSequence& open,
+                 std::unique_ptr<FetchJob> job) {
   ++(job->leases ? engine.metrics.fetches : engine.metrics.prefetches);
   engine.metrics.fetch_entries += job->entries.size();
   job->session = session.id;
@@ -474,8 +491,9 @@ void start_fetch(EngineState& engine, Session& session, OpenSequence& open, std:
   run_job(engine, &session, std::move(job));
 }
 
-void start_inner_fetch(EngineState& engine, Segment& segment, const std::vector<std::uint32_t>& chunks,
-                       IoPriority priority, std::function<void(const FetchJob&)> done) {
+void start_inner_fetch(EngineState& engine, Segment& segment,
+                       const std::vector<std::uint32_t>& chunks, IoPriority priority,
+                       std::function<void(const FetchJob&)> done) {
   std::unique_ptr<FetchJob> job = take_job(engine);
   job->leases = false;
   job->priority = priority;
@@ -495,7 +513,8 @@ void start_inner_fetch(EngineState& engine, Segment& segment, const std::vector<
   run_job(engine, nullptr, std::move(job));
 }
 
-void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* entries, std::uint32_t count) {
+void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* entries,
+                   std::uint32_t count) {
   const Geometry& geometry = open.sequence->space->row.geometry;
   engine.metrics.touches += count;
   for (std::uint32_t i = 0; i < count; ++i) {
@@ -507,14 +526,16 @@ void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* en
       continue;
     const Segment& segment = *place->second.segment;
     if (segment.layout == nullptr) continue;
-    const SlotId slot = segment.slots[segment.layout->chunk_index(entry.layer, entry.chunk, entry.group)];
+    const SlotId slot =
+        segment.slots[segment.layout->chunk_index(entry.layer, entry.chunk, entry.group)];
     if (slot.valid()) engine.arena->touch(slot);
   }
 }
 
 namespace {
 
-// Gives back what the job was charged for entries that have not ended, and forgets it. Its fills go on.
+// Gives back what the job was charged for entries that have not ended, and forgets it. Its fills go
+// on.
 std::unique_ptr<FetchJob> withdraw(EngineState& engine, std::uint64_t id) {
   const auto place = engine.fetch.jobs.find(id);
   std::unique_ptr<FetchJob> job = std::move(place->second);
@@ -536,11 +557,13 @@ bool cancel_fetch(EngineState& engine, Session& session, std::uint64_t user_data
     std::unique_ptr<FetchJob> cancelled = withdraw(engine, id);
     if (cancelled->lease != 0) {
       std::uint64_t bytes = 0;
-      if (session.leases.end(cancelled->lease, *engine.arena, &bytes)) session.leased_bytes -= bytes;
+      if (session.leases.end(cancelled->lease, *engine.arena, &bytes))
+        session.leased_bytes -= bytes;
       engine.metrics.leased_bytes -= bytes;
       cancelled->lease = 0;
       cancelled->ok = 0;
-      for (FetchEntry& entry : cancelled->entries) entry.status = static_cast<std::int16_t>(Code::kCancelled);
+      for (FetchEntry& entry : cancelled->entries)
+        entry.status = static_cast<std::int16_t>(Code::kCancelled);
     }
     ++engine.metrics.cancelled;
     finish_job(engine, std::move(cancelled), Code::kCancelled);

@@ -1,9 +1,10 @@
 // Fetcher: brings chunks into the host arena and leases them.
 //
-// What is resident is leased at once, without allocation. The rest is planned: metadata first where it is not loaded,
-// then slots in file order, neighbours merged into reads of at most kReadBytesMax, checksum, decode, lease. Two requests
-// for one chunk share one read (Fill). A job that was cancelled or whose session is gone is found no more by its id;
-// its fills go on for whoever else waits, or for nobody. Engine's thread.
+// What is resident is leased at once, without allocation. The rest is planned: metadata first where
+// it is not loaded, then slots in file order, neighbours merged into reads of at most
+// kReadBytesMax, checksum, decode, lease. Two requests for one chunk share one read (Fill). A job
+// that was cancelled or whose session is gone is found no more by its id; its fills go on for
+// whoever else waits, or for nobody. Engine's thread.
 #pragma once
 
 #include <cstdint>
@@ -27,15 +28,15 @@ struct FetchJob {
   IoPriority priority = IoPriority::kDemand;
   std::uint64_t argument_offset = 0;
   std::vector<FetchEntry> entries;
-  std::vector<Segment*> segments;       // of each entry; null: its status is final
-  std::vector<std::uint32_t> chunks;    // chunk index of each entry
-  std::vector<std::uint32_t> missing;   // entries to be planned
+  std::vector<Segment*> segments;      // of each entry; null: its status is final
+  std::vector<std::uint32_t> chunks;   // chunk index of each entry
+  std::vector<std::uint32_t> missing;  // entries to be planned
   std::uint32_t remaining = 0;
   std::uint32_t ok = 0;
   bool full = false;
   std::uint64_t lease = 0;
   std::uint64_t bytes_disk = 0;
-  std::uint64_t bytes_charged = 0;      // to the session, for fills that have not ended
+  std::uint64_t bytes_charged = 0;            // to the session, for fills that have not ended
   std::function<void(const FetchJob&)> done;  // inner jobs (warm); empty: a completion of the ring
 };
 
@@ -46,7 +47,8 @@ struct ChunkKey {
 };
 struct ChunkKeyHash {
   std::size_t operator()(const ChunkKey& key) const noexcept {
-    return static_cast<std::size_t>(key.segment * 0x9E3779B97F4A7C15ull + key.chunk * 0xC2B2AE3D27D4EB4Full);
+    return static_cast<std::size_t>(key.segment * 0x9E3779B97F4A7C15ull +
+                                    key.chunk * 0xC2B2AE3D27D4EB4Full);
   }
 };
 
@@ -61,7 +63,7 @@ struct Fill {
   SlotId slot;
   std::uint64_t read_bytes = 0;
   std::uint64_t file_offset = 0;
-  AlignedBuffer staging;       // for chunks that are not raw
+  AlignedBuffer staging;  // for chunks that are not raw
   std::vector<Waiter> waiters;
 };
 
@@ -72,13 +74,17 @@ struct FetchTable {
   std::uint64_t next_job = 1;
 };
 
-// A ring request whose entries were copied into `job`. Answers now or later by the session's completion ring.
+// A ring request whose entries were copied into `job`. Answers now or later by the session's
+// completion ring.
 [[nodiscard]] std::unique_ptr<FetchJob> take_job(EngineState& engine);
-void start_fetch(EngineState& engine, Session& session, OpenSequence& open, std::unique_ptr<FetchJob> job);
+void start_fetch(EngineState& engine, Session& session, OpenSequence& open,
+                 std::unique_ptr<FetchJob> job);
 // Fills these chunks of one segment without lease or session; `done` when all have ended.
-void start_inner_fetch(EngineState& engine, Segment& segment, const std::vector<std::uint32_t>& chunks,
-                       IoPriority priority, std::function<void(const FetchJob&)> done);
-void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* entries, std::uint32_t count);
+void start_inner_fetch(EngineState& engine, Segment& segment,
+                       const std::vector<std::uint32_t>& chunks, IoPriority priority,
+                       std::function<void(const FetchJob&)> done);
+void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* entries,
+                   std::uint32_t count);
 // False where there is no such request.
 bool cancel_fetch(EngineState& engine, Session& session, std::uint64_t user_data);
 // The session is gone: its jobs are forgotten.

@@ -54,7 +54,9 @@ std::uint64_t LeaseTable::end_all(HostArena& arena, std::uint64_t* bytes) {
   for (std::size_t i = 0; i < leases_.size(); ++i) {
     if (!leases_[i].live) continue;
     std::uint64_t held = 0;
-    count += end(static_cast<std::uint64_t>(leases_[i].generation) << 32 | (i + 1), arena, &held) ? 1 : 0;
+    count += end(static_cast<std::uint64_t>(leases_[i].generation) << 32 | (i + 1), arena, &held)
+                 ? 1
+                 : 0;
     *bytes += held;
   }
   return count;

@@ -1,5 +1,6 @@
-// Leases of one session: which slots it may read, until it says so or goes away. Ids are generation and place, so that an
-// old id never ends a newer lease. No allocation once the table has grown to what the client keeps open. Engine's thread.
+// Leases of one session: which slots it may read, until it says so or goes away. Ids are generation
+// and place, so that an old id never ends a newer lease. No allocation once the table has grown to
+// what the client keeps open. Engine's thread.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@ class LeaseTable {
  public:
   // A new empty lease; never 0.
   [[nodiscard]] std::uint64_t begin();
-  // Leases a ready slot in the arena, and counts it in `*counter` (its segment's) until the lease ends.
+  // Leases a ready slot in the arena, and counts it in `*counter` (its segment's) until the lease
+  // ends.
   void add(std::uint64_t id, HostArena& arena, SlotId slot, std::uint32_t* counter);
   // Gives all slots of a lease back; false where there is no such lease. `*bytes`: what it held.
   [[nodiscard]] bool end(std::uint64_t id, HostArena& arena, std::uint64_t* bytes);

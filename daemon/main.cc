@@ -1,4 +1,5 @@
-// kvtierd: the daemon. Reads its settings (file, then environment, then flags), starts a Server, waits.
+// kvtierd: the daemon. Reads its settings (file, then environment, then flags), starts a Server,
+// waits.
 #include <CLI/CLI.hpp>
 
 #include <sys/resource.h>
@@ -35,11 +36,13 @@ std::string default_config_path() {
 
 // "store.path" -> "KVTIER_STORE_PATH".
 std::string environment_name(std::string name) {
-  for (char& c : name) c = c == '.' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  for (char& c : name)
+    c = c == '.' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   return "KVTIER_" + name;
 }
 
-Result<void> read_config(const std::string& path, bool must_exist, DaemonOptions* options, std::string* problem) {
+Result<void> read_config(const std::string& path, bool must_exist, DaemonOptions* options,
+                         std::string* problem) {
   std::ifstream file(path);
   if (!file) {
     if (!must_exist) return {};
@@ -67,7 +70,8 @@ Result<void> read_environment(DaemonOptions* options, std::string* problem) {
 int activated_socket() {
   const char* pid = std::getenv("LISTEN_PID");
   const char* count = std::getenv("LISTEN_FDS");
-  if (pid == nullptr || count == nullptr || std::atol(pid) != ::getpid() || std::atoi(count) < 1) return -1;
+  if (pid == nullptr || count == nullptr || std::atol(pid) != ::getpid() || std::atoi(count) < 1)
+    return -1;
   return 3;
 }
 
@@ -91,12 +95,15 @@ void raise_limits() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("kvtierd keeps the KV cache of language models in host memory and on disk, for every runtime of this user.");
+  CLI::App app(
+      "kvtierd keeps the KV cache of language models in host memory and on disk, for every runtime "
+      "of this user.");
   std::string config_path, socket_path, store_path;
   std::vector<std::string> settings;
   bool check_only = false;
   app.set_version_flag("--version", std::string("kvtierd ") + kVersion);
-  app.add_option("--config", config_path, "TOML file; default $KVTIER_CONFIG or ~/.config/kvtier/kvtierd.toml");
+  app.add_option("--config", config_path,
+                 "TOML file; default $KVTIER_CONFIG or ~/.config/kvtier/kvtierd.toml");
   app.add_option("--socket", socket_path, "control socket (daemon.socket)");
   app.add_option("--store", store_path, "directory of the store (store.path)");
   app.add_option("--set", settings, "KEY=VALUE, as listed by `kvtier config`; may be given again");
@@ -107,14 +114,16 @@ int main(int argc, char** argv) {
   options.daemon = default_options();
   std::string problem;
   const bool named = !config_path.empty();
-  if (!read_config(named ? config_path : default_config_path(), named, &options.daemon, &problem)) return fail(problem);
+  if (!read_config(named ? config_path : default_config_path(), named, &options.daemon, &problem))
+    return fail(problem);
   if (!read_environment(&options.daemon, &problem)) return fail(problem);
   if (!socket_path.empty()) settings.push_back("daemon.socket=" + socket_path);
   if (!store_path.empty()) settings.push_back("store.path=" + store_path);
   for (const std::string& setting : settings) {
     const std::size_t equals = setting.find('=');
     if (equals == std::string::npos) return fail("--set needs KEY=VALUE, not '" + setting + "'");
-    if (!set_option(setting.substr(0, equals), setting.substr(equals + 1), &options.daemon, &problem))
+    if (!set_option(setting.substr(0, equals), setting.substr(equals + 1), &options.daemon,
+                    &problem))
       return fail(problem);
     options.daemon.set_source(setting.substr(0, equals), "flag");
   }
@@ -130,8 +139,10 @@ int main(int argc, char** argv) {
   auto server = Server::start(options);
   if (!server) {
     std::string text = server.error().message();
-    if (server.error().os_error != 0) text += std::string(" (") + std::strerror(server.error().os_error) + ")";
-    return fail(text + " [store " + options.daemon.store_path + ", socket " + options.daemon.socket_path + "]");
+    if (server.error().os_error != 0)
+      text += std::string(" (") + std::strerror(server.error().os_error) + ")";
+    return fail(text + " [store " + options.daemon.store_path + ", socket " +
+                options.daemon.socket_path + "]");
   }
   (*server)->wait();
   return 0;

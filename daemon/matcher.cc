@@ -8,10 +8,14 @@ namespace kvtier {
 
 const char* match_end_name(MatchEnd end) noexcept {
   switch (end) {
-    case MatchEnd::kAll: return "all";
-    case MatchEnd::kDiffers: return "differs";
-    case MatchEnd::kEnd: return "end";
-    case MatchEnd::kNothing: return "nothing";
+    case MatchEnd::kAll:
+      return "all";
+    case MatchEnd::kDiffers:
+      return "differs";
+    case MatchEnd::kEnd:
+      return "end";
+    case MatchEnd::kNothing:
+      return "nothing";
   }
   return "nothing";
 }
@@ -25,7 +29,7 @@ struct Walk {
   Space* space = nullptr;
   std::vector<std::uint32_t> ids;
   std::vector<PartSpec> parts;
-  std::uint64_t matched = 0;           // tokens of `ids`
+  std::uint64_t matched = 0;  // tokens of `ids`
   bool has_stored_token = false;
   std::uint32_t stored_token = 0;
   std::vector<Segment*> held;
@@ -46,7 +50,8 @@ void count(EngineState& engine, const Walk& walk, const MatchResult& result) {
   ++engine.metrics.matches;
   engine.metrics.match_tokens_asked += walk.ids.size();
   engine.metrics.match_tokens_found += result.tokens;
-  if (result.end == MatchEnd::kDiffers) ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kDiffers)];
+  if (result.end == MatchEnd::kDiffers)
+    ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kDiffers)];
   if (result.end == MatchEnd::kNothing || result.end == MatchEnd::kEnd)
     ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kNoMatch)];
 }
@@ -84,7 +89,9 @@ std::uint32_t equal_tokens(const Walk& walk, const Segment& segment) {
   const std::vector<TokenRecord>& tokens = segment.meta->tokens;
   const std::uint64_t start = segment.row.start_token;
   std::uint32_t equal = 0;
-  while (equal < tokens.size() && start + equal < walk.ids.size() && tokens[equal].id == walk.ids[start + equal]) ++equal;
+  while (equal < tokens.size() && start + equal < walk.ids.size() &&
+         tokens[equal].id == walk.ids[start + equal])
+    ++equal;
   return equal;
 }
 
@@ -92,13 +99,15 @@ void extend_into_children(EngineState& engine, const WalkRef& walk);
 
 // What is stored where the match ends, for the caller's diagnosis.
 void note_stored(Walk& walk, const Segment& segment, std::uint32_t equal) {
-  if (equal >= segment.meta->tokens.size() || segment.row.start_token + equal != walk.matched) return;
+  if (equal >= segment.meta->tokens.size() || segment.row.start_token + equal != walk.matched)
+    return;
   if (walk.matched >= walk.ids.size()) return;
   walk.has_stored_token = true;
   walk.stored_token = segment.meta->tokens[equal].id;
 }
 
-void choose_child(EngineState& engine, const WalkRef& walk, const std::vector<Segment*>& candidates) {
+void choose_child(EngineState& engine, const WalkRef& walk,
+                  const std::vector<Segment*>& candidates) {
   Segment* best = nullptr;
   std::uint64_t best_end = walk->matched;
   std::vector<std::pair<Segment*, std::uint32_t>> ends;
@@ -123,15 +132,16 @@ void choose_child(EngineState& engine, const WalkRef& walk, const std::vector<Se
   extend_into_children(engine, walk);
 }
 
-// Segments that begin inside what matched and may go on a little further. Whole blocks behind would have been found by
-// their hash, so only those that begin within the last block can.
+// Segments that begin inside what matched and may go on a little further. Whole blocks behind would
+// have been found by their hash, so only those that begin within the last block can.
 void extend_into_children(EngineState& engine, const WalkRef& walk) {
   if (walk->matched == walk->ids.size()) return finish(engine, walk, {});
   const std::vector<SegmentId>& children =
       walk->parts.empty() ? walk->space->roots : walk->parts.back().segment->children;
   std::vector<Segment*> candidates;
   std::vector<SegmentId> ids;
-  for (auto id = children.rbegin(); id != children.rend() && candidates.size() < kCandidatesMax; ++id) {
+  for (auto id = children.rbegin(); id != children.rend() && candidates.size() < kCandidatesMax;
+       ++id) {
     Segment* segment = find_segment(engine, *id);
     if (segment == nullptr || !usable(*segment) || segment->row.start_token > walk->matched ||
         segment->row.start_token + kBlockTokens <= walk->matched)
@@ -173,7 +183,8 @@ bool build_chain(EngineState& engine, Walk& walk, const PrefixIndex::Place& plac
   std::uint64_t end = UINT64_MAX;
   while (id.valid()) {
     Segment* segment = find_segment(engine, id);
-    if (segment == nullptr || !usable(*segment) || walk.parts.size() >= kSequenceSegmentsMax) return false;
+    if (segment == nullptr || !usable(*segment) || walk.parts.size() >= kSequenceSegmentsMax)
+      return false;
     if (end != UINT64_MAX && segment->row.start_token + visible != end) return false;
     walk.parts.push_back({segment, visible});
     end = segment->row.start_token;
@@ -186,7 +197,8 @@ bool build_chain(EngineState& engine, Walk& walk, const PrefixIndex::Place& plac
 
 }  // namespace
 
-void match_prefix(EngineState& engine, Space& space, std::vector<std::uint32_t> ids, MatchDone done) {
+void match_prefix(EngineState& engine, Space& space, std::vector<std::uint32_t> ids,
+                  MatchDone done) {
   auto walk = std::make_shared<Walk>();
   walk->space = &space;
   walk->ids = std::move(ids);

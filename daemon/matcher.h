@@ -1,8 +1,9 @@
 // Matcher: from token ids to the longest stored prefix, as a list of segments.
 //
-// The index finds the deepest whole block by its chain hash; the parent chain of its segment gives the parts; the ids of
-// all of them are compared (a doubtful match is a miss); then the match is extended token by token inside the last segment
-// and into its children. Cold token arrays are read first. Engine's thread.
+// The index finds the deepest whole block by its chain hash; the parent chain of its segment gives
+// the parts; the ids of all of them are compared (a doubtful match is a miss); then the match is
+// extended token by token inside the last segment and into its children. Cold token arrays are read
+// first. Engine's thread.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,7 @@ struct MatchResult {
 };
 // `done` runs at once where all tokens are in memory. Its parts are valid only inside the call.
 using MatchDone = std::function<void(Result<MatchResult>)>;
-void match_prefix(EngineState& engine, Space& space, std::vector<std::uint32_t> ids, MatchDone done);
+void match_prefix(EngineState& engine, Space& space, std::vector<std::uint32_t> ids,
+                  MatchDone done);
 
 }  // namespace kvtier

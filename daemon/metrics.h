@@ -1,4 +1,5 @@
-// Metrics: every counter of the engine, plain numbers since start. Owned by the engine's thread; stats copies them.
+// Metrics: every counter of the engine, plain numbers since start. Owned by the engine's thread;
+// stats copies them.
 #pragma once
 
 #include <array>
@@ -37,7 +38,7 @@ struct Metrics {
   std::uint64_t prefetches = 0;
   std::uint64_t touches = 0;
   std::uint64_t cancelled = 0;
-  std::uint64_t reads_planned = 0;     // merged reads of chunks
+  std::uint64_t reads_planned = 0;  // merged reads of chunks
   std::uint64_t fill_bytes = 0;
   std::uint64_t meta_loads = 0;
   std::uint64_t meta_load_bytes = 0;
@@ -72,14 +73,14 @@ struct Metrics {
   std::uint64_t recovered_segments = 0;
   std::uint64_t recovered_sequences = 0;
   std::uint64_t recovery_ns = 0;
-  std::uint64_t files_dropped = 0;      // never published
-  std::uint64_t segments_missing = 0;   // rows whose file is gone or has another size
+  std::uint64_t files_dropped = 0;     // never published
+  std::uint64_t segments_missing = 0;  // rows whose file is gone or has another size
   std::uint64_t sequences_cut = 0;
   std::uint64_t rows_damaged = 0;
   std::uint64_t segments_bad = 0;
   std::uint64_t chunks_bad = 0;
   std::uint64_t logs_torn = 0;
-  std::uint64_t segments_evicted = 0;   // from disk
+  std::uint64_t segments_evicted = 0;  // from disk
   std::uint64_t bytes_evicted = 0;
 
   // sessions

@@ -1,4 +1,5 @@
-// One table of keys serves the parser, the bounds, `kvtier config` and the documentation. toml++ lives only here.
+// One table of keys serves the parser, the bounds, `kvtier config` and the documentation. toml++
+// lives only here.
 #include "daemon/options.h"
 
 #include <algorithm>
@@ -18,13 +19,14 @@ namespace kvtier {
 namespace {
 
 using Options = DaemonOptions;
-using Member = std::variant<std::string Options::*, std::uint64_t Options::*, std::uint32_t Options::*, bool Options::*>;
+using Member = std::variant<std::string Options::*, std::uint64_t Options::*,
+                            std::uint32_t Options::*, bool Options::*>;
 
 struct Key {
   const char* name;  // section.key
   Member member;
-  std::uint64_t min, max;   // of numbers
-  const char* choices;      // of texts: "a|b|c", or null: free
+  std::uint64_t min, max;  // of numbers
+  const char* choices;     // of texts: "a|b|c", or null: free
   const char* help;
 };
 
@@ -37,27 +39,38 @@ const std::vector<Key>& keys() {
       {"store.disk_bytes_max", &Options::disk_bytes_max, 64 * kMiB, 64 * kTiB, nullptr,
        "bytes on disk; beyond it the least recently used is removed, then writes are refused"},
       {"store.disk_write_bytes_per_day", &Options::disk_write_bytes_per_day, 0, 64 * kTiB, nullptr,
-       "write budget of a day; explicit commits are counted and warned about, never refused; 0: none"},
+       "write budget of a day; explicit commits are counted and warned about, never refused; 0: "
+       "none"},
       {"store.admission", &Options::admission, 0, 1, nullptr,
        "keep nameless one-shot prefixes in memory until they are used again, named or committed"},
       {"host.arena_bytes", &Options::host_bytes, 2 * kMiB, 4 * kTiB, nullptr, "memory for chunks"},
-      {"host.abstracts_bytes", &Options::abstracts_bytes, kMiB, kTiB, nullptr, "memory for abstracts"},
-      {"host.leased_bytes_per_client_max", &Options::leased_bytes_per_client_max, kMiB, kTiB, nullptr,
-       "bytes that one client may hold under leases"},
-      {"host.probation_percent", &Options::probation_percent, 10, 50, nullptr, "share of the arena for newcomers"},
+      {"host.abstracts_bytes", &Options::abstracts_bytes, kMiB, kTiB, nullptr,
+       "memory for abstracts"},
+      {"host.leased_bytes_per_client_max", &Options::leased_bytes_per_client_max, kMiB, kTiB,
+       nullptr, "bytes that one client may hold under leases"},
+      {"host.probation_percent", &Options::probation_percent, 10, 50, nullptr,
+       "share of the arena for newcomers"},
       {"host.huge_pages", &Options::huge_pages, 0, 1, nullptr, "ask for huge pages"},
-      {"disk.backend", &Options::io_backend, 0, 0, "auto|io_uring|threads", "how the disk is driven"},
+      {"disk.backend", &Options::io_backend, 0, 0, "auto|io_uring|threads",
+       "how the disk is driven"},
       {"disk.depth", &Options::io_depth, 1, kIoDepthMax, nullptr, "operations in flight"},
-      {"disk.bytes_in_flight_max", &Options::io_bytes_in_flight_max, kMiB, 256 * kMiB, nullptr, "bytes in flight"},
+      {"disk.bytes_in_flight_max", &Options::io_bytes_in_flight_max, kMiB, 256 * kMiB, nullptr,
+       "bytes in flight"},
       {"disk.direct", &Options::direct_io, 0, 1, nullptr, "bypass the page cache"},
       {"daemon.socket", &Options::socket_path, 0, 0, nullptr, "path of the control socket"},
-      {"daemon.workers", &Options::workers, 1, 64, nullptr, "threads for sealing, checksums, abstracts"},
-      {"daemon.clients_max", &Options::clients_max, 1, kClientsMax, nullptr, "data clients at a time"},
-      {"daemon.spin_us", &Options::spin_us, 0, 1000, nullptr, "spin before sleeping; 0: chosen by the number of cores"},
-      {"daemon.idle_seal_s", &Options::idle_seal_s, 1, 86400, nullptr, "a tail idle this long is sealed"},
-      {"daemon.scrub_mb_per_s", &Options::scrub_mb_per_s, 0, 10000, nullptr, "background verification; 0: off"},
+      {"daemon.workers", &Options::workers, 1, 64, nullptr,
+       "threads for sealing, checksums, abstracts"},
+      {"daemon.clients_max", &Options::clients_max, 1, kClientsMax, nullptr,
+       "data clients at a time"},
+      {"daemon.spin_us", &Options::spin_us, 0, 1000, nullptr,
+       "spin before sleeping; 0: chosen by the number of cores"},
+      {"daemon.idle_seal_s", &Options::idle_seal_s, 1, 86400, nullptr,
+       "a tail idle this long is sealed"},
+      {"daemon.scrub_mb_per_s", &Options::scrub_mb_per_s, 0, 10000, nullptr,
+       "background verification; 0: off"},
       {"daemon.log_level", &Options::log_level, 0, 0, "error|warn|info|debug", "what is logged"},
-      {"daemon.kernels", &Options::kernels, 0, 0, "auto|scalar|simd", "kernel back end of abstracts"},
+      {"daemon.kernels", &Options::kernels, 0, 0, "auto|scalar|simd",
+       "kernel back end of abstracts"},
   };
   return table;
 }
@@ -102,22 +115,26 @@ bool is_choice(const char* choices, std::string_view value) {
   return false;
 }
 
-Result<void> set_text(const Key& key, std::string_view value, Options* options, std::string* problem) {
+Result<void> set_text(const Key& key, std::string_view value, Options* options,
+                      std::string* problem) {
   if (key.choices != nullptr && !is_choice(key.choices, value)) {
-    *problem = std::string(key.name) + " = '" + std::string(value) + "': choose one of " + key.choices;
+    *problem =
+        std::string(key.name) + " = '" + std::string(value) + "': choose one of " + key.choices;
     return error(Code::kInvalid, "a setting has an unknown value");
   }
   options->*std::get<std::string Options::*>(key.member) = std::string(value);
   return {};
 }
 
-Result<void> set_number(const Key& key, std::uint64_t value, Options* options, std::string* problem) {
+Result<void> set_number(const Key& key, std::uint64_t value, Options* options,
+                        std::string* problem) {
   if (value < key.min || value > key.max) {
-    *problem = std::string(key.name) + " = " + std::to_string(value) + ": must be " + std::to_string(key.min) + " to " +
-               std::to_string(key.max);
+    *problem = std::string(key.name) + " = " + std::to_string(value) + ": must be " +
+               std::to_string(key.min) + " to " + std::to_string(key.max);
     return error(Code::kInvalid, "a setting is out of its bounds");
   }
-  if (const auto* wide = std::get_if<std::uint64_t Options::*>(&key.member)) options->*(*wide) = value;
+  if (const auto* wide = std::get_if<std::uint64_t Options::*>(&key.member))
+    options->*(*wide) = value;
   if (const auto* narrow = std::get_if<std::uint32_t Options::*>(&key.member))
     options->*(*narrow) = static_cast<std::uint32_t>(value);
   if (const auto* flag = std::get_if<bool Options::*>(&key.member)) options->*(*flag) = value != 0;
@@ -133,9 +150,11 @@ Result<void> wrong_kind(const Key& key, const char* wanted, std::string* problem
 bool parse_size(std::string_view text, std::uint64_t* value) {
   const auto parsed = std::from_chars(text.data(), text.data() + text.size(), *value);
   if (parsed.ec != std::errc()) return false;
-  std::string_view unit(parsed.ptr, static_cast<std::size_t>(text.data() + text.size() - parsed.ptr));
+  std::string_view unit(parsed.ptr,
+                        static_cast<std::size_t>(text.data() + text.size() - parsed.ptr));
   while (!unit.empty() && unit.front() == ' ') unit.remove_prefix(1);
-  constexpr std::pair<const char*, int> kUnits[] = {{"", 0}, {"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}};
+  constexpr std::pair<const char*, int> kUnits[] = {
+      {"", 0}, {"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}};
   for (const auto& [name, shift] : kUnits) {
     if (unit != name) continue;
     if (*value > (UINT64_MAX >> shift)) return false;
@@ -145,20 +164,23 @@ bool parse_size(std::string_view text, std::uint64_t* value) {
   return false;
 }
 
-Result<void> set_node(const Key& key, const toml::node& node, Options* options, std::string* problem) {
+Result<void> set_node(const Key& key, const toml::node& node, Options* options,
+                      std::string* problem) {
   if (std::holds_alternative<std::string Options::*>(key.member)) {
     const auto text = node.value_exact<std::string>();
     return text ? set_text(key, *text, options, problem) : wrong_kind(key, "a text", problem);
   }
   if (std::holds_alternative<bool Options::*>(key.member)) {
     const auto flag = node.value_exact<bool>();
-    return flag ? set_number(key, *flag ? 1 : 0, options, problem) : wrong_kind(key, "true or false", problem);
+    return flag ? set_number(key, *flag ? 1 : 0, options, problem)
+                : wrong_kind(key, "true or false", problem);
   }
   std::uint64_t value = 0;
   if (const auto number = node.value_exact<std::int64_t>()) {
     if (*number < 0) return wrong_kind(key, "a number, 0 or more", problem);
     value = static_cast<std::uint64_t>(*number);
-  } else if (const auto text = node.value_exact<std::string>(); !text || !parse_size(*text, &value)) {
+  } else if (const auto text = node.value_exact<std::string>();
+             !text || !parse_size(*text, &value)) {
     return wrong_kind(key, "a number, or a size such as \"8 GiB\"", problem);
   }
   return set_number(key, value, options, problem);
@@ -171,9 +193,11 @@ Json value_json(const Key& key, const Options& options) {
 }  // namespace
 
 Result<void> DaemonOptions::validate() const {
-  if (store_path.empty()) return error(Code::kInvalid, "no directory for the store: set store.path or HOME");
+  if (store_path.empty())
+    return error(Code::kInvalid, "no directory for the store: set store.path or HOME");
   if (leased_bytes_per_client_max > host_bytes)
-    return error(Code::kInvalid, "host.leased_bytes_per_client_max is above host.arena_bytes: lower it");
+    return error(Code::kInvalid,
+                 "host.leased_bytes_per_client_max is above host.arena_bytes: lower it");
   return {};
 }
 
@@ -187,7 +211,8 @@ void DaemonOptions::set_source(std::string_view key, const char* source) {
   sources.emplace_back(std::string(key), source);
 }
 
-Result<void> parse_options_toml(std::string_view text, DaemonOptions* options, std::string* problem) {
+Result<void> parse_options_toml(std::string_view text, DaemonOptions* options,
+                                std::string* problem) {
   const toml::parse_result parsed = toml::parse(text);
   if (!parsed) {
     std::ostringstream line;
@@ -220,20 +245,23 @@ Result<void> parse_options_toml(std::string_view text, DaemonOptions* options, s
   return {};
 }
 
-Result<void> set_option(std::string_view name, std::string_view value, DaemonOptions* options, std::string* problem) {
+Result<void> set_option(std::string_view name, std::string_view value, DaemonOptions* options,
+                        std::string* problem) {
   const Key* key = find_key(name);
   if (key == nullptr) {
     *problem = unknown_key(name);
     return error(Code::kInvalid, "unknown key");
   }
-  if (std::holds_alternative<std::string Options::*>(key->member)) return set_text(*key, value, options, problem);
+  if (std::holds_alternative<std::string Options::*>(key->member))
+    return set_text(*key, value, options, problem);
   if (std::holds_alternative<bool Options::*>(key->member)) {
     if (value == "true" || value == "1") return set_number(*key, 1, options, problem);
     if (value == "false" || value == "0") return set_number(*key, 0, options, problem);
     return wrong_kind(*key, "true or false", problem);
   }
   std::uint64_t number = 0;
-  if (!parse_size(value, &number)) return wrong_kind(*key, "a number, or a size such as 8GiB", problem);
+  if (!parse_size(value, &number))
+    return wrong_kind(*key, "a number, or a size such as 8GiB", problem);
   return set_number(*key, number, options, problem);
 }
 

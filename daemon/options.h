@@ -1,5 +1,6 @@
-// DaemonOptions: every setting of kvtierd, from one table of keys that parses TOML and environment, answers
-// `kvtier config`, and names each key's bounds. An unknown key is refused with the nearest known one.
+// DaemonOptions: every setting of kvtierd, from one table of keys that parses TOML and environment,
+// answers `kvtier config`, and names each key's bounds. An unknown key is refused with the nearest
+// known one.
 #pragma once
 
 #include <cstdint>
@@ -15,28 +16,29 @@ namespace kvtier {
 
 struct DaemonOptions {
   // store
-  std::string store_path;                          // default $XDG_DATA_HOME/kvtier or ~/.local/share/kvtier
-  std::uint64_t disk_bytes_max = 64ull << 30;      // segments, sidecars, logs, objects
-  std::uint64_t disk_write_bytes_per_day = 256ull << 30;  // budget; explicit commits are counted, never refused
-  bool admission = true;                           // nameless, uncommitted one-shot prefixes stay in memory
+  std::string store_path;  // default $XDG_DATA_HOME/kvtier or ~/.local/share/kvtier
+  std::uint64_t disk_bytes_max = 64ull << 30;  // segments, sidecars, logs, objects
+  std::uint64_t disk_write_bytes_per_day =
+      256ull << 30;       // budget; explicit commits are counted, never refused
+  bool admission = true;  // nameless, uncommitted one-shot prefixes stay in memory
   // host
-  std::uint64_t host_bytes = 2ull << 30;           // host arena
-  std::uint64_t abstracts_bytes = 256ull << 20;    // abstracts arena
+  std::uint64_t host_bytes = 2ull << 30;         // host arena
+  std::uint64_t abstracts_bytes = 256ull << 20;  // abstracts arena
   std::uint64_t leased_bytes_per_client_max = 512ull << 20;
-  std::uint32_t probation_percent = 25;            // of the host arena's eviction order
+  std::uint32_t probation_percent = 25;  // of the host arena's eviction order
   bool huge_pages = true;
   // disk
-  std::string io_backend = "auto";                 // auto, io_uring, threads
+  std::string io_backend = "auto";  // auto, io_uring, threads
   std::uint32_t io_depth = 64;
   std::uint64_t io_bytes_in_flight_max = 8ull << 20;
   bool direct_io = true;
   // daemon
-  std::string socket_path;                         // default as in client/ipc/paths.h
+  std::string socket_path;  // default as in client/ipc/paths.h
   std::uint32_t workers = 1;
   std::uint32_t clients_max = 32;
-  std::uint32_t spin_us = 0;                       // 0: chosen by the number of cores
-  std::uint32_t idle_seal_s = 60;                  // a tail idle this long is sealed
-  std::uint32_t scrub_mb_per_s = 0;                // background verification; 0: off
+  std::uint32_t spin_us = 0;         // 0: chosen by the number of cores
+  std::uint32_t idle_seal_s = 60;    // a tail idle this long is sealed
+  std::uint32_t scrub_mb_per_s = 0;  // background verification; 0: off
   std::string log_level = "warn";
   std::string kernels = "auto";
 
@@ -48,11 +50,13 @@ struct DaemonOptions {
   std::vector<std::pair<std::string, const char*>> sources;
 };
 
-// Reads a TOML text on top of `options`. `*problem` says which key, which line, and what would be right.
-[[nodiscard]] Result<void> parse_options_toml(std::string_view text, DaemonOptions* options, std::string* problem);
+// Reads a TOML text on top of `options`. `*problem` says which key, which line, and what would be
+// right.
+[[nodiscard]] Result<void> parse_options_toml(std::string_view text, DaemonOptions* options,
+                                              std::string* problem);
 // One key as "section.key" = value, as from the command line or KVTIER_SECTION_KEY.
-[[nodiscard]] Result<void> set_option(std::string_view key, std::string_view value, DaemonOptions* options,
-                                      std::string* problem);
+[[nodiscard]] Result<void> set_option(std::string_view key, std::string_view value,
+                                      DaemonOptions* options, std::string* problem);
 // Defaults with paths of this user filled in.
 [[nodiscard]] DaemonOptions default_options();
 // The names of all keys, in the table's order.

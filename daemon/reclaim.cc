@@ -9,17 +9,20 @@ namespace kvtier {
 namespace {
 
 bool evictable(const Segment& segment) {
-  return !segment.condemned && !segment.referenced() && segment.children.empty() && segment.busy == 0 &&
+  return !segment.condemned && !segment.referenced() && segment.children.empty() &&
+         segment.busy == 0 &&
          (segment.state == SegmentState::kOnDisk || segment.state == SegmentState::kLost);
 }
 
-// The least recently used segment that nobody needs; among equals the one that lies deeper in its sequence.
+// The least recently used segment that nobody needs; among equals the one that lies deeper in its
+// sequence.
 Segment* coldest(EngineState& engine) {
   Segment* best = nullptr;
   for (auto& [id, segment] : engine.segments.all) {
     if (!evictable(*segment)) continue;
     if (best == nullptr || segment->row.last_used_unix_ns < best->row.last_used_unix_ns ||
-        (segment->row.last_used_unix_ns == best->row.last_used_unix_ns && segment->row.id > best->row.id))
+        (segment->row.last_used_unix_ns == best->row.last_used_unix_ns &&
+         segment->row.id > best->row.id))
       best = segment.get();
   }
   return best;
@@ -45,9 +48,14 @@ std::uint64_t condemned_bytes(EngineState& engine) {
 
 Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes) {
   const std::uint64_t limit = engine.options.disk_bytes_max;
-  while (engine.segments.disk_bytes - std::min(engine.segments.disk_bytes, condemned_bytes(engine)) + bytes > limit) {
+  while (engine.segments.disk_bytes -
+             std::min(engine.segments.disk_bytes, condemned_bytes(engine)) + bytes >
+         limit) {
     Segment* victim = coldest(engine);
-    if (victim == nullptr) return error(Code::kNoSpace, "the store's disk limit is reached: remove sequences, or raise store.disk_bytes_max");
+    if (victim == nullptr)
+      return error(
+          Code::kNoSpace,
+          "the store's disk limit is reached: remove sequences, or raise store.disk_bytes_max");
     evict(engine, *victim);
   }
   const Result<std::uint64_t> free = engine.io->io().free_bytes();

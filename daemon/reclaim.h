@@ -1,5 +1,5 @@
-// Reclaim: room on disk. Segments that no sequence uses stay as a cache of prefixes until the limit wants their room; then
-// the least recently used goes first, suffix before prefix. Engine's thread.
+// Reclaim: room on disk. Segments that no sequence uses stay as a cache of prefixes until the limit
+// wants their room; then the least recently used goes first, suffix before prefix. Engine's thread.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,8 @@ namespace kvtier {
 
 struct EngineState;
 
-// Evicts until `bytes` more fit under the limit and on the file system; kNoSpace where that cannot be.
+// Evicts until `bytes` more fit under the limit and on the file system; kNoSpace where that cannot
+// be.
 [[nodiscard]] Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes);
 // Removes every segment without references now; the bytes that will be free.
 std::uint64_t evict_unreferenced(EngineState& engine);

@@ -35,7 +35,8 @@ Result<void> load_rows(EngineState& engine, Loaded* loaded) {
   };
   visitor.damaged = [&engine](std::string key, Status status) {
     ++engine.metrics.rows_damaged;
-    KVT_LOG(kWarn, "catalogue: row %s is damaged (%s) and is left out", key.c_str(), status.message());
+    KVT_LOG(kWarn, "catalogue: row %s is damaged (%s) and is left out", key.c_str(),
+            status.message());
   };
   return engine.world.catalogue->load(visitor);
 }
@@ -55,7 +56,8 @@ Result<std::unordered_set<std::uint64_t>> list_segments(EngineState& engine, Loa
     const Result<SegmentId> id = segment_id_of(name);
     if (!id) continue;
     loaded->next_segment = std::max(loaded->next_segment, id->value + 1);
-    known.count(id->value) != 0 ? static_cast<void>(files.insert(id->value)) : drop_file(engine, segment_path(*id));
+    known.count(id->value) != 0 ? static_cast<void>(files.insert(id->value))
+                                : drop_file(engine, segment_path(*id));
   }
   return files;
 }
@@ -80,8 +82,8 @@ Result<void> drop_orphans(EngineState& engine) {
   return {};
 }
 
-void add_segments(EngineState& engine, Loaded& loaded, const std::unordered_set<std::uint64_t>& files,
-                  CatalogueBatch* mend) {
+void add_segments(EngineState& engine, Loaded& loaded,
+                  const std::unordered_set<std::uint64_t>& files, CatalogueBatch* mend) {
   // Parents first, so that children find them.
   std::sort(loaded.segments.begin(), loaded.segments.end(),
             [](const SegmentRow& a, const SegmentRow& b) { return a.id < b.id; });
@@ -103,7 +105,8 @@ void add_segments(EngineState& engine, Loaded& loaded, const std::unordered_set<
     Segment* segment = find_segment(engine, moved.id);
     if (segment == nullptr) continue;
     const Segment* parent = find_segment(engine, segment->row.parent);
-    const bool sound = !segment->row.bad && (!segment->row.parent.valid() || (parent != nullptr && parent->indexed));
+    const bool sound = !segment->row.bad &&
+                       (!segment->row.parent.valid() || (parent != nullptr && parent->indexed));
     if (sound) index_segment(*segment);
   }
 }
@@ -124,16 +127,16 @@ void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
   bool cut = false;
   for (const SequenceRow::Part& part : row.parts) {
     Segment* segment = find_segment(engine, part.segment);
-    cut = segment == nullptr || segment->row.start_token != tokens || part.visible_tokens > segment->row.tokens ||
-          part.visible_tokens == 0;
+    cut = segment == nullptr || segment->row.start_token != tokens ||
+          part.visible_tokens > segment->row.tokens || part.visible_tokens == 0;
     if (cut) break;
     parts.push_back({segment, part.visible_tokens});
     tokens += part.visible_tokens;
   }
   sequence.row = std::move(row);
   if (cut) {
-    KVT_LOG(kWarn, "sequence %" PRIx64 " is cut to %" PRIu64 " tokens: a segment of it is missing", sequence.row.id.value,
-            tokens);
+    KVT_LOG(kWarn, "sequence %" PRIx64 " is cut to %" PRIu64 " tokens: a segment of it is missing",
+            sequence.row.id.value, tokens);
     ++engine.metrics.sequences_cut;
     sequence.row.parts.resize(parts.size());
     sequence.row.log_generation = 0;  // it went on behind what is missing
@@ -155,7 +158,8 @@ void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
 Result<void> recover_engine(EngineState& engine) {
   const std::uint64_t begin_ns = engine.now_ns();
   Io& io = engine.io->io();
-  for (const char* directory : {"segments", "sidecars", "logs", "objects"}) KVT_TRY_VOID(io.make_directory(directory));
+  for (const char* directory : {"segments", "sidecars", "logs", "objects"})
+    KVT_TRY_VOID(io.make_directory(directory));
   KVT_TRY_VOID(io.sync_directory("."));
   Loaded loaded;
   KVT_TRY_VOID(load_rows(engine, &loaded));

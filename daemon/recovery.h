@@ -1,7 +1,8 @@
 // Recovery: from catalogue and directory listings to the tables, at start. Reads no segment file.
 //
-// Files without rows were never published and go; rows without files are logged, counted and dropped, and sequences are
-// cut before the first segment that is missing. Sizes of files are compared when they are first opened.
+// Files without rows were never published and go; rows without files are logged, counted and
+// dropped, and sequences are cut before the first segment that is missing. Sizes of files are
+// compared when they are first opened.
 #pragma once
 
 #include "base/result.h"

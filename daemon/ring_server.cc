@@ -13,7 +13,8 @@ namespace {
 constexpr std::uint32_t kRequestsPerTurn = 128;  // of one session, so that none starves the others
 
 void fail(EngineState& engine, Session& session, const Submission& request, const Status& status) {
-  if (status.code == Code::kInvalid || status.code == Code::kTooLarge) ++engine.metrics.requests_malformed;
+  if (status.code == Code::kInvalid || status.code == Code::kTooLarge)
+    ++engine.metrics.requests_malformed;
   Completion completion{};
   completion.user_data = request.user_data;
   completion.status = static_cast<std::int32_t>(status.code);
@@ -32,11 +33,13 @@ Result<OpenSequence*> handle_of(Session& session, const Submission& request) {
 }
 
 // Copies the entries of a fetch, prefetch or touch once.
-Result<void> copy_entries(Session& session, const Submission& request, std::vector<FetchEntry>* entries) {
+Result<void> copy_entries(Session& session, const Submission& request,
+                          std::vector<FetchEntry>* entries) {
   if (request.count == 0) return error(Code::kInvalid, "no entries");
   if (request.count > kFetchEntriesMax) return error(Code::kTooLarge, "too many entries");
   const std::uint64_t bytes = std::uint64_t{request.count} * sizeof(FetchEntry);
-  if (!argument_fits(request, bytes)) return error(Code::kInvalid, "entries outside the argument area");
+  if (!argument_fits(request, bytes))
+    return error(Code::kInvalid, "entries outside the argument area");
   entries->resize(request.count);
   copy_from_shared(entries->data(), session.layout()->arguments + request.argument_offset,
                    static_cast<std::size_t>(bytes));
@@ -54,7 +57,8 @@ void serve_fetch(EngineState& engine, Session& session, const Submission& reques
   job->user_data = request.user_data;
   job->argument_offset = request.argument_offset;
   job->leases = leases;
-  const bool prefetch = !leases || request.priority == static_cast<std::uint8_t>(Priority::kPrefetch);
+  const bool prefetch =
+      !leases || request.priority == static_cast<std::uint8_t>(Priority::kPrefetch);
   job->priority = prefetch ? IoPriority::kPrefetch : IoPriority::kDemand;
   start_fetch(engine, session, **open, std::move(job));
 }
@@ -79,14 +83,16 @@ void serve_touch(EngineState& engine, Session& session, const Submission& reques
   --session.in_flight;
 }
 
-void serve_tail(EngineState& engine, Session& session, const Submission& request, TailWork::Kind kind) {
+void serve_tail(EngineState& engine, Session& session, const Submission& request,
+                TailWork::Kind kind) {
   const Result<OpenSequence*> open = handle_of(session, request);
   if (!open) return fail(engine, session, request, open.error());
   if (!(*open)->writable) return fail(engine, session, request, {Code::kPermission, 0, nullptr});
   Sequence& sequence = *(*open)->sequence;
   if (request.half > 1 || (kind == TailWork::Kind::kSeal && request.count == 0))
     return fail(engine, session, request, {Code::kInvalid, 0, nullptr});
-  if (request.count > kSegmentTokensMax) return fail(engine, session, request, {Code::kTooLarge, 0, nullptr});
+  if (request.count > kSegmentTokensMax)
+    return fail(engine, session, request, {Code::kTooLarge, 0, nullptr});
   if (kind == TailWork::Kind::kCommit && sequence.is_private)
     return fail(engine, session, request, {Code::kUnsupported, 0, nullptr});
   if (engine.draining) return fail(engine, session, request, {Code::kCancelled, 0, nullptr});
@@ -116,21 +122,29 @@ void serve(EngineState& engine, Session& session, const Submission& request) {
   if (request.flags != 0 || request.reserved0 != 0 || request.reserved1 != 0)
     return fail(engine, session, request, {Code::kInvalid, 0, nullptr});
   switch (static_cast<Op>(request.op)) {
-    case Op::kNop: return fail(engine, session, request, {});
-    case Op::kFetch: return serve_fetch(engine, session, request, true);
-    case Op::kPrefetch: return serve_fetch(engine, session, request, false);
-    case Op::kRelease: return serve_release(engine, session, request);
-    case Op::kTouch: return serve_touch(engine, session, request);
+    case Op::kNop:
+      return fail(engine, session, request, {});
+    case Op::kFetch:
+      return serve_fetch(engine, session, request, true);
+    case Op::kPrefetch:
+      return serve_fetch(engine, session, request, false);
+    case Op::kRelease:
+      return serve_release(engine, session, request);
+    case Op::kTouch:
+      return serve_touch(engine, session, request);
     case Op::kCancel:
       static_cast<void>(cancel_fetch(engine, session, request.value0));
       --session.in_flight;
       return;
-    case Op::kSeal: return serve_tail(engine, session, request, TailWork::Kind::kSeal);
-    case Op::kCommit: return serve_tail(engine, session, request, TailWork::Kind::kCommit);
+    case Op::kSeal:
+      return serve_tail(engine, session, request, TailWork::Kind::kSeal);
+    case Op::kCommit:
+      return serve_tail(engine, session, request, TailWork::Kind::kCommit);
     case Op::kObjectSet:
     case Op::kObjectGet:
     case Op::kObjectExists:
-    case Op::kObjectDelete: return fail(engine, session, request, {Code::kUnsupported, 0, nullptr});
+    case Op::kObjectDelete:
+      return fail(engine, session, request, {Code::kUnsupported, 0, nullptr});
   }
   fail(engine, session, request, {Code::kInvalid, 0, nullptr});
 }
@@ -139,7 +153,8 @@ void break_rings(EngineState& engine, Session& session) {
   if (session.broken) return;
   session.broken = true;
   ++engine.metrics.rings_broken;
-  KVT_LOG(kWarn, "client %s (pid %u): its ring is broken; it must reconnect", session.name.c_str(), session.pid);
+  KVT_LOG(kWarn, "client %s (pid %u): its ring is broken; it must reconnect", session.name.c_str(),
+          session.pid);
 }
 
 }  // namespace
@@ -160,8 +175,10 @@ std::size_t serve_rings(EngineState& engine) {
       // A client that has more than its share outstanding waits: its completions must always fit.
       const std::size_t outstanding = session->in_flight + session->completions.size();
       if (outstanding >= kSubmissionEntries) break;
-      const std::size_t room = std::min<std::size_t>(requests.size(), kSubmissionEntries - outstanding);
-      const Result<std::uint32_t> count = session->rings.submissions.pop(std::span(requests).first(room));
+      const std::size_t room =
+          std::min<std::size_t>(requests.size(), kSubmissionEntries - outstanding);
+      const Result<std::uint32_t> count =
+          session->rings.submissions.pop(std::span(requests).first(room));
       if (!count) {
         break_rings(engine, *session);
         break;
@@ -188,14 +205,16 @@ void flush_completions(EngineState& engine) {
       session->completions.clear();
       continue;
     }
-    session->completions.erase(session->completions.begin(), session->completions.begin() + *pushed);
+    session->completions.erase(session->completions.begin(),
+                               session->completions.begin() + *pushed);
   }
 }
 
 bool prepare_ring_sleep(EngineState& engine) {
   bool sleep = true;
   for (auto& [id, session] : engine.sessions) {
-    if (session->data && !session->broken) sleep = session->rings.submissions.begin_sleep() && sleep;
+    if (session->data && !session->broken)
+      sleep = session->rings.submissions.begin_sleep() && sleep;
   }
   return sleep;
 }

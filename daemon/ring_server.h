@@ -1,4 +1,5 @@
-// RingServer: takes submissions out of the sessions' rings, checks them, and puts completions back. Engine's thread.
+// RingServer: takes submissions out of the sessions' rings, checks them, and puts completions back.
+// Engine's thread.
 #pragma once
 
 #include <cstdint>

@@ -18,14 +18,17 @@ namespace kvtier {
 
 namespace {
 
-constexpr std::uint64_t kArenaShareOfSeal = 4;  // a seal keeps at most a quarter of the arena, or what is free
+constexpr std::uint64_t kArenaShareOfSeal =
+    4;  // a seal keeps at most a quarter of the arena, or what is free
 
 using Job = std::shared_ptr<SealJob>;
 
 // ---- worker ----
 
-// One chunk out of client memory. Rows behind the last token are zero, whatever the client left there.
-void copy_chunk(const SealJob& job, const PlaneLayout::ChunkPlace& place, const std::byte* source, std::byte* target) {
+// One chunk out of client memory. Rows behind the last token are zero, whatever the client left
+// there.
+void copy_chunk(const SealJob& job, const PlaneLayout::ChunkPlace& place, const std::byte* source,
+                std::byte* target) {
   const Geometry& geometry = job.space->row.geometry;
   const std::uint64_t bytes = geometry.chunk_bytes(place.layer);
   const std::uint64_t slot_bytes = geometry.slot_bytes(place.layer);
@@ -36,7 +39,8 @@ void copy_chunk(const SealJob& job, const PlaneLayout::ChunkPlace& place, const 
   if (rows == geometry.chunk_tokens) return;
   const LayerGeometry& layer = geometry.layers[place.layer];
   for (std::uint32_t head = 0; head < geometry.heads_in_group(place.layer); ++head) {
-    const std::uint64_t k = k_row_offset(geometry, layer, head, rows), v = v_row_offset(geometry, layer, head, rows);
+    const std::uint64_t k = k_row_offset(geometry, layer, head, rows),
+                        v = v_row_offset(geometry, layer, head, rows);
     const std::size_t empty = geometry.chunk_tokens - rows;
     std::memset(target + k, 0, empty * layer.k_row_bytes);
     std::memset(target + v, 0, empty * layer.v_row_bytes);
@@ -57,15 +61,18 @@ void extend_chain(SealJob& job) {
 void copy_seal(SealJob& job) {
   const TailLayout& tail = *job.tail->layout;
   job.meta.tokens.resize(job.count);
-  copy_from_shared(job.meta.tokens.data(), job.tail->tokens(job.half), job.count * sizeof(TokenRecord));
+  copy_from_shared(job.meta.tokens.data(), job.tail->tokens(job.half),
+                   job.count * sizeof(TokenRecord));
   job.meta.previous_chain = job.chain;
   extend_chain(job);
   job.meta.chunks.resize(job.layout->chunks_total());
   place_raw_chunks(&job.meta);
   for (std::uint32_t i = 0; i < job.layout->chunks_total(); ++i) {
     const PlaneLayout::ChunkPlace place = job.layout->place_of(i);
-    copy_chunk(job, place, job.tail->plane(job.half) + tail.plane.chunk_offset(place.layer, place.chunk, place.group),
-               job.chunks[i]);
+    copy_chunk(
+        job, place,
+        job.tail->plane(job.half) + tail.plane.chunk_offset(place.layer, place.chunk, place.group),
+        job.chunks[i]);
     job.meta.chunks[i].checksum =
         chunk_checksum(job.meta.id, i, {job.chunks[i], job.meta.chunks[i].stored_bytes});
   }
@@ -78,7 +85,9 @@ void copy_seal(SealJob& job) {
 
 // ---- engine ----
 
-Sequence& sequence_of(EngineState& engine, const Job& job) { return *engine.sequences.all.at(job->sequence); }
+Sequence& sequence_of(EngineState& engine, const Job& job) {
+  return *engine.sequences.all.at(job->sequence);
+}
 
 void next_seal(EngineState& engine) {
   if (engine.seals.running >= kSealsAtOnce || engine.seals.waiting.empty()) return;
@@ -87,8 +96,8 @@ void next_seal(EngineState& engine) {
   start();
 }
 
-// Slots for as many chunks as the seal may keep, from the front; the others get private memory. False where a segment
-// that lives in memory only does not fit.
+// Slots for as many chunks as the seal may keep, from the front; the others get private memory.
+// False where a segment that lives in memory only does not fit.
 bool place_chunks(EngineState& engine, SealJob& job) {
   const HostArenaStats stats = engine.arena->stats();
   const std::uint64_t share =
@@ -138,7 +147,8 @@ void end_seal(EngineState& engine, const Job& job, Result<TailResult> result) {
   Sequence& sequence = sequence_of(engine, job);
   if (!result) {
     ++engine.metrics.seal_failures;
-    KVT_LOG(kWarn, "sequence %" PRIx64 ": seal failed: %s", job->sequence.value, result.error().message());
+    KVT_LOG(kWarn, "sequence %" PRIx64 ": seal failed: %s", job->sequence.value,
+            result.error().message());
   }
   --sequence.busy;
   // What is queued behind a failed seal counted on it.
@@ -149,7 +159,8 @@ void end_seal(EngineState& engine, const Job& job, Result<TailResult> result) {
   next_seal(engine);
 }
 
-// Nothing was published: the half is the client's again. `keep_file`: a row that names it may be on the disk.
+// Nothing was published: the half is the client's again. `keep_file`: a row that names it may be on
+// the disk.
 void fail_seal(EngineState& engine, const Job& job, const Status& status, bool keep_file = false) {
   free_slots(engine, *job);
   if (job->file.value != 0) {
@@ -205,31 +216,36 @@ void write_catalogue(EngineState& engine, const Job& job) {
   batch.put_sequence(sequence.row);
   batch.put_number("next_segment", engine.segments.next_id);
   batch.put_number("next_sequence", engine.sequences.reserved_until);
-  post_batch(engine, std::move(batch), true, [&engine, job, log_before, was_in_catalogue](Result<void> result) {
-    if (result && !KVT_FAULT("seal.published")) {
-      engine.io->io().close(job->file);
-      sequence_of(engine, job).row_durable = true;
-      return publish_seal(engine, job);
-    }
-    Sequence& found = sequence_of(engine, job);
-    found.row.parts.pop_back();
-    found.row.log_generation = log_before;
-    found.in_catalogue = was_in_catalogue;
-    // The batch may have reached the disk all the same: take it back before the file goes.
-    CatalogueBatch undo;
-    undo.remove_segment(job->row.id);
-    was_in_catalogue ? undo.put_sequence(found.row) : undo.remove_sequence(found.row.id);
-    const Status status = result ? Status{Code::kIo, 0, "injected"} : result.error();
-    post_batch(engine, std::move(undo), true, [&engine, job, status](Result<void> undone) {
-      // Not even that: the next commit must say anew in the catalogue which log counts.
-      if (!undone) sequence_of(engine, job).log.suspect = true;
-      fail_seal(engine, job, status, !undone);
-    });
-  });
+  post_batch(engine, std::move(batch), true,
+             [&engine, job, log_before, was_in_catalogue](Result<void> result) {
+               if (result && !KVT_FAULT("seal.published")) {
+                 engine.io->io().close(job->file);
+                 sequence_of(engine, job).row_durable = true;
+                 return publish_seal(engine, job);
+               }
+               Sequence& found = sequence_of(engine, job);
+               found.row.parts.pop_back();
+               found.row.log_generation = log_before;
+               found.in_catalogue = was_in_catalogue;
+               // The batch may have reached the disk all the same: take it back before the file
+               // goes.
+               CatalogueBatch undo;
+               undo.remove_segment(job->row.id);
+               was_in_catalogue ? undo.put_sequence(found.row) : undo.remove_sequence(found.row.id);
+               const Status status = result ? Status{Code::kIo, 0, "injected"} : result.error();
+               post_batch(engine, std::move(undo), true,
+                          [&engine, job, status](Result<void> undone) {
+                            // Not even that: the next commit must say anew in the catalogue which
+                            // log counts.
+                            if (!undone) sequence_of(engine, job).log.suspect = true;
+                            fail_seal(engine, job, status, !undone);
+                          });
+             });
 }
 
 void sync_file(EngineState& engine, const Job& job) {
-  if (KVT_FAULT("seal.publish_early")) return write_catalogue(engine, job);  // what must never be: tests only
+  if (KVT_FAULT("seal.publish_early"))
+    return write_catalogue(engine, job);  // what must never be: tests only
   if (KVT_FAULT("seal.written")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
   IoRequest sync;
   sync.op = IoOp::kSync;
@@ -245,13 +261,15 @@ void sync_file(EngineState& engine, const Job& job) {
   engine.io->submit(std::move(sync));
 }
 
-// Metadata and chunks lie one after the other in the file: gathered into writes of at most kReadBytesMax.
+// Metadata and chunks lie one after the other in the file: gathered into writes of at most
+// kReadBytesMax.
 std::vector<IoRequest> writes_of(const SealJob& job) {
   std::vector<IoRequest> writes;
   IoRequest write;
   std::uint64_t bytes = 0;
   const auto add = [&](std::byte* data, std::uint64_t size, std::uint64_t offset) {
-    if (!write.pieces.empty() && (bytes + size > kReadBytesMax || write.pieces.size() == kIoVecsMax)) {
+    if (!write.pieces.empty() &&
+        (bytes + size > kReadBytesMax || write.pieces.size() == kIoVecsMax)) {
       writes.push_back(std::move(write));
       write = IoRequest{};
       bytes = 0;
@@ -264,9 +282,11 @@ std::vector<IoRequest> writes_of(const SealJob& job) {
     bytes += size;
   };
   for (std::uint64_t at = 0; at < job.meta_buffer.size_bytes(); at += kReadBytesMax)
-    add(job.meta_buffer.data() + at, std::min(kReadBytesMax, job.meta_buffer.size_bytes() - at), at);
+    add(job.meta_buffer.data() + at, std::min(kReadBytesMax, job.meta_buffer.size_bytes() - at),
+        at);
   for (std::uint32_t i = 0; i < job.chunks.size(); ++i)
-    add(job.chunks[i], job.space->row.geometry.slot_bytes(job.layout->place_of(i).layer), job.meta.chunks[i].offset);
+    add(job.chunks[i], job.space->row.geometry.slot_bytes(job.layout->place_of(i).layer),
+        job.meta.chunks[i].offset);
   if (!write.pieces.empty()) writes.push_back(std::move(write));
   return writes;
 }
@@ -275,8 +295,9 @@ void write_file(EngineState& engine, const Job& job) {
   if (KVT_FAULT("seal.copied")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
   if (const Result<void> room = reserve_disk(engine, job->row.file_bytes); !room)
     return fail_seal(engine, job, room.error());
-  Result<FileId> file = engine.io->io().open(segment_path(job->row.id),
-                                             {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
+  Result<FileId> file =
+      engine.io->io().open(segment_path(job->row.id),
+                           {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
   if (!file) return fail_seal(engine, job, file.error());
   job->file = *file;
   std::vector<IoRequest> writes = writes_of(*job);
@@ -313,12 +334,14 @@ void run_seal(EngineState& engine, const Job& job) {
   job->meta.start_token = job->row.start_token;
   job->meta.created_unix_ns = job->row.created_unix_ns;
   if (!place_chunks(engine, *job))
-    return fail_seal(engine, job, {Code::kFull, 0, "a private sequence does not fit in the host arena"});
-  run_on_worker(engine, [job] { copy_seal(*job); },
-                [&engine, job] {
-                  job->tail.reset();
-                  job->in_memory ? publish_seal(engine, job) : write_file(engine, job);
-                });
+    return fail_seal(engine, job,
+                     {Code::kFull, 0, "a private sequence does not fit in the host arena"});
+  run_on_worker(
+      engine, [job] { copy_seal(*job); },
+      [&engine, job] {
+        job->tail.reset();
+        job->in_memory ? publish_seal(engine, job) : write_file(engine, job);
+      });
 }
 
 }  // namespace
@@ -329,12 +352,16 @@ void start_seal(EngineState& engine, Sequence& sequence, const TailWork& work) {
     if (done) done(error(code, text));
     work_finished(engine, sequence);
   };
-  if (work.count < sequence.log.tokens || (sequence.log.tokens != 0 && work.half != sequence.log.half))
+  if (work.count < sequence.log.tokens ||
+      (sequence.log.tokens != 0 && work.half != sequence.log.half))
     return refuse(Code::kInvalid, "a seal names fewer tokens than are committed");
-  if (sequence.tokens_sealed + work.count > kSequenceTokensMax || sequence.parts.size() >= kSequenceSegmentsMax)
+  if (sequence.tokens_sealed + work.count > kSequenceTokensMax ||
+      sequence.parts.size() >= kSequenceSegmentsMax)
     return refuse(Code::kTooLarge, "the sequence has its maximum of tokens or segments");
-  if (!sequence.chain_known) return refuse(Code::kStale, "the sequence is not open for writing any more");
-  if (engine.read_only && !sequence.is_private) return refuse(Code::kReadOnly, "the store takes no writes");
+  if (!sequence.chain_known)
+    return refuse(Code::kStale, "the sequence is not open for writing any more");
+  if (engine.read_only && !sequence.is_private)
+    return refuse(Code::kReadOnly, "the store takes no writes");
   auto job = std::make_shared<SealJob>();
   job->sequence = sequence.row.id;
   job->space = sequence.space;

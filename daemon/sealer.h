@@ -1,12 +1,14 @@
 // Sealer: tail half -> segment.
 //
-//   engine: slots, id -> worker: copy once, checksum, chain -> engine: file written -> fdatasync -> directory synced
+//   engine: slots, id -> worker: copy once, checksum, chain -> engine: file written -> fdatasync ->
+//   directory synced
 //   -> catalogue batch synced -> published: parts, directories, prefix index, completion
 //
-// Nothing is visible before the batch is durable; a crash before leaves a file without a row, which recovery removes. At
-// most kSealsAtOnce run; others wait in order. The copied chunks stay in the host arena as far as their share of it
-// allows, filled from the front so that the suffix is evicted first. A private sequence's segment has no file: all of its
-// chunks are pinned. Engine's thread; the worker touches only its SealJob.
+// Nothing is visible before the batch is durable; a crash before leaves a file without a row, which
+// recovery removes. At most kSealsAtOnce run; others wait in order. The copied chunks stay in the
+// host arena as far as their share of it allows, filled from the front so that the suffix is
+// evicted first. A private sequence's segment has no file: all of its chunks are pinned. Engine's
+// thread; the worker touches only its SealJob.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +23,8 @@ namespace kvtier {
 
 inline constexpr std::uint32_t kSealsAtOnce = 2;
 
-// What a worker needs for the copy, and the copy itself. Constant after the copy; kept until nobody reads it any more.
+// What a worker needs for the copy, and the copy itself. Constant after the copy; kept until nobody
+// reads it any more.
 struct SealJob {
   SequenceId sequence;
   Space* space = nullptr;
@@ -30,22 +33,22 @@ struct SealJob {
   std::uint32_t count = 0;
   bool in_memory = false;
   const PlaneLayout* layout = nullptr;
-  std::shared_ptr<HostArena> arena;     // keeps the slots' memory mapped
-  std::vector<SlotId> slots;            // by chunk index; invalid: in `overflow`
-  std::vector<std::byte*> chunks;       // where each chunk lies
+  std::shared_ptr<HostArena> arena;  // keeps the slots' memory mapped
+  std::vector<SlotId> slots;         // by chunk index; invalid: in `overflow`
+  std::vector<std::byte*> chunks;    // where each chunk lies
   AlignedBuffer overflow;
   SegmentMeta meta;
   std::vector<std::byte> meta_bytes;
   AlignedBuffer meta_buffer;
   SegmentRow row;
-  BlockHash chain;                      // before, then after
+  BlockHash chain;  // before, then after
   std::vector<std::uint32_t> open_ids;
 
   FileId file;
   std::uint32_t writes_left = 0;
   Status failure;
   const KernelTable* kernels = nullptr;
-  std::vector<std::byte> abstracts;     // payload of the sidecar
+  std::vector<std::byte> abstracts;  // payload of the sidecar
   TailDone done;
 };
 

@@ -1,5 +1,6 @@
-// SegmentFiles: blocking reads of published segment files, for workers: export, compaction, verification. A published
-// segment never changes, so a worker reads it beside the engine with a disk interface of its own. One worker each.
+// SegmentFiles: blocking reads of published segment files, for workers: export, compaction,
+// verification. A published segment never changes, so a worker reads it beside the engine with a
+// disk interface of its own. One worker each.
 #pragma once
 
 #include <memory>
@@ -21,12 +22,14 @@ class SegmentFiles {
   // Opens a segment and parses its metadata; closes the one before. kCorrupt, kIo.
   [[nodiscard]] Result<void> begin(SegmentId id);
   [[nodiscard]] const SegmentMeta& meta() const noexcept { return meta_; }
-  // The raw bytes of a chunk, verified and decoded: valid until the next call. kCorrupt where the checksum differs.
+  // The raw bytes of a chunk, verified and decoded: valid until the next call. kCorrupt where the
+  // checksum differs.
   [[nodiscard]] Result<ByteSpan> read_chunk(std::uint32_t chunk_index);
-  // Copies K and V rows of tokens [first, first + count) to tokens [target_token, ...) of a plane of another layout of
-  // the same geometry.
-  [[nodiscard]] Result<void> copy_rows(std::uint32_t first, std::uint32_t count, const PlaneLayout& target,
-                                       std::uint32_t target_token, std::byte* plane);
+  // Copies K and V rows of tokens [first, first + count) to tokens [target_token, ...) of a plane
+  // of another layout of the same geometry.
+  [[nodiscard]] Result<void> copy_rows(std::uint32_t first, std::uint32_t count,
+                                       const PlaneLayout& target, std::uint32_t target_token,
+                                       std::byte* plane);
   [[nodiscard]] Io& io() noexcept { return *io_; }
   [[nodiscard]] std::uint64_t bytes_read() const noexcept { return bytes_read_; }
   void end();

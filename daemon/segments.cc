@@ -35,8 +35,9 @@ Segment& add_segment(EngineState& engine, SegmentRow row, Space& space, SegmentS
 void index_segment(Segment& segment) {
   for (std::size_t i = 0; i < segment.row.blocks.size(); ++i) {
     const std::uint64_t end = (segment.row.start_token / kBlockTokens + i + 1) * kBlockTokens;
-    segment.space->index.insert(segment.row.blocks[i],
-                                {segment.row.id, static_cast<std::uint32_t>(end - segment.row.start_token)});
+    segment.space->index.insert(
+        segment.row.blocks[i],
+        {segment.row.id, static_cast<std::uint32_t>(end - segment.row.start_token)});
   }
   segment.indexed = true;
 }
@@ -75,7 +76,8 @@ void chunk_evicted(EngineState& engine, SlotOwner owner, SlotId slot) {
   if (segment->slots[owner.chunk_index] != slot) return;
   segment->slots[owner.chunk_index] = SlotId{};
   --segment->resident;
-  segment->resident_bytes -= segment->space->row.geometry.slot_bytes(segment->layout->place_of(owner.chunk_index).layer);
+  segment->resident_bytes -=
+      segment->space->row.geometry.slot_bytes(segment->layout->place_of(owner.chunk_index).layer);
   if (segment->resident == 0 && segment->busy == 0) {
     segment->slots = {};
     segment->layout = nullptr;
@@ -94,7 +96,8 @@ std::shared_ptr<const LoadedMeta> make_loaded_meta(SegmentMeta&& meta, const Pla
     loaded->checksums.push_back(entry.checksum);
     const PlaneLayout::ChunkPlace place = layout.place_of(i);
     plain = plain && entry.codec == CodecId::kRaw &&
-            entry.offset == loaded->first_offset + layout.chunk_offset(place.layer, place.chunk, place.group);
+            entry.offset ==
+                loaded->first_offset + layout.chunk_offset(place.layer, place.chunk, place.group);
   }
   if (!plain) loaded->entries = std::move(meta.chunks);
   return loaded;
@@ -150,22 +153,26 @@ void finish_meta(EngineState& engine, Segment& segment, Result<void> result) {
 // What the file says must be what the catalogue says: a file put in another's place is not served.
 Result<void> check_meta(const Segment& segment, const SegmentMeta& meta) {
   const SegmentRow& row = segment.row;
-  if (meta.id != row.id || meta.space != row.space || meta.fingerprint != segment.space->row.digest ||
-      meta.tokens.size() != row.tokens || meta.start_token != row.start_token || meta.parent != row.parent ||
+  if (meta.id != row.id || meta.space != row.space ||
+      meta.fingerprint != segment.space->row.digest || meta.tokens.size() != row.tokens ||
+      meta.start_token != row.start_token || meta.parent != row.parent ||
       meta.parent_visible != row.parent_visible || meta.geometry != segment.space->row.geometry)
     return error(Code::kCorrupt, "the segment file is not the one of the catalogue");
   return {};
 }
 
-void parse_meta_read(EngineState& engine, const std::shared_ptr<MetaRead>& read, Result<void> result) {
+void parse_meta_read(EngineState& engine, const std::shared_ptr<MetaRead>& read,
+                     Result<void> result) {
   Segment* segment = find_segment(engine, read->segment);
   KVT_CHECK(segment != nullptr);  // busy
   end_file_use(engine, *segment);
   if (!result) return finish_meta(engine, *segment, result);
   Result<SegmentMeta> meta = parse_segment_meta(read->buffer.span());
   if (!meta) return finish_meta(engine, *segment, error(meta.error()));
-  if (Result<void> same = check_meta(*segment, *meta); !same) return finish_meta(engine, *segment, same);
-  keep_meta(engine, *segment, make_loaded_meta(*std::move(meta), segment->space->layout_of(segment->row.tokens)));
+  if (Result<void> same = check_meta(*segment, *meta); !same)
+    return finish_meta(engine, *segment, same);
+  keep_meta(engine, *segment,
+            make_loaded_meta(*std::move(meta), segment->space->layout_of(segment->row.tokens)));
   finish_meta(engine, *segment, {});
 }
 
@@ -181,18 +188,21 @@ void submit_meta_read(EngineState& engine, const std::shared_ptr<MetaRead>& read
 }
 
 // The header says how long header and metadata are; then all of it is read once more from offset 0.
-void parse_header_read(EngineState& engine, const std::shared_ptr<MetaRead>& read, Result<void> result) {
+void parse_header_read(EngineState& engine, const std::shared_ptr<MetaRead>& read,
+                       Result<void> result) {
   Segment* segment = find_segment(engine, read->segment);
   KVT_CHECK(segment != nullptr);
   Result<std::uint64_t> bytes = error(Code::kIo);
   if (result) bytes = parse_segment_header(read->buffer.span());
-  if (result && bytes && *bytes > segment->row.file_bytes) bytes = error(Code::kCorrupt, "metadata longer than the file");
+  if (result && bytes && *bytes > segment->row.file_bytes)
+    bytes = error(Code::kCorrupt, "metadata longer than the file");
   if (!result || !bytes) {
     end_file_use(engine, *segment);
     return finish_meta(engine, *segment, result ? Result<void>(error(bytes.error())) : result);
   }
   read->buffer = AlignedBuffer(*bytes);
-  submit_meta_read(engine, read, [&engine, read](Result<void> got) { parse_meta_read(engine, read, got); });
+  submit_meta_read(engine, read,
+                   [&engine, read](Result<void> got) { parse_meta_read(engine, read, got); });
 }
 
 }  // namespace
@@ -200,12 +210,14 @@ void parse_header_read(EngineState& engine, const std::shared_ptr<MetaRead>& rea
 void load_meta(EngineState& engine, Segment& segment, IoPriority priority, MetaDone done) {
   if (segment.meta != nullptr) {
     if (segment.meta_listed)
-      engine.segments.meta_order.splice(engine.segments.meta_order.begin(), engine.segments.meta_order,
-                                        segment.meta_place);
+      engine.segments.meta_order.splice(engine.segments.meta_order.begin(),
+                                        engine.segments.meta_order, segment.meta_place);
     return done({});
   }
-  if (segment.state == SegmentState::kLost) return done(error(Code::kMiss, "the segment's file is lost"));
-  if (segment.state != SegmentState::kOnDisk) return done(error(Code::kMiss, "the segment is not stored"));
+  if (segment.state == SegmentState::kLost)
+    return done(error(Code::kMiss, "the segment's file is lost"));
+  if (segment.state != SegmentState::kOnDisk)
+    return done(error(Code::kMiss, "the segment is not stored"));
   segment.meta_waiters.push_back(std::move(done));
   if (segment.meta_loading) return;
   segment.meta_loading = true;
@@ -218,10 +230,12 @@ void load_meta(EngineState& engine, Segment& segment, IoPriority priority, MetaD
   read->file = *file;
   read->priority = priority;
   read->buffer = AlignedBuffer(kSegmentHeaderBytes);
-  submit_meta_read(engine, read, [&engine, read](Result<void> got) { parse_header_read(engine, read, got); });
+  submit_meta_read(engine, read,
+                   [&engine, read](Result<void> got) { parse_header_read(engine, read, got); });
 }
 
-void load_metas(EngineState& engine, const std::vector<SegmentId>& segments, IoPriority priority, MetaDone done) {
+void load_metas(EngineState& engine, const std::vector<SegmentId>& segments, IoPriority priority,
+                MetaDone done) {
   struct Gather {
     std::size_t left = 0;
     Result<void> result;
@@ -251,10 +265,11 @@ Result<FileId> begin_file_use(EngineState& engine, Segment& segment) {
     ++segment.file_uses;
     return segment.file;
   }
-  if (segment.state != SegmentState::kOnDisk) return error(Code::kMiss, "the segment's file is lost");
+  if (segment.state != SegmentState::kOnDisk)
+    return error(Code::kMiss, "the segment's file is lost");
   Io& io = engine.io->io();
-  Result<FileId> file =
-      io.open(segment_path(segment.row.id), {.mode = OpenMode::kRead, .direct = engine.options.direct_io});
+  Result<FileId> file = io.open(segment_path(segment.row.id),
+                                {.mode = OpenMode::kRead, .direct = engine.options.direct_io});
   if (!file) {
     if (file.error().code == Code::kNotFound) mark_lost(engine, segment, "its file is gone");
     return file;
@@ -298,11 +313,14 @@ void close_segment_file(EngineState& engine, Segment& segment) {
 void mark_bad(EngineState& engine, Segment& segment, const char* what) {
   ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kChecksum)];
   if (segment.row.bad) return;
-  KVT_LOG(kWarn, "segment %" PRIx64 ": %s is damaged; it is not served (run kvtier verify)", segment.row.id.value, what);
+  KVT_LOG(kWarn, "segment %" PRIx64 ": %s is damaged; it is not served (run kvtier verify)",
+          segment.row.id.value, what);
   segment.row.bad = true;
   ++engine.metrics.segments_bad;
   unindex_with_descendants(engine, segment);  // so that storing the same again heals it
-  if (segment.condemned || segment.state == SegmentState::kInMemory || segment.state == SegmentState::kWriting) return;
+  if (segment.condemned || segment.state == SegmentState::kInMemory ||
+      segment.state == SegmentState::kWriting)
+    return;
   CatalogueBatch batch;
   batch.put_segment(segment.row);
   post_batch(engine, std::move(batch), false, [](Result<void>) {});
@@ -310,7 +328,8 @@ void mark_bad(EngineState& engine, Segment& segment, const char* what) {
 
 void mark_lost(EngineState& engine, Segment& segment, const char* why) {
   if (segment.state == SegmentState::kLost) return;
-  KVT_LOG(kWarn, "segment %" PRIx64 ": %s; its chunks are misses from now on", segment.row.id.value, why);
+  KVT_LOG(kWarn, "segment %" PRIx64 ": %s; its chunks are misses from now on", segment.row.id.value,
+          why);
   segment.state = SegmentState::kLost;
   unindex_with_descendants(engine, segment);
   ++engine.metrics.segments_missing;
@@ -340,7 +359,8 @@ void condemn_segment(EngineState& engine, Segment& segment) {
 namespace {
 
 bool try_sweep(EngineState& engine, Segment& segment) {
-  if (segment.referenced() || segment.busy != 0 || segment.file_uses != 0 || segment.leases != 0) return false;
+  if (segment.referenced() || segment.busy != 0 || segment.file_uses != 0 || segment.leases != 0)
+    return false;
   for (SlotId& slot : segment.slots) {
     if (!slot.valid()) continue;
     engine.arena->free(slot);

@@ -1,9 +1,10 @@
 // Segments: what the store holds, file by file, and which of their chunks are in the host arena.
 //
-// A Segment is in the table from the moment its bytes are copied until nobody can name it any more. `sequence_refs` and
-// `handle_refs` say who can; `busy` counts asynchronous work that will come back to it. Without references it stays as
-// a cache for prefixes until the disk limit or rm wants it gone. Chunk table and tokens are loaded when first needed and
-// kept within a bound; so are open files. Owned by the engine's thread; a LoadedMeta is constant and shared.
+// A Segment is in the table from the moment its bytes are copied until nobody can name it any more.
+// `sequence_refs` and `handle_refs` say who can; `busy` counts asynchronous work that will come
+// back to it. Without references it stays as a cache for prefixes until the disk limit or rm wants
+// it gone. Chunk table and tokens are loaded when first needed and kept within a bound; so are open
+// files. Owned by the engine's thread; a LoadedMeta is constant and shared.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@
 namespace kvtier {
 
 enum class SegmentState : std::uint8_t {
-  kWriting,   // its file is not published yet
+  kWriting,  // its file is not published yet
   kOnDisk,
   kInMemory,  // private: every chunk is pinned in the arena, there is no file
   kLost,      // file gone or unreadable: misses
@@ -32,16 +33,19 @@ enum class SegmentState : std::uint8_t {
 
 enum class AbstractState : std::uint8_t { kAbsent, kWorking, kReady, kFailed };
 
-// A segment's metadata without what can be computed: 8 bytes per chunk where chunks are raw and in order.
+// A segment's metadata without what can be computed: 8 bytes per chunk where chunks are raw and in
+// order.
 struct LoadedMeta {
   std::vector<TokenRecord> tokens;
   std::vector<std::uint64_t> checksums;  // by chunk index
-  std::vector<std::uint64_t> offsets;    // in the file; empty where chunks are raw, in plane order, from first_offset on
-  std::vector<ChunkEntry> entries;       // empty where offsets is
+  std::vector<std::uint64_t>
+      offsets;  // in the file; empty where chunks are raw, in plane order, from first_offset on
+  std::vector<ChunkEntry> entries;  // empty where offsets is
   std::uint64_t first_offset = 0;
   BlockHash previous_chain;
   [[nodiscard]] std::uint64_t memory_bytes() const noexcept {
-    return tokens.size() * sizeof(TokenRecord) + checksums.size() * 8 + entries.size() * sizeof(ChunkEntry) + 256;
+    return tokens.size() * sizeof(TokenRecord) + checksums.size() * 8 +
+           entries.size() * sizeof(ChunkEntry) + 256;
   }
 };
 using MetaDone = std::function<void(Result<void>)>;
@@ -54,7 +58,7 @@ struct Segment {
   std::uint32_t handle_refs = 0;
   std::uint32_t busy = 0;
   std::uint32_t leases = 0;  // slots of it that are leased, counted per lease
-  bool condemned = false;  // out of the catalogue: goes when nobody uses it
+  bool condemned = false;    // out of the catalogue: goes when nobody uses it
   bool indexed = false;
 
   const PlaneLayout* layout = nullptr;  // set with `slots`
@@ -64,7 +68,8 @@ struct Segment {
   std::vector<std::uint32_t> bad_chunks;  // failed their checksum: never read again
 
   std::shared_ptr<const LoadedMeta> meta;
-  std::list<Segment*>::iterator meta_place;  // in SegmentTable::meta_order while meta is set and not pinned
+  std::list<Segment*>::iterator
+      meta_place;  // in SegmentTable::meta_order while meta is set and not pinned
   bool meta_listed = false;
   bool meta_loading = false;
   std::vector<MetaDone> meta_waiters;
@@ -89,7 +94,7 @@ struct SegmentTable {
   std::uint64_t meta_bytes = 0;
   std::list<Segment*> file_order;  // hot first
   std::uint64_t next_id = 1;
-  std::uint64_t disk_bytes = 0;    // of segment files
+  std::uint64_t disk_bytes = 0;  // of segment files
   std::vector<SegmentId> condemned;
 };
 
@@ -107,14 +112,18 @@ void set_resident(Segment& segment, std::uint32_t chunk, SlotId slot, std::uint6
 // The arena's callback: forgets a chunk.
 void chunk_evicted(EngineState& engine, SlotOwner owner, SlotId slot);
 
-// Calls `done` at once where the metadata is there, else after a read. The segment stays while it is read.
+// Calls `done` at once where the metadata is there, else after a read. The segment stays while it
+// is read.
 void load_meta(EngineState& engine, Segment& segment, IoPriority priority, MetaDone done);
 // Loads several; `done` with the first error, after all have ended.
-void load_metas(EngineState& engine, const std::vector<SegmentId>& segments, IoPriority priority, MetaDone done);
+void load_metas(EngineState& engine, const std::vector<SegmentId>& segments, IoPriority priority,
+                MetaDone done);
 void keep_meta(EngineState& engine, Segment& segment, std::shared_ptr<const LoadedMeta> meta);
-[[nodiscard]] std::shared_ptr<const LoadedMeta> make_loaded_meta(SegmentMeta&& meta, const PlaneLayout& layout);
+[[nodiscard]] std::shared_ptr<const LoadedMeta> make_loaded_meta(SegmentMeta&& meta,
+                                                                 const PlaneLayout& layout);
 
-// Opens the file, or gives the open one; compares its size with the row. Counts a use: end_file_use gives it back.
+// Opens the file, or gives the open one; compares its size with the row. Counts a use: end_file_use
+// gives it back.
 [[nodiscard]] Result<FileId> begin_file_use(EngineState& engine, Segment& segment);
 void end_file_use(EngineState& engine, Segment& segment);
 void close_segment_file(EngineState& engine, Segment& segment);
@@ -123,7 +132,8 @@ void close_segment_file(EngineState& engine, Segment& segment);
 void mark_bad(EngineState& engine, Segment& segment, const char* what);
 void mark_lost(EngineState& engine, Segment& segment, const char* why);
 
-// Takes the segment out of index, catalogue batch and table; file and slots go when nobody uses them.
+// Takes the segment out of index, catalogue batch and table; file and slots go when nobody uses
+// them.
 void condemn_segment(EngineState& engine, Segment& segment);
 // Unlinks and forgets condemned segments that nobody uses any more. Cheap where there is none.
 void sweep_condemned(EngineState& engine);

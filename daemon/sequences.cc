@@ -25,7 +25,8 @@ Result<std::shared_ptr<Tail>> make_tail(const Space& space) {
 
 Sequence* find_sequence(EngineState& engine, SequenceId id) {
   const auto place = engine.sequences.all.find(id);
-  return place == engine.sequences.all.end() || place->second->removed ? nullptr : place->second.get();
+  return place == engine.sequences.all.end() || place->second->removed ? nullptr
+                                                                       : place->second.get();
 }
 
 Sequence* find_sequence_by_name(EngineState& engine, const std::string& name) {
@@ -56,7 +57,8 @@ Sequence& new_sequence(EngineState& engine, Space& space, bool is_private) {
 
 // UTF-8 without control characters and slashes, and not a number.
 Result<void> check_name(const std::string& name) {
-  if (name.empty() || name.size() > kNameBytesMax) return error(Code::kInvalid, "a name has 1 to 256 bytes");
+  if (name.empty() || name.size() > kNameBytesMax)
+    return error(Code::kInvalid, "a name has 1 to 256 bytes");
   bool digits = true;
   for (const char c : name) {
     const auto byte = static_cast<unsigned char>(c);
@@ -75,7 +77,8 @@ void let_go(EngineState& engine, Segment& segment) {
   --segment.sequence_refs;
   segment.row.last_used_unix_ns = engine.wall_ns();
   // What only lives in memory cannot be found again: it goes with its last sequence.
-  if (segment.sequence_refs == 0 && segment.state == SegmentState::kInMemory) condemn_segment(engine, segment);
+  if (segment.sequence_refs == 0 && segment.state == SegmentState::kInMemory)
+    condemn_segment(engine, segment);
 }
 
 }  // namespace
@@ -104,7 +107,8 @@ std::vector<PartSpec> parts_up_to(const Sequence& sequence, std::uint64_t tokens
   std::vector<PartSpec> parts;
   for (const SequencePart& part : sequence.parts) {
     if (part.first_token >= tokens) break;
-    const std::uint64_t visible = std::min<std::uint64_t>(part.visible_tokens, tokens - part.first_token);
+    const std::uint64_t visible =
+        std::min<std::uint64_t>(part.visible_tokens, tokens - part.first_token);
     parts.push_back({part.segment, static_cast<std::uint32_t>(visible)});
   }
   return parts;
@@ -129,7 +133,8 @@ bool chain_at_end(const Sequence& sequence, BlockHash* chain) {
   if (blocks == 0) return true;
   const std::uint64_t last_token = blocks * kBlockTokens - 1;
   for (const SequencePart& part : sequence.parts) {
-    if (last_token < part.first_token || last_token >= part.first_token + part.visible_tokens) continue;
+    if (last_token < part.first_token || last_token >= part.first_token + part.visible_tokens)
+      continue;
     const std::uint64_t index = blocks - 1 - part.first_token / kBlockTokens;
     if (index >= part.segment->row.blocks.size()) return false;
     *chain = part.segment->row.blocks[static_cast<std::size_t>(index)];
@@ -144,25 +149,27 @@ void learn_chain(EngineState& engine, Sequence& sequence, MetaDone done) {
   if (sequence.chain_known) return done({});
   const SequenceId id = sequence.row.id;
   ++sequence.busy;
-  load_metas(engine, open_block_segments(sequence), IoPriority::kDemand,
-             [&engine, id, done = std::move(done)](Result<void> result) {
-               Sequence& found = *engine.sequences.all.at(id);
-               --found.busy;
-               if (!result) return done(result);
-               if (!chain_at_end(found, &found.chain))
-                 return done(error(Code::kCorrupt, "block hashes are missing: run kvtier repair"));
-               found.open_ids.clear();
-               const std::uint64_t first = found.tokens_sealed / kBlockTokens * kBlockTokens;
-               for (const SequencePart& part : found.parts) {
-                 if (part.first_token + part.visible_tokens <= first) continue;
-                 if (part.segment->meta == nullptr) return done(error(Code::kBusy, "metadata was evicted: try again"));
-                 const std::uint64_t from = first > part.first_token ? first - part.first_token : 0;
-                 for (std::uint64_t i = from; i < part.visible_tokens; ++i)
-                   found.open_ids.push_back(part.segment->meta->tokens[static_cast<std::size_t>(i)].id);
-               }
-               found.chain_known = true;
-               done({});
-             });
+  load_metas(
+      engine, open_block_segments(sequence), IoPriority::kDemand,
+      [&engine, id, done = std::move(done)](Result<void> result) {
+        Sequence& found = *engine.sequences.all.at(id);
+        --found.busy;
+        if (!result) return done(result);
+        if (!chain_at_end(found, &found.chain))
+          return done(error(Code::kCorrupt, "block hashes are missing: run kvtier repair"));
+        found.open_ids.clear();
+        const std::uint64_t first = found.tokens_sealed / kBlockTokens * kBlockTokens;
+        for (const SequencePart& part : found.parts) {
+          if (part.first_token + part.visible_tokens <= first) continue;
+          if (part.segment->meta == nullptr)
+            return done(error(Code::kBusy, "metadata was evicted: try again"));
+          const std::uint64_t from = first > part.first_token ? first - part.first_token : 0;
+          for (std::uint64_t i = from; i < part.visible_tokens; ++i)
+            found.open_ids.push_back(part.segment->meta->tokens[static_cast<std::size_t>(i)].id);
+        }
+        found.chain_known = true;
+        done({});
+      });
 }
 
 void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaDone done) {
@@ -172,11 +179,13 @@ void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaD
   batch.put_sequence(sequence.row);
   batch.put_number("next_sequence", engine.sequences.reserved_until);
   const SequenceId id = sequence.row.id;
-  post_batch(engine, std::move(batch), sync, [&engine, id, sync, done = std::move(done)](Result<void> result) {
-    Sequence* found = find_sequence(engine, id);  // it may be gone where nobody waits for the row
-    if (found != nullptr && sync && result) found->row_durable = true;
-    done(result);
-  });
+  post_batch(engine, std::move(batch), sync,
+             [&engine, id, sync, done = std::move(done)](Result<void> result) {
+               Sequence* found =
+                   find_sequence(engine, id);  // it may be gone where nobody waits for the row
+               if (found != nullptr && sync && result) found->row_durable = true;
+               done(result);
+             });
 }
 
 namespace {
@@ -192,7 +201,8 @@ void forget_sequence(EngineState& engine, Sequence& sequence) {
 }  // namespace
 
 void drop_if_ephemeral(EngineState& engine, Sequence& sequence) {
-  if (!sequence.open.empty() || sequence.busy != 0 || sequence.working || sequence.writer_coming) return;
+  if (!sequence.open.empty() || sequence.busy != 0 || sequence.working || sequence.writer_coming)
+    return;
   const bool keep = sequence.in_catalogue || (sequence.is_private && !sequence.row.name.empty());
   if (!keep && !sequence.removed) forget_sequence(engine, sequence);
 }
@@ -227,9 +237,12 @@ void run_next(EngineState& engine, Sequence& sequence) {
   const TailWork work = sequence.work.front();
   sequence.work.pop_front();
   switch (work.kind) {
-    case TailWork::Kind::kSeal: return start_seal(engine, sequence, work);
-    case TailWork::Kind::kCommit: return start_commit(engine, sequence, work);
-    case TailWork::Kind::kOther: return work.run();
+    case TailWork::Kind::kSeal:
+      return start_seal(engine, sequence, work);
+    case TailWork::Kind::kCommit:
+      return start_commit(engine, sequence, work);
+    case TailWork::Kind::kOther:
+      return work.run();
   }
 }
 

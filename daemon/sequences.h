@@ -1,8 +1,10 @@
 // Sequences: lists of (segment, visible tokens), names, and the sequences that sessions have open.
 //
-// `row` is what the catalogue holds or will hold when every batch posted so far is written; `parts` is what readers see:
-// it moves only after the batch that says so is durable. Seals and commits of one sequence run one after the other
-// (`work`). A handle keeps every segment that its directory ever named until it is closed. Engine's thread.
+// `row` is what the catalogue holds or will hold when every batch posted so far is written; `parts`
+// is what readers see: it moves only after the batch that says so is durable. Seals and commits of
+// one sequence run one after the other
+// (`work`). A handle keeps every segment that its directory ever named until it is closed. Engine's
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -22,12 +24,17 @@ namespace kvtier {
 
 struct Sequence;
 
-// Client-written memory of one open sequence. Shared with workers that copy out of it; unmapped after the last one.
+// Client-written memory of one open sequence. Shared with workers that copy out of it; unmapped
+// after the last one.
 struct Tail {
   Memfd memory;
   const TailLayout* layout = nullptr;
-  [[nodiscard]] std::byte* tokens(std::uint32_t half) const { return memory.mapping.data() + layout->tokens_offset(half); }
-  [[nodiscard]] std::byte* plane(std::uint32_t half) const { return memory.mapping.data() + layout->plane_offset(half); }
+  [[nodiscard]] std::byte* tokens(std::uint32_t half) const {
+    return memory.mapping.data() + layout->tokens_offset(half);
+  }
+  [[nodiscard]] std::byte* plane(std::uint32_t half) const {
+    return memory.mapping.data() + layout->plane_offset(half);
+  }
 };
 [[nodiscard]] Result<std::shared_ptr<Tail>> make_tail(const Space& space);
 
@@ -51,7 +58,7 @@ struct TailWork {
   std::uint32_t count = 0;
   std::uint32_t handle_serial = 0;  // of the open sequence that asked
   TailDone done;
-  std::function<void()> run;        // kOther: must call work_finished()
+  std::function<void()> run;  // kOther: must call work_finished()
 };
 
 // The tail log that holds the committed, unsealed tokens.
@@ -60,10 +67,10 @@ struct TailLog {
   FileId file;
   std::uint64_t end_offset = 0;
   std::uint64_t next_order = 0;
-  std::uint32_t tokens = 0;      // durable ones, from the end of what is sealed
+  std::uint32_t tokens = 0;  // durable ones, from the end of what is sealed
   std::uint32_t half = 0;
-  bool loaded = false;           // the fields above are known (a log found at start is read first)
-  bool suspect = false;          // a write or sync failed: the next commit begins a new generation
+  bool loaded = false;   // the fields above are known (a log found at start is read first)
+  bool suspect = false;  // a write or sync failed: the next commit begins a new generation
 };
 
 struct OpenSequence {
@@ -74,7 +81,8 @@ struct OpenSequence {
   bool writable = false;
   Memfd directory;
   std::shared_ptr<Tail> tail;
-  // Segments this handle may name: everything its directory ever showed. The largest visible length is what it may read.
+  // Segments this handle may name: everything its directory ever showed. The largest visible length
+  // is what it may read.
   struct Held {
     Segment* segment = nullptr;  // counted in handle_refs
     std::uint32_t visible_tokens = 0;
@@ -87,8 +95,8 @@ struct Sequence {
   SequenceRow row;
   Space* space = nullptr;
   bool is_private = false;
-  bool in_catalogue = false;    // a batch with its row was posted
-  bool row_durable = false;     // and such a batch was synced
+  bool in_catalogue = false;  // a batch with its row was posted
+  bool row_durable = false;   // and such a batch was synced
   bool removed = false;
   std::vector<SequencePart> parts;
   std::uint64_t tokens_sealed = 0;

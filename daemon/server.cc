@@ -30,10 +30,12 @@ constexpr std::uint64_t kDrainDeadlineNs = 20'000'000'000;
 Result<UniqueFd> lock_store(const std::string& path) {
   std::error_code failed;
   std::filesystem::create_directories(path, failed);
-  if (failed) return error(Code::kIo, "cannot make the store's directory: check store.path", failed.value());
+  if (failed)
+    return error(Code::kIo, "cannot make the store's directory: check store.path", failed.value());
   ::chmod(path.c_str(), 0700);
   UniqueFd lock(::open((path + "/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (!lock.valid()) return error(Code::kReadOnly, "cannot write in the store's directory: check its owner", errno);
+  if (!lock.valid())
+    return error(Code::kReadOnly, "cannot write in the store's directory: check its owner", errno);
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
     return error(Code::kBusy, "another kvtierd serves this store: stop it, or set store.path");
   return lock;
@@ -41,7 +43,8 @@ Result<UniqueFd> lock_store(const std::string& path) {
 
 std::uint64_t random_epoch() {
   std::random_device device;
-  const std::uint64_t value = (static_cast<std::uint64_t>(device()) << 32 | device()) & ((1ull << 53) - 1);
+  const std::uint64_t value =
+      (static_cast<std::uint64_t>(device()) << 32 | device()) & ((1ull << 53) - 1);
   return value == 0 ? 1 : value;
 }
 
@@ -53,11 +56,11 @@ struct Server::State {
   Mailbox mailbox{true};
   std::unique_ptr<Random> random;
   UniqueFd store_lock;
-  std::unique_ptr<Io> io;                 // engine thread
-  std::unique_ptr<Catalogue> catalogue;   // engine thread makes it; the catalogue worker writes
+  std::unique_ptr<Io> io;                // engine thread
+  std::unique_ptr<Catalogue> catalogue;  // engine thread makes it; the catalogue worker writes
   std::unique_ptr<ThreadPool> workers;
   std::unique_ptr<ThreadPool> catalogue_worker;
-  std::unique_ptr<Engine> engine;         // engine thread
+  std::unique_ptr<Engine> engine;  // engine thread
   std::unique_ptr<ControlServer> control;
   std::thread engine_thread, control_thread;
   std::atomic<bool> stop_wanted{false}, abandoned{false};
@@ -70,7 +73,8 @@ struct Server::State {
 };
 
 Result<void> Server::State::open(UnixListener listener) {
-  KVT_TRY(io, make_io({options.daemon.store_path, options.daemon.io_backend, options.daemon.io_depth, 8}));
+  KVT_TRY(io, make_io({options.daemon.store_path, options.daemon.io_backend,
+                       options.daemon.io_depth, 8}));
   if (!io->note().empty()) KVT_LOG(kWarn, "disk: %s: %s", io->name(), io->note().c_str());
   CatalogueOptions catalogue_options;
   catalogue_options.path = options.daemon.store_path + "/catalogue";
@@ -100,7 +104,8 @@ Result<void> Server::State::open(UnixListener listener) {
       stop_wanted = true;
       mailbox.post([] {});
     };
-  control = std::make_unique<ControlServer>(*engine, mailbox, std::move(listener), std::move(control_options));
+  control = std::make_unique<ControlServer>(*engine, mailbox, std::move(listener),
+                                            std::move(control_options));
   control_thread = std::thread([this] { control->run(); });
   return {};
 }
@@ -191,9 +196,10 @@ Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options) {
   }
   std::promise<Result<void>> ready;
   auto opened = ready.get_future();
-  state->engine_thread = std::thread([state, &ready, moved = std::make_shared<UnixListener>(std::move(listener))] {
-    state->engine_main(&ready, std::move(*moved));
-  });
+  state->engine_thread =
+      std::thread([state, &ready, moved = std::make_shared<UnixListener>(std::move(listener))] {
+        state->engine_main(&ready, std::move(*moved));
+      });
   const Result<void> result = opened.get();
   if (!result) return error(result.error());
   return server;

@@ -1,5 +1,5 @@
-// Server: a whole kvtierd inside a process: engine thread, control thread, workers, disk. main.cc runs one; tests run
-// them beside a client.
+// Server: a whole kvtierd inside a process: engine thread, control thread, workers, disk. main.cc
+// runs one; tests run them beside a client.
 #pragma once
 
 #include <functional>
@@ -12,8 +12,8 @@ namespace kvtier {
 
 struct ServerOptions {
   DaemonOptions daemon;
-  int listening_socket = -1;      // inherited by socket activation; -1: make one at daemon.socket_path
-  bool handle_signals = false;    // SIGTERM and SIGINT drain and stop
+  int listening_socket = -1;  // inherited by socket activation; -1: make one at daemon.socket_path
+  bool handle_signals = false;  // SIGTERM and SIGINT drain and stop
 };
 
 class Server {

@@ -15,14 +15,18 @@ Session* find_session(EngineState& engine, SessionId id) {
   return place == engine.sessions.end() ? nullptr : place->second.get();
 }
 
-Result<SessionId> open_engine_session(EngineState& engine, const std::string& name, std::uint32_t pid, bool data) {
+Result<SessionId> open_engine_session(EngineState& engine, const std::string& name,
+                                      std::uint32_t pid, bool data) {
   auto session = std::make_unique<Session>();
   if (data) {
     const auto clients = std::count_if(engine.sessions.begin(), engine.sessions.end(),
                                        [](const auto& entry) { return entry.second->data; });
     if (clients >= static_cast<std::int64_t>(std::min(engine.options.clients_max, kClientsMax)))
-      return error(Code::kFull, "the daemon serves its maximum of clients: close one, or raise daemon.clients_max");
-    KVT_TRY(session->control, make_memfd("kvtier-control", sizeof(ControlLayout), MemfdAccess::kSharedWrite, false));
+      return error(
+          Code::kFull,
+          "the daemon serves its maximum of clients: close one, or raise daemon.clients_max");
+    KVT_TRY(session->control,
+            make_memfd("kvtier-control", sizeof(ControlLayout), MemfdAccess::kSharedWrite, false));
     KVT_TRY(session->daemon_bell, make_doorbell());
     KVT_TRY(session->client_bell, make_doorbell());
     session->rings = make_daemon_rings(session->layout(), session->client_bell.get());
@@ -38,8 +42,8 @@ Result<SessionId> open_engine_session(EngineState& engine, const std::string& na
   return id;
 }
 
-Result<OpenSequence*> open_in_session(EngineState& engine, Session& session, Sequence& sequence, bool writable,
-                                      std::shared_ptr<Tail> tail) {
+Result<OpenSequence*> open_in_session(EngineState& engine, Session& session, Sequence& sequence,
+                                      bool writable, std::shared_ptr<Tail> tail) {
   if (session.open_count >= kOpenSequencesMax)
     return error(Code::kFull, "too many open sequences: close one");
   auto open = std::make_unique<OpenSequence>();
@@ -52,7 +56,8 @@ Result<OpenSequence*> open_in_session(EngineState& engine, Session& session, Seq
   }
   session.generations[place] = static_cast<std::uint16_t>(session.generations[place] + 1);
   if (session.generations[place] == 0) session.generations[place] = 1;
-  open->handle = static_cast<std::uint32_t>(session.generations[place]) << 16 | static_cast<std::uint32_t>(place);
+  open->handle = static_cast<std::uint32_t>(session.generations[place]) << 16 |
+                 static_cast<std::uint32_t>(place);
   open->serial = engine.sequences.next_serial++;
   open->session = session.id;
   open->sequence = &sequence;
@@ -108,7 +113,8 @@ void close_engine_session(EngineState& engine, SessionId id) {
   engine.metrics.leases_ended += ended;
   engine.metrics.leases_reclaimed += ended;
   for (std::size_t place = 0; place < session->open.size(); ++place) {
-    if (session->open[place] != nullptr) close_open_sequence(engine, *session, *session->open[place]);
+    if (session->open[place] != nullptr)
+      close_open_sequence(engine, *session, *session->open[place]);
   }
   ++engine.metrics.sessions_closed;
   engine.sessions.erase(id);

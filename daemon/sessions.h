@@ -1,4 +1,5 @@
-// Sessions: one per connection. A data session has rings, leases and open sequences. Engine's thread.
+// Sessions: one per connection. A data session has rings, leases and open sequences. Engine's
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -23,29 +24,32 @@ struct Session {
   Memfd control;
   UniqueFd daemon_bell, client_bell;
   DaemonRings rings;
-  bool broken = false;                 // rings closed for good; the control server drops the connection
-  std::uint32_t in_flight = 0;         // requests that will complete
-  std::vector<Completion> completions; // to be published at the end of the turn
+  bool broken = false;          // rings closed for good; the control server drops the connection
+  std::uint32_t in_flight = 0;  // requests that will complete
+  std::vector<Completion> completions;  // to be published at the end of the turn
 
   std::vector<std::unique_ptr<OpenSequence>> open;  // by place of the handle
   std::vector<std::uint16_t> generations;
   std::uint32_t open_count = 0;
   LeaseTable leases;
-  std::uint64_t leased_bytes = 0;      // leased, or charged for fills under way
+  std::uint64_t leased_bytes = 0;  // leased, or charged for fills under way
 
-  Memfd staging;                       // opaque keys: values travel here
+  Memfd staging;  // opaque keys: values travel here
 
-  [[nodiscard]] ControlLayout* layout() const { return reinterpret_cast<ControlLayout*>(control.mapping.data()); }
+  [[nodiscard]] ControlLayout* layout() const {
+    return reinterpret_cast<ControlLayout*>(control.mapping.data());
+  }
 };
 
 [[nodiscard]] Session* find_session(EngineState& engine, SessionId id);
-[[nodiscard]] Result<SessionId> open_engine_session(EngineState& engine, const std::string& name, std::uint32_t pid,
-                                                    bool data);
+[[nodiscard]] Result<SessionId> open_engine_session(EngineState& engine, const std::string& name,
+                                                    std::uint32_t pid, bool data);
 void close_engine_session(EngineState& engine, SessionId id);
 
 // A new open sequence with its directory (and tail where writable). kFull at the session's limit.
-[[nodiscard]] Result<OpenSequence*> open_in_session(EngineState& engine, Session& session, Sequence& sequence,
-                                                    bool writable, std::shared_ptr<Tail> tail);
+[[nodiscard]] Result<OpenSequence*> open_in_session(EngineState& engine, Session& session,
+                                                    Sequence& sequence, bool writable,
+                                                    std::shared_ptr<Tail> tail);
 [[nodiscard]] OpenSequence* find_open(Session& session, std::uint32_t handle);
 void close_open_sequence(EngineState& engine, Session& session, OpenSequence& open);
 

@@ -22,8 +22,8 @@ Space& add_space(EngineState& engine, SpaceRow row) {
   return *space;
 }
 
-Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, std::uint32_t abstract_kind, std::uint32_t unit_tokens,
-                                bool private_only) {
+Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, std::uint32_t abstract_kind,
+                                std::uint32_t unit_tokens, bool private_only) {
   KVT_TRY_VOID(fingerprint.geometry.validate());
   if (abstract_kind > static_cast<std::uint32_t>(AbstractKind::kMean))
     return error(Code::kInvalid, "abstract_kind is \"box\", \"mean\" or \"none\"");

@@ -1,6 +1,6 @@
-// Spaces: everything that may be mixed lives in one. A space never goes away while the daemon runs, so others keep
-// pointers to it. Owned by the engine's thread; `row`, `tail` and the layouts handed out are constant and may be read by
-// workers.
+// Spaces: everything that may be mixed lives in one. A space never goes away while the daemon runs,
+// so others keep pointers to it. Owned by the engine's thread; `row`, `tail` and the layouts handed
+// out are constant and may be read by workers.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,8 @@ namespace kvtier {
 struct EngineState;
 
 struct Space {
-  Space(SpaceRow made, std::uint64_t chain_key) : row(std::move(made)), tail(row.geometry), index(chain_key) {}
+  Space(SpaceRow made, std::uint64_t chain_key)
+      : row(std::move(made)), tail(row.geometry), index(chain_key) {}
 
   const SpaceRow row;
   const TailLayout tail;
@@ -28,7 +29,9 @@ struct Space {
 
   // Of a segment with that many tokens. Stays where it is.
   [[nodiscard]] const PlaneLayout& layout_of(std::uint32_t tokens);
-  [[nodiscard]] AbstractKind abstract_kind() const noexcept { return static_cast<AbstractKind>(row.abstract_kind); }
+  [[nodiscard]] AbstractKind abstract_kind() const noexcept {
+    return static_cast<AbstractKind>(row.abstract_kind);
+  }
   [[nodiscard]] AbstractLayout abstract_layout(std::uint32_t tokens) const {
     return {row.geometry, abstract_kind(), row.unit_tokens, tokens};
   }
@@ -41,7 +44,8 @@ struct Space {
 // Adds a space from its row, or gives the one that is there.
 Space& add_space(EngineState& engine, SpaceRow row);
 // The row that a request describes: digest and id computed, abstract kind and unit checked.
-[[nodiscard]] Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, std::uint32_t abstract_kind,
+[[nodiscard]] Result<SpaceRow> make_space_row(const Fingerprint& fingerprint,
+                                              std::uint32_t abstract_kind,
                                               std::uint32_t unit_tokens, bool private_only);
 
 }  // namespace kvtier

@@ -1,5 +1,5 @@
-// Wipe: overwrites segment files with zeros before they are removed, so that their bytes are gone from the file system's
-// point of view (a drive may keep copies of its own). Engine's thread.
+// Wipe: overwrites segment files with zeros before they are removed, so that their bytes are gone
+// from the file system's point of view (a drive may keep copies of its own). Engine's thread.
 #pragma once
 
 #include <vector>

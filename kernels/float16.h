@@ -1,8 +1,8 @@
-// The conversions between f32 and the 16-bit formats, one element at a time: the meaning that all back ends
-// follow.
+// The conversions between f32 and the 16-bit formats, one element at a time: the meaning that all
+// back ends follow.
 //
-// To 16 bits: round to nearest even, too large becomes infinity. A NaN keeps its sign and leading payload and
-// becomes quiet, as the conversion instructions of CPUs do. Any thread.
+// To 16 bits: round to nearest even, too large becomes infinity. A NaN keeps its sign and leading
+// payload and becomes quiet, as the conversion instructions of CPUs do. Any thread.
 #pragma once
 
 #include <bit>
@@ -34,10 +34,11 @@ namespace kvtier {
   const std::uint32_t magnitude = bits & 0x7FFFFFFFu;
   if (magnitude > 0x7F800000u)
     return static_cast<std::uint16_t>(sign | 0x7E00u | ((magnitude >> 13) & 0x3FFu));
-  if (magnitude >= 0x477FF000u) return static_cast<std::uint16_t>(sign | 0x7C00u);  // 65520 and more
-  if (magnitude < 0x38800000u) {                                                    // below 2^-14: subnormal
-    // Adding 0.5 puts the units of 2^-24 into the lowest bits, rounded to nearest even by the addition
-    // itself.
+  if (magnitude >= 0x477FF000u)
+    return static_cast<std::uint16_t>(sign | 0x7C00u);  // 65520 and more
+  if (magnitude < 0x38800000u) {                        // below 2^-14: subnormal
+    // Adding 0.5 puts the units of 2^-24 into the lowest bits, rounded to nearest even by the
+    // addition itself.
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x3F000000u));
   }
@@ -69,7 +70,8 @@ namespace kvtier {
 }
 
 // Element `index` of a row of f32, f16 or bf16, at any alignment.
-[[nodiscard]] inline float load_element(const std::byte* row, Dtype dtype, std::uint64_t index) noexcept {
+[[nodiscard]] inline float load_element(const std::byte* row, Dtype dtype,
+                                        std::uint64_t index) noexcept {
   if (dtype == Dtype::kF32) {
     float value;
     std::memcpy(&value, row + index * sizeof(value), sizeof(value));

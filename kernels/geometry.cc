@@ -5,7 +5,9 @@
 namespace kvtier {
 namespace {
 
-constexpr bool is_power_of_two(std::uint32_t value) { return value != 0 && (value & (value - 1)) == 0; }
+constexpr bool is_power_of_two(std::uint32_t value) {
+  return value != 0 && (value & (value - 1)) == 0;
+}
 
 void write_text(const std::string& text, ByteWriter* writer) {
   writer->write<std::uint32_t>(static_cast<std::uint32_t>(text.size()));
@@ -17,7 +19,8 @@ Result<void> validate_layer(const LayerGeometry& layer) {
     return error(Code::kInvalid, "a layer needs 1 to 256 KV heads");
   if (layer.query_heads % layer.kv_heads != 0)
     return error(Code::kInvalid, "query heads must be a multiple of KV heads");
-  if (layer.k_row_bytes == 0 || layer.k_row_bytes > kRowBytesMax || layer.v_row_bytes > kRowBytesMax)
+  if (layer.k_row_bytes == 0 || layer.k_row_bytes > kRowBytesMax ||
+      layer.v_row_bytes > kRowBytesMax)
     return error(Code::kTooLarge, "a row of K or V has 1 to 16384 bytes");
   const std::uint32_t element = dtype_bytes(layer.dtype);
   if (layer.k_row_bytes % element != 0 || layer.v_row_bytes % element != 0)
@@ -59,7 +62,8 @@ Result<void> Geometry::validate() const {
     return error(Code::kInvalid, "a model needs 1 to 256 layers");
   if (!is_power_of_two(chunk_tokens) || chunk_tokens < 8 || chunk_tokens > kChunkTokensMax)
     return error(Code::kInvalid, "chunk_tokens must be 8, 16, 32 or 64");
-  if (heads_per_chunk > 1) return error(Code::kInvalid, "heads_per_chunk must be 1, or 0 for all heads");
+  if (heads_per_chunk > 1)
+    return error(Code::kInvalid, "heads_per_chunk must be 1, or 0 for all heads");
   if (positions_per_token == 0 || positions_per_token > 4)
     return error(Code::kInvalid, "positions_per_token must be 1 to 4");
   for (std::uint32_t i = 0; i < layers.size(); ++i) {

@@ -1,10 +1,10 @@
-// Geometry: the shape of one model's KV, as far as storage and kernels must know it. Part of a space's
-// fingerprint.
+// Geometry: the shape of one model's KV, as far as storage and kernels must know it. Part of a
+// space's fingerprint.
 //
-// A chunk is at most `chunk_tokens` tokens of one layer and `heads_per_chunk` KV heads. Its bytes, in memory
-// and (raw codec) on disk, are for each head of the group: chunk_tokens K rows, then chunk_tokens V rows.
-// Rows are at fixed places whether or not the chunk is full, so one address computation serves tail, arena
-// and file (kernels/layout.h).
+// A chunk is at most `chunk_tokens` tokens of one layer and `heads_per_chunk` KV heads. Its bytes,
+// in memory and (raw codec) on disk, are for each head of the group: chunk_tokens K rows, then
+// chunk_tokens V rows. Rows are at fixed places whether or not the chunk is full, so one address
+// computation serves tail, arena and file (kernels/layout.h).
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,8 @@ enum class Dtype : std::uint8_t {
   kF32 = 0,
   kF16 = 1,
   kBf16 = 2,
-  kOpaque = 3,  // rows of bytes that kernels do not understand (quantised, latent): stored, not scored
+  kOpaque =
+      3,  // rows of bytes that kernels do not understand (quantised, latent): stored, not scored
 };
 
 // Bytes of one element; 1 for kOpaque.
@@ -59,26 +60,28 @@ struct Geometry {
   [[nodiscard]] Result<void> validate() const;
 
   [[nodiscard]] std::uint32_t heads_in_group(std::uint32_t layer) const noexcept;
-  [[nodiscard]] std::uint32_t groups(std::uint32_t layer) const noexcept;  // chunks that lie side by side
+  [[nodiscard]] std::uint32_t groups(
+      std::uint32_t layer) const noexcept;  // chunks that lie side by side
   // Bytes of one chunk of this layer in memory, and in a slot (a multiple of kDiskAlign).
   [[nodiscard]] std::uint64_t chunk_bytes(std::uint32_t layer) const noexcept;
   [[nodiscard]] std::uint64_t slot_bytes(std::uint32_t layer) const noexcept;
-  // K and V of one token over all full layers, as stored; and at 16 bits per element, the base of all byte
-  // ratios.
+  // K and V of one token over all full layers, as stored; and at 16 bits per element, the base of
+  // all byte ratios.
   [[nodiscard]] std::uint64_t token_bytes() const noexcept;
   [[nodiscard]] std::uint64_t token_bytes_16bit() const noexcept;
 
   friend bool operator==(const Geometry&, const Geometry&) = default;
 };
 
-// The byte form used in fingerprints, segments and the catalogue. decode_geometry checks and validates.
+// The byte form used in fingerprints, segments and the catalogue. decode_geometry checks and
+// validates.
 void encode_geometry(const Geometry& geometry, ByteWriter* writer);
 [[nodiscard]] Result<Geometry> decode_geometry(ByteReader* reader);
 
-// What a client says a space is. The digest of all fields is the space's identity: KV of different spaces
-// never meets.
+// What a client says a space is. The digest of all fields is the space's identity: KV of different
+// spaces never meets.
 struct Fingerprint {
-  std::string model;    // content hash of weights and tokenizer, or another id that changes with them
+  std::string model;  // content hash of weights and tokenizer, or another id that changes with them
   std::string runtime;  // runtime id and layout version, e.g. "transformers-5/1"
   std::string detail;   // RoPE parameters, adapters, whatever else makes KV different
   Geometry geometry;

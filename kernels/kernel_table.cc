@@ -1,5 +1,5 @@
-// The checks of arguments that all back ends share. Only fields that are on the host are looked at, never
-// what a count pointer points to.
+// The checks of arguments that all back ends share. Only fields that are on the host are looked at,
+// never what a count pointer points to.
 #include "kernels/kernel_table.h"
 
 #include <cmath>
@@ -12,7 +12,8 @@ bool dim_ok(std::uint32_t dim) {
 }
 
 tl::unexpected<Status> bad_dim() {
-  return error(Code::kUnsupported, "kernels take head dimensions that are multiples of 8, from 8 to 1024");
+  return error(Code::kUnsupported,
+               "kernels take head dimensions that are multiples of 8, from 8 to 1024");
 }
 tl::unexpected<Status> bad_dtype() {
   return error(Code::kUnsupported, "kernels understand f32, f16 and bf16 only");
@@ -41,7 +42,8 @@ Result<void> ScoreArgs::validate() const noexcept {
 Result<void> GroupScoresArgs::validate() const noexcept {
   if (unit_count == nullptr) return no_count();
   if (queries == 0) return error(Code::kInvalid, "a group has 1 query head or more");
-  if (!(scale > 0.0f) || !std::isfinite(scale)) return error(Code::kInvalid, "the scale must be above 0");
+  if (!(scale > 0.0f) || !std::isfinite(scale))
+    return error(Code::kInvalid, "the scale must be above 0");
   return {};
 }
 

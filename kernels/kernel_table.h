@@ -1,13 +1,16 @@
-// KernelTable: the operations on rows, abstracts and scores, as one table of function pointers per back end.
+// KernelTable: the operations on rows, abstracts and scores, as one table of function pointers per
+// back end.
 //
-// Arguments are option structs in the shape that a device launch wants: base pointer + table of 64-bit byte
-// offsets + 64-bit strides, and every count that may change from step to step behind a pointer, so that a
-// captured launch can be replayed. On the CPU all pointers are host memory, an operation has finished when it
-// returns, and the stream is ignored. Operations check their arguments (validate()), never allocate, never
-// write outside their outputs, and keep nothing. Elements must be aligned to their own size, nothing to more.
+// Arguments are option structs in the shape that a device launch wants: base pointer + table of
+// 64-bit byte offsets + 64-bit strides, and every count that may change from step to step behind a
+// pointer, so that a captured launch can be replayed. On the CPU all pointers are host memory, an
+// operation has finished when it returns, and the stream is ignored. Operations check their
+// arguments (validate()), never allocate, never write outside their outputs, and keep nothing.
+// Elements must be aligned to their own size, nothing to more.
 //
-// All back ends give the same bits for build_abstract (box), top_k, gather_rows, all_finite and convert; the
-// others agree within rounding (tests/conformance/kernels_test.cc has the tolerances). Any thread.
+// All back ends give the same bits for build_abstract (box), top_k, gather_rows, all_finite and
+// convert; the others agree within rounding (tests/conformance/kernels_test.cc has the tolerances).
+// Any thread.
 #pragma once
 
 #include <cstddef>
@@ -24,12 +27,12 @@ using KernelStream = void*;  // opaque; null on the CPU
 // Dims of K and V are multiples of this, from 8 to kHeadDimMax.
 inline constexpr std::uint32_t kKernelDimStep = 8;
 
-// Rows of one (layer, KV head), found through a table of pages. Token t lies in page p = t / page_tokens at
-// place i = t % page_tokens; its K row at base + pages[p] + i * k_stride, its V row at base + pages[p] +
-// v_offset + i * v_stride. A slot cache has pages of one row; tail and arena have chunks (k_stride =
-// k_row_bytes, v_offset = chunk_tokens * k_row_bytes, pages[p] = slot + k_row_offset(geometry, layer, head,
-// 0)). The sum is taken modulo 2^64: with a null base the table may hold addresses, and so name rows of
-// several mappings at once.
+// Rows of one (layer, KV head), found through a table of pages. Token t lies in page p = t /
+// page_tokens at place i = t % page_tokens; its K row at base + pages[p] + i * k_stride, its V row
+// at base + pages[p] + v_offset + i * v_stride. A slot cache has pages of one row; tail and arena
+// have chunks (k_stride = k_row_bytes, v_offset = chunk_tokens * k_row_bytes, pages[p] = slot +
+// k_row_offset(geometry, layer, head, 0)). The sum is taken modulo 2^64: with a null base the table
+// may hold addresses, and so name rows of several mappings at once.
 struct RowPages {
   const std::byte* base = nullptr;
   const std::uint64_t* pages = nullptr;
@@ -40,10 +43,11 @@ struct RowPages {
   Dtype dtype = Dtype::kF32;
 };
 
-// Abstracts of tokens [0, *token_count): unit u covers tokens [u * unit_tokens, (u + 1) * unit_tokens), the
-// last maybe fewer. Keys must be finite (all_finite); of others only the unit's own abstract suffers.
-//   kBox   min[dim] then max[dim], rounded outward to f16: a box always holds its keys (infinity beyond
-//   65504) kMean  mean[dim], rounded to nearest, saturated at +-65504
+// Abstracts of tokens [0, *token_count): unit u covers tokens [u * unit_tokens, (u + 1) *
+// unit_tokens), the last maybe fewer. Keys must be finite (all_finite); of others only the unit's
+// own abstract suffers.
+//   kBox   min[dim] then max[dim], rounded outward to f16: a box always holds its keys (infinity
+//   beyond 65504) kMean  mean[dim], rounded to nearest, saturated at +-65504
 struct BuildAbstractArgs {
   RowPages rows;  // K only
   const std::uint64_t* token_count = nullptr;
@@ -55,7 +59,8 @@ struct BuildAbstractArgs {
 };
 
 // Scores of *unit_count units for each of `queries` vectors: out[q * out_stride + u].
-//   score_box   sum over d of max(q[d] * min[d], q[d] * max[d]): but for rounding, no key of the unit has a
+//   score_box   sum over d of max(q[d] * min[d], q[d] * max[d]): but for rounding, no key of the
+//   unit has a
 //               larger dot product
 //   score_mean  dot product with the mean
 // Boxes that reach to infinity may score NaN or +infinity; top_k takes both for "fetch".
@@ -71,8 +76,8 @@ struct ScoreArgs {
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// One score per unit from those of a group of query heads. A unit with NaN or +infinity from any head gets
-// +infinity and is left out of the softmax.
+// One score per unit from those of a group of query heads. A unit with NaN or +infinity from any
+// head gets +infinity and is left out of the softmax.
 enum class GroupMode : std::uint8_t {
   kMax = 0,          // largest score of the heads, times scale
   kMeanSoftmax = 1,  // mean over the heads of softmax(scale * score) over units
@@ -88,8 +93,8 @@ struct GroupScoresArgs {
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// The k best of *count scores (all, where k is larger). Ties go to the lower index; NaN counts as +infinity,
-// -0 as +0.
+// The k best of *count scores (all, where k is larger). Ties go to the lower index; NaN counts as
+// +infinity, -0 as +0.
 struct TopKArgs {
   const float* scores = nullptr;
   const std::uint64_t* count = nullptr;  // below 2^32
@@ -100,8 +105,9 @@ struct TopKArgs {
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// Copies *count pieces of row_bytes: piece i from base + offsets[i] to out + (out_offsets ? out_offsets[i] :
-// i * out_stride), bit for bit. Sources and destinations do not overlap. base null: offsets are addresses.
+// Copies *count pieces of row_bytes: piece i from base + offsets[i] to out + (out_offsets ?
+// out_offsets[i] : i * out_stride), bit for bit. Sources and destinations do not overlap. base
+// null: offsets are addresses.
 struct GatherRowsArgs {
   const std::byte* base = nullptr;
   const std::uint64_t* offsets = nullptr;
@@ -113,11 +119,13 @@ struct GatherRowsArgs {
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// Attention of `queries` vectors (the query heads that share one KV head, or any others that see the same
-// tokens) over tokens [token_range[0], token_range[1]) of the pages, less those whose bit is 0 in row_masks:
+// Attention of `queries` vectors (the query heads that share one KV head, or any others that see
+// the same tokens) over tokens [token_range[0], token_range[1]) of the pages, less those whose bit
+// is 0 in row_masks:
 //   out[i] = sum of softmax(scale * q[i] . k[t]) * v[t]
 //   lse[i] = log of the sum of exp(scale * q[i] . k[t])
-// With no token at all out is 0 and lse -infinity, and merge_attention takes that as nothing. Sums in f32.
+// With no token at all out is 0 and lse -infinity, and merge_attention takes that as nothing. Sums
+// in f32.
 struct AttendArgs {
   RowPages rows;
   const std::uint64_t* token_range = nullptr;  // two words: first, last (exclusive)
@@ -136,8 +144,8 @@ struct AttendArgs {
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// Merges attention over set b into that over set a (disjoint sets, same queries), in place. Where one lse is
-// -infinity the other side is taken bit for bit.
+// Merges attention over set b into that over set a (disjoint sets, same queries), in place. Where
+// one lse is -infinity the other side is taken bit for bit.
 struct MergeAttentionArgs {
   float* out_a = nullptr;
   float* lse_a = nullptr;
@@ -161,9 +169,9 @@ struct AllFiniteArgs {
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// *count elements from one dtype to another: f32 to f16 or bf16 (round to nearest even, too large becomes
-// infinity), f16 or bf16 to f32 (exact), or the same dtype (copy). A NaN stays a NaN with its sign and
-// leading payload, quiet.
+// *count elements from one dtype to another: f32 to f16 or bf16 (round to nearest even, too large
+// becomes infinity), f16 or bf16 to f32 (exact), or the same dtype (copy). A NaN stays a NaN with
+// its sign and leading payload, quiet.
 struct ConvertArgs {
   const std::byte* source = nullptr;
   Dtype source_dtype = Dtype::kF32;

@@ -22,7 +22,8 @@ PlaneLayout::ChunkPlace PlaneLayout::place_of(std::uint32_t chunk_index) const n
   KVT_DCHECK(chunk_index < chunks_total_);
   std::uint32_t layer = 0;
   while (layer + 1 < layers_.size() && layers_[layer + 1].first_chunk <= chunk_index) ++layer;
-  while (layers_[layer].groups == 0) --layer;  // empty layers share first_chunk with their successor
+  while (layers_[layer].groups == 0)
+    --layer;  // empty layers share first_chunk with their successor
   const std::uint32_t rest = chunk_index - layers_[layer].first_chunk;
   return {layer, rest / layers_[layer].groups, rest % layers_[layer].groups};
 }
@@ -51,8 +52,8 @@ std::uint32_t abstract_vectors(AbstractKind kind) noexcept {
   return 0;
 }
 
-AbstractLayout::AbstractLayout(const Geometry& geometry, AbstractKind kind, std::uint32_t unit_tokens,
-                               std::uint32_t tokens)
+AbstractLayout::AbstractLayout(const Geometry& geometry, AbstractKind kind,
+                               std::uint32_t unit_tokens, std::uint32_t tokens)
     : units_((tokens + unit_tokens - 1) / unit_tokens) {
   layers_.resize(geometry.layers.size());
   for (std::uint32_t i = 0; i < layers_.size(); ++i) {

@@ -1,10 +1,10 @@
 // Layout: where a row lies. One place for everybody who writes or reads K and V.
 //
-// A *plane* holds the chunks of up to kSegmentTokensMax tokens in one order: by layer, then chunk, then head
-// group. A tail half (client-written shared memory) and the data part of a segment file are planes with the
-// same order; only full-attention layers have a place in it. Chunks are slot_bytes apart (kDiskAlign), so a
-// segment file's raw chunk can be read straight into a slot, and a tail is sealed by copying chunks. Offsets
-// are 64-bit everywhere.
+// A *plane* holds the chunks of up to kSegmentTokensMax tokens in one order: by layer, then chunk,
+// then head group. A tail half (client-written shared memory) and the data part of a segment file
+// are planes with the same order; only full-attention layers have a place in it. Chunks are
+// slot_bytes apart (kDiskAlign), so a segment file's raw chunk can be read straight into a slot,
+// and a tail is sealed by copying chunks. Offsets are 64-bit everywhere.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,8 @@ class PlaneLayout {
   [[nodiscard]] std::uint64_t chunk_offset(std::uint32_t layer, std::uint32_t chunk,
                                            std::uint32_t group) const noexcept {
     return layers_[layer].offset_bytes +
-           (static_cast<std::uint64_t>(chunk) * layers_[layer].groups + group) * layers_[layer].slot_bytes;
+           (static_cast<std::uint64_t>(chunk) * layers_[layer].groups + group) *
+               layers_[layer].slot_bytes;
   }
   // Inverse of chunk_index.
   struct ChunkPlace {
@@ -52,24 +53,29 @@ class PlaneLayout {
   std::uint64_t size_bytes_ = 0;
 };
 
-// Byte offset inside a chunk of the K (V) row of `token` (0 .. chunk_tokens - 1) of head `head_in_group`.
-[[nodiscard]] constexpr std::uint64_t k_row_offset(const Geometry& geometry, const LayerGeometry& layer,
+// Byte offset inside a chunk of the K (V) row of `token` (0 .. chunk_tokens - 1) of head
+// `head_in_group`.
+[[nodiscard]] constexpr std::uint64_t k_row_offset(const Geometry& geometry,
+                                                   const LayerGeometry& layer,
                                                    std::uint32_t head_in_group,
                                                    std::uint32_t token) noexcept {
   const std::uint64_t head_bytes =
       static_cast<std::uint64_t>(geometry.chunk_tokens) * (layer.k_row_bytes + layer.v_row_bytes);
   return head_in_group * head_bytes + static_cast<std::uint64_t>(token) * layer.k_row_bytes;
 }
-[[nodiscard]] constexpr std::uint64_t v_row_offset(const Geometry& geometry, const LayerGeometry& layer,
+[[nodiscard]] constexpr std::uint64_t v_row_offset(const Geometry& geometry,
+                                                   const LayerGeometry& layer,
                                                    std::uint32_t head_in_group,
                                                    std::uint32_t token) noexcept {
   const std::uint64_t head_bytes =
       static_cast<std::uint64_t>(geometry.chunk_tokens) * (layer.k_row_bytes + layer.v_row_bytes);
-  return head_in_group * head_bytes + static_cast<std::uint64_t>(geometry.chunk_tokens) * layer.k_row_bytes +
+  return head_in_group * head_bytes +
+         static_cast<std::uint64_t>(geometry.chunk_tokens) * layer.k_row_bytes +
          static_cast<std::uint64_t>(token) * layer.v_row_bytes;
 }
 
-// A token as stored: what the daemon knows of text. 16 bytes, part of segment, tail and log formats.
+// A token as stored: what the daemon knows of text. 16 bytes, part of segment, tail and log
+// formats.
 struct TokenRecord {
   std::uint32_t id = 0;
   std::uint32_t position = 0;
@@ -79,14 +85,17 @@ struct TokenRecord {
 };
 static_assert(sizeof(TokenRecord) == 16, "token records are written to disk as they are");
 
-// The tail of an open sequence: two halves; each a plane of kSegmentTokensMax tokens after its token records.
+// The tail of an open sequence: two halves; each a plane of kSegmentTokensMax tokens after its
+// token records.
 struct TailLayout {
   explicit TailLayout(const Geometry& geometry)
       : plane(geometry, kSegmentTokensMax),
         tokens_bytes(align_up<std::uint64_t>(kSegmentTokensMax * sizeof(TokenRecord), kDiskAlign)),
         half_bytes(align_up<std::uint64_t>(tokens_bytes + plane.size_bytes(), kDiskAlign)) {}
   [[nodiscard]] std::uint64_t size_bytes() const noexcept { return 2 * half_bytes; }
-  [[nodiscard]] std::uint64_t tokens_offset(std::uint32_t half) const noexcept { return half * half_bytes; }
+  [[nodiscard]] std::uint64_t tokens_offset(std::uint32_t half) const noexcept {
+    return half * half_bytes;
+  }
   [[nodiscard]] std::uint64_t plane_offset(std::uint32_t half) const noexcept {
     return half * half_bytes + tokens_bytes;
   }
@@ -96,11 +105,13 @@ struct TailLayout {
   std::uint64_t half_bytes;
 };
 
-// Abstracts of one segment: f16 vectors in order layer, KV head, unit, vector. Units are `unit_tokens`
-// consecutive tokens, the last one maybe shorter. Only full layers whose dtype kernels understand.
+// Abstracts of one segment: f16 vectors in order layer, KV head, unit, vector. Units are
+// `unit_tokens` consecutive tokens, the last one maybe shorter. Only full layers whose dtype
+// kernels understand.
 enum class AbstractKind : std::uint16_t { kNone = 0, kBox = 1, kMean = 2 };
 [[nodiscard]] const char* abstract_kind_name(AbstractKind kind) noexcept;  // "box", "mean"
-[[nodiscard]] std::uint32_t abstract_vectors(AbstractKind kind) noexcept;  // box: min then max = 2; mean: 1
+[[nodiscard]] std::uint32_t abstract_vectors(
+    AbstractKind kind) noexcept;  // box: min then max = 2; mean: 1
 
 class AbstractLayout {
  public:

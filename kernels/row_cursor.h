@@ -1,5 +1,5 @@
-// RowCursor: walks the rows of a RowPages in token order, skipping what a mask leaves out, and gives
-// addresses in batches.
+// RowCursor: walks the rows of a RowPages in token order, skipping what a mask leaves out, and
+// gives addresses in batches.
 //
 // Host only; one division at the start and none per row. One thread.
 #pragma once
@@ -12,7 +12,8 @@
 
 namespace kvtier {
 
-[[nodiscard]] inline const std::byte* address_of(const std::byte* base, std::uint64_t offset) noexcept {
+[[nodiscard]] inline const std::byte* address_of(const std::byte* base,
+                                                 std::uint64_t offset) noexcept {
   return reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(base) + offset);
 }
 
@@ -31,7 +32,8 @@ class RowCursor {
   std::size_t next(const std::byte** k, const std::byte** v, std::size_t room) noexcept {
     std::size_t count = 0;
     while (left_ > 0 && count < room) {
-      const std::uint64_t end = rows_.page_tokens - place_ < left_ ? rows_.page_tokens : place_ + left_;
+      const std::uint64_t end =
+          rows_.page_tokens - place_ < left_ ? rows_.page_tokens : place_ + left_;
       if (!find_place(end)) continue;
       const std::byte* page = address_of(rows_.base, rows_.pages[page_]);
       k[count] = page + place_ * rows_.k_stride;
@@ -43,7 +45,8 @@ class RowCursor {
   }
 
  private:
-  // Moves to the next wanted place below `end` of this page; false, and at `end`, where there is none.
+  // Moves to the next wanted place below `end` of this page; false, and at `end`, where there is
+  // none.
   bool find_place(std::uint64_t end) noexcept {
     if (masks_ == nullptr) return true;
     const std::uint64_t rest = masks_[page_] >> place_;

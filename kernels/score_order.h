@@ -1,5 +1,5 @@
-// The order of scores in top_k, as a number: a larger key is a better score. NaN equals +infinity, -0 equals
-// +0.
+// The order of scores in top_k, as a number: a larger key is a better score. NaN equals +infinity,
+// -0 equals +0.
 #pragma once
 
 #include <bit>
@@ -16,7 +16,8 @@ namespace kvtier {
 }
 
 // Whether unit a comes before unit b, best first.
-[[nodiscard]] inline bool scores_better(const float* scores, std::uint32_t a, std::uint32_t b) noexcept {
+[[nodiscard]] inline bool scores_better(const float* scores, std::uint32_t a,
+                                        std::uint32_t b) noexcept {
   const std::uint32_t key_a = score_key(scores[a]);
   const std::uint32_t key_b = score_key(scores[b]);
   return key_a != key_b ? key_a > key_b : a < b;

@@ -1,5 +1,5 @@
-// First fit over a map of free extents, neighbours joined at once. Extents are few (one per attached segment and kind),
-// so the walk is short.
+// First fit over a map of free extents, neighbours joined at once. Extents are few (one per
+// attached segment and kind), so the walk is short.
 #include <algorithm>
 #include <iterator>
 #include <map>
@@ -18,15 +18,17 @@ constexpr std::uint64_t kAlign = 64;
 struct AbstractArena::State {
   Memfd memfd;
   std::uint64_t size_bytes = 0, used_bytes = 0;
-  std::map<std::uint64_t, std::uint64_t> free_extents;  // offset -> size; never adjacent to each other
-  std::map<std::uint64_t, std::uint64_t> taken;         // offset -> size
+  std::map<std::uint64_t, std::uint64_t>
+      free_extents;                              // offset -> size; never adjacent to each other
+  std::map<std::uint64_t, std::uint64_t> taken;  // offset -> size
 };
 
 AbstractArena::AbstractArena() = default;
 AbstractArena::~AbstractArena() = default;
 
 Result<std::unique_ptr<AbstractArena>> AbstractArena::make(std::uint64_t size_bytes) {
-  if (size_bytes > (1ull << 44)) return error(Code::kTooLarge, "abstracts arena: the size is above 16 TiB");
+  if (size_bytes > (1ull << 44))
+    return error(Code::kTooLarge, "abstracts arena: the size is above 16 TiB");
   const std::uint64_t size = align_up(std::max(size_bytes, kDiskAlign), kDiskAlign);
   std::unique_ptr<AbstractArena> arena(new AbstractArena);
   arena->state_ = std::make_unique<State>();
@@ -38,7 +40,8 @@ Result<std::unique_ptr<AbstractArena>> AbstractArena::make(std::uint64_t size_by
 
 Result<std::uint64_t> AbstractArena::allocate(std::uint64_t size_bytes) {
   if (size_bytes == 0) return error(Code::kInvalid, "an extent has at least one byte");
-  if (size_bytes > state_->size_bytes) return error(Code::kFull, "abstracts arena: larger than the arena");
+  if (size_bytes > state_->size_bytes)
+    return error(Code::kFull, "abstracts arena: larger than the arena");
   const std::uint64_t wanted = align_up(size_bytes, kAlign);
   auto& free_extents = state_->free_extents;
   for (auto extent = free_extents.begin(); extent != free_extents.end(); ++extent) {
@@ -77,7 +80,9 @@ void AbstractArena::free(std::uint64_t offset) {
   free_extents.emplace(begin, size);
 }
 
-std::byte* AbstractArena::data(std::uint64_t offset) const noexcept { return state_->memfd.mapping.data() + offset; }
+std::byte* AbstractArena::data(std::uint64_t offset) const noexcept {
+  return state_->memfd.mapping.data() + offset;
+}
 int AbstractArena::fd() const noexcept { return state_->memfd.fd.get(); }
 std::uint64_t AbstractArena::size_bytes() const noexcept { return state_->size_bytes; }
 std::uint64_t AbstractArena::used_bytes() const noexcept { return state_->used_bytes; }

@@ -46,20 +46,24 @@ class LogBridge final : public rocksdb::Logger {
 };
 
 bool mentions(const rocksdb::Status& status, const char* text) {
-  return status.getState() != nullptr && std::string_view(status.getState()).find(text) != std::string_view::npos;
+  return status.getState() != nullptr &&
+         std::string_view(status.getState()).find(text) != std::string_view::npos;
 }
 
 Status to_status(const rocksdb::Status& status) {
   if (status.ok()) return {};
-  if (status.IsNoSpace() || status.subcode() == rocksdb::Status::kSpaceLimit) return {Code::kNoSpace, 0, "catalogue: the disk is full"};
+  if (status.IsNoSpace() || status.subcode() == rocksdb::Status::kSpaceLimit)
+    return {Code::kNoSpace, 0, "catalogue: the disk is full"};
   if (status.IsCorruption()) return {Code::kCorrupt, 0, "catalogue: RocksDB found damage"};
-  if (status.IsIOError() && (mentions(status, "lock hold by") || mentions(status, "While lock file")))
+  if (status.IsIOError() &&
+      (mentions(status, "lock hold by") || mentions(status, "While lock file")))
     return {Code::kBusy, 0, "catalogue: another process has it open"};
   if (status.IsIOError() && mentions(status, "Read-only file system"))
     return {Code::kReadOnly, 0, "catalogue: the file system is read-only"};
   if (status.IsIOError() && mentions(status, "Permission denied"))
     return {Code::kPermission, 0, "catalogue: no permission"};
-  if (status.IsPathNotFound() || status.IsNotFound()) return {Code::kNotFound, 0, "catalogue: not found"};
+  if (status.IsPathNotFound() || status.IsNotFound())
+    return {Code::kNotFound, 0, "catalogue: not found"};
   return {Code::kIo, 0, "catalogue: RocksDB failed"};
 }
 
@@ -86,7 +90,8 @@ auto guarded(Call&& call) noexcept -> decltype(call()) {
 rocksdb::BlockBasedTableOptions table_options(bool stepwise) {
   rocksdb::BlockBasedTableOptions table;
   table.checksum = rocksdb::kXXH3;
-  table.block_cache = rocksdb::NewLRUCache(stepwise ? kBlockCacheBytes / 32 : kBlockCacheBytes, 0, true);
+  table.block_cache =
+      rocksdb::NewLRUCache(stepwise ? kBlockCacheBytes / 32 : kBlockCacheBytes, 0, true);
   return table;
 }
 
@@ -102,10 +107,11 @@ rocksdb::Options rocksdb_options(rocksdb::Env* env, bool stepwise) {
   options.max_background_jobs = 2;
   options.max_file_opening_threads = 1;
   options.compression = rocksdb::kNoCompression;
-  // A power cut may tear what was written behind the last sync, also with a hole: a later page kept, an earlier one
-  // lost. Everything synced lies before the first such record, so stopping there loses no synced batch and never shows a
-  // batch without its predecessors. (kTolerateCorruptedTailRecords would refuse to open over a hole, and
-  // kSkipAnyCorruptedRecords would jump it.) Damage inside the synced part is caught by the sizes in the manifest where
+  // A power cut may tear what was written behind the last sync, also with a hole: a later page
+  // kept, an earlier one lost. Everything synced lies before the first such record, so stopping
+  // there loses no synced batch and never shows a batch without its predecessors.
+  // (kTolerateCorruptedTailRecords would refuse to open over a hole, and kSkipAnyCorruptedRecords
+  // would jump it.) Damage inside the synced part is caught by the sizes in the manifest where
   // whole pages are gone; rows that are lost to rot can be rebuilt from the segment files.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   options.track_and_verify_wals_in_manifest = true;
@@ -147,15 +153,17 @@ rocksdb::Status make_directories(rocksdb::Env* env, const std::string& path) {
     if (part.empty() || part == "/" || env->FileExists(part).ok()) continue;
     if (const rocksdb::Status made = env->CreateDirIfMissing(part); !made.ok()) return made;
     const std::size_t slash = part.find_last_of('/');
-    const std::string parent = slash == std::string::npos ? "." : slash == 0 ? "/" : part.substr(0, slash);
+    const std::string parent = slash == std::string::npos ? "."
+                               : slash == 0               ? "/"
+                                                          : part.substr(0, slash);
     if (const rocksdb::Status synced = sync_directory(env, parent); !synced.ok()) return synced;
   }
   return rocksdb::Status::OK();
 }
 
-// Logs that a killed process left may hold batches that never reached the disk itself. RocksDB replays them and goes on
-// in a new log; a power cut would then lose the old log's end and, with it, every synced batch behind the gap. So they
-// are made durable before they are replayed.
+// Logs that a killed process left may hold batches that never reached the disk itself. RocksDB
+// replays them and goes on in a new log; a power cut would then lose the old log's end and, with
+// it, every synced batch behind the gap. So they are made durable before they are replayed.
 rocksdb::Status sync_logs(rocksdb::Env* env, const std::string& path) {
   std::vector<std::string> names;
   if (!env->GetChildren(path, &names).ok()) return rocksdb::Status::OK();  // nothing there yet
@@ -163,7 +171,8 @@ rocksdb::Status sync_logs(rocksdb::Env* env, const std::string& path) {
   for (const std::string& name : names) {
     if (!name.ends_with(".log")) continue;
     std::unique_ptr<rocksdb::WritableFile> file;
-    rocksdb::Status status = env->ReopenWritableFile(path + "/" + name, &file, rocksdb::EnvOptions());
+    rocksdb::Status status =
+        env->ReopenWritableFile(path + "/" + name, &file, rocksdb::EnvOptions());
     if (status.ok()) status = file->Sync();
     if (status.ok()) status = file->Close();
     if (!status.ok()) return status;
@@ -183,7 +192,8 @@ struct CatalogueBatch::State {
 
   template <class Row>
   void put(const std::string& key, const Row& row) {
-    batch.Put(key, slice(rows::encode(key, row))).PermitUncheckedError();  // in memory: only its size could fail it
+    batch.Put(key, slice(rows::encode(key, row)))
+        .PermitUncheckedError();  // in memory: only its size could fail it
   }
   void remove(const std::string& key) { batch.Delete(key).PermitUncheckedError(); }
 };
@@ -193,21 +203,33 @@ CatalogueBatch::~CatalogueBatch() = default;
 CatalogueBatch::CatalogueBatch(CatalogueBatch&&) noexcept = default;
 CatalogueBatch& CatalogueBatch::operator=(CatalogueBatch&&) noexcept = default;
 
-void CatalogueBatch::put_space(const SpaceRow& row) { state_->put(rows::key_of(rows::Kind::kSpace, row.id.value), row); }
+void CatalogueBatch::put_space(const SpaceRow& row) {
+  state_->put(rows::key_of(rows::Kind::kSpace, row.id.value), row);
+}
 void CatalogueBatch::put_segment(const SegmentRow& row) {
   state_->put(rows::key_of(rows::Kind::kSegment, row.id.value), row);
 }
 void CatalogueBatch::put_sequence(const SequenceRow& row) {
   state_->put(rows::key_of(rows::Kind::kSequence, row.id.value), row);
 }
-void CatalogueBatch::put_object(const ObjectRow& row) { state_->put(rows::key_of(rows::Kind::kObject, row.key), row); }
+void CatalogueBatch::put_object(const ObjectRow& row) {
+  state_->put(rows::key_of(rows::Kind::kObject, row.key), row);
+}
 void CatalogueBatch::put_number(std::string_view name, std::uint64_t value) {
   state_->put(rows::key_of(rows::Kind::kNumber, name), value);
 }
-void CatalogueBatch::remove_space(SpaceId id) { state_->remove(rows::key_of(rows::Kind::kSpace, id.value)); }
-void CatalogueBatch::remove_segment(SegmentId id) { state_->remove(rows::key_of(rows::Kind::kSegment, id.value)); }
-void CatalogueBatch::remove_sequence(SequenceId id) { state_->remove(rows::key_of(rows::Kind::kSequence, id.value)); }
-void CatalogueBatch::remove_object(std::string_view key) { state_->remove(rows::key_of(rows::Kind::kObject, key)); }
+void CatalogueBatch::remove_space(SpaceId id) {
+  state_->remove(rows::key_of(rows::Kind::kSpace, id.value));
+}
+void CatalogueBatch::remove_segment(SegmentId id) {
+  state_->remove(rows::key_of(rows::Kind::kSegment, id.value));
+}
+void CatalogueBatch::remove_sequence(SequenceId id) {
+  state_->remove(rows::key_of(rows::Kind::kSequence, id.value));
+}
+void CatalogueBatch::remove_object(std::string_view key) {
+  state_->remove(rows::key_of(rows::Kind::kObject, key));
+}
 bool CatalogueBatch::empty() const noexcept { return state_->batch.Count() == 0; }
 
 struct Catalogue::State {
@@ -242,14 +264,16 @@ rocksdb::Status Catalogue::State::open(bool flush_recovered) {
   return status;
 }
 
-// Brings RocksDB's threads to rest, after a flush where wanted: a simulated crash must find nobody at work.
+// Brings RocksDB's threads to rest, after a flush where wanted: a simulated crash must find nobody
+// at work.
 rocksdb::Status Catalogue::State::settle(bool flush) {
   rocksdb::Status status;
   if (flush) {
     status = db->Flush(rocksdb::FlushOptions());
     unflushed_bytes = 0;
   }
-  if (stepwise && db->PauseBackgroundWork().ok()) db->ContinueBackgroundWork().PermitUncheckedError();
+  if (stepwise && db->PauseBackgroundWork().ok())
+    db->ContinueBackgroundWork().PermitUncheckedError();
   return status;
 }
 
@@ -282,7 +306,8 @@ Result<std::unique_ptr<Catalogue>> Catalogue::open(const CatalogueOptions& optio
     if (options.env) options.env->start();
     if (options.read_only && !state.env->FileExists(options.path + "/CURRENT").ok())
       return error(Code::kNotFound, "catalogue: there is none at this path");
-    if (const rocksdb::Status status = state.open(false); !status.ok()) return failed("open", status);
+    if (const rocksdb::Status status = state.open(false); !status.ok())
+      return failed("open", status);
     return catalogue;
   });
 }
@@ -296,7 +321,8 @@ Result<void> Catalogue::load(const CatalogueVisitor& visitor) {
     const std::unique_ptr<rocksdb::Iterator> row(state_->db->NewIterator(options));
     for (row->SeekToFirst(); row->Valid(); row->Next()) {
       const rocksdb::Slice value = row->value();
-      rows::visit({row->key().data(), row->key().size()}, as_bytes(std::string_view(value.data(), value.size())), visitor);
+      rows::visit({row->key().data(), row->key().size()},
+                  as_bytes(std::string_view(value.data(), value.size())), visitor);
     }
     if (!row->status().ok()) return failed("load", row->status());
     return {};
@@ -314,15 +340,17 @@ Result<void> Catalogue::write(CatalogueBatch batch, bool sync) {
     }
     const rocksdb::Status status = state.write(&batch.state_->batch, sync);
     if (status.ok() && !KVT_FAULT("catalogue.written")) return {};
-    state.stopped = status.ok() ? Status{Code::kIo, 0, "catalogue: fault asked for"} : to_status(status);
+    state.stopped =
+        status.ok() ? Status{Code::kIo, 0, "catalogue: fault asked for"} : to_status(status);
     if (!status.ok()) KVT_LOG(kError, "catalogue: write: %s", status.ToString().c_str());
     return error(state.stopped);
   });
 }
 
-// By reopening: what RocksDB holds in memory is in its log too, and the log is read and flushed to new files, because a
-// log whose write or sync failed once may end in half a record or claim bytes that never reached the disk. (DB::Resume()
-// goes on in the old log where nothing waits to be flushed.)
+// By reopening: what RocksDB holds in memory is in its log too, and the log is read and flushed to
+// new files, because a log whose write or sync failed once may end in half a record or claim bytes
+// that never reached the disk. (DB::Resume() goes on in the old log where nothing waits to be
+// flushed.)
 Result<void> Catalogue::resume() {
   return guarded([&]() -> Result<void> {
     State& state = *state_;

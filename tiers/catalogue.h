@@ -1,9 +1,11 @@
-// Catalogue: what the store holds, in RocksDB. Rows of spaces, segments (with their block hashes), sequences, opaque
-// objects and numbers. Everything is read once at open; afterwards the owner's memory is the truth and the catalogue its
-// durable log. The doors to RocksDB are catalogue.cc and catalogue_env*.cc.
+// Catalogue: what the store holds, in RocksDB. Rows of spaces, segments (with their block hashes),
+// sequences, opaque objects and numbers. Everything is read once at open; afterwards the owner's
+// memory is the truth and the catalogue its durable log. The doors to RocksDB are catalogue.cc and
+// catalogue_env*.cc.
 //
-// write() may block on a sync; the engine calls it from a worker, one batch at a time, in order. Values are our own
-// versioned, checksummed byte forms: a damaged row is reported by load() and skipped, never trusted, never an abort.
+// write() may block on a sync; the engine calls it from a worker, one batch at a time, in order.
+// Values are our own versioned, checksummed byte forms: a damaged row is reported by load() and
+// skipped, never trusted, never an abort.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +42,9 @@ struct SegmentRow {
   std::uint64_t file_bytes = 0;
   std::uint64_t created_unix_ns = 0;
   std::uint64_t last_used_unix_ns = 0;
-  std::vector<BlockHash> blocks;  // chain hashes of the blocks whose last token lies in this segment, in order
-  bool bad = false;               // quarantined: something in it failed its checksum
+  std::vector<BlockHash>
+      blocks;        // chain hashes of the blocks whose last token lies in this segment, in order
+  bool bad = false;  // quarantined: something in it failed its checksum
 };
 
 struct SequenceRow {
@@ -79,7 +82,8 @@ class CatalogueBatch {
   void put_segment(const SegmentRow& row);
   void put_sequence(const SequenceRow& row);
   void put_object(const ObjectRow& row);
-  void put_number(std::string_view name, std::uint64_t value);  // "next_segment", "written_day", ...
+  void put_number(std::string_view name,
+                  std::uint64_t value);  // "next_segment", "written_day", ...
   void remove_space(SpaceId id);
   void remove_segment(SegmentId id);
   void remove_sequence(SequenceId id);
@@ -96,9 +100,9 @@ class CatalogueBatch {
 class CatalogueEnv;
 
 struct CatalogueOptions {
-  std::string path;                    // directory, made if absent
-  std::shared_ptr<CatalogueEnv> env;   // null: the real file system
-  bool read_only = false;              // for offline inspection: never writes
+  std::string path;                   // directory, made if absent
+  std::shared_ptr<CatalogueEnv> env;  // null: the real file system
+  bool read_only = false;             // for offline inspection: never writes
 };
 
 struct CatalogueVisitor {
@@ -117,8 +121,9 @@ class Catalogue {
 
   // Visits every row. Fails only where RocksDB itself does.
   [[nodiscard]] Result<void> load(const CatalogueVisitor& visitor);
-  // Atomic; durable on return where `sync`, and with it every batch before. After a failure (kNoSpace, kIo, kReadOnly) the
-  // store takes no writes until resume() succeeds; the batch that failed is there as a whole afterwards, or absent.
+  // Atomic; durable on return where `sync`, and with it every batch before. After a failure
+  // (kNoSpace, kIo, kReadOnly) the store takes no writes until resume() succeeds; the batch that
+  // failed is there as a whole afterwards, or absent.
   [[nodiscard]] Result<void> write(CatalogueBatch batch, bool sync);
   // Closes and opens again. Where that fails there is nothing to load() either; try again later.
   [[nodiscard]] Result<void> resume();

@@ -1,5 +1,5 @@
-// CatalogueEnv: the RocksDB Env that a catalogue runs on. Internal: RocksDB's headers enter here, so only catalogue*.cc
-// may include this file.
+// CatalogueEnv: the RocksDB Env that a catalogue runs on. Internal: RocksDB's headers enter here,
+// so only catalogue*.cc may include this file.
 #pragma once
 
 #include <rocksdb/env.h>
@@ -11,9 +11,10 @@ namespace kvtier {
 
 class CatalogueEnv {
  public:
-  // `stepwise`: no work of RocksDB may run while no call of ours is in progress. The catalogue then flushes inside
-  // write() and waits for the background to come to rest, and never compacts.
-  CatalogueEnv(std::unique_ptr<rocksdb::Env> env, bool stepwise) : env_(std::move(env)), stepwise_(stepwise) {}
+  // `stepwise`: no work of RocksDB may run while no call of ours is in progress. The catalogue then
+  // flushes inside write() and waits for the background to come to rest, and never compacts.
+  CatalogueEnv(std::unique_ptr<rocksdb::Env> env, bool stepwise)
+      : env_(std::move(env)), stepwise_(stepwise) {}
   virtual ~CatalogueEnv() = default;
   CatalogueEnv(const CatalogueEnv&) = delete;
   CatalogueEnv& operator=(const CatalogueEnv&) = delete;

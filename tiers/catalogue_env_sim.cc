@@ -1,8 +1,8 @@
-// RocksDB's FileSystem over SimDisk. Derived from the bare interface, not from a wrapper: what is not written here is not
-// supported, and nothing can reach the real file system by accident.
+// RocksDB's FileSystem over SimDisk. Derived from the bare interface, not from a wrapper: what is
+// not written here is not supported, and nothing can reach the real file system by accident.
 //
-// RocksDB's background thread flushes while the caller waits for it (CatalogueEnv::stepwise); one mutex around the disk
-// hands it over.
+// RocksDB's background thread flushes while the caller waits for it (CatalogueEnv::stepwise); one
+// mutex around the disk hands it over.
 #include "tiers/catalogue_env_sim.h"
 
 #include <rocksdb/env.h>
@@ -29,10 +29,14 @@ using rocksdb::Slice;
 
 IOStatus to_io_status(const Status& status, const std::string& path) {
   switch (status.code) {
-    case Code::kOk: return IOStatus::OK();
-    case Code::kNotFound: return IOStatus::PathNotFound(path);
-    case Code::kNoSpace: return IOStatus::NoSpace(path);
-    default: return IOStatus::IOError(path, status.message());
+    case Code::kOk:
+      return IOStatus::OK();
+    case Code::kNotFound:
+      return IOStatus::PathNotFound(path);
+    case Code::kNoSpace:
+      return IOStatus::NoSpace(path);
+    default:
+      return IOStatus::IOError(path, status.message());
   }
 }
 
@@ -58,8 +62,8 @@ struct Machine {
 
 using MachinePtr = std::shared_ptr<Machine>;
 
-Result<void> read_at(SimDisk& disk, const std::string& path, std::uint64_t offset, std::size_t n, char* scratch,
-                     Slice* result) {
+Result<void> read_at(SimDisk& disk, const std::string& path, std::uint64_t offset, std::size_t n,
+                     char* scratch, Slice* result) {
   std::uint64_t got = 0;
   KVT_TRY_VOID(disk.read(path, offset, {reinterpret_cast<std::byte*>(scratch), n}, &got));
   *result = Slice(scratch, static_cast<std::size_t>(got));
@@ -70,9 +74,11 @@ class SimSequentialFile final : public rocksdb::FSSequentialFile {
  public:
   SimSequentialFile(MachinePtr machine, std::string path)
       : machine_(std::move(machine)), path_(std::move(path)), process_(machine_->process) {}
-  IOStatus Read(std::size_t n, const IOOptions&, Slice* result, char* scratch, IODebugContext*) override {
-    const IOStatus status = machine_->on_disk(
-        process_, path_, [&](SimDisk& disk) { return read_at(disk, path_, offset_, n, scratch, result); });
+  IOStatus Read(std::size_t n, const IOOptions&, Slice* result, char* scratch,
+                IODebugContext*) override {
+    const IOStatus status = machine_->on_disk(process_, path_, [&](SimDisk& disk) {
+      return read_at(disk, path_, offset_, n, scratch, result);
+    });
     if (status.ok()) offset_ += result->size();
     return status;
   }
@@ -93,8 +99,9 @@ class SimRandomAccessFile final : public rocksdb::FSRandomAccessFile {
       : machine_(std::move(machine)), path_(std::move(path)), process_(machine_->process) {}
   IOStatus Read(std::uint64_t offset, std::size_t n, const IOOptions&, Slice* result, char* scratch,
                 IODebugContext*) const override {
-    return machine_->on_disk(process_, path_,
-                             [&](SimDisk& disk) { return read_at(disk, path_, offset, n, scratch, result); });
+    return machine_->on_disk(process_, path_, [&](SimDisk& disk) {
+      return read_at(disk, path_, offset, n, scratch, result);
+    });
   }
 
  private:
@@ -106,7 +113,10 @@ class SimRandomAccessFile final : public rocksdb::FSRandomAccessFile {
 class SimWritableFile final : public rocksdb::FSWritableFile {
  public:
   SimWritableFile(MachinePtr machine, std::string path, std::uint64_t offset)
-      : machine_(std::move(machine)), path_(std::move(path)), process_(machine_->process), offset_(offset) {}
+      : machine_(std::move(machine)),
+        path_(std::move(path)),
+        process_(machine_->process),
+        offset_(offset) {}
   using FSWritableFile::Append;
   IOStatus Append(const Slice& data, const IOOptions&, IODebugContext*) override {
     const IOStatus status = machine_->on_disk(process_, path_, [&](SimDisk& disk) {
@@ -116,7 +126,8 @@ class SimWritableFile final : public rocksdb::FSWritableFile {
     return status;
   }
   IOStatus Truncate(std::uint64_t size, const IOOptions&, IODebugContext*) override {
-    const IOStatus status = machine_->on_disk(process_, path_, [&](SimDisk& disk) { return disk.resize(path_, size); });
+    const IOStatus status =
+        machine_->on_disk(process_, path_, [&](SimDisk& disk) { return disk.resize(path_, size); });
     if (status.ok()) offset_ = size;
     return status;
   }
@@ -139,7 +150,8 @@ class SimDirectory final : public rocksdb::FSDirectory {
   SimDirectory(MachinePtr machine, std::string path)
       : machine_(std::move(machine)), path_(std::move(path)), process_(machine_->process) {}
   IOStatus Fsync(const IOOptions&, IODebugContext*) override {
-    return machine_->on_disk(process_, path_, [&](SimDisk& disk) { return disk.sync_directory(path_); });
+    return machine_->on_disk(process_, path_,
+                             [&](SimDisk& disk) { return disk.sync_directory(path_); });
   }
   IOStatus Close(const IOOptions&, IODebugContext*) override { return IOStatus::OK(); }
 
@@ -161,15 +173,18 @@ class SimFileSystem final : public rocksdb::FileSystem {
   const char* Name() const override { return "KvtSimFileSystem"; }
 
   IOStatus NewSequentialFile(const std::string& path, const FileOptions&,
-                             std::unique_ptr<rocksdb::FSSequentialFile>* result, IODebugContext*) override {
+                             std::unique_ptr<rocksdb::FSSequentialFile>* result,
+                             IODebugContext*) override {
     return open_existing<SimSequentialFile>(path, result);
   }
   IOStatus NewRandomAccessFile(const std::string& path, const FileOptions&,
-                               std::unique_ptr<rocksdb::FSRandomAccessFile>* result, IODebugContext*) override {
+                               std::unique_ptr<rocksdb::FSRandomAccessFile>* result,
+                               IODebugContext*) override {
     return open_existing<SimRandomAccessFile>(path, result);
   }
   IOStatus NewWritableFile(const std::string& path, const FileOptions&,
-                           std::unique_ptr<rocksdb::FSWritableFile>* result, IODebugContext*) override {
+                           std::unique_ptr<rocksdb::FSWritableFile>* result,
+                           IODebugContext*) override {
     // RocksDB goes on without its OPTIONS file, and two syncs at each opening are saved.
     if (path.find("/OPTIONS-") != std::string::npos) return IOStatus::NotSupported(path);
     const IOStatus status = run(path, [&](SimDisk& disk) -> Result<void> {
@@ -180,7 +195,8 @@ class SimFileSystem final : public rocksdb::FileSystem {
     return status;
   }
   IOStatus ReopenWritableFile(const std::string& path, const FileOptions&,
-                              std::unique_ptr<rocksdb::FSWritableFile>* result, IODebugContext*) override {
+                              std::unique_ptr<rocksdb::FSWritableFile>* result,
+                              IODebugContext*) override {
     std::uint64_t size = 0;
     const IOStatus status = run(path, [&](SimDisk& disk) -> Result<void> {
       KVT_TRY_VOID(disk.create(path, false));
@@ -190,8 +206,8 @@ class SimFileSystem final : public rocksdb::FileSystem {
     if (status.ok()) *result = std::make_unique<SimWritableFile>(machine_, path, size);
     return status;
   }
-  IOStatus NewDirectory(const std::string& path, const IOOptions&, std::unique_ptr<rocksdb::FSDirectory>* result,
-                        IODebugContext*) override {
+  IOStatus NewDirectory(const std::string& path, const IOOptions&,
+                        std::unique_ptr<rocksdb::FSDirectory>* result, IODebugContext*) override {
     return open_existing<SimDirectory>(path, result);
   }
 
@@ -209,7 +225,8 @@ class SimFileSystem final : public rocksdb::FileSystem {
   IOStatus DeleteFile(const std::string& path, const IOOptions&, IODebugContext*) override {
     return run(path, [&](SimDisk& disk) { return disk.unlink(path); });
   }
-  IOStatus Truncate(const std::string& path, std::size_t size, const IOOptions&, IODebugContext*) override {
+  IOStatus Truncate(const std::string& path, std::size_t size, const IOOptions&,
+                    IODebugContext*) override {
     return run(path, [&](SimDisk& disk) { return disk.resize(path, size); });
   }
   IOStatus CreateDir(const std::string& path, const IOOptions&, IODebugContext*) override {
@@ -224,38 +241,44 @@ class SimFileSystem final : public rocksdb::FileSystem {
   IOStatus DeleteDir(const std::string& path, const IOOptions&, IODebugContext*) override {
     return run(path, [&](SimDisk& disk) { return disk.unlink(path); });
   }
-  IOStatus GetFileSize(const std::string& path, const IOOptions&, std::uint64_t* size, IODebugContext*) override {
+  IOStatus GetFileSize(const std::string& path, const IOOptions&, std::uint64_t* size,
+                       IODebugContext*) override {
     return run(path, [&](SimDisk& disk) -> Result<void> {
       KVT_TRY(*size, disk.size_bytes(path));
       return {};
     });
   }
-  IOStatus GetFileModificationTime(const std::string& path, const IOOptions&, std::uint64_t* seconds,
-                                   IODebugContext*) override {
+  IOStatus GetFileModificationTime(const std::string& path, const IOOptions&,
+                                   std::uint64_t* seconds, IODebugContext*) override {
     *seconds = 0;
     return run(path, [&](SimDisk& disk) { return exists(disk, path); });
   }
-  IOStatus RenameFile(const std::string& from, const std::string& to, const IOOptions&, IODebugContext*) override {
+  IOStatus RenameFile(const std::string& from, const std::string& to, const IOOptions&,
+                      IODebugContext*) override {
     return run(from, [&](SimDisk& disk) { return disk.rename(from, to); });
   }
-  IOStatus IsDirectory(const std::string& path, const IOOptions&, bool* is, IODebugContext*) override {
+  IOStatus IsDirectory(const std::string& path, const IOOptions&, bool* is,
+                       IODebugContext*) override {
     return run(path, [&](SimDisk& disk) {
       *is = disk.list(path).has_value();
       return exists(disk, path);
     });
   }
-  IOStatus GetFreeSpace(const std::string& path, const IOOptions&, std::uint64_t* bytes, IODebugContext*) override {
+  IOStatus GetFreeSpace(const std::string& path, const IOOptions&, std::uint64_t* bytes,
+                        IODebugContext*) override {
     return run(path, [&](SimDisk& disk) -> Result<void> {
       *bytes = disk.free_bytes();
       return {};
     });
   }
 
-  IOStatus LockFile(const std::string& path, const IOOptions&, rocksdb::FileLock** result, IODebugContext*) override {
+  IOStatus LockFile(const std::string& path, const IOOptions&, rocksdb::FileLock** result,
+                    IODebugContext*) override {
     *result = nullptr;
     const IOStatus status = run(path, [&](SimDisk& disk) -> Result<void> {
       KVT_TRY_VOID(disk.create(path, false));
-      if (!machine_->locks.insert(path).second) return error(Code::kBusy, "lock hold by current process");
+      if (!machine_->locks.insert(path).second)
+        return error(Code::kBusy, "lock hold by current process");
       return {};
     });
     if (status.ok()) *result = new SimFileLock(path, machine_->process);  // UnlockFile deletes it
@@ -270,7 +293,8 @@ class SimFileSystem final : public rocksdb::FileSystem {
   IOStatus GetTestDirectory(const IOOptions&, std::string*, IODebugContext*) override {
     return IOStatus::NotSupported("GetTestDirectory");
   }
-  IOStatus GetAbsolutePath(const std::string& path, const IOOptions&, std::string* absolute, IODebugContext*) override {
+  IOStatus GetAbsolutePath(const std::string& path, const IOOptions&, std::string* absolute,
+                           IODebugContext*) override {
     *absolute = path;
     return IOStatus::OK();
   }

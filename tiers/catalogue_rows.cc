@@ -55,7 +55,8 @@ Result<ByteSpan> open_value(std::string_view key, ByteSpan value) {
 }
 
 Result<std::uint64_t> id_of(Kind kind, std::string_view key) {
-  if (key.size() != 9 || key[0] != static_cast<char>(kind)) return error(Code::kCorrupt, "catalogue row: key is malformed");
+  if (key.size() != 9 || key[0] != static_cast<char>(kind))
+    return error(Code::kCorrupt, "catalogue row: key is malformed");
   std::uint64_t id = 0;
   for (const char c : key.substr(1)) id = id << 8 | static_cast<std::uint8_t>(c);
   if (id == 0) return error(Code::kCorrupt, "catalogue row: id 0");
@@ -110,7 +111,8 @@ Result<SpaceRow> decode_space(std::string_view key, ByteSpan value) {
   const auto private_only = reader.read<std::uint8_t>();
   row.private_only = private_only == 1;
   row.created_unix_ns = reader.read<std::uint64_t>();
-  if (!read_text(&reader, kTextBytesMax, &row.model) || !read_text(&reader, kTextBytesMax, &row.runtime) ||
+  if (!read_text(&reader, kTextBytesMax, &row.model) ||
+      !read_text(&reader, kTextBytesMax, &row.runtime) ||
       !read_text(&reader, kTextBytesMax, &row.detail) || private_only > 1)
     return malformed();
   auto geometry = decode_geometry(&reader);
@@ -193,7 +195,8 @@ Result<SequenceRow> decode_sequence(std::string_view key, ByteSpan value) {
   if (!read_text(&reader, kNameBytesMax, &row.name)) return malformed();
   const auto count = reader.read<std::uint32_t>();
   constexpr std::size_t kPartBytes = sizeof(std::uint64_t) + sizeof(std::uint32_t);
-  if (!reader.ok() || pinned > 1 || count > kSequenceSegmentsMax || reader.remaining() != count * kPartBytes)
+  if (!reader.ok() || pinned > 1 || count > kSequenceSegmentsMax ||
+      reader.remaining() != count * kPartBytes)
     return malformed();
   row.parts.resize(count);
   for (SequenceRow::Part& part : row.parts) {
@@ -220,7 +223,8 @@ Result<ObjectRow> decode_object(std::string_view key, ByteSpan value) {
   row.file = reader.read<std::uint64_t>();
   row.value_bytes = reader.read<std::uint64_t>();
   row.checksum = reader.read<std::uint64_t>();
-  if (!reader.ok() || reader.remaining() != 0 || row.value_bytes > kObjectBytesMax) return malformed();
+  if (!reader.ok() || reader.remaining() != 0 || row.value_bytes > kObjectBytesMax)
+    return malformed();
   return row;
 }
 
@@ -254,10 +258,14 @@ void deliver(std::string_view key, Result<Row> row, const std::function<void(Row
 
 void visit(std::string_view key, ByteSpan value, const CatalogueVisitor& visitor) {
   switch (key.empty() ? Kind{} : static_cast<Kind>(key[0])) {
-    case Kind::kSpace: return deliver(key, decode_space(key, value), visitor.space, visitor);
-    case Kind::kSegment: return deliver(key, decode_segment(key, value), visitor.segment, visitor);
-    case Kind::kSequence: return deliver(key, decode_sequence(key, value), visitor.sequence, visitor);
-    case Kind::kObject: return deliver(key, decode_object(key, value), visitor.object, visitor);
+    case Kind::kSpace:
+      return deliver(key, decode_space(key, value), visitor.space, visitor);
+    case Kind::kSegment:
+      return deliver(key, decode_segment(key, value), visitor.segment, visitor);
+    case Kind::kSequence:
+      return deliver(key, decode_sequence(key, value), visitor.sequence, visitor);
+    case Kind::kObject:
+      return deliver(key, decode_object(key, value), visitor.object, visitor);
     case Kind::kNumber: {
       const std::function<void(std::uint64_t)> place = [&](std::uint64_t number) {
         if (visitor.number) visitor.number(key.substr(1), number);
@@ -265,7 +273,8 @@ void visit(std::string_view key, ByteSpan value, const CatalogueVisitor& visitor
       return deliver(key, decode_number(key, value), place, visitor);
     }
   }
-  if (visitor.damaged) visitor.damaged(std::string(key), Status{Code::kCorrupt, 0, "catalogue row: no such kind"});
+  if (visitor.damaged)
+    visitor.damaged(std::string(key), Status{Code::kCorrupt, 0, "catalogue row: no such kind"});
 }
 
 }  // namespace kvtier::catalogue_rows

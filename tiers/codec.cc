@@ -1,5 +1,6 @@
-// The door to zstd. A zstd chunk is one zstd frame over the chunk's bytes in split planes: byte 0 of all elements, then
-// byte 1 of all elements, ...; bytes after the last whole element follow as they are.
+// The door to zstd. A zstd chunk is one zstd frame over the chunk's bytes in split planes: byte 0
+// of all elements, then byte 1 of all elements, ...; bytes after the last whole element follow as
+// they are.
 #include "tiers/codec.h"
 
 #include <zstd.h>
@@ -50,12 +51,14 @@ Result<void> decode_zstd(ByteSpan stored, std::uint32_t element_bytes, MutableBy
   if (ZSTD_isError(frame) != 0 || frame != stored.size())
     return error(Code::kCorrupt, "the chunk is not one zstd frame");
   if (element_bytes == 1) {
-    const std::size_t written = ZSTD_decompress(target.data(), target.size(), stored.data(), stored.size());
+    const std::size_t written =
+        ZSTD_decompress(target.data(), target.size(), stored.data(), stored.size());
     if (ZSTD_isError(written) == 0 && written == target.size()) return {};
     return error(Code::kCorrupt, "the chunk's zstd frame is damaged");
   }
   const auto planes = std::make_unique_for_overwrite<std::byte[]>(target.size());
-  const std::size_t written = ZSTD_decompress(planes.get(), target.size(), stored.data(), stored.size());
+  const std::size_t written =
+      ZSTD_decompress(planes.get(), target.size(), stored.data(), stored.size());
   if (ZSTD_isError(written) != 0 || written != target.size())
     return error(Code::kCorrupt, "the chunk's zstd frame is damaged");
   join_planes({planes.get(), target.size()}, element_bytes, target.data());
@@ -66,8 +69,10 @@ Result<void> decode_zstd(ByteSpan stored, std::uint32_t element_bytes, MutableBy
 
 const char* codec_name(CodecId codec) noexcept {
   switch (codec) {
-    case CodecId::kRaw: return "raw";
-    case CodecId::kZstd: return "zstd";
+    case CodecId::kRaw:
+      return "raw";
+    case CodecId::kZstd:
+      return "zstd";
   }
   return "unknown";
 }
@@ -78,7 +83,8 @@ Result<CodecId> codec_by_name(std::string_view name) {
   return error(Code::kInvalid, "the codec must be raw or zstd");
 }
 
-std::vector<std::byte> encode_chunk(CodecId codec, ByteSpan raw, std::uint32_t element_bytes, CodecId* used) {
+std::vector<std::byte> encode_chunk(CodecId codec, ByteSpan raw, std::uint32_t element_bytes,
+                                    CodecId* used) {
   KVT_CHECK(element_bytes_known(element_bytes));
   *used = CodecId::kRaw;
   if (codec == CodecId::kZstd && !raw.empty()) {
@@ -95,14 +101,18 @@ std::vector<std::byte> encode_chunk(CodecId codec, ByteSpan raw, std::uint32_t e
   return {raw.begin(), raw.end()};
 }
 
-Result<void> decode_chunk(CodecId codec, ByteSpan stored, std::uint32_t element_bytes, MutableByteSpan target) {
-  if (!element_bytes_known(element_bytes)) return error(Code::kInvalid, "elements have 1, 2 or 4 bytes");
+Result<void> decode_chunk(CodecId codec, ByteSpan stored, std::uint32_t element_bytes,
+                          MutableByteSpan target) {
+  if (!element_bytes_known(element_bytes))
+    return error(Code::kInvalid, "elements have 1, 2 or 4 bytes");
   switch (codec) {
     case CodecId::kRaw:
-      if (stored.size() != target.size()) return error(Code::kCorrupt, "the raw chunk has another length");
+      if (stored.size() != target.size())
+        return error(Code::kCorrupt, "the raw chunk has another length");
       if (!target.empty()) std::memcpy(target.data(), stored.data(), target.size());
       return {};
-    case CodecId::kZstd: return decode_zstd(stored, element_bytes, target);
+    case CodecId::kZstd:
+      return decode_zstd(stored, element_bytes, target);
   }
   return error(Code::kCorrupt, "the chunk's codec is unknown");
 }

@@ -11,7 +11,8 @@ namespace {
 constexpr std::uint32_t kNone = UINT32_MAX;
 }
 
-SegmentedLru::SegmentedLru(std::uint32_t slots, std::uint32_t probation_percent, std::uint32_t ghosts_max)
+SegmentedLru::SegmentedLru(std::uint32_t slots, std::uint32_t probation_percent,
+                           std::uint32_t ghosts_max)
     : slots_(slots),
       groups_((static_cast<std::size_t>(slots) + kGroup - 1) / kGroup),
       probation_percent_(std::clamp(probation_percent, 10u, 50u)),

@@ -1,9 +1,11 @@
-// SegmentedLru: which slot goes next. Probation and protected lists over slot numbers, and a ghost list of keys.
+// SegmentedLru: which slot goes next. Probation and protected lists over slot numbers, and a ghost
+// list of keys.
 //
-// New slots enter probation; a touch, or a key that the ghost list remembers, goes to protected. Where protected holds
-// more than its share, its cold end falls back to the hot end of probation, so victims come from probation's cold end.
-// Measured best on real traces of chats; orders by recomputation cost lost. O(1) each. One thread.
-// Nodes come into being by groups of slot numbers, so sparse numbers (page * slots + index) cost little memory.
+// New slots enter probation; a touch, or a key that the ghost list remembers, goes to protected.
+// Where protected holds more than its share, its cold end falls back to the hot end of probation,
+// so victims come from probation's cold end. Measured best on real traces of chats; orders by
+// recomputation cost lost. O(1) each. One thread. Nodes come into being by groups of slot numbers,
+// so sparse numbers (page * slots + index) cost little memory.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +28,7 @@ class SegmentedLru {
   // Steps from a slot in it to the one that would go after it; false behind the hottest.
   [[nodiscard]] bool next(std::uint32_t* slot) const;
   [[nodiscard]] bool in_probation(std::uint32_t slot) const;  // false where it is not in it
-  void evict(std::uint32_t slot);                      // erase, and its key becomes a ghost
+  void evict(std::uint32_t slot);                             // erase, and its key becomes a ghost
   [[nodiscard]] bool contains(std::uint32_t slot) const;
   [[nodiscard]] std::size_t size() const noexcept;
   [[nodiscard]] std::uint64_t ghost_hits() const noexcept { return ghost_hits_; }
@@ -47,7 +49,8 @@ class SegmentedLru {
   void rebalance();
   void remember(std::uint64_t key);
   [[nodiscard]] Node& node(std::uint32_t slot) { return groups_[slot / kGroup][slot % kGroup]; }
-  [[nodiscard]] const Node* find(std::uint32_t slot) const;  // null where its group does not reach so far
+  [[nodiscard]] const Node* find(
+      std::uint32_t slot) const;  // null where its group does not reach so far
 
   static constexpr std::uint32_t kGroup = 512;
   std::uint32_t slots_;

@@ -19,22 +19,24 @@ static_assert(kExportHeadBytes == kHeadBytes);
 struct FrameHeader {
   std::uint32_t magic = kFrameMagic;
   std::uint32_t kind = 0;
-  std::uint64_t order = 0;             // 0, 1, 2 ... in the file
+  std::uint64_t order = 0;  // 0, 1, 2 ... in the file
   std::uint64_t payload_bytes = 0;
   std::uint64_t payload_checksum = 0;
-  std::uint32_t codec = 0;             // of a chunk
-  std::uint32_t index = 0;             // of a chunk, in plane order
-  std::uint64_t chain = 0;             // over the head and all frame headers before this one
+  std::uint32_t codec = 0;  // of a chunk
+  std::uint32_t index = 0;  // of a chunk, in plane order
+  std::uint64_t chain = 0;  // over the head and all frame headers before this one
   std::uint64_t reserved = 0;
-  std::uint64_t header_checksum = 0;   // of the fields above
+  std::uint64_t header_checksum = 0;  // of the fields above
 };
 static_assert(sizeof(FrameHeader) == kExportFrameHeaderBytes, "written as it is");
 constexpr std::size_t kFrameHeaderSummed = sizeof(FrameHeader) - sizeof(std::uint64_t);
 
 constexpr std::uint64_t kSegmentFixedBytes = 24;
-constexpr std::uint64_t kSegmentPayloadMax = kSegmentFixedBytes + kSegmentTokensMax * sizeof(TokenRecord) +
+constexpr std::uint64_t kSegmentPayloadMax = kSegmentFixedBytes +
+                                             kSegmentTokensMax * sizeof(TokenRecord) +
                                              kSegmentTextBytesMax + kSegmentSnapshotBytesMax;
-constexpr std::uint64_t kDescriptionPayloadMax = 4 * (kExportTextBytesMax + 4) + 8 + 16 * kLayersMax + 64;
+constexpr std::uint64_t kDescriptionPayloadMax =
+    4 * (kExportTextBytesMax + 4) + 8 + 16 * kLayersMax + 64;
 
 void write_text(const std::string& text, ByteWriter* writer) {
   writer->write<std::uint32_t>(static_cast<std::uint32_t>(text.size()));
@@ -51,17 +53,20 @@ std::string read_text(ByteReader* reader, std::uint32_t bytes_max) {
 Result<void> check_description(const ExportDescription& description) {
   const Fingerprint& fingerprint = description.fingerprint;
   for (const std::string* text : {&fingerprint.model, &fingerprint.runtime, &fingerprint.detail})
-    if (text->size() > kExportTextBytesMax) return error(Code::kTooLarge, "a text of the space is above 64 KiB");
-  if (description.name.size() > kNameBytesMax) return error(Code::kTooLarge, "the name is above 256 bytes");
+    if (text->size() > kExportTextBytesMax)
+      return error(Code::kTooLarge, "a text of the space is above 64 KiB");
+  if (description.name.size() > kNameBytesMax)
+    return error(Code::kTooLarge, "the name is above 256 bytes");
   if (description.tokens > kSequenceTokensMax || description.segments > kSequenceSegmentsMax)
     return error(Code::kTooLarge, "the sequence is too long");
-  if (description.segments > description.tokens) return error(Code::kInvalid, "a segment has at least one token");
+  if (description.segments > description.tokens)
+    return error(Code::kInvalid, "a segment has at least one token");
   return fingerprint.geometry.validate();
 }
 
 // The layer of a chunk, and what of it lies behind the last of `tokens` tokens.
-void clear_invisible_rows(const Geometry& geometry, const PlaneLayout::ChunkPlace& place, std::uint32_t tokens,
-                          std::byte* chunk) {
+void clear_invisible_rows(const Geometry& geometry, const PlaneLayout::ChunkPlace& place,
+                          std::uint32_t tokens, std::byte* chunk) {
   const LayerGeometry& layer = geometry.layers[place.layer];
   const std::uint32_t first = place.chunk * geometry.chunk_tokens;
   const std::uint32_t used = std::min<std::uint32_t>(tokens - first, geometry.chunk_tokens);
@@ -79,7 +84,8 @@ std::uint64_t next_chain(std::uint64_t chain, const FrameHeader& header) {
 
 }  // namespace
 
-ExportWriter::ExportWriter(ExportSink sink, CodecId codec) : sink_(std::move(sink)), codec_(codec) {}
+ExportWriter::ExportWriter(ExportSink sink, CodecId codec)
+    : sink_(std::move(sink)), codec_(codec) {}
 
 Result<void> ExportWriter::write(ByteSpan bytes) {
   if (state_ == State::kFailed) return error(Code::kInvalid, "the export has failed before");
@@ -137,10 +143,13 @@ Result<void> ExportWriter::begin_segment(const ExportSegment& segment) {
   if (state_ != State::kOpen || next_chunk_ != chunks_)
     return error(Code::kInvalid, "a segment begins after all chunks of the one before");
   const std::uint64_t count = segment.tokens.size();
-  if (count == 0 || count > kSegmentTokensMax) return error(Code::kInvalid, "a segment has 1 to 2048 tokens");
-  if (segments_ == description_.segments || count > description_.tokens - tokens_ || segment.start_token != tokens_)
+  if (count == 0 || count > kSegmentTokensMax)
+    return error(Code::kInvalid, "a segment has 1 to 2048 tokens");
+  if (segments_ == description_.segments || count > description_.tokens - tokens_ ||
+      segment.start_token != tokens_)
     return error(Code::kInvalid, "the segments do not add up to the sequence");
-  if (segment.text.size() > kSegmentTextBytesMax || segment.snapshot.size() > kSegmentSnapshotBytesMax)
+  if (segment.text.size() > kSegmentTextBytesMax ||
+      segment.snapshot.size() > kSegmentSnapshotBytesMax)
     return error(Code::kTooLarge, "text or snapshot of the segment is above its limit");
   ByteWriter payload;
   payload.write(segment.start_token);
@@ -163,8 +172,10 @@ Result<void> ExportWriter::add_chunk(ByteSpan raw) {
   if (state_ != State::kOpen || next_chunk_ == chunks_)
     return error(Code::kInvalid, "the segment has all its chunks");
   const Geometry& geometry = description_.fingerprint.geometry;
-  const PlaneLayout::ChunkPlace place = PlaneLayout(geometry, segment_tokens_).place_of(next_chunk_);
-  if (raw.size() != geometry.chunk_bytes(place.layer)) return error(Code::kInvalid, "the chunk has another length");
+  const PlaneLayout::ChunkPlace place =
+      PlaneLayout(geometry, segment_tokens_).place_of(next_chunk_);
+  if (raw.size() != geometry.chunk_bytes(place.layer))
+    return error(Code::kInvalid, "the chunk has another length");
   scratch_.assign(raw.begin(), raw.end());
   clear_invisible_rows(geometry, place, segment_tokens_, scratch_.data());
   CodecId used{};
@@ -188,21 +199,24 @@ struct ExportReader::Frame {
   std::vector<std::byte> payload;
   // Where the next frame begins.
   [[nodiscard]] Place after(const Place& at) const noexcept {
-    return {at.offset + sizeof(FrameHeader) + payload.size(), at.order + 1, next_chain(at.chain, header),
-            at.start_token};
+    return {at.offset + sizeof(FrameHeader) + payload.size(), at.order + 1,
+            next_chain(at.chain, header), at.start_token};
   }
 };
 
-Result<ExportReader::Frame> ExportReader::read_frame(const Place& at, std::uint32_t kind, std::uint64_t bytes_max) {
+Result<ExportReader::Frame> ExportReader::read_frame(const Place& at, std::uint32_t kind,
+                                                     std::uint64_t bytes_max) {
   if (at.offset > source_.size_bytes || source_.size_bytes - at.offset < sizeof(FrameHeader))
     return error(Code::kCorrupt, "the export file is cut short");
   Frame frame;
-  KVT_TRY_VOID(source_.read(at.offset, {reinterpret_cast<std::byte*>(&frame.header), sizeof(FrameHeader)}));
+  KVT_TRY_VOID(
+      source_.read(at.offset, {reinterpret_cast<std::byte*>(&frame.header), sizeof(FrameHeader)}));
   const FrameHeader& header = frame.header;
-  if (hash64(as_bytes_of(header).first(kFrameHeaderSummed)) != header.header_checksum || header.magic != kFrameMagic)
+  if (hash64(as_bytes_of(header).first(kFrameHeaderSummed)) != header.header_checksum ||
+      header.magic != kFrameMagic)
     return error(Code::kCorrupt, "a frame of the export file is damaged");
-  if (header.kind != kind || header.order != at.order || header.chain != at.chain || header.reserved != 0 ||
-      (kind != kChunk && header.codec != 0))
+  if (header.kind != kind || header.order != at.order || header.chain != at.chain ||
+      header.reserved != 0 || (kind != kChunk && header.codec != 0))
     return error(Code::kCorrupt, "a frame of the export file is not in its place");
   if (header.payload_bytes > bytes_max ||
       header.payload_bytes > source_.size_bytes - at.offset - sizeof(FrameHeader))
@@ -215,7 +229,8 @@ Result<ExportReader::Frame> ExportReader::read_frame(const Place& at, std::uint3
 }
 
 Result<void> ExportReader::read_description(Place* at) {
-  if (source_.size_bytes < kExportHeadBytes) return error(Code::kCorrupt, "the export file is cut short");
+  if (source_.size_bytes < kExportHeadBytes)
+    return error(Code::kCorrupt, "the export file is cut short");
   std::vector<std::byte> head(kExportHeadBytes);
   KVT_TRY_VOID(source_.read(0, head));
   KVT_TRY(ByteReader head_reader, open_head(head, kMagic, kExportVersion));
@@ -238,7 +253,8 @@ Result<void> ExportReader::read_description(Place* at) {
   description_.abstract_kind = reader.read<std::uint32_t>();
   description_.unit_tokens = reader.read<std::uint32_t>();
   description_.created_unix_ns = reader.read<std::uint64_t>();
-  if (!reader.ok() || reader.remaining() != 0 || frame.header.index != 0 || !check_description(description_))
+  if (!reader.ok() || reader.remaining() != 0 || frame.header.index != 0 ||
+      !check_description(description_))
     return error(Code::kCorrupt, "the description of the export file is wrong");
   if (fingerprint_digest(fingerprint) != digest)
     return error(Code::kCorrupt, "the export file's space has another fingerprint");
@@ -269,7 +285,8 @@ Result<ExportSegment> ExportReader::read_segment_at(Place* at) {
   return segment;
 }
 
-Result<void> ExportReader::read_chunks_at(Place* at, std::uint32_t tokens, const ChunkVisitor& visit) {
+Result<void> ExportReader::read_chunks_at(Place* at, std::uint32_t tokens,
+                                          const ChunkVisitor& visit) {
   const Geometry& geometry = description_.fingerprint.geometry;
   const PlaneLayout layout(geometry, tokens);
   std::vector<std::byte> raw;
@@ -277,7 +294,8 @@ Result<void> ExportReader::read_chunks_at(Place* at, std::uint32_t tokens, const
     const std::uint32_t layer = layout.place_of(index).layer;
     raw.resize(geometry.chunk_bytes(layer));
     KVT_TRY(const Frame frame, read_frame(*at, kChunk, raw.size()));
-    if (frame.header.index != index || frame.header.codec > static_cast<std::uint32_t>(CodecId::kZstd))
+    if (frame.header.index != index ||
+        frame.header.codec > static_cast<std::uint32_t>(CodecId::kZstd))
       return error(Code::kCorrupt, "a chunk of the export file is not in its place");
     KVT_TRY_VOID(decode_chunk(static_cast<CodecId>(frame.header.codec), frame.payload,
                               dtype_bytes(geometry.layers[layer].dtype), raw));
@@ -292,15 +310,16 @@ Result<void> ExportReader::read_end(const Place& at) {
   ByteReader reader(frame.payload);
   const auto bytes = reader.read<std::uint64_t>();
   const auto chain = reader.read<std::uint64_t>();
-  if (!reader.ok() || bytes != at.offset || chain != at.chain || at.start_token != description_.tokens)
+  if (!reader.ok() || bytes != at.offset || chain != at.chain ||
+      at.start_token != description_.tokens)
     return error(Code::kCorrupt, "the export file does not end as it must");
   if (frame.after(at).offset != source_.size_bytes)
     return error(Code::kCorrupt, "the export file goes on behind its end");
   return {};
 }
 
-Result<ExportReader> ExportReader::open(ExportSource source,
-                                        const std::function<bool(std::uint64_t done_bytes)>& progress) {
+Result<ExportReader> ExportReader::open(
+    ExportSource source, const std::function<bool(std::uint64_t done_bytes)>& progress) {
   ExportReader reader;
   reader.source_ = std::move(source);
   Place at;
@@ -310,7 +329,8 @@ Result<ExportReader> ExportReader::open(ExportSource source,
     KVT_TRY(const ExportSegment segment, reader.read_segment_at(&at));
     KVT_TRY_VOID(reader.read_chunks_at(&at, static_cast<std::uint32_t>(segment.tokens.size()),
                                        [](std::uint32_t, ByteSpan) -> Result<void> { return {}; }));
-    if (progress && !progress(at.offset)) return error(Code::kCancelled, "the import was cancelled");
+    if (progress && !progress(at.offset))
+      return error(Code::kCancelled, "the import was cancelled");
   }
   KVT_TRY_VOID(reader.read_end(at));
   return reader;

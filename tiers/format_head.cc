@@ -22,19 +22,22 @@ void finish_head(ByteWriter* writer) {
 }
 
 Result<ByteReader> open_head(ByteSpan bytes, std::string_view magic, std::uint32_t version) {
-  if (bytes.size() < kHeadBytes) return error(Code::kCorrupt, "the file is shorter than its header");
+  if (bytes.size() < kHeadBytes)
+    return error(Code::kCorrupt, "the file is shorter than its header");
   const ByteSpan fields = bytes.first(kHeadChecksumOffset);
   ByteReader checksum_reader(bytes.subspan(kHeadChecksumOffset, sizeof(std::uint64_t)));
   if (hash64(fields) != checksum_reader.read<std::uint64_t>())
     return error(Code::kCorrupt, "the header's checksum is wrong");
   ByteReader reader(fields);
   const ByteSpan found = reader.read_bytes(kHeadMagicBytes);
-  if (!std::ranges::equal(found, as_bytes(magic))) return error(Code::kCorrupt, "this is a file of another kind");
+  if (!std::ranges::equal(found, as_bytes(magic)))
+    return error(Code::kCorrupt, "this is a file of another kind");
   const auto found_version = reader.read<std::uint32_t>();
   if (found_version > version)
     return error(Code::kVersion, "the file was written by a newer kvtier: update this one");
   if (found_version == 0) return error(Code::kCorrupt, "the header's version is 0");
-  if (reader.read<std::uint32_t>() != 0) return error(Code::kCorrupt, "the header has unknown flags");
+  if (reader.read<std::uint32_t>() != 0)
+    return error(Code::kCorrupt, "the header has unknown flags");
   return reader;
 }
 
@@ -44,7 +47,8 @@ bool all_zero(ByteSpan bytes) noexcept {
 
 Result<void> expect_zeros(ByteReader* reader) {
   const ByteSpan rest = reader->read_bytes(reader->remaining());
-  if (!reader->ok() || !all_zero(rest)) return error(Code::kCorrupt, "bytes that must be zero are not");
+  if (!reader->ok() || !all_zero(rest))
+    return error(Code::kCorrupt, "bytes that must be zero are not");
   return {};
 }
 
@@ -60,9 +64,12 @@ Result<std::uint64_t> parse_hex16(std::string_view text) {
   std::uint64_t value = 0;
   for (const char one : text) {
     std::uint64_t digit = 0;
-    if (one >= '0' && one <= '9') digit = static_cast<std::uint64_t>(one - '0');
-    else if (one >= 'a' && one <= 'f') digit = static_cast<std::uint64_t>(one - 'a') + 10;
-    else return error(Code::kInvalid, "not 16 hexadecimal digits");
+    if (one >= '0' && one <= '9')
+      digit = static_cast<std::uint64_t>(one - '0');
+    else if (one >= 'a' && one <= 'f')
+      digit = static_cast<std::uint64_t>(one - 'a') + 10;
+    else
+      return error(Code::kInvalid, "not 16 hexadecimal digits");
     value = value << 4 | digit;
   }
   return value;

@@ -1,8 +1,10 @@
-// The first 4,096 bytes of every file of the store: magic, version, flags, the format's own fields, zeros, and in the
-// last 8 bytes an xxh3-64 over all that comes before. Segment, tail log, sidecar and export file share this frame.
+// The first 4,096 bytes of every file of the store: magic, version, flags, the format's own fields,
+// zeros, and in the last 8 bytes an xxh3-64 over all that comes before. Segment, tail log, sidecar
+// and export file share this frame.
 //
-// Magic, version and checksum keep their places in every version, so that a newer file is told from a damaged one: a wrong
-// magic or checksum is kCorrupt, a higher version under a right checksum kVersion. Any thread; no state.
+// Magic, version and checksum keep their places in every version, so that a newer file is told from
+// a damaged one: a wrong magic or checksum is kCorrupt, a higher version under a right checksum
+// kVersion. Any thread; no state.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +26,10 @@ void begin_head(std::string_view magic, std::uint32_t version, ByteWriter* write
 // Pads what was written to kHeadBytes and puts the checksum at its end.
 void finish_head(ByteWriter* writer);
 
-// A reader at the format's own fields, ending before the checksum. `bytes` may go on after the head.
-[[nodiscard]] Result<ByteReader> open_head(ByteSpan bytes, std::string_view magic, std::uint32_t version);
+// A reader at the format's own fields, ending before the checksum. `bytes` may go on after the
+// head.
+[[nodiscard]] Result<ByteReader> open_head(ByteSpan bytes, std::string_view magic,
+                                           std::uint32_t version);
 // kCorrupt unless everything that the reader has left is zero, and nothing was read past its end.
 [[nodiscard]] Result<void> expect_zeros(ByteReader* reader);
 [[nodiscard]] bool all_zero(ByteSpan bytes) noexcept;

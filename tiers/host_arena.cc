@@ -1,10 +1,11 @@
-// Pages carry slots of one class (a slot size in units of kDiskAlign). Whatever a slot goes through is counted in its
-// page: `used` slots are not free, `busy` ones of them may not be evicted (filling, leased or pinned). A page whose used
-// slots are all idle can be given to another class as a whole; a page without used slots belongs to no class.
+// Pages carry slots of one class (a slot size in units of kDiskAlign). Whatever a slot goes through
+// is counted in its page: `used` slots are not free, `busy` ones of them may not be evicted
+// (filling, leased or pinned). A page whose used slots are all idle can be given to another class
+// as a whole; a page without used slots belongs to no class.
 //
-// Slot number = page * kPageSlots + index, so that an id says where its slot is without a table. The eviction order holds
-// ready slots that are not pinned. A leased slot that is met at the cold end is parked outside the order until its last
-// lease ends, so that no allocation passes it twice.
+// Slot number = page * kPageSlots + index, so that an id says where its slot is without a table.
+// The eviction order holds ready slots that are not pinned. A leased slot that is met at the cold
+// end is parked outside the order until its last lease ends, so that no allocation passes it twice.
 #include "tiers/host_arena.h"
 
 #include <algorithm>
@@ -26,9 +27,10 @@ namespace {
 
 constexpr std::uint32_t kNone = UINT32_MAX;
 constexpr std::uint32_t kPageSlots = kArenaPageBytes / kDiskAlign;  // of the smallest class
-constexpr std::uint32_t kClasses = kPageSlots;                      // class c has slots of (c + 1) * kDiskAlign
+constexpr std::uint32_t kClasses = kPageSlots;  // class c has slots of (c + 1) * kDiskAlign
 constexpr std::uint32_t kProbationPercent = 40;
-constexpr std::uint32_t kColdScan = 64;  // how far from the cold end a slot of the right class is preferred
+constexpr std::uint32_t kColdScan =
+    64;  // how far from the cold end a slot of the right class is preferred
 constexpr std::uint32_t kGhostsMax = 1u << 18;
 constexpr std::uint64_t kPagesMax = UINT32_MAX / kPageSlots;
 
@@ -40,20 +42,22 @@ struct Slot {
   std::uint16_t pins = 0;
   SlotState state = SlotState::kFree;
   bool parked = false;  // ready, unpinned, leased, not in the eviction order
-  [[nodiscard]] bool busy() const noexcept { return state == SlotState::kFilling || leases > 0 || pins > 0; }
+  [[nodiscard]] bool busy() const noexcept {
+    return state == SlotState::kFilling || leases > 0 || pins > 0;
+  }
 };
 
 struct Page {
-  std::unique_ptr<Slot[]> slots;                     // null: no class
+  std::unique_ptr<Slot[]> slots;                      // null: no class
   std::array<std::uint64_t, kPageSlots / 64> free{};  // bit set: slot is free
-  std::uint32_t previous = kNone, next = kNone;      // in its class's list of pages with free slots
+  std::uint32_t previous = kNone, next = kNone;  // in its class's list of pages with free slots
   std::uint16_t slot_class = 0;
   std::uint16_t count = 0, used = 0, busy = 0;
   bool listed = false;
 };
 
-// True where the kernel backs the first page of the mapping by a huge one. The page is touched: it is the first to be
-// used anyway. The mapping is empty otherwise, so reading smaps is cheap.
+// True where the kernel backs the first page of the mapping by a huge one. The page is touched: it
+// is the first to be used anyway. The mapping is empty otherwise, so reading smaps is cheap.
 bool huge_page_given(std::byte* base) {
   std::memset(base, 0, 1);
   std::ifstream smaps("/proc/self/smaps");
@@ -78,10 +82,12 @@ struct HostArena::State {
       : memfd(std::move(made)),
         evicted(std::move(on_evicted)),
         pages(page_count),
-        order(page_count * kPageSlots, kProbationPercent, std::min(page_count * kPageSlots, kGhostsMax)),
+        order(page_count * kPageSlots, kProbationPercent,
+              std::min(page_count * kPageSlots, kGhostsMax)),
         free_pages((page_count + 63) / 64) {
     class_head.fill(kNone);
-    for (std::uint32_t page = 0; page < page_count; ++page) free_pages[page / 64] |= 1ull << (page % 64);
+    for (std::uint32_t page = 0; page < page_count; ++page)
+      free_pages[page / 64] |= 1ull << (page % 64);
     free_page_count = page_count;
   }
 
@@ -104,7 +110,9 @@ struct HostArena::State {
   void put_back(std::uint32_t id);
   void evict(std::uint32_t id);
   void evict_page(std::uint32_t index);
-  [[nodiscard]] bool page_idle(const Page& page) const { return page.slots != nullptr && page.busy == 0; }
+  [[nodiscard]] bool page_idle(const Page& page) const {
+    return page.slots != nullptr && page.busy == 0;
+  }
   void change_busy(std::uint32_t id, bool was);
   void enter_order(std::uint32_t id, Slot& slot);
 
@@ -119,7 +127,7 @@ struct HostArena::State {
   std::vector<Page> pages;
   SegmentedLru order;
   std::array<std::uint32_t, kClasses> class_head{};  // pages with free slots
-  std::vector<std::uint64_t> free_pages;              // bit set: page belongs to no class
+  std::vector<std::uint64_t> free_pages;             // bit set: page belongs to no class
   std::uint32_t free_page_count = 0;
   std::uint64_t idle_slots = 0;  // ready and not busy: without any, nothing can be evicted
   std::uint32_t cursor = 0;      // where make_room_anywhere goes on
@@ -146,13 +154,17 @@ void HostArena::State::unlist(std::uint32_t index) {
   page.listed = false;
 }
 
-// The wanted page where it is free, else the lowest free one: pages that were never touched stay untouched longest.
+// The wanted page where it is free, else the lowest free one: pages that were never touched stay
+// untouched longest.
 std::uint32_t HostArena::State::take_free_page(std::uint32_t wanted) {
   if (free_page_count == 0) return kNone;
-  const auto is_free = [&](std::uint32_t page) { return (free_pages[page / 64] >> (page % 64) & 1) != 0; };
+  const auto is_free = [&](std::uint32_t page) {
+    return (free_pages[page / 64] >> (page % 64) & 1) != 0;
+  };
   if (wanted < pages.size() && is_free(wanted)) return wanted;
   for (std::uint32_t word = 0; word < free_pages.size(); ++word) {
-    if (free_pages[word] != 0) return word * 64 + static_cast<std::uint32_t>(std::countr_zero(free_pages[word]));
+    if (free_pages[word] != 0)
+      return word * 64 + static_cast<std::uint32_t>(std::countr_zero(free_pages[word]));
   }
   return kNone;
 }
@@ -166,7 +178,8 @@ void HostArena::State::give_page(std::uint32_t index, std::uint32_t slot_class) 
   page.count = static_cast<std::uint16_t>(kArenaPageBytes / class_bytes(slot_class));
   page.slots = std::make_unique<Slot[]>(page.count);
   page.free.fill(0);
-  for (std::uint32_t slot = 0; slot < page.count; ++slot) page.free[slot / 64] |= 1ull << (slot % 64);
+  for (std::uint32_t slot = 0; slot < page.count; ++slot)
+    page.free[slot / 64] |= 1ull << (slot % 64);
   list(index);
 }
 
@@ -175,7 +188,8 @@ void HostArena::State::take(std::uint32_t id, SlotOwner owner) {
   Page& page = page_of(id);
   Slot& slot = at(id);
   KVT_CHECK(slot.state == SlotState::kFree);
-  slot = Slot{.owner = owner, .leases = 0, .pins = 0, .state = SlotState::kFilling, .parked = false};
+  slot =
+      Slot{.owner = owner, .leases = 0, .pins = 0, .state = SlotState::kFilling, .parked = false};
   const std::uint32_t index = id % kPageSlots;
   page.free[index / 64] &= ~(1ull << (index % 64));
   ++page.used;
@@ -184,7 +198,8 @@ void HostArena::State::take(std::uint32_t id, SlotOwner owner) {
   stats.used_bytes += class_bytes(page.slot_class);
 }
 
-// A slot that nobody may evict or lease any more (it left the order) becomes free; so does its page after the last one.
+// A slot that nobody may evict or lease any more (it left the order) becomes free; so does its page
+// after the last one.
 void HostArena::State::put_back(std::uint32_t id) {
   Page& page = page_of(id);
   Slot& slot = at(id);
@@ -239,14 +254,16 @@ void HostArena::State::enter_order(std::uint32_t id, Slot& slot) {
   order.insert(id, slot.owner.key());
 }
 
-// The slot behind `near` in memory, where it is of the same class and free, or (if `cold`) may be evicted early.
+// The slot behind `near` in memory, where it is of the same class and free, or (if `cold`) may be
+// evicted early.
 std::uint32_t HostArena::State::successor(std::uint32_t near, std::uint32_t slot_class, bool cold) {
   if (near == kNone || near / kPageSlots >= pages.size()) return kNone;
   const Page& page = page_of(near);
   if (page.slots == nullptr || page.slot_class != slot_class) return kNone;
   std::uint32_t id = near + 1;
   if (id % kPageSlots >= page.count || id % kPageSlots == 0) {
-    if (page.count * class_bytes(slot_class) != kArenaPageBytes) return kNone;  // a gap at the page's end
+    if (page.count * class_bytes(slot_class) != kArenaPageBytes)
+      return kNone;  // a gap at the page's end
     id = (near / kPageSlots + 1) * kPageSlots;
     if (id / kPageSlots >= pages.size()) return kNone;
     const Page& behind = page_of(id);
@@ -277,8 +294,9 @@ std::uint32_t HostArena::State::find_free(std::uint32_t slot_class, std::uint32_
   return page * kPageSlots;
 }
 
-// Evicts a slot of this class, or a whole page of another one that is colder. The coldest slots decide: where one of
-// this class is among them it goes alone; where none is, this class is starved and gets the coldest idle page.
+// Evicts a slot of this class, or a whole page of another one that is colder. The coldest slots
+// decide: where one of this class is among them it goes alone; where none is, this class is starved
+// and gets the coldest idle page.
 std::uint32_t HostArena::State::make_room(std::uint32_t slot_class) {
   if (idle_slots == 0) return kNone;
   std::uint32_t cold_page = kNone;
@@ -330,23 +348,27 @@ std::uint32_t HostArena::State::make_room_anywhere(std::uint32_t slot_class) {
 HostArena::HostArena() = default;
 HostArena::~HostArena() = default;
 
-Result<std::unique_ptr<HostArena>> HostArena::make(const HostArenaOptions& options, Evicted evicted) {
+Result<std::unique_ptr<HostArena>> HostArena::make(const HostArenaOptions& options,
+                                                   Evicted evicted) {
   const std::uint64_t pages = std::max<std::uint64_t>(options.size_bytes / kArenaPageBytes, 1);
   if (pages > kPagesMax) return error(Code::kTooLarge, "host arena: the size is above 16 TiB");
-  KVT_TRY(Memfd memfd, make_memfd("kvtier-host-arena", pages * kArenaPageBytes, MemfdAccess::kReadOnly,
-                                  options.huge_pages));
+  KVT_TRY(Memfd memfd, make_memfd("kvtier-host-arena", pages * kArenaPageBytes,
+                                  MemfdAccess::kReadOnly, options.huge_pages));
   const bool huge = options.huge_pages && huge_page_given(memfd.mapping.data());
   if (options.huge_pages && !huge)
-    KVT_LOG(kInfo, "host arena: no huge pages (see /sys/kernel/mm/transparent_hugepage/shmem_enabled)");
+    KVT_LOG(kInfo,
+            "host arena: no huge pages (see /sys/kernel/mm/transparent_hugepage/shmem_enabled)");
   std::unique_ptr<HostArena> arena(new HostArena);
-  arena->state_ = std::make_unique<State>(std::move(memfd), static_cast<std::uint32_t>(pages), std::move(evicted));
+  arena->state_ = std::make_unique<State>(std::move(memfd), static_cast<std::uint32_t>(pages),
+                                          std::move(evicted));
   arena->state_->stats.size_bytes = pages * kArenaPageBytes;
   arena->state_->stats.pages = huge ? "2 MiB (thp)" : "4 KiB";
   return arena;
 }
 
 Result<SlotId> HostArena::allocate(std::uint64_t slot_bytes, SlotOwner owner, SlotId near) {
-  if (slot_bytes == 0 || slot_bytes % kDiskAlign != 0) return error(Code::kInvalid, "slots are multiples of 4 KiB");
+  if (slot_bytes == 0 || slot_bytes % kDiskAlign != 0)
+    return error(Code::kInvalid, "slots are multiples of 4 KiB");
   if (slot_bytes > kSlotBytesMax) return error(Code::kTooLarge, "a slot is at most 2 MiB");
   State& state = *state_;
   const auto slot_class = static_cast<std::uint32_t>(slot_bytes / kDiskAlign - 1);
@@ -357,7 +379,8 @@ Result<SlotId> HostArena::allocate(std::uint64_t slot_bytes, SlotOwner owner, Sl
     if (id != kNone) state.evict(id);
   }
   if (id == kNone) id = state.make_room(slot_class);
-  if (id == kNone) return error(Code::kFull, "host arena: every slot is leased, pinned or being filled");
+  if (id == kNone)
+    return error(Code::kFull, "host arena: every slot is leased, pinned or being filled");
   if (state.page_of(id).slots == nullptr) state.give_page(id / kPageSlots, slot_class);
   state.take(id, owner);
   return SlotId{id};
@@ -429,7 +452,8 @@ void HostArena::touch(SlotId id) {
 std::byte* HostArena::data(SlotId id) const noexcept { return base() + offset(id); }
 
 std::uint64_t HostArena::offset(SlotId id) const noexcept {
-  return std::uint64_t{id.value / kPageSlots} * kArenaPageBytes + id.value % kPageSlots * slot_bytes(id);
+  return std::uint64_t{id.value / kPageSlots} * kArenaPageBytes +
+         id.value % kPageSlots * slot_bytes(id);
 }
 
 std::uint64_t HostArena::slot_bytes(SlotId id) const noexcept {

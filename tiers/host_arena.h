@@ -1,8 +1,10 @@
-// HostArena: chunks in shared host memory. A sealed memfd, mapped read-only by clients, cut into 2 MiB pages; each page
-// holds slots of one size. The arena never grows; what does not fit must wait for a slot or evict one. One thread.
+// HostArena: chunks in shared host memory. A sealed memfd, mapped read-only by clients, cut into 2
+// MiB pages; each page holds slots of one size. The arena never grows; what does not fit must wait
+// for a slot or evict one. One thread.
 //
-// A slot is free, filling (the disk writes into it), or ready. Ready slots with leases or a pin are never reused; the
-// others are kept in eviction order: segmented LRU with a probation share and a ghost list (tiers/eviction.h).
+// A slot is free, filling (the disk writes into it), or ready. Ready slots with leases or a pin are
+// never reused; the others are kept in eviction order: segmented LRU with a probation share and a
+// ghost list (tiers/eviction.h).
 #pragma once
 
 #include <cstdint>
@@ -26,7 +28,9 @@ struct SlotId {
 struct SlotOwner {
   std::uint64_t segment = 0;
   std::uint32_t chunk_index = 0;  // plane order
-  [[nodiscard]] std::uint64_t key() const noexcept { return segment * 0x9E3779B97F4A7C15ull ^ chunk_index; }
+  [[nodiscard]] std::uint64_t key() const noexcept {
+    return segment * 0x9E3779B97F4A7C15ull ^ chunk_index;
+  }
 };
 
 struct HostArenaOptions {
@@ -45,13 +49,16 @@ class HostArena {
   // Called before a ready slot is reused; the owner forgets it.
   using Evicted = std::function<void(SlotOwner owner, SlotId slot)>;
 
-  [[nodiscard]] static Result<std::unique_ptr<HostArena>> make(const HostArenaOptions& options, Evicted evicted);
+  [[nodiscard]] static Result<std::unique_ptr<HostArena>> make(const HostArenaOptions& options,
+                                                               Evicted evicted);
   ~HostArena();
 
-  // A slot of `slot_bytes` (a multiple of kDiskAlign) in state filling; evicts where needed. kFull where everything is
-  // leased, pinned or filling. `near`: takes the slot just behind this one if it is free or cold and of the same size, so
-  // that neighbours in a file become neighbours in memory and one read fills both.
-  [[nodiscard]] Result<SlotId> allocate(std::uint64_t slot_bytes, SlotOwner owner, SlotId near = {});
+  // A slot of `slot_bytes` (a multiple of kDiskAlign) in state filling; evicts where needed. kFull
+  // where everything is leased, pinned or filling. `near`: takes the slot just behind this one if
+  // it is free or cold and of the same size, so that neighbours in a file become neighbours in
+  // memory and one read fills both.
+  [[nodiscard]] Result<SlotId> allocate(std::uint64_t slot_bytes, SlotOwner owner,
+                                        SlotId near = {});
   void set_ready(SlotId slot);
   // Gives a filling or unleased ready slot back without telling its owner.
   void free(SlotId slot);
@@ -79,7 +86,8 @@ class HostArena {
   std::unique_ptr<State> state_;
 };
 
-// Abstracts of attached segments: first-fit extents in a sealed memfd of its own, with a limit of its own. One thread.
+// Abstracts of attached segments: first-fit extents in a sealed memfd of its own, with a limit of
+// its own. One thread.
 class AbstractArena {
  public:
   [[nodiscard]] static Result<std::unique_ptr<AbstractArena>> make(std::uint64_t size_bytes);

@@ -19,7 +19,8 @@ namespace {
 constexpr std::uint64_t kFullyPieceBytes = 1ull << 20;
 constexpr std::uint64_t kFullyPieces = 8;
 
-Result<void> transfer_fully(Io& io, IoOp op, FileId file, std::uint64_t offset, std::byte* data, std::uint64_t size) {
+Result<void> transfer_fully(Io& io, IoOp op, FileId file, std::uint64_t offset, std::byte* data,
+                            std::uint64_t size) {
   if (size > UINT64_MAX - offset) return error(Code::kInvalid, "offset and length overflow");
   std::uint64_t begun = 0, open = 0;
   Result<void> result;
@@ -59,7 +60,8 @@ Result<void> read_fully(Io& io, FileId file, std::uint64_t offset, MutableByteSp
 
 Result<void> write_fully(Io& io, FileId file, std::uint64_t offset, ByteSpan source) {
   // A write only reads its pieces.
-  return transfer_fully(io, IoOp::kWrite, file, offset, const_cast<std::byte*>(source.data()), source.size());
+  return transfer_fully(io, IoOp::kWrite, file, offset, const_cast<std::byte*>(source.data()),
+                        source.size());
 }
 
 Result<void> sync_fully(Io& io, FileId file) {
@@ -78,7 +80,8 @@ Result<void> sync_fully(Io& io, FileId file) {
   return result;
 }
 
-AlignedBuffer::AlignedBuffer(std::uint64_t size_bytes) : size_bytes_(align_up(size_bytes, kDiskAlign)) {
+AlignedBuffer::AlignedBuffer(std::uint64_t size_bytes)
+    : size_bytes_(align_up(size_bytes, kDiskAlign)) {
   if (size_bytes_ == 0) return;
   void* data = std::aligned_alloc(kDiskAlign, static_cast<std::size_t>(size_bytes_));
   KVT_CHECK(data != nullptr);
@@ -91,17 +94,50 @@ void AlignedBuffer::Free::operator()(std::byte* data) const noexcept { std::free
 Status status_of_errno(int os_error, const char* text) noexcept {
   Code code = Code::kIo;
   switch (os_error) {
-    case ENOENT: code = Code::kNotFound; break;
-    case EEXIST: case ENOTEMPTY: code = Code::kExists; break;
-    case ENOSPC: case EDQUOT: code = Code::kNoSpace; break;
-    case EROFS: code = Code::kReadOnly; break;
-    case EACCES: case EPERM: code = Code::kPermission; break;
-    case EFBIG: case ENAMETOOLONG: code = Code::kTooLarge; break;
-    case EINVAL: case EISDIR: case ENOTDIR: case ELOOP: case EBADF: case EXDEV: code = Code::kInvalid; break;
-    case EMFILE: case ENFILE: code = Code::kFull; break;
-    case EBUSY: case ETXTBSY: code = Code::kBusy; break;
-    case EOPNOTSUPP: case ENOSYS: code = Code::kUnsupported; break;
-    default: break;
+    case ENOENT:
+      code = Code::kNotFound;
+      break;
+    case EEXIST:
+    case ENOTEMPTY:
+      code = Code::kExists;
+      break;
+    case ENOSPC:
+    case EDQUOT:
+      code = Code::kNoSpace;
+      break;
+    case EROFS:
+      code = Code::kReadOnly;
+      break;
+    case EACCES:
+    case EPERM:
+      code = Code::kPermission;
+      break;
+    case EFBIG:
+    case ENAMETOOLONG:
+      code = Code::kTooLarge;
+      break;
+    case EINVAL:
+    case EISDIR:
+    case ENOTDIR:
+    case ELOOP:
+    case EBADF:
+    case EXDEV:
+      code = Code::kInvalid;
+      break;
+    case EMFILE:
+    case ENFILE:
+      code = Code::kFull;
+      break;
+    case EBUSY:
+    case ETXTBSY:
+      code = Code::kBusy;
+      break;
+    case EOPNOTSUPP:
+    case ENOSYS:
+      code = Code::kUnsupported;
+      break;
+    default:
+      break;
   }
   return Status{code, os_error, text};
 }
@@ -111,11 +147,13 @@ Result<void> check_io_path(std::string_view path, bool root_allowed) {
     if (root_allowed) return {};
     return error(Code::kInvalid, "a file name is missing");
   }
-  if (path.front() == '/') return error(Code::kInvalid, "paths of the store are relative to its root");
+  if (path.front() == '/')
+    return error(Code::kInvalid, "paths of the store are relative to its root");
   if (path.find('\0') != std::string_view::npos) return error(Code::kInvalid, "a path holds a NUL");
   while (true) {
     const std::size_t slash = path.find('/');
-    if (path.substr(0, slash) == "..") return error(Code::kInvalid, "paths of the store hold no '..'");
+    if (path.substr(0, slash) == "..")
+      return error(Code::kInvalid, "paths of the store hold no '..'");
     if (slash == std::string_view::npos) return {};
     path.remove_prefix(slash + 1);
   }
@@ -126,14 +164,17 @@ Result<void> check_io_request(const IoRequest& request, bool direct, bool writab
     if (!request.pieces.empty()) return error(Code::kInvalid, "a sync has no pieces");
     return {};
   }
-  if (request.op == IoOp::kWrite && !writable) return error(Code::kInvalid, "the file is open for reading only");
+  if (request.op == IoOp::kWrite && !writable)
+    return error(Code::kInvalid, "the file is open for reading only");
   if (request.pieces.empty() || request.pieces.size() > kIoVecsMax)
     return error(Code::kInvalid, "a transfer has 1 .. 256 pieces");
   std::uint64_t end = request.offset;
   std::uint64_t together = request.offset;
   for (const IoVec& piece : request.pieces) {
-    if (piece.data == nullptr || piece.size_bytes == 0) return error(Code::kInvalid, "a piece of a transfer is empty");
-    if (piece.size_bytes > static_cast<std::uint64_t>(INT64_MAX) || end > INT64_MAX - piece.size_bytes)
+    if (piece.data == nullptr || piece.size_bytes == 0)
+      return error(Code::kInvalid, "a piece of a transfer is empty");
+    if (piece.size_bytes > static_cast<std::uint64_t>(INT64_MAX) ||
+        end > INT64_MAX - piece.size_bytes)
       return error(Code::kInvalid, "a transfer ends beyond the largest file");
     end += piece.size_bytes;
     together |= piece.size_bytes | reinterpret_cast<std::uintptr_t>(piece.data);

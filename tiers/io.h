@@ -1,9 +1,11 @@
-// Io: the one interface to disk files. Back ends: io_uring, thread pool, simulated; a faulty wrapper for tests.
+// Io: the one interface to disk files. Back ends: io_uring, thread pool, simulated; a faulty
+// wrapper for tests.
 //
-// Namespace calls (open, list, rename ...) may block and belong to start-up and rare events. Data calls are values,
-// submitted and drained: submit() queues, poll() runs the callbacks of what has finished. A callback never runs inside
-// submit(). One thread owns an Io. Short transfers are continued inside; a callback sees all bytes or an error.
-// Paths are relative to the root that the back end was made with, and hold no "..".
+// Namespace calls (open, list, rename ...) may block and belong to start-up and rare events. Data
+// calls are values, submitted and drained: submit() queues, poll() runs the callbacks of what has
+// finished. A callback never runs inside submit(). One thread owns an Io. Short transfers are
+// continued inside; a callback sees all bytes or an error. Paths are relative to the root that the
+// back end was made with, and hold no "..".
 #pragma once
 
 #include <cstdint>
@@ -19,8 +21,15 @@
 
 namespace kvtier {
 
-// What an operation is for, in falling order of urgency. The scheduler serves in this order; back ends ignore it.
-enum class IoPriority : std::uint8_t { kCommit = 0, kDemand = 1, kPrefetch = 2, kWriteBack = 3, kBackground = 4 };
+// What an operation is for, in falling order of urgency. The scheduler serves in this order; back
+// ends ignore it.
+enum class IoPriority : std::uint8_t {
+  kCommit = 0,
+  kDemand = 1,
+  kPrefetch = 2,
+  kWriteBack = 3,
+  kBackground = 4
+};
 inline constexpr std::size_t kIoPriorities = 5;
 
 enum class IoOp : std::uint8_t { kRead = 0, kWrite = 1, kSync = 2 };
@@ -61,7 +70,8 @@ enum class OpenMode : std::uint8_t {
 
 struct OpenOptions {
   OpenMode mode = OpenMode::kRead;
-  // Direct I/O where the back end has it: offsets, lengths and memory are then multiples of kDiskAlign.
+  // Direct I/O where the back end has it: offsets, lengths and memory are then multiples of
+  // kDiskAlign.
   bool direct = false;
 };
 
@@ -81,8 +91,10 @@ class Io {
   [[nodiscard]] virtual Result<std::uint64_t> size_bytes(FileId file) = 0;
   // Cuts or extends (with zeros).
   [[nodiscard]] virtual Result<void> resize(FileId file, std::uint64_t size_bytes) = 0;
-  [[nodiscard]] virtual Result<void> make_directory(std::string_view path) = 0;  // fine if it exists
-  [[nodiscard]] virtual Result<std::vector<std::string>> list(std::string_view directory) = 0;  // names, sorted
+  [[nodiscard]] virtual Result<void> make_directory(
+      std::string_view path) = 0;  // fine if it exists
+  [[nodiscard]] virtual Result<std::vector<std::string>> list(
+      std::string_view directory) = 0;  // names, sorted
   [[nodiscard]] virtual Result<void> rename(std::string_view from, std::string_view to) = 0;
   [[nodiscard]] virtual Result<void> unlink(std::string_view path) = 0;
   // Makes created, renamed and unlinked names in the directory durable.
@@ -91,17 +103,19 @@ class Io {
   [[nodiscard]] virtual Result<std::uint64_t> free_bytes() = 0;
 
   // ---- data ----
-  // Queues; the callback runs in a later poll(). A request that cannot be queued fails through its callback.
+  // Queues; the callback runs in a later poll(). A request that cannot be queued fails through its
+  // callback.
   virtual void submit(IoRequest request) = 0;
   // Runs callbacks of finished operations; the count. Never blocks.
   virtual std::size_t poll() = 0;
-  // Sleeps until poll() has something to do, 100 ms at most (the simulated one moves its clock instead). For start-up,
-  // tools and tests: an owner with other work waits on event_fd().
+  // Sleeps until poll() has something to do, 100 ms at most (the simulated one moves its clock
+  // instead). For start-up, tools and tests: an owner with other work waits on event_fd().
   virtual void wait();
   [[nodiscard]] virtual std::size_t in_flight() const = 0;
   // Readable while poll() has something to do; -1: poll by hand (simulation).
   [[nodiscard]] virtual int event_fd() const = 0;
-  // Registers an arena for faster transfers; false with a logged reason where it cannot. Once, before any submit.
+  // Registers an arena for faster transfers; false with a logged reason where it cannot. Once,
+  // before any submit.
   virtual bool register_memory(std::byte* data, std::uint64_t size_bytes) = 0;
 
   // "io_uring", "threads", "simulated"; and why not a faster one ("" if it is the fastest).
@@ -111,22 +125,23 @@ class Io {
 };
 
 // Blocking conveniences for start-up, tools and tests: submit, then poll until done.
-[[nodiscard]] Result<void> read_fully(Io& io, FileId file, std::uint64_t offset, MutableByteSpan target);
+[[nodiscard]] Result<void> read_fully(Io& io, FileId file, std::uint64_t offset,
+                                      MutableByteSpan target);
 [[nodiscard]] Result<void> write_fully(Io& io, FileId file, std::uint64_t offset, ByteSpan source);
 [[nodiscard]] Result<void> sync_fully(Io& io, FileId file);
 
 struct IoOptions {
-  std::string root;                  // directory; must exist
-  std::string backend = "auto";      // "auto", "io_uring", "threads"
-  std::uint32_t depth = 64;          // operations in flight, 1 .. kIoDepthMax
-  std::uint32_t threads = 8;         // of the thread pool
+  std::string root;              // directory; must exist
+  std::string backend = "auto";  // "auto", "io_uring", "threads"
+  std::uint32_t depth = 64;      // operations in flight, 1 .. kIoDepthMax
+  std::uint32_t threads = 8;     // of the thread pool
 };
 
-// The thread that submits first owns the Io; until then any thread may hold it. The destructor waits for what is in
-// flight and drops its callbacks.
+// The thread that submits first owns the Io; until then any thread may hold it. The destructor
+// waits for what is in flight and drops its callbacks.
 //
-// Probes io_uring by doing (ring, direct read, registered read, sync) and falls back to threads; note() says why.
-// A forced back end that does not work is an error.
+// Probes io_uring by doing (ring, direct read, registered read, sync) and falls back to threads;
+// note() says why. A forced back end that does not work is an error.
 [[nodiscard]] Result<std::unique_ptr<Io>> make_io(const IoOptions& options);
 
 // Memory aligned for direct I/O.
@@ -136,7 +151,9 @@ class AlignedBuffer {
   explicit AlignedBuffer(std::uint64_t size_bytes);  // rounded up to kDiskAlign, zeroed
   [[nodiscard]] std::byte* data() const noexcept { return data_.get(); }
   [[nodiscard]] std::uint64_t size_bytes() const noexcept { return size_bytes_; }
-  [[nodiscard]] MutableByteSpan span() const noexcept { return {data_.get(), static_cast<std::size_t>(size_bytes_)}; }
+  [[nodiscard]] MutableByteSpan span() const noexcept {
+    return {data_.get(), static_cast<std::size_t>(size_bytes_)};
+  }
 
  private:
   struct Free {

@@ -14,10 +14,12 @@ namespace kvtier {
 // A path below the root: not absolute, no "..", no NUL, not empty unless the root itself is meant.
 [[nodiscard]] Result<void> check_io_path(std::string_view path, bool root_allowed);
 
-// Everything about a request that can be told without the disk: count of pieces, overflow, direct alignment, access.
+// Everything about a request that can be told without the disk: count of pieces, overflow, direct
+// alignment, access.
 [[nodiscard]] Result<void> check_io_request(const IoRequest& request, bool direct, bool writable);
 
-[[nodiscard]] Result<std::unique_ptr<Io>> make_thread_io(const IoOptions& options, std::string note);
+[[nodiscard]] Result<std::unique_ptr<Io>> make_thread_io(const IoOptions& options,
+                                                         std::string note);
 [[nodiscard]] Result<std::unique_ptr<Io>> make_uring_io(const IoOptions& options);
 // Does io_uring do here what the back end needs? Empty if so, else the reason in one line.
 [[nodiscard]] std::string probe_uring(const IoOptions& options);

@@ -1,4 +1,5 @@
-// Counting and failing of FaultyIo. A failed operation is answered by the next poll(), never inside submit().
+// Counting and failing of FaultyIo. A failed operation is answered by the next poll(), never inside
+// submit().
 #include "tiers/io_faulty.h"
 
 #include <unistd.h>
@@ -9,7 +10,8 @@
 namespace kvtier {
 namespace {
 
-// The first half of a transfer, in whole blocks so that direct I/O takes it; false where no block is left.
+// The first half of a transfer, in whole blocks so that direct I/O takes it; false where no block
+// is left.
 bool halve(std::vector<IoVec>* pieces) {
   std::uint64_t left = 0;
   for (const IoVec& piece : *pieces) left += piece.size_bytes;
@@ -39,7 +41,8 @@ bool FaultyIo::hit(std::uint64_t index, std::uint64_t at) noexcept {
 
 template <class Call>
 auto FaultyIo::name_call(Call call) -> decltype(call()) {
-  if (!hit(namespace_count_++, plan_.namespace_at) || plan_.kind == FaultKind::kDelay) return call();
+  if (!hit(namespace_count_++, plan_.namespace_at) || plan_.kind == FaultKind::kDelay)
+    return call();
   if (plan_.kind == FaultKind::kLate) static_cast<void>(call());
   return error(plan_.status);
 }
@@ -82,8 +85,9 @@ void FaultyIo::submit(IoRequest request) {
     signal();
     return;
   }
-  const bool runs = plan_.kind == FaultKind::kLate ||
-                    (plan_.kind == FaultKind::kShort && request.op != IoOp::kSync && halve(&request.pieces));
+  const bool runs =
+      plan_.kind == FaultKind::kLate ||
+      (plan_.kind == FaultKind::kShort && request.op != IoOp::kSync && halve(&request.pieces));
   if (!runs) {
     failed_.push_back(std::move(request.done));
     signal();
@@ -118,7 +122,8 @@ void FaultyIo::wait() {
   if (failed_.empty() && delayed_.empty()) inner_->wait();
 }
 
-// The inner Io's descriptor is an eventfd: a write makes it readable, and the inner poll() empties it.
+// The inner Io's descriptor is an eventfd: a write makes it readable, and the inner poll() empties
+// it.
 void FaultyIo::signal() const {
   const std::uint64_t one = 1;
   if (inner_->event_fd() >= 0) static_cast<void>(!::write(inner_->event_fd(), &one, sizeof one));

@@ -1,7 +1,8 @@
-// FaultyIo: an Io around another that fails, shortens or delays chosen operations. For tests that let the n-th operation
-// fail, n = 0, 1, 2 ... until a run passes untouched. One thread, as any Io.
+// FaultyIo: an Io around another that fails, shortens or delays chosen operations. For tests that
+// let the n-th operation fail, n = 0, 1, 2 ... until a run passes untouched. One thread, as any Io.
 //
-// Data operations are counted in order of submit(), namespace operations in order of call; each count has its own n.
+// Data operations are counted in order of submit(), namespace operations in order of call; each
+// count has its own n.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ namespace kvtier {
 
 enum class FaultKind : std::uint8_t {
   kFail,   // nothing is done, the status is given
-  kShort,  // the first half of the bytes is transferred, then the status is given (a namespace call: as kFail)
+  kShort,  // the first half of the bytes is transferred, then the status is given (a namespace
+           // call: as kFail)
   kLate,   // everything is done, and the status is given all the same
   kDelay,  // done, but not begun before `delay_polls` polls (a namespace call: untouched)
 };
@@ -32,7 +34,8 @@ struct FaultPlan {
 
 class FaultyIo final : public Io {
  public:
-  explicit FaultyIo(std::unique_ptr<Io> inner, FaultPlan plan = {}) : inner_(std::move(inner)), plan_(plan) {}
+  explicit FaultyIo(std::unique_ptr<Io> inner, FaultPlan plan = {})
+      : inner_(std::move(inner)), plan_(plan) {}
 
   // Replaces the plan; the counts begin at 0 again.
   void set_plan(FaultPlan plan);
@@ -55,9 +58,13 @@ class FaultyIo final : public Io {
   void submit(IoRequest request) override;
   std::size_t poll() override;
   void wait() override;
-  std::size_t in_flight() const override { return inner_->in_flight() + failed_.size() + delayed_.size(); }
+  std::size_t in_flight() const override {
+    return inner_->in_flight() + failed_.size() + delayed_.size();
+  }
   int event_fd() const override { return inner_->event_fd(); }
-  bool register_memory(std::byte* data, std::uint64_t size) override { return inner_->register_memory(data, size); }
+  bool register_memory(std::byte* data, std::uint64_t size) override {
+    return inner_->register_memory(data, size);
+  }
   const char* name() const override { return inner_->name(); }
   std::string note() const override { return inner_->note(); }
   IoStats stats() const override { return inner_->stats(); }

@@ -18,14 +18,18 @@
 namespace kvtier {
 namespace {
 
-// A failure that is somebody's fault is logged here, once; "no such file" and "exists" are ordinary answers.
+// A failure that is somebody's fault is logged here, once; "no such file" and "exists" are ordinary
+// answers.
 Result<void> failure(const char* what, std::string_view path, int os_error) {
   if (os_error != ENOENT && os_error != EEXIST)
-    KVT_LOG(kError, "%s of %.*s: %s", what, static_cast<int>(path.size()), path.data(), std::strerror(os_error));
+    KVT_LOG(kError, "%s of %.*s: %s", what, static_cast<int>(path.size()), path.data(),
+            std::strerror(os_error));
   return error(status_of_errno(os_error, nullptr));
 }
 
-std::string c_path(std::string_view path) { return path.empty() ? std::string(".") : std::string(path); }
+std::string c_path(std::string_view path) {
+  return path.empty() ? std::string(".") : std::string(path);
+}
 
 }  // namespace
 
@@ -49,11 +53,13 @@ Result<FileId> FileTable::open(std::string_view path, OpenOptions options) {
   auto opened = std::make_unique<OpenFile>();
   opened->fd = UniqueFd(::openat(root_.get(), name.c_str(), flags, 0600));
   if (!opened->fd.valid()) return error(failure("open", path, errno).error());
-  // O_DIRECT comes after the open: with it, a refusing file system may leave a new file behind and still fail.
+  // O_DIRECT comes after the open: with it, a refusing file system may leave a new file behind and
+  // still fail.
   if (options.direct) {
     opened->direct_in_kernel = ::fcntl(opened->fd.get(), F_SETFL, O_DIRECT) == 0;
     if (!opened->direct_in_kernel && note_.empty()) {
-      note_ = std::string("direct I/O: refused by the file system (") + std::strerror(errno) + "), buffered instead";
+      note_ = std::string("direct I/O: refused by the file system (") + std::strerror(errno) +
+              "), buffered instead";
       KVT_LOG(kWarn, "%s", note_.c_str());
     }
   }
@@ -74,7 +80,8 @@ Result<std::uint64_t> FileTable::size_bytes(FileId file) const {
   const OpenFile* const found = find(file);
   if (found == nullptr) return error(Code::kInvalid, "the file is not open");
   struct stat status {};
-  if (::fstat(found->fd.get(), &status) != 0) return error(failure("stat", found->path, errno).error());
+  if (::fstat(found->fd.get(), &status) != 0)
+    return error(failure("stat", found->path, errno).error());
   return static_cast<std::uint64_t>(status.st_size);
 }
 
@@ -82,9 +89,11 @@ Result<void> FileTable::resize(FileId file, std::uint64_t size_bytes) {
   const OpenFile* const found = find(file);
   if (found == nullptr) return error(Code::kInvalid, "the file is not open");
   if (!found->writable) return error(Code::kInvalid, "the file is open for reading only");
-  if (size_bytes > static_cast<std::uint64_t>(INT64_MAX)) return error(Code::kTooLarge, "beyond the largest file");
+  if (size_bytes > static_cast<std::uint64_t>(INT64_MAX))
+    return error(Code::kTooLarge, "beyond the largest file");
   if (KVT_FAULT("io.resize")) return error(Code::kIo, "fault point io.resize", EIO);
-  if (::ftruncate(found->fd.get(), static_cast<off_t>(size_bytes)) != 0) return failure("resize", found->path, errno);
+  if (::ftruncate(found->fd.get(), static_cast<off_t>(size_bytes)) != 0)
+    return failure("resize", found->path, errno);
   return {};
 }
 
@@ -109,7 +118,8 @@ Result<std::vector<std::string>> FileTable::list(std::string_view directory) con
   std::vector<std::string> names;
   errno = 0;
   while (const dirent* const entry = ::readdir(stream)) {
-    if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0) names.emplace_back(entry->d_name);
+    if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0)
+      names.emplace_back(entry->d_name);
     errno = 0;
   }
   const int os_error = errno;
@@ -124,21 +134,24 @@ Result<void> FileTable::rename(std::string_view from, std::string_view to) {
   KVT_TRY_VOID(check_io_path(to, false));
   if (KVT_FAULT("io.rename")) return error(Code::kIo, "fault point io.rename", EIO);
   const std::string source(from), target(to);
-  if (::renameat(root_.get(), source.c_str(), root_.get(), target.c_str()) != 0) return failure("rename", from, errno);
+  if (::renameat(root_.get(), source.c_str(), root_.get(), target.c_str()) != 0)
+    return failure("rename", from, errno);
   return {};
 }
 
 Result<void> FileTable::unlink(std::string_view path) {
   KVT_TRY_VOID(check_io_path(path, false));
   if (KVT_FAULT("io.unlink")) return error(Code::kIo, "fault point io.unlink", EIO);
-  if (::unlinkat(root_.get(), std::string(path).c_str(), 0) != 0) return failure("unlink", path, errno);
+  if (::unlinkat(root_.get(), std::string(path).c_str(), 0) != 0)
+    return failure("unlink", path, errno);
   return {};
 }
 
 Result<void> FileTable::sync_directory(std::string_view path) {
   KVT_TRY_VOID(check_io_path(path, true));
   if (KVT_FAULT("io.sync_directory")) return error(Code::kIo, "fault point io.sync_directory", EIO);
-  const UniqueFd fd(::openat(root_.get(), c_path(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const UniqueFd fd(
+      ::openat(root_.get(), c_path(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd.valid()) return failure("sync", path, errno);
   if (::fsync(fd.get()) != 0) return failure("sync", path, errno);
   return {};
@@ -156,10 +169,15 @@ Result<OpenFile*> FileTable::admit(const IoRequest& request) const {
   KVT_TRY_VOID(check_io_request(request, file->direct, file->writable));
   bool fault = false;
   switch (request.op) {
-    case IoOp::kRead: fault = KVT_FAULT("io.read"); break;
-    case IoOp::kWrite: fault = KVT_FAULT("io.write"); break;
+    case IoOp::kRead:
+      fault = KVT_FAULT("io.read");
+      break;
+    case IoOp::kWrite:
+      fault = KVT_FAULT("io.write");
+      break;
     case IoOp::kSync:
-      if (file->poisoned) return error(Code::kIo, "an earlier sync of this file failed: its data cannot be trusted");
+      if (file->poisoned)
+        return error(Code::kIo, "an earlier sync of this file failed: its data cannot be trusted");
       fault = KVT_FAULT("io.sync");
       break;
   }

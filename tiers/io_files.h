@@ -1,6 +1,6 @@
-// FileTable: open files and names below a root directory on a real file system; what the io_uring and the thread back end
-// share. Paths are resolved from the root's descriptor, so the root may be renamed under us. One thread, but for
-// OpenFile::poisoned.
+// FileTable: open files and names below a root directory on a real file system; what the io_uring
+// and the thread back end share. Paths are resolved from the root's descriptor, so the root may be
+// renamed under us. One thread, but for OpenFile::poisoned.
 #pragma once
 
 #include <atomic>
@@ -16,12 +16,12 @@ namespace kvtier {
 struct OpenFile {
   UniqueFd fd;
   std::string path;
-  bool direct = false;          // was asked for: alignment is checked
+  bool direct = false;  // was asked for: alignment is checked
   bool direct_in_kernel = false;
   bool writable = false;
-  std::int32_t slot = -1;       // of io_uring's registered files; -1: none
-  // A sync failed: the kernel may have dropped what it could not write and calls it clean, so no later sync means
-  // anything. Any thread.
+  std::int32_t slot = -1;  // of io_uring's registered files; -1: none
+  // A sync failed: the kernel may have dropped what it could not write and calls it clean, so no
+  // later sync means anything. Any thread.
   std::atomic<bool> poisoned{false};
 };
 
@@ -42,7 +42,8 @@ class FileTable {
   [[nodiscard]] Result<void> sync_directory(std::string_view path);
   [[nodiscard]] Result<std::uint64_t> free_bytes() const;
 
-  // The file of a request that may go to the kernel; checks the request, its fault point and the poison.
+  // The file of a request that may go to the kernel; checks the request, its fault point and the
+  // poison.
   [[nodiscard]] Result<OpenFile*> admit(const IoRequest& request) const;
   // The status of a failed transfer or sync, logged; a failed sync poisons. Any thread.
   static Status failed(OpenFile& file, IoOp op, int os_error);

@@ -11,7 +11,9 @@ constexpr std::size_t kDemandClass = static_cast<std::size_t>(IoPriority::kDeman
 constexpr std::size_t kWriteBackClass = static_cast<std::size_t>(IoPriority::kWriteBack);
 constexpr std::size_t kBackgroundClass = static_cast<std::size_t>(IoPriority::kBackground);
 
-constexpr std::size_t class_of(const IoRequest& request) { return static_cast<std::size_t>(request.priority); }
+constexpr std::size_t class_of(const IoRequest& request) {
+  return static_cast<std::size_t>(request.priority);
+}
 
 constexpr bool fits(std::uint64_t size, std::uint64_t used, std::uint64_t bound) {
   return used <= bound && size <= bound - used;
@@ -34,7 +36,8 @@ std::size_t IoScheduler::poll() {
   return finished;
 }
 
-// Stops at the first request that must wait: nothing less urgent may take the room that it waits for.
+// Stops at the first request that must wait: nothing less urgent may take the room that it waits
+// for.
 void IoScheduler::start_what_fits() {
   for (std::size_t urgency = 0; urgency < kIoPriorities; ++urgency) {
     std::deque<IoRequest>& queue = waiting_[urgency];
@@ -60,8 +63,8 @@ void IoScheduler::start_what_fits() {
   }
 }
 
-// A request above a bound starts when nothing of its class is in flight, or it would wait for ever; so does any commit,
-// which must not queue behind a full house of reads.
+// A request above a bound starts when nothing of its class is in flight, or it would wait for ever;
+// so does any commit, which must not queue behind a full house of reads.
 bool IoScheduler::may_start(const IoRequest& request) const noexcept {
   const std::size_t urgency = class_of(request);
   const std::uint64_t size = request.size_bytes();
@@ -71,7 +74,8 @@ bool IoScheduler::may_start(const IoRequest& request) const noexcept {
                         in_flight_count_[kCommitClass] != 0 || in_flight_count_[kDemandClass] != 0;
     const std::uint64_t bound =
         urgent ? options_.bulk_bytes_when_urgent_max : options_.bulk_bytes_in_flight_max;
-    const std::uint64_t used = in_flight_bytes_[kWriteBackClass] + in_flight_bytes_[kBackgroundClass];
+    const std::uint64_t used =
+        in_flight_bytes_[kWriteBackClass] + in_flight_bytes_[kBackgroundClass];
     const bool alone = in_flight_count_[kWriteBackClass] + in_flight_count_[kBackgroundClass] == 0;
     if (!fits(size, used, bound) && !(size > bound && alone)) return false;
   }

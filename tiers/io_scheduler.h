@@ -1,8 +1,9 @@
 // IoScheduler: decides what goes to the disk next. One thread, the owner of the Io.
 //
-// Urgency first (commit > demand > prefetch > write-back > background), within a class in order of submission. Bytes in
-// flight are bounded, and bulk classes (write-back, background) get a smaller bound of their own that shrinks while a
-// commit or a demand read waits or is in flight: one client's bulk write must not hold up another's read.
+// Urgency first (commit > demand > prefetch > write-back > background), within a class in order of
+// submission. Bytes in flight are bounded, and bulk classes (write-back, background) get a smaller
+// bound of their own that shrinks while a commit or a demand read waits or is in flight: one
+// client's bulk write must not hold up another's read.
 #pragma once
 
 #include <array>

@@ -1,8 +1,8 @@
 // SimIo: the Io over a SimDisk, on a virtual clock. One thread.
 //
-// An operation takes effect when it is submitted or when it completes, drawn for each, so that code which does not wait
-// for a completion is found out. A read that is in flight sees the file at one of these two times. A failed sync poisons
-// the open file as the real back ends do.
+// An operation takes effect when it is submitted or when it completes, drawn for each, so that code
+// which does not wait for a completion is found out. A read that is in flight sees the file at one
+// of these two times. A failed sync poisons the open file as the real back ends do.
 #include <map>
 #include <unordered_map>
 #include <utility>
@@ -17,7 +17,10 @@ namespace kvtier {
 class SimIo final : public Io {
  public:
   SimIo(SimDisk& disk, VirtualClock& clock)
-      : disk_(disk), state_(*disk.state_), clock_(clock), random_(state_.random.next()),
+      : disk_(disk),
+        state_(*disk.state_),
+        clock_(clock),
+        random_(state_.random.next()),
         power_cuts_(state_.power_cuts) {}
 
   Result<FileId> open(std::string_view path, OpenOptions options) override;
@@ -186,13 +189,15 @@ Result<void> SimIo::transfer(const IoRequest& request, File& file) {
     // One write of the disk, whatever its pieces: a power cut may tear it anywhere.
     std::vector<std::byte> bytes;
     bytes.reserve(static_cast<std::size_t>(request.size_bytes()));
-    for (const IoVec& piece : request.pieces) bytes.insert(bytes.end(), piece.data, piece.data + piece.size_bytes);
+    for (const IoVec& piece : request.pieces)
+      bytes.insert(bytes.end(), piece.data, piece.data + piece.size_bytes);
     return state_.write(*file.node, request.offset, bytes);
   }
   std::uint64_t offset = request.offset;
   for (const IoVec& piece : request.pieces) {
     std::uint64_t got = 0;
-    KVT_TRY_VOID(state_.read(*file.node, offset, {piece.data, static_cast<std::size_t>(piece.size_bytes)}, &got));
+    KVT_TRY_VOID(state_.read(*file.node, offset,
+                             {piece.data, static_cast<std::size_t>(piece.size_bytes)}, &got));
     if (got != piece.size_bytes) return error(Code::kCorrupt, "file is shorter than it should be");
     offset += got;
   }
@@ -200,7 +205,8 @@ Result<void> SimIo::transfer(const IoRequest& request, File& file) {
 }
 
 Result<void> SimIo::sync(File& file) {
-  if (file.poisoned) return error(Code::kIo, "an earlier sync of this file failed: its data cannot be trusted");
+  if (file.poisoned)
+    return error(Code::kIo, "an earlier sync of this file failed: its data cannot be trusted");
   const Result<void> result = state_.sync(*file.node);
   file.poisoned = !result;
   return result;
@@ -212,12 +218,22 @@ void SimIo::count(const IoRequest& request, const Result<void>& result) {
     return;
   }
   switch (request.op) {
-    case IoOp::kRead: ++stats_.reads; stats_.read_bytes += request.size_bytes(); break;
-    case IoOp::kWrite: ++stats_.writes; stats_.written_bytes += request.size_bytes(); break;
-    case IoOp::kSync: ++stats_.syncs; break;
+    case IoOp::kRead:
+      ++stats_.reads;
+      stats_.read_bytes += request.size_bytes();
+      break;
+    case IoOp::kWrite:
+      ++stats_.writes;
+      stats_.written_bytes += request.size_bytes();
+      break;
+    case IoOp::kSync:
+      ++stats_.syncs;
+      break;
   }
 }
 
-std::unique_ptr<Io> make_sim_io(SimDisk& disk, VirtualClock& clock) { return std::make_unique<SimIo>(disk, clock); }
+std::unique_ptr<Io> make_sim_io(SimDisk& disk, VirtualClock& clock) {
+  return std::make_unique<SimIo>(disk, clock);
+}
 
 }  // namespace kvtier

@@ -1,15 +1,15 @@
-// ThreadIo: the Io over blocking system calls in a few threads. Works everywhere; costs two to four times the processor
-// time of io_uring.
+// ThreadIo: the Io over blocking system calls in a few threads. Works everywhere; costs two to four
+// times the processor time of io_uring.
 //
-// The owner's thread checks and queues; workers transfer; finished operations wait in a list, announced by an eventfd,
-// until the owner's poll() runs their callbacks.
+// The owner's thread checks and queues; workers transfer; finished operations wait in a list,
+// announced by an eventfd, until the owner's poll() runs their callbacks.
 #include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <algorithm>
+#include <cerrno>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -28,15 +28,27 @@ class ThreadIo final : public Io {
   ThreadIo(FileTable files, UniqueFd event, std::string note, std::uint32_t threads);
   ~ThreadIo() override;
 
-  Result<FileId> open(std::string_view path, OpenOptions options) override { return files_.open(path, options); }
+  Result<FileId> open(std::string_view path, OpenOptions options) override {
+    return files_.open(path, options);
+  }
   void close(FileId file) override { files_.close(file); }
   Result<std::uint64_t> size_bytes(FileId file) override { return files_.size_bytes(file); }
-  Result<void> resize(FileId file, std::uint64_t size) override { return files_.resize(file, size); }
-  Result<void> make_directory(std::string_view path) override { return files_.make_directory(path); }
-  Result<std::vector<std::string>> list(std::string_view directory) override { return files_.list(directory); }
-  Result<void> rename(std::string_view from, std::string_view to) override { return files_.rename(from, to); }
+  Result<void> resize(FileId file, std::uint64_t size) override {
+    return files_.resize(file, size);
+  }
+  Result<void> make_directory(std::string_view path) override {
+    return files_.make_directory(path);
+  }
+  Result<std::vector<std::string>> list(std::string_view directory) override {
+    return files_.list(directory);
+  }
+  Result<void> rename(std::string_view from, std::string_view to) override {
+    return files_.rename(from, to);
+  }
   Result<void> unlink(std::string_view path) override { return files_.unlink(path); }
-  Result<void> sync_directory(std::string_view path) override { return files_.sync_directory(path); }
+  Result<void> sync_directory(std::string_view path) override {
+    return files_.sync_directory(path);
+  }
   Result<std::uint64_t> free_bytes() override { return files_.free_bytes(); }
 
   void submit(IoRequest request) override;
@@ -62,7 +74,7 @@ class ThreadIo final : public Io {
   void finish(Job job);
   void count(const Job& job);
 
-  FileTable files_;         // owner's thread
+  FileTable files_;  // owner's thread
   const UniqueFd event_;
   const std::string note_;
   std::size_t in_flight_ = 0;  // owner's thread
@@ -96,9 +108,10 @@ Result<void> transfer(const IoRequest& request, OpenFile& file) {
   std::uint64_t offset = request.offset;
   while (first < pieces.size()) {
     const int count = static_cast<int>(pieces.size() - first);
-    const ssize_t moved = request.op == IoOp::kRead
-                              ? ::preadv(file.fd.get(), &pieces[first], count, static_cast<off_t>(offset))
-                              : ::pwritev(file.fd.get(), &pieces[first], count, static_cast<off_t>(offset));
+    const ssize_t moved =
+        request.op == IoOp::kRead
+            ? ::preadv(file.fd.get(), &pieces[first], count, static_cast<off_t>(offset))
+            : ::pwritev(file.fd.get(), &pieces[first], count, static_cast<off_t>(offset));
     if (moved < 0) {
       if (errno == EINTR || errno == EAGAIN) continue;
       return error(FileTable::failed(file, request.op, errno));
@@ -106,7 +119,8 @@ Result<void> transfer(const IoRequest& request, OpenFile& file) {
     const auto bytes = static_cast<std::size_t>(moved);
     skip_bytes(&pieces, &first, bytes);
     offset += bytes;
-    // A direct read that stops at an odd place stopped at the end of the file; going on would be EINVAL.
+    // A direct read that stops at an odd place stopped at the end of the file; going on would be
+    // EINVAL.
     const bool at_end = bytes == 0 || (file.direct_in_kernel && bytes % kDiskAlign != 0);
     if (first < pieces.size() && at_end) {
       if (request.op == IoOp::kWrite) return error(FileTable::failed(file, request.op, EIO));
@@ -118,7 +132,8 @@ Result<void> transfer(const IoRequest& request, OpenFile& file) {
 
 Result<void> run(const IoRequest& request, OpenFile& file) {
   if (request.op != IoOp::kSync) return transfer(request, file);
-  if (file.poisoned) return error(Code::kIo, "an earlier sync of this file failed: its data cannot be trusted");
+  if (file.poisoned)
+    return error(Code::kIo, "an earlier sync of this file failed: its data cannot be trusted");
   if (::fdatasync(file.fd.get()) != 0) return error(FileTable::failed(file, request.op, errno));
   return {};
 }
@@ -201,9 +216,17 @@ void ThreadIo::count(const Job& job) {
     return;
   }
   switch (job.request.op) {
-    case IoOp::kRead: ++stats_.reads; stats_.read_bytes += job.request.size_bytes(); break;
-    case IoOp::kWrite: ++stats_.writes; stats_.written_bytes += job.request.size_bytes(); break;
-    case IoOp::kSync: ++stats_.syncs; break;
+    case IoOp::kRead:
+      ++stats_.reads;
+      stats_.read_bytes += job.request.size_bytes();
+      break;
+    case IoOp::kWrite:
+      ++stats_.writes;
+      stats_.written_bytes += job.request.size_bytes();
+      break;
+    case IoOp::kSync:
+      ++stats_.syncs;
+      break;
   }
 }
 
@@ -213,7 +236,8 @@ Result<std::unique_ptr<Io>> make_thread_io(const IoOptions& options, std::string
   KVT_TRY(FileTable files, FileTable::open_root(options.root));
   UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!event.valid()) return error(status_of_errno(errno, "no event descriptor"));
-  return std::make_unique<ThreadIo>(std::move(files), std::move(event), std::move(note), options.threads);
+  return std::make_unique<ThreadIo>(std::move(files), std::move(event), std::move(note),
+                                    options.threads);
 }
 
 }  // namespace kvtier

@@ -1,9 +1,10 @@
 // UringIo: the Io over io_uring; the only file that knows liburing.
 //
-// Up to `depth` operations are in the kernel; the rest wait in order. Transfers whose pieces make one run inside the
-// registered arena go as READ_FIXED / WRITE_FIXED, which spares the pinning of pages (half the processor time from 256 KiB
-// on); others as plain or vectored ones. The ring is made disabled and enabled by the thread that submits first, which
-// owns it from then on. A short transfer goes on where it stopped; EAGAIN and EINTR go again.
+// Up to `depth` operations are in the kernel; the rest wait in order. Transfers whose pieces make
+// one run inside the registered arena go as READ_FIXED / WRITE_FIXED, which spares the pinning of
+// pages (half the processor time from 256 KiB on); others as plain or vectored ones. The ring is
+// made disabled and enabled by the thread that submits first, which owns it from then on. A short
+// transfer goes on where it stopped; EAGAIN and EINTR go again.
 #include <fcntl.h>
 #include <liburing.h>
 #include <string.h>
@@ -26,10 +27,12 @@
 namespace kvtier {
 namespace {
 
-constexpr std::uint64_t kRegisteredPieceBytes = 1ull << 30;  // the kernel's limit of one registered buffer
-constexpr std::uint64_t kSubmissionBytesMax = 1ull << 30;    // of one submission; what is above goes on after it
+constexpr std::uint64_t kRegisteredPieceBytes =
+    1ull << 30;  // the kernel's limit of one registered buffer
+constexpr std::uint64_t kSubmissionBytesMax =
+    1ull << 30;  // of one submission; what is above goes on after it
 constexpr unsigned kRegisteredFiles = 1024;
-constexpr std::uint32_t kRetriesMax = 1000;                  // of one operation that the kernel puts off
+constexpr std::uint32_t kRetriesMax = 1000;  // of one operation that the kernel puts off
 
 const char* errno_name(int os_error) {
   const char* const name = ::strerrorname_np(os_error);
@@ -39,11 +42,18 @@ const char* errno_name(int os_error) {
 // What to do about a ring that cannot be made.
 const char* mend_of_setup(int os_error) {
   switch (os_error) {
-    case EPERM: case EACCES: return "blocked by seccomp or kernel.io_uring_disabled";
-    case ENOSYS: return "not in this kernel, or hidden by a container's seccomp profile";
-    case ENOMEM: return "no memory for the ring: raise the memlock limit (ulimit -l, LimitMEMLOCK=)";
-    case EMFILE: case ENFILE: return "too many open files: raise ulimit -n";
-    default: return "the kernel refuses the ring";
+    case EPERM:
+    case EACCES:
+      return "blocked by seccomp or kernel.io_uring_disabled";
+    case ENOSYS:
+      return "not in this kernel, or hidden by a container's seccomp profile";
+    case ENOMEM:
+      return "no memory for the ring: raise the memlock limit (ulimit -l, LimitMEMLOCK=)";
+    case EMFILE:
+    case ENFILE:
+      return "too many open files: raise ulimit -n";
+    default:
+      return "the kernel refuses the ring";
   }
 }
 
@@ -64,7 +74,8 @@ class Ring {
     };
     int result = 0;
     for (const unsigned mode : kModes) {
-      result = -io_uring_queue_init(entries, &ring_, mode | IORING_SETUP_R_DISABLED | IORING_SETUP_CLAMP);
+      result = -io_uring_queue_init(entries, &ring_,
+                                    mode | IORING_SETUP_R_DISABLED | IORING_SETUP_CLAMP);
       made_ = result == 0;
       if (result != EINVAL) break;
     }
@@ -86,12 +97,22 @@ class UringIo final : public Io {
   Result<FileId> open(std::string_view path, OpenOptions options) override;
   void close(FileId file) override;
   Result<std::uint64_t> size_bytes(FileId file) override { return files_.size_bytes(file); }
-  Result<void> resize(FileId file, std::uint64_t size) override { return files_.resize(file, size); }
-  Result<void> make_directory(std::string_view path) override { return files_.make_directory(path); }
-  Result<std::vector<std::string>> list(std::string_view directory) override { return files_.list(directory); }
-  Result<void> rename(std::string_view from, std::string_view to) override { return files_.rename(from, to); }
+  Result<void> resize(FileId file, std::uint64_t size) override {
+    return files_.resize(file, size);
+  }
+  Result<void> make_directory(std::string_view path) override {
+    return files_.make_directory(path);
+  }
+  Result<std::vector<std::string>> list(std::string_view directory) override {
+    return files_.list(directory);
+  }
+  Result<void> rename(std::string_view from, std::string_view to) override {
+    return files_.rename(from, to);
+  }
   Result<void> unlink(std::string_view path) override { return files_.unlink(path); }
-  Result<void> sync_directory(std::string_view path) override { return files_.sync_directory(path); }
+  Result<void> sync_directory(std::string_view path) override {
+    return files_.sync_directory(path);
+  }
   Result<std::uint64_t> free_bytes() override { return files_.free_bytes(); }
 
   void submit(IoRequest request) override;
@@ -207,7 +228,8 @@ void UringIo::close(FileId id) {
   if (file->slot >= 0) {
     const int none = -1;
     // A slot that cannot be emptied keeps the file alive until another takes it; it is not lost.
-    static_cast<void>(io_uring_register_files_update(ring_.get(), static_cast<unsigned>(file->slot), &none, 1));
+    static_cast<void>(
+        io_uring_register_files_update(ring_.get(), static_cast<unsigned>(file->slot), &none, 1));
     free_slots_.push_back(file->slot);
   }
   files_.close(id);
@@ -219,8 +241,10 @@ bool UringIo::register_memory(std::byte* data, std::uint64_t size_bytes) {
   KVT_CHECK(registered_ == nullptr && in_flight_ == 0);
   std::vector<iovec> pieces;
   for (std::uint64_t at = 0; at < size_bytes; at += kRegisteredPieceBytes)
-    pieces.push_back({data + at, static_cast<std::size_t>(std::min(kRegisteredPieceBytes, size_bytes - at))});
-  const int result = io_uring_register_buffers(ring_.get(), pieces.data(), static_cast<unsigned>(pieces.size()));
+    pieces.push_back(
+        {data + at, static_cast<std::size_t>(std::min(kRegisteredPieceBytes, size_bytes - at))});
+  const int result =
+      io_uring_register_buffers(ring_.get(), pieces.data(), static_cast<unsigned>(pieces.size()));
   if (result == 0) {
     registered_ = data;
     registered_bytes_ = size_bytes;
@@ -232,7 +256,8 @@ bool UringIo::register_memory(std::byte* data, std::uint64_t size_bytes) {
   char text[256];
   if (result == -ENOMEM || result == -EPERM)
     ::snprintf(text, sizeof text,
-               "registered buffers: %s: the memlock limit of %llu KiB is below the arena's %llu MiB; raise it with "
+               "registered buffers: %s: the memlock limit of %llu KiB is below the arena's %llu "
+               "MiB; raise it with "
                "'ulimit -l unlimited' or LimitMEMLOCK=infinity in the systemd unit",
                errno_name(-result), static_cast<unsigned long long>(limit.rlim_cur >> 10), mib);
   else
@@ -263,8 +288,10 @@ std::string UringIo::note() const {
 void UringIo::enable() {
   if (enabled_) return;
   enabled_ = true;
-  // By system call: liburing 2.3 declares io_uring_enable_rings, but its library does not export it.
-  if (::syscall(SYS_io_uring_register, ring_.get()->ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0) < 0)
+  // By system call: liburing 2.3 declares io_uring_enable_rings, but its library does not export
+  // it.
+  if (::syscall(SYS_io_uring_register, ring_.get()->ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr,
+                0) < 0)
     KVT_LOG(kError, "io_uring: the ring cannot be enabled: %s", errno_name(errno));
 }
 
@@ -307,7 +334,8 @@ void UringIo::begin(Operation* operation, Waiting waiting) {
   rest.clear();
   for (const IoVec& piece : operation->request.pieces) {
     const auto size = static_cast<std::size_t>(piece.size_bytes);
-    if (!rest.empty() && static_cast<std::byte*>(rest.back().iov_base) + rest.back().iov_len == piece.data)
+    if (!rest.empty() &&
+        static_cast<std::byte*>(rest.back().iov_base) + rest.back().iov_len == piece.data)
       rest.back().iov_len += size;
     else
       rest.push_back({piece.data, size});
@@ -336,7 +364,8 @@ void UringIo::prepare(std::uint32_t index) {
   io_uring_sqe_set_data64(entry, index);
 }
 
-void UringIo::prepare_transfer(const Operation& operation, int fd, io_uring_sqe* entry, int buffer) {
+void UringIo::prepare_transfer(const Operation& operation, int fd, io_uring_sqe* entry,
+                               int buffer) {
   const bool read = operation.request.op == IoOp::kRead;
   const iovec& piece = operation.rest[operation.first];
   const auto count = static_cast<unsigned>(operation.rest.size() - operation.first);
@@ -347,7 +376,8 @@ void UringIo::prepare_transfer(const Operation& operation, int fd, io_uring_sqe*
       io_uring_prep_writev(entry, fd, &piece, count, operation.offset);
     return;
   }
-  const auto size = static_cast<unsigned>(std::min<std::uint64_t>(piece.iov_len, kSubmissionBytesMax));
+  const auto size =
+      static_cast<unsigned>(std::min<std::uint64_t>(piece.iov_len, kSubmissionBytesMax));
   if (buffer >= 0 && read)
     io_uring_prep_read_fixed(entry, fd, piece.iov_base, size, operation.offset, buffer);
   else if (buffer >= 0)
@@ -377,8 +407,8 @@ void UringIo::signal() const {
 // ---- the way up ----
 
 std::size_t UringIo::poll() {
-  // The descriptor is emptied before reaping, so that nothing is missed, and once more after it: with deferred task work
-  // the reaping itself signals, and the owner would wake for nothing.
+  // The descriptor is emptied before reaping, so that nothing is missed, and once more after it:
+  // with deferred task work the reaping itself signals, and the owner would wake for nothing.
   do {
     std::uint64_t drained = 0;
     static_cast<void>(!::read(event_.get(), &drained, sizeof drained));
@@ -424,7 +454,8 @@ void UringIo::complete(std::uint32_t index, int result) {
     return;
   }
   auto moved = static_cast<std::size_t>(result);
-  // A direct read that stops at an odd place stopped at the end of the file; going on would be EINVAL.
+  // A direct read that stops at an odd place stopped at the end of the file; going on would be
+  // EINVAL.
   const bool at_end = moved == 0 || (operation.file->direct_in_kernel && moved % kDiskAlign != 0);
   operation.offset += moved;
   while (moved > 0) {
@@ -460,9 +491,17 @@ void UringIo::count(const Finished& finished) {
     return;
   }
   switch (finished.request.op) {
-    case IoOp::kRead: ++stats_.reads; stats_.read_bytes += finished.request.size_bytes(); break;
-    case IoOp::kWrite: ++stats_.writes; stats_.written_bytes += finished.request.size_bytes(); break;
-    case IoOp::kSync: ++stats_.syncs; break;
+    case IoOp::kRead:
+      ++stats_.reads;
+      stats_.read_bytes += finished.request.size_bytes();
+      break;
+    case IoOp::kWrite:
+      ++stats_.writes;
+      stats_.written_bytes += finished.request.size_bytes();
+      break;
+    case IoOp::kSync:
+      ++stats_.syncs;
+      break;
   }
 }
 

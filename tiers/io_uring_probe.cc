@@ -1,5 +1,6 @@
-// Does io_uring do here what the back end needs? Found out by doing: a ring, a write, a sync, a direct read and a read
-// into registered memory on a scratch file. What a kernel, a sandbox and a file system say of themselves is not asked.
+// Does io_uring do here what the back end needs? Found out by doing: a ring, a write, a sync, a
+// direct read and a read into registered memory on a scratch file. What a kernel, a sandbox and a
+// file system say of themselves is not asked.
 #include <string.h>
 #include <unistd.h>
 
@@ -16,8 +17,8 @@ constexpr std::chrono::seconds kProbeTime{5};
 
 std::string reason_of(const char* step, const Status& status) {
   const char* const name = status.os_error != 0 ? ::strerrorname_np(status.os_error) : nullptr;
-  return std::string("io_uring: ") + (name != nullptr ? name : code_name(status.code)) + ": " + step +
-         (status.text != nullptr ? status.text : "failed");
+  return std::string("io_uring: ") + (name != nullptr ? name : code_name(status.code)) + ": " +
+         step + (status.text != nullptr ? status.text : "failed");
 }
 
 // The status of one operation; kTimeout where it does not come back.
@@ -46,7 +47,8 @@ Status run_one(Io& io, IoOp op, FileId file, AlignedBuffer* page) {
 std::string try_operations(Io& io, FileId file) {
   AlignedBuffer written(kDiskAlign), read(kDiskAlign);
   std::memset(written.data(), 0xA5, kDiskAlign);
-  // Memory that cannot be registered (memlock) is no reason against the ring; register_memory says so later.
+  // Memory that cannot be registered (memlock) is no reason against the ring; register_memory says
+  // so later.
   const bool registered = io.register_memory(read.data(), kDiskAlign);
   Status status = run_one(io, IoOp::kWrite, file, &written);
   if (!status.ok()) return reason_of("write of a scratch file: ", status);
@@ -54,8 +56,10 @@ std::string try_operations(Io& io, FileId file) {
   if (!status.ok()) return reason_of("sync of a scratch file: ", status);
   status = run_one(io, IoOp::kRead, file, &read);
   if (!status.ok()) return reason_of("direct read of a scratch file: ", status);
-  if (std::memcmp(read.data(), written.data(), kDiskAlign) != 0) return "io_uring: a read gave other bytes than written";
-  if (registered && io.stats().fixed_reads != 1) return "io_uring: a read into registered memory did not go as one";
+  if (std::memcmp(read.data(), written.data(), kDiskAlign) != 0)
+    return "io_uring: a read gave other bytes than written";
+  if (registered && io.stats().fixed_reads != 1)
+    return "io_uring: a read into registered memory did not go as one";
   return "";
 }
 

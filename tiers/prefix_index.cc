@@ -8,13 +8,15 @@
 
 namespace kvtier {
 
-BlockHash PrefixIndex::extend(BlockHash previous, std::span<const std::uint32_t> ids) const noexcept {
+BlockHash PrefixIndex::extend(BlockHash previous,
+                              std::span<const std::uint32_t> ids) const noexcept {
   KVT_CHECK(ids.size() == kBlockTokens);
   struct {
     BlockHash previous;
     std::uint32_t ids[kBlockTokens];
   } input;
-  static_assert(sizeof(input) == sizeof(BlockHash) + kBlockTokens * sizeof(std::uint32_t), "no padding is hashed");
+  static_assert(sizeof(input) == sizeof(BlockHash) + kBlockTokens * sizeof(std::uint32_t),
+                "no padding is hashed");
   input.previous = previous;
   std::copy(ids.begin(), ids.end(), input.ids);
   return hash128(as_bytes_of(input), key_);

@@ -1,8 +1,10 @@
-// PrefixIndex: from tokens to the longest stored prefix of one space, in memory. One thread (the engine).
+// PrefixIndex: from tokens to the longest stored prefix of one space, in memory. One thread (the
+// engine).
 //
-// The chain hash of block i covers all token ids up to its end, keyed with a secret of the store: hash(i) =
-// xxh3-128(hash(i-1) || ids of block i, seed = key). Blocks sit at absolute positions; a block is filed under the segment
-// that holds its last token. The hash finds, comparison of ids decides: a doubtful match is a miss. 40 bytes a block.
+// The chain hash of block i covers all token ids up to its end, keyed with a secret of the store:
+// hash(i) = xxh3-128(hash(i-1) || ids of block i, seed = key). Blocks sit at absolute positions; a
+// block is filed under the segment that holds its last token. The hash finds, comparison of ids
+// decides: a doubtful match is a miss. 40 bytes a block.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +24,8 @@ class PrefixIndex {
 
   [[nodiscard]] BlockHash first() const noexcept { return {}; }
   // Chain hash of a block from its predecessor's ({0,0} for block 0) and its kBlockTokens ids.
-  [[nodiscard]] BlockHash extend(BlockHash previous, std::span<const std::uint32_t> ids) const noexcept;
+  [[nodiscard]] BlockHash extend(BlockHash previous,
+                                 std::span<const std::uint32_t> ids) const noexcept;
   // Of all whole blocks of a run of ids that begins at token 0.
   [[nodiscard]] std::vector<BlockHash> chain(std::span<const std::uint32_t> ids) const;
 

@@ -88,8 +88,8 @@ void write_header(const Header& header, ByteWriter* writer) {
 
 Result<void> check_regions(const Header& header) {
   static constexpr std::array<std::uint64_t, kRegions> kBytesMax = {
-      kGeometryBytesMax, kSegmentTokensMax * sizeof(TokenRecord), kSegmentTextBytesMax, kSegmentSnapshotBytesMax,
-      kChunksMax * sizeof(ChunkEntry)};
+      kGeometryBytesMax, kSegmentTokensMax * sizeof(TokenRecord), kSegmentTextBytesMax,
+      kSegmentSnapshotBytesMax, kChunksMax * sizeof(ChunkEntry)};
   for (std::size_t i = 0; i < kRegions; ++i)
     if (header.regions[i].size_bytes > kBytesMax[i])
       return error(Code::kCorrupt, "a region of the segment is above its limit");
@@ -130,13 +130,15 @@ Result<Header> read_fields(ByteReader reader) {
 }
 
 Result<void> check_identity(const Header& header) {
-  if (!header.id.valid() || !header.space.valid()) return error(Code::kCorrupt, "the segment has no id or no space");
+  if (!header.id.valid() || !header.space.valid())
+    return error(Code::kCorrupt, "the segment has no id or no space");
   if (header.tokens == 0 || header.tokens > kSegmentTokensMax)
     return error(Code::kCorrupt, "a segment has 1 to 2048 tokens");
   if (header.start_token > kSequenceTokensMax - header.tokens)
     return error(Code::kCorrupt, "the segment lies beyond the longest sequence");
-  if (header.parent.valid() ? header.parent_visible == 0 || header.parent_visible > kSegmentTokensMax
-                            : header.parent_visible != 0)
+  if (header.parent.valid()
+          ? header.parent_visible == 0 || header.parent_visible > kSegmentTokensMax
+          : header.parent_visible != 0)
     return error(Code::kCorrupt, "the segment's parent is wrong");
   return {};
 }
@@ -170,7 +172,8 @@ Result<Geometry> read_geometry(ByteSpan bytes) {
   if (!geometry) return error(Code::kCorrupt, geometry.error().text);
   ByteWriter again;  // one geometry, one byte form
   encode_geometry(*geometry, &again);
-  if (!std::ranges::equal(again.view(), bytes)) return error(Code::kCorrupt, "the geometry has another byte form");
+  if (!std::ranges::equal(again.view(), bytes))
+    return error(Code::kCorrupt, "the geometry has another byte form");
   return geometry;
 }
 
@@ -200,13 +203,14 @@ Result<void> check_chunks(const Header& header, const SegmentMeta& meta) {
       const ChunkEntry& chunk = meta.chunks[index];
       KVT_TRY_VOID(check_chunk(chunk, chunk_bytes));
       const std::uint64_t padded = align_up<std::uint64_t>(chunk.stored_bytes, kDiskAlign);
-      if (chunk.offset % kDiskAlign != 0 || chunk.offset < end || chunk.offset > header.file_bytes ||
-          padded > header.file_bytes - chunk.offset)
+      if (chunk.offset % kDiskAlign != 0 || chunk.offset < end ||
+          chunk.offset > header.file_bytes || padded > header.file_bytes - chunk.offset)
         return error(Code::kCorrupt, "a chunk is not inside the segment, or overlaps another");
       end = chunk.offset + padded;
     }
   }
-  if (end != header.file_bytes) return error(Code::kCorrupt, "the segment does not end with its last chunk");
+  if (end != header.file_bytes)
+    return error(Code::kCorrupt, "the segment does not end with its last chunk");
   return {};
 }
 
@@ -224,7 +228,8 @@ std::uint64_t SegmentMeta::file_bytes() const noexcept {
   return chunks.back().offset + align_up<std::uint64_t>(chunks.back().stored_bytes, kDiskAlign);
 }
 
-std::uint64_t chunk_checksum(SegmentId segment, std::uint32_t chunk_index, ByteSpan stored) noexcept {
+std::uint64_t chunk_checksum(SegmentId segment, std::uint32_t chunk_index,
+                             ByteSpan stored) noexcept {
   const std::uint64_t index = chunk_index + 1ull;
   return hash64(stored, segment.value * 0x9E3779B97F4A7C15ull ^ index * 0xBF58476D1CE4E5B9ull);
 }
@@ -256,17 +261,27 @@ void place_raw_chunks(SegmentMeta* meta) {
 std::vector<std::byte> encode_segment_meta(const SegmentMeta& meta) {
   KVT_CHECK(meta.id.valid() && meta.space.valid());
   KVT_CHECK(!meta.tokens.empty() && meta.tokens.size() <= kSegmentTokensMax);
-  KVT_CHECK(meta.text.size() <= kSegmentTextBytesMax && meta.snapshot.size() <= kSegmentSnapshotBytesMax);
+  KVT_CHECK(meta.text.size() <= kSegmentTextBytesMax &&
+            meta.snapshot.size() <= kSegmentSnapshotBytesMax);
   ByteWriter geometry;
   encode_geometry(meta.geometry, &geometry);
-  const std::array<ByteSpan, kRegions> parts = {geometry.view(), std::as_bytes(std::span(meta.tokens)), meta.text,
-                                                meta.snapshot, std::as_bytes(std::span(meta.chunks))};
+  const std::array<ByteSpan, kRegions> parts = {
+      geometry.view(), std::as_bytes(std::span(meta.tokens)), meta.text, meta.snapshot,
+      std::as_bytes(std::span(meta.chunks))};
   const std::array<std::uint64_t, kRegions> sizes = region_sizes(meta);
-  Header header{.id = meta.id, .space = meta.space, .fingerprint = meta.fingerprint, .parent = meta.parent,
-                .parent_visible = meta.parent_visible, .tokens = static_cast<std::uint32_t>(meta.tokens.size()),
-                .start_token = meta.start_token, .created_unix_ns = meta.created_unix_ns,
-                .previous_chain = meta.previous_chain, .chunks = static_cast<std::uint32_t>(meta.chunks.size()),
-                .meta_bytes = 0, .file_bytes = meta.file_bytes(), .regions = {}};
+  Header header{.id = meta.id,
+                .space = meta.space,
+                .fingerprint = meta.fingerprint,
+                .parent = meta.parent,
+                .parent_visible = meta.parent_visible,
+                .tokens = static_cast<std::uint32_t>(meta.tokens.size()),
+                .start_token = meta.start_token,
+                .created_unix_ns = meta.created_unix_ns,
+                .previous_chain = meta.previous_chain,
+                .chunks = static_cast<std::uint32_t>(meta.chunks.size()),
+                .meta_bytes = 0,
+                .file_bytes = meta.file_bytes(),
+                .regions = {}};
   for (std::size_t i = 0; i < kRegions; ++i) {
     KVT_CHECK(parts[i].size() == sizes[i]);  // of the chunk table: place_raw_chunks was called
     header.regions[i].size_bytes = sizes[i];
@@ -291,7 +306,8 @@ Result<std::uint64_t> parse_segment_header(ByteSpan header_bytes) {
 
 Result<SegmentMeta> parse_segment_meta(ByteSpan bytes) {
   KVT_TRY(const Header header, read_header(bytes));
-  if (bytes.size() < header.meta_bytes) return error(Code::kCorrupt, "the segment's metadata is cut short");
+  if (bytes.size() < header.meta_bytes)
+    return error(Code::kCorrupt, "the segment's metadata is cut short");
   KVT_TRY_VOID(check_region_bytes(header, bytes));
   const auto region = [&](Region index) {
     return bytes.subspan(header.regions[index].offset, header.regions[index].size_bytes);

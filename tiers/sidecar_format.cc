@@ -19,7 +19,8 @@ static_assert(kSidecarHeaderBytes == kHeadBytes);
 
 std::vector<std::byte> encode_sidecar(SidecarHeader header, ByteSpan payload) {
   KVT_CHECK(header.segment.valid() && header.kind != 0);
-  KVT_CHECK(header.tokens >= 1 && header.tokens <= kSegmentTokensMax && header.unit_tokens <= kSegmentTokensMax);
+  KVT_CHECK(header.tokens >= 1 && header.tokens <= kSegmentTokensMax &&
+            header.unit_tokens <= kSegmentTokensMax);
   KVT_CHECK(payload.size() <= kSidecarPayloadBytesMax);
   ByteWriter writer;
   begin_head(kMagic, kSidecarVersion, &writer);
@@ -51,9 +52,11 @@ Result<SidecarHeader> parse_sidecar_header(ByteSpan first_bytes) {
   KVT_TRY_VOID(expect_zeros(&reader));
   if (!header.segment.valid() || header.kind == 0)
     return error(Code::kCorrupt, "the sidecar has no segment or no kind");
-  if (header.tokens == 0 || header.tokens > kSegmentTokensMax || header.unit_tokens > kSegmentTokensMax)
+  if (header.tokens == 0 || header.tokens > kSegmentTokensMax ||
+      header.unit_tokens > kSegmentTokensMax)
     return error(Code::kCorrupt, "the sidecar's token counts are wrong");
-  if (header.payload_bytes > kSidecarPayloadBytesMax) return error(Code::kCorrupt, "the sidecar is above its limit");
+  if (header.payload_bytes > kSidecarPayloadBytesMax)
+    return error(Code::kCorrupt, "the sidecar is above its limit");
   return header;
 }
 
@@ -78,7 +81,8 @@ std::string sidecar_path(SegmentId segment, std::uint32_t kind) {
 }
 
 Result<SidecarName> sidecar_name_of(std::string_view file_name) {
-  if (file_name.size() < 18 + kSuffix.size() || !file_name.ends_with(kSuffix) || file_name[16] != '-')
+  if (file_name.size() < 18 + kSuffix.size() || !file_name.ends_with(kSuffix) ||
+      file_name[16] != '-')
     return error(Code::kInvalid, "not the name of a sidecar");
   KVT_TRY(const std::uint64_t segment, parse_hex16(file_name.substr(0, 16)));
   const std::string_view digits = file_name.substr(17, file_name.size() - 17 - kSuffix.size());

@@ -1,4 +1,5 @@
-// Files, names and syncs of the simulated disk. What a power cut does to them is in sim_disk_crash.cc.
+// Files, names and syncs of the simulated disk. What a power cut does to them is in
+// sim_disk_crash.cc.
 #include "tiers/sim_disk.h"
 
 #include <algorithm>
@@ -54,7 +55,8 @@ void SimView::read(std::uint64_t offset, MutableByteSpan target) const {
   while (done < target.size()) {
     const std::uint64_t at = offset + done;
     const std::size_t inside = static_cast<std::size_t>(at % kSimPageBytes);
-    const std::size_t count = std::min(target.size() - done, static_cast<std::size_t>(kSimPageBytes) - inside);
+    const std::size_t count =
+        std::min(target.size() - done, static_cast<std::size_t>(kSimPageBytes) - inside);
     const auto& page = pages_[static_cast<std::size_t>(at / kSimPageBytes)];
     if (page == nullptr)
       std::memset(target.data() + done, 0, count);
@@ -71,7 +73,8 @@ void SimView::write(std::uint64_t offset, ByteSpan source) {
   while (done < source.size()) {
     const std::uint64_t at = offset + done;
     const std::size_t inside = static_cast<std::size_t>(at % kSimPageBytes);
-    const std::size_t count = std::min(source.size() - done, static_cast<std::size_t>(kSimPageBytes) - inside);
+    const std::size_t count =
+        std::min(source.size() - done, static_cast<std::size_t>(kSimPageBytes) - inside);
     std::memcpy(own(at / kSimPageBytes).data() + inside, source.data() + done, count);
     done += count;
   }
@@ -82,13 +85,15 @@ void SimView::resize(std::uint64_t size_bytes) {
   pages_.resize(static_cast<std::size_t>(align_up(size_bytes, kSimPageBytes) / kSimPageBytes));
   // What lies beyond the end is zero, so that growing again shows zeros.
   if (size_bytes < size_bytes_ && inside != 0 && pages_.back() != nullptr)
-    std::memset(own(pages_.size() - 1).data() + inside, 0, static_cast<std::size_t>(kSimPageBytes - inside));
+    std::memset(own(pages_.size() - 1).data() + inside, 0,
+                static_cast<std::size_t>(kSimPageBytes - inside));
   size_bytes_ = size_bytes;
 }
 
 void SimView::flip_bit(std::uint64_t offset, std::uint32_t bit) {
   if (offset >= size_bytes_) return;
-  own(offset / kSimPageBytes)[static_cast<std::size_t>(offset % kSimPageBytes)] ^= std::byte{1} << (bit % 8);
+  own(offset / kSimPageBytes)[static_cast<std::size_t>(offset % kSimPageBytes)] ^= std::byte{1}
+                                                                                   << (bit % 8);
 }
 
 // ---- state ----
@@ -143,22 +148,26 @@ Result<void> SimDisk::State::read(const SimNode& node, std::uint64_t offset, Mut
 bool SimDisk::State::grow(SimNode& node, std::uint64_t size_bytes) {
   const std::uint64_t old = node.now.size_bytes();
   if (size_bytes <= old || !node.linked) return true;
-  const std::uint64_t free = options.capacity_bytes > used_bytes ? options.capacity_bytes - used_bytes : 0;
+  const std::uint64_t free =
+      options.capacity_bytes > used_bytes ? options.capacity_bytes - used_bytes : 0;
   if (size_bytes - old > free) return false;
   used_bytes += size_bytes - old;
   return true;
 }
 
 Result<void> SimDisk::State::write(SimNode& node, std::uint64_t offset, ByteSpan source) {
-  if (source.size() > UINT64_MAX / 2 - offset) return error(Code::kTooLarge, "beyond the largest file");
+  if (source.size() > UINT64_MAX / 2 - offset)
+    return error(Code::kTooLarge, "beyond the largest file");
   Result<void> result;
   if (options.write_error_one_in != 0 && random.one_in(options.write_error_one_in)) {
     // A failed write may have done some of its sectors.
-    source = source.first(static_cast<std::size_t>(random.below(source.size() / kSimSectorBytes + 1) * kSimSectorBytes));
+    source = source.first(static_cast<std::size_t>(
+        random.below(source.size() / kSimSectorBytes + 1) * kSimSectorBytes));
     result = error(Code::kIo, "simulated write error", 5);
   }
   if (source.empty()) return result;
-  if (!grow(node, offset + source.size())) return error(Code::kNoSpace, "the simulated disk is full", 28);
+  if (!grow(node, offset + source.size()))
+    return error(Code::kNoSpace, "the simulated disk is full", 28);
   node.now.write(offset, source);
   node.unsynced.push_back({false, offset, {source.begin(), source.end()}});
   return result;
@@ -270,13 +279,14 @@ Result<void> SimDisk::make_directory(std::string_view path) {
   return {};
 }
 
-// Makes durable every change of a name in the directory, and earlier ones of the same names elsewhere (a rename between
-// directories is one change).
+// Makes durable every change of a name in the directory, and earlier ones of the same names
+// elsewhere (a rename between directories is one change).
 Result<void> SimDisk::sync_directory(std::string_view path) {
   KVT_TRY(const std::string directory, normal_path(path));
   if (!directory.empty()) {
     const auto found = state_->names.find(directory);
-    if (found == state_->names.end() || !found->second->directory) return error(Code::kNotFound, "no such directory");
+    if (found == state_->names.end() || !found->second->directory)
+      return error(Code::kNotFound, "no such directory");
   }
   if (!state_->count_sync()) return {};
   std::vector<SimNameChange>& changes = state_->unsynced_names;
@@ -284,7 +294,8 @@ Result<void> SimDisk::sync_directory(std::string_view path) {
   std::map<std::string_view, bool> wanted;
   for (std::size_t i = changes.size(); i-- > 0;) {
     const SimNameChange& change = changes[i];
-    durable[i] = touches_directory(change, directory) || (!change.from.empty() && wanted.contains(change.from)) ||
+    durable[i] = touches_directory(change, directory) ||
+                 (!change.from.empty() && wanted.contains(change.from)) ||
                  (!change.to.empty() && wanted.contains(change.to));
     if (!durable[i]) continue;
     wanted[change.from] = wanted[change.to] = true;
@@ -325,7 +336,8 @@ Result<void> SimDisk::rename(std::string_view from, std::string_view to) {
   KVT_TRY(std::string target, state_->place(to));
   if (target.empty()) return error(Code::kInvalid, "a file name is missing");
   if (source == target) return {};
-  if (const auto found = state_->names.find(target); found != state_->names.end() && found->second->directory)
+  if (const auto found = state_->names.find(target);
+      found != state_->names.end() && found->second->directory)
     return error(Code::kInvalid, "it is a directory");
   state_->change_names({std::move(source), std::move(target), node});
   return {};
@@ -334,7 +346,9 @@ Result<void> SimDisk::rename(std::string_view from, std::string_view to) {
 Result<void> SimDisk::unlink(std::string_view path) { return state_->unlink(path, true); }
 std::uint64_t SimDisk::used_bytes() const { return state_->used_bytes; }
 std::uint64_t SimDisk::free_bytes() const {
-  return state_->options.capacity_bytes > state_->used_bytes ? state_->options.capacity_bytes - state_->used_bytes : 0;
+  return state_->options.capacity_bytes > state_->used_bytes
+             ? state_->options.capacity_bytes - state_->used_bytes
+             : 0;
 }
 
 void SimDisk::crash() { state_->cut_power(); }
@@ -346,7 +360,9 @@ void SimDisk::rot(std::string_view path, std::uint64_t offset, std::uint32_t bit
   (*node)->durable.flip_bit(offset, bit);
 }
 
-void SimDisk::set_capacity_bytes(std::uint64_t capacity_bytes) { state_->options.capacity_bytes = capacity_bytes; }
+void SimDisk::set_capacity_bytes(std::uint64_t capacity_bytes) {
+  state_->options.capacity_bytes = capacity_bytes;
+}
 void SimDisk::set_error_rates(std::uint32_t read_one_in, std::uint32_t write_one_in) {
   state_->options.read_error_one_in = read_one_in;
   state_->options.write_error_one_in = write_one_in;

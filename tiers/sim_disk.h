@@ -1,10 +1,12 @@
-// SimDisk: a disk in memory with a file system on it that loses what was not synced. For tests and the simulation.
+// SimDisk: a disk in memory with a file system on it that loses what was not synced. For tests and
+// the simulation.
 //
-// Fault model at a power cut (crash()): of the writes to a file since its last sync, each is kept, lost, torn at a
-// 512-byte boundary, or (rarely) lands at another 4096-byte place of the same file that was also unsynced; order does not
-// count. Names created, renamed or unlinked since the directory's last sync are kept or lost one by one (in order for one
-// name). Synced data survives, unless bit rot is asked for. All choices come from one seed. One thread.
-// SimIo is the Io over it (tiers/io.h); RocksDB runs on the same disk by catalogue_env_sim.h.
+// Fault model at a power cut (crash()): of the writes to a file since its last sync, each is kept,
+// lost, torn at a 512-byte boundary, or (rarely) lands at another 4096-byte place of the same file
+// that was also unsynced; order does not count. Names created, renamed or unlinked since the
+// directory's last sync are kept or lost one by one (in order for one name). Synced data survives,
+// unless bit rot is asked for. All choices come from one seed. One thread. SimIo is the Io over it
+// (tiers/io.h); RocksDB runs on the same disk by catalogue_env_sim.h.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +26,10 @@ namespace kvtier {
 struct SimDiskOptions {
   std::uint64_t seed = 1;
   std::uint64_t capacity_bytes = 4ull << 30;
-  std::uint32_t read_error_one_in = 0;   // 0: never
+  std::uint32_t read_error_one_in = 0;  // 0: never
   std::uint32_t write_error_one_in = 0;
-  std::uint32_t latency_ns_max = 200'000;  // of one SimIo operation, uniform from 0, on the virtual clock
+  std::uint32_t latency_ns_max =
+      200'000;  // of one SimIo operation, uniform from 0, on the virtual clock
 };
 
 class SimDisk {
@@ -38,7 +41,8 @@ class SimDisk {
   [[nodiscard]] Result<void> create(std::string_view path, bool must_be_new);
   [[nodiscard]] bool exists(std::string_view path) const;
   [[nodiscard]] Result<std::uint64_t> size_bytes(std::string_view path) const;
-  [[nodiscard]] Result<void> read(std::string_view path, std::uint64_t offset, MutableByteSpan target,
+  [[nodiscard]] Result<void> read(std::string_view path, std::uint64_t offset,
+                                  MutableByteSpan target,
                                   std::uint64_t* got) const;  // short at the end of the file
   [[nodiscard]] Result<void> write(std::string_view path, std::uint64_t offset, ByteSpan source);
   [[nodiscard]] Result<void> resize(std::string_view path, std::uint64_t size_bytes);
@@ -52,14 +56,15 @@ class SimDisk {
   [[nodiscard]] std::uint64_t free_bytes() const;
 
   // ---- what tests do to it ----
-  // Power cut: afterwards only what survived is there and counts as synced. An Io made before fails from then on.
+  // Power cut: afterwards only what survived is there and counts as synced. An Io made before fails
+  // from then on.
   void crash();
   // Flips one bit of a synced byte of `path`.
   void rot(std::string_view path, std::uint64_t offset, std::uint32_t bit);
   void set_capacity_bytes(std::uint64_t capacity_bytes);
   void set_error_rates(std::uint32_t read_one_in, std::uint32_t write_one_in);
-  // Mutation tests: the n-th sync from now (0: the next; files' and directories' alike) does nothing but say it did.
-  // UINT64_MAX: none.
+  // Mutation tests: the n-th sync from now (0: the next; files' and directories' alike) does
+  // nothing but say it did. UINT64_MAX: none.
   void skip_sync(std::uint64_t nth);
   [[nodiscard]] std::uint64_t syncs() const;
   // Crashes so far: what was open before one must not touch the disk after it.

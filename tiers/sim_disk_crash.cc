@@ -1,8 +1,8 @@
-// What a power cut leaves of a simulated disk. Every choice comes from the disk's one generator, in an order that depends
-// on nothing but the operations before: a seed replays exactly.
+// What a power cut leaves of a simulated disk. Every choice comes from the disk's one generator, in
+// an order that depends on nothing but the operations before: a seed replays exactly.
 //
-// One cut in four keeps everything unsynced and one in four loses it all, since both ends find bugs that the mixture
-// seldom reaches; the others decide for each change by itself.
+// One cut in four keeps everything unsynced and one in four loses it all, since both ends find bugs
+// that the mixture seldom reaches; the others decide for each change by itself.
 #include <algorithm>
 #include <set>
 
@@ -24,8 +24,9 @@ void write_part(const SimChange& change, std::uint64_t begin, std::uint64_t end,
   begin = std::max(begin, change.offset);
   end = std::min(end, change_end);
   if (begin >= end) return;
-  view->write(begin, ByteSpan(change.bytes).subspan(static_cast<std::size_t>(begin - change.offset),
-                                                    static_cast<std::size_t>(end - begin)));
+  view->write(begin, ByteSpan(change.bytes)
+                         .subspan(static_cast<std::size_t>(begin - change.offset),
+                                  static_cast<std::size_t>(end - begin)));
 }
 
 // Keeps what lies between two sector boundaries, or what lies outside them.
@@ -44,8 +45,10 @@ void tear(const SimChange& change, Random* random, SimView* view) {
   }
 }
 
-// One aligned block of `change` lands on an aligned block of another unsynced write; false where there is none.
-bool misdirect(const SimChange& change, const std::vector<SimChange>& all, Random* random, SimView* view) {
+// One aligned block of `change` lands on an aligned block of another unsynced write; false where
+// there is none.
+bool misdirect(const SimChange& change, const std::vector<SimChange>& all, Random* random,
+               SimView* view) {
   const SimChange& other = all[static_cast<std::size_t>(random->below(all.size()))];
   if (&other == &change || other.resize) return false;
   const auto pick = [random](const SimChange& of, std::uint64_t* block) {
@@ -62,9 +65,11 @@ bool misdirect(const SimChange& change, const std::vector<SimChange>& all, Rando
   return true;
 }
 
-void apply_change(const SimChange& change, const std::vector<SimChange>& all, Mood mood, Random* random,
-                  SimView* view) {
-  const std::uint64_t draw = mood == Mood::kKeepAll ? 0 : mood == Mood::kLoseAll ? 31 : random->below(32);
+void apply_change(const SimChange& change, const std::vector<SimChange>& all, Mood mood,
+                  Random* random, SimView* view) {
+  const std::uint64_t draw = mood == Mood::kKeepAll   ? 0
+                             : mood == Mood::kLoseAll ? 31
+                                                      : random->below(32);
   if (change.resize) {
     if (draw < 20) view->resize(change.offset);
     return;
@@ -75,8 +80,10 @@ void apply_change(const SimChange& change, const std::vector<SimChange>& all, Mo
     tear(change, random, view);
   } else if (draw == 23 && misdirect(change, all, random, view)) {
     return;
-  } else if (mood == Mood::kMixed && change.offset + change.bytes.size() > view->size_bytes() && random->one_in(2)) {
-    view->resize(change.offset + change.bytes.size());  // the size came to the disk, the bytes did not
+  } else if (mood == Mood::kMixed && change.offset + change.bytes.size() > view->size_bytes() &&
+             random->one_in(2)) {
+    view->resize(change.offset +
+                 change.bytes.size());  // the size came to the disk, the bytes did not
   }
 }
 
@@ -85,7 +92,8 @@ void apply_change(const SimChange& change, const std::vector<SimChange>& all, Mo
 void SimDisk::State::cut_file(SimNode& node) {
   const Mood mood = draw_mood(&random);
   SimView view = node.durable;
-  for (const SimChange& change : node.unsynced) apply_change(change, node.unsynced, mood, &random, &view);
+  for (const SimChange& change : node.unsynced)
+    apply_change(change, node.unsynced, mood, &random, &view);
   node.durable = view;
   node.now = std::move(view);
   node.unsynced.clear();
@@ -108,7 +116,8 @@ void SimDisk::State::cut_names() {
   // What lay in a directory that is gone is gone; parents sort before their children.
   for (auto it = durable_names.begin(); it != durable_names.end();) {
     const std::size_t slash = it->first.rfind('/');
-    const bool orphan = slash != std::string::npos && !durable_names.contains(it->first.substr(0, slash));
+    const bool orphan =
+        slash != std::string::npos && !durable_names.contains(it->first.substr(0, slash));
     it = orphan ? durable_names.erase(it) : std::next(it);
   }
 }

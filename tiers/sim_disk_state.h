@@ -1,8 +1,8 @@
 // The inside of SimDisk, for sim_disk*.cc and io_sim.cc only. One thread.
 //
-// A file is two views (what processes see, what a power cut leaves for certain) over shared 16 KiB pages, and the list of
-// writes and resizes since the last sync. A directory entry maps a path to a node; changes of names that no directory sync
-// covered wait in one list in order of time.
+// A file is two views (what processes see, what a power cut leaves for certain) over shared 16 KiB
+// pages, and the list of writes and resizes since the last sync. A directory entry maps a path to a
+// node; changes of names that no directory sync covered wait in one list in order of time.
 #pragma once
 
 #include <array>
@@ -51,8 +51,8 @@ struct SimNode {
 using SimNodePtr = std::shared_ptr<SimNode>;
 using SimNames = std::map<std::string, SimNodePtr, std::less<>>;
 
-// One change of the namespace: afterwards `to` names `node`, and `from` (if not empty) names nothing. An unlink has only
-// `from`.
+// One change of the namespace: afterwards `to` names `node`, and `from` (if not empty) names
+// nothing. An unlink has only `from`.
 struct SimNameChange {
   std::string from, to;
   SimNodePtr node;
@@ -72,10 +72,12 @@ struct SimDisk::State {
   std::uint64_t skip_sync_at = UINT64_MAX;  // value of `syncs` at which one is skipped
   std::uint64_t power_cuts = 0;
 
-  [[nodiscard]] Result<std::string> place(std::string_view path) const;  // normal form, parent checked
+  [[nodiscard]] Result<std::string> place(
+      std::string_view path) const;  // normal form, parent checked
   [[nodiscard]] Result<SimNodePtr> file(std::string_view path) const;
   [[nodiscard]] Result<SimNodePtr> create(std::string_view path, bool must_be_new);
-  [[nodiscard]] Result<void> read(const SimNode& node, std::uint64_t offset, MutableByteSpan target, std::uint64_t* got);
+  [[nodiscard]] Result<void> read(const SimNode& node, std::uint64_t offset, MutableByteSpan target,
+                                  std::uint64_t* got);
   [[nodiscard]] Result<void> write(SimNode& node, std::uint64_t offset, ByteSpan source);
   [[nodiscard]] Result<void> resize(SimNode& node, std::uint64_t size_bytes);
   [[nodiscard]] Result<void> sync(SimNode& node);

@@ -8,15 +8,22 @@
 
 namespace kvtier {
 
-void CheckSink::add(std::string path, std::string region, FindingKind kind, FindingSeverity severity,
-                    std::string what) {
+void CheckSink::add(std::string path, std::string region, FindingKind kind,
+                    FindingSeverity severity, std::string what) {
   switch (severity) {
-    case FindingSeverity::kNote: ++report_.notes; break;
-    case FindingSeverity::kWarning: ++report_.warnings; break;
-    case FindingSeverity::kDamage: ++report_.damage; break;
+    case FindingSeverity::kNote:
+      ++report_.notes;
+      break;
+    case FindingSeverity::kWarning:
+      ++report_.warnings;
+      break;
+    case FindingSeverity::kDamage:
+      ++report_.damage;
+      break;
   }
   if (report_.findings.size() < options_.findings_max)
-    report_.findings.push_back({std::move(path), std::move(region), kind, severity, std::move(what)});
+    report_.findings.push_back(
+        {std::move(path), std::move(region), kind, severity, std::move(what)});
 }
 
 void CheckSink::failed(const std::string& path, std::string region, const Status& status) {
@@ -30,7 +37,8 @@ void CheckSink::failed(const std::string& path, std::string region, const Status
 
 void CheckSink::ask() {
   asked_at_bytes_ = report_.read_bytes;
-  if (options_.progress && !options_.progress(files_done_, files_total_, report_.read_bytes)) report_.cancelled = true;
+  if (options_.progress && !options_.progress(files_done_, files_total_, report_.read_bytes))
+    report_.cancelled = true;
 }
 
 void CheckSink::count_read(std::uint64_t size_bytes) {
@@ -45,22 +53,32 @@ void CheckSink::end_file() {
 
 const char* finding_kind_name(FindingKind kind) noexcept {
   switch (kind) {
-    case FindingKind::kUnreadable: return "unreadable";
-    case FindingKind::kDamaged: return "damaged";
-    case FindingKind::kTorn: return "torn";
-    case FindingKind::kNewer: return "newer";
-    case FindingKind::kMismatch: return "mismatch";
-    case FindingKind::kMissing: return "missing";
-    case FindingKind::kOrphan: return "orphan";
+    case FindingKind::kUnreadable:
+      return "unreadable";
+    case FindingKind::kDamaged:
+      return "damaged";
+    case FindingKind::kTorn:
+      return "torn";
+    case FindingKind::kNewer:
+      return "newer";
+    case FindingKind::kMismatch:
+      return "mismatch";
+    case FindingKind::kMissing:
+      return "missing";
+    case FindingKind::kOrphan:
+      return "orphan";
   }
   return "unknown";
 }
 
 const char* finding_severity_name(FindingSeverity severity) noexcept {
   switch (severity) {
-    case FindingSeverity::kNote: return "note";
-    case FindingSeverity::kWarning: return "warning";
-    case FindingSeverity::kDamage: return "damage";
+    case FindingSeverity::kNote:
+      return "note";
+    case FindingSeverity::kWarning:
+      return "warning";
+    case FindingSeverity::kDamage:
+      return "damage";
   }
   return "unknown";
 }
@@ -73,7 +91,9 @@ Result<StoreRows> load_store_rows(Catalogue& catalogue) {
   visitor.sequence = [&](SequenceRow row) { rows.sequences.push_back(std::move(row)); };
   visitor.object = [](ObjectRow) {};
   visitor.number = [](std::string_view, std::uint64_t) {};
-  visitor.damaged = [&](std::string key, Status status) { rows.damaged.push_back({std::move(key), status}); };
+  visitor.damaged = [&](std::string key, Status status) {
+    rows.damaged.push_back({std::move(key), status});
+  };
   KVT_TRY_VOID(catalogue.load(visitor));
   return rows;
 }
@@ -153,13 +173,19 @@ class Checker {
     const std::optional<SegmentMeta> meta = check_segment_file(io_, path, *id, &sink_);
     SegmentFacts& facts = segments_[*id];
     if (meta) {
-      facts = {true, static_cast<std::uint32_t>(meta->tokens.size()), meta->fingerprint, meta->space, {}};
+      facts = {true,
+               static_cast<std::uint32_t>(meta->tokens.size()),
+               meta->fingerprint,
+               meta->space,
+               {}};
       geometries_.try_emplace(meta->space, meta->geometry);
     }
     if (rows_ == nullptr) return;
-    if (row == nullptr) return orphan(path, "no row of the catalogue names the segment: it was never published");
+    if (row == nullptr)
+      return orphan(path, "no row of the catalogue names the segment: it was never published");
     if (row->bad)
-      sink_.add(path, "", FindingKind::kDamaged, FindingSeverity::kNote, "the segment is in quarantine already");
+      sink_.add(path, "", FindingKind::kDamaged, FindingSeverity::kNote,
+                "the segment is in quarantine already");
     if (meta) compare_segment(path, *meta, *row);
   }
 
@@ -177,8 +203,10 @@ class Checker {
     differ(row.blocks.empty() || row.blocks.size() == blocks, "number of blocks");
     const SpaceRow* space = find(spaces_, meta.space);
     if (space == nullptr) return;  // said with the row
-    if (meta.fingerprint != space->digest) mismatch(path, "header", "the segment's fingerprint is not its space's");
-    if (!(meta.geometry == space->geometry)) mismatch(path, "geometry", "the segment's geometry is not its space's");
+    if (meta.fingerprint != space->digest)
+      mismatch(path, "header", "the segment's fingerprint is not its space's");
+    if (!(meta.geometry == space->geometry))
+      mismatch(path, "geometry", "the segment's geometry is not its space's");
   }
 
   void check_log(const std::string& name) {
@@ -197,14 +225,16 @@ class Checker {
     if (!header) return;
     const SpaceRow* space = find(spaces_, header->space);
     if (row != nullptr) {
-      if (header->space != row->space) mismatch(path, "header", "the log's space is not its sequence's");
+      if (header->space != row->space)
+        mismatch(path, "header", "the log's space is not its sequence's");
       if (space != nullptr && header->fingerprint != space->digest)
         mismatch(path, "header", "the log's fingerprint is not its space's");
       std::uint64_t sealed = 0;
       for (const SequenceRow::Part& part : row->parts) sealed += part.visible_tokens;
       if (header->base_token != sealed)
-        mismatch(path, "header", "the log begins at token " + std::to_string(header->base_token) +
-                                     ", the sequence's tail at " + std::to_string(sealed));
+        mismatch(path, "header",
+                 "the log begins at token " + std::to_string(header->base_token) +
+                     ", the sequence's tail at " + std::to_string(sealed));
     }
     if (sink_.deep()) check_log_records(io_, path, *header, geometry_of(header->space), &sink_);
   }
@@ -225,8 +255,10 @@ class Checker {
     segment->second.sidecars.insert(parsed->kind);
     if (!header || !segment->second.sound) return;
     const SegmentFacts& facts = segment->second;
-    if (header->fingerprint != facts.fingerprint) mismatch(path, "header", "the sidecar is of another space");
-    if (header->tokens != facts.tokens) mismatch(path, "header", "the sidecar is of a segment of another length");
+    if (header->fingerprint != facts.fingerprint)
+      mismatch(path, "header", "the sidecar is of another space");
+    if (header->tokens != facts.tokens)
+      mismatch(path, "header", "the sidecar is of a segment of another length");
     const bool abstracts = header->kind == static_cast<std::uint32_t>(AbstractKind::kBox) ||
                            header->kind == static_cast<std::uint32_t>(AbstractKind::kMean);
     const Geometry* geometry = geometry_of(facts.space);
@@ -234,13 +266,15 @@ class Checker {
     const bool fits =
         header->unit_tokens != 0 &&
         header->payload_bytes == AbstractLayout(*geometry, static_cast<AbstractKind>(header->kind),
-                                                header->unit_tokens, header->tokens).size_bytes();
+                                                header->unit_tokens, header->tokens)
+                                     .size_bytes();
     if (!fits) mismatch(path, "header", "the abstracts have another length than the geometry says");
   }
 
   void check_rows() {
     for (const StoreRows::Damaged& one : rows_->damaged)
-      sink_.add("catalogue/" + one.key, "", FindingKind::kDamaged, FindingSeverity::kDamage, one.status.message());
+      sink_.add("catalogue/" + one.key, "", FindingKind::kDamaged, FindingSeverity::kDamage,
+                one.status.message());
     for (const SegmentRow& row : rows_->segments) check_segment_row(row);
     for (const SequenceRow& row : rows_->sequences) check_sequence(row);
   }
@@ -253,19 +287,25 @@ class Checker {
       sink_.add(path, "", FindingKind::kMissing, FindingSeverity::kWarning,
                 "its parent " + hex16(row.parent.value) + " is not in the catalogue");
     const auto file = segments_.find(row.id);
-    if (file == segments_.end()) return missing(segment_path(row.id), "the file of a published segment is not there");
-    if (space != nullptr && space->abstract_kind != 0 && !file->second.sidecars.contains(space->abstract_kind))
-      sink_.add(sidecar_path(row.id, space->abstract_kind), "", FindingKind::kMissing, FindingSeverity::kNote,
-                "the segment's abstracts are not stored: they are built again when they are wanted");
+    if (file == segments_.end())
+      return missing(segment_path(row.id), "the file of a published segment is not there");
+    if (space != nullptr && space->abstract_kind != 0 &&
+        !file->second.sidecars.contains(space->abstract_kind))
+      sink_.add(
+          sidecar_path(row.id, space->abstract_kind), "", FindingKind::kMissing,
+          FindingSeverity::kNote,
+          "the segment's abstracts are not stored: they are built again when they are wanted");
   }
 
   void check_sequence(const SequenceRow& row) {
     const std::string path = "catalogue/sequence/" + hex16(row.id.value);
-    if (find(spaces_, row.space) == nullptr) missing(path, "the row of the sequence's space is not there");
+    if (find(spaces_, row.space) == nullptr)
+      missing(path, "the row of the sequence's space is not there");
     std::uint64_t start = 0;
     for (std::size_t i = 0; i < row.parts.size(); ++i) {
       const SequenceRow::Part& part = row.parts[i];
-      const std::string what = "part " + std::to_string(i) + ", segment " + hex16(part.segment.value) + ": ";
+      const std::string what =
+          "part " + std::to_string(i) + ", segment " + hex16(part.segment.value) + ": ";
       const SegmentRow* segment = find(segment_rows_, part.segment);
       if (segment == nullptr) {
         missing(path, what + "it is not in the catalogue");
@@ -279,7 +319,8 @@ class Checker {
       start += part.visible_tokens;
     }
     if (row.log_generation != 0 && !logs_.contains(row.id))
-      missing(tail_log_path(row.id, row.log_generation), "the tail log of a sequence is not there: its committed tail is lost");
+      missing(tail_log_path(row.id, row.log_generation),
+              "the tail log of a sequence is not there: its committed tail is lost");
   }
 
   Io& io_;
@@ -288,9 +329,9 @@ class Checker {
   std::map<SpaceId, const SpaceRow*> spaces_;
   std::map<SegmentId, const SegmentRow*> segment_rows_;
   std::map<SequenceId, const SequenceRow*> sequence_rows_;
-  std::map<SpaceId, Geometry> geometries_;       // from segment files
-  std::map<SegmentId, SegmentFacts> segments_;   // files that are there
-  std::set<SequenceId> logs_;                    // sequences whose log is there
+  std::map<SpaceId, Geometry> geometries_;      // from segment files
+  std::map<SegmentId, SegmentFacts> segments_;  // files that are there
+  std::set<SequenceId> logs_;                   // sequences whose log is there
 };
 
 }  // namespace

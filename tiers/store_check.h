@@ -1,8 +1,10 @@
-// Store check: reads every file of a store and says what is wrong. For `kvtier verify` without a daemon, and for tests.
+// Store check: reads every file of a store and says what is wrong. For `kvtier verify` without a
+// daemon, and for tests.
 //
-// Never writes and never stops at the first fault: a damaged file is decoded as far as its own checksums carry. Given the
-// catalogue's rows it also compares rows with files. Blocks; one thread owns the Io meanwhile. Memory: one file's metadata,
-// 1 MiB of chunks or one log record at a time, and the rows.
+// Never writes and never stops at the first fault: a damaged file is decoded as far as its own
+// checksums carry. Given the catalogue's rows it also compares rows with files. Blocks; one thread
+// owns the Io meanwhile. Memory: one file's metadata, 1 MiB of chunks or one log record at a time,
+// and the rows.
 #pragma once
 
 #include <cstdint>
@@ -24,33 +26,35 @@ enum class FindingKind : std::uint8_t {
   kMissing,     // something names a file or row that is not there
   kOrphan,      // nothing names it: left over from before a crash, removed at the next start
 };
-[[nodiscard]] const char* finding_kind_name(FindingKind kind) noexcept;  // "unreadable", "damaged", ...
+[[nodiscard]] const char* finding_kind_name(
+    FindingKind kind) noexcept;  // "unreadable", "damaged", ...
 
 enum class FindingSeverity : std::uint8_t {
   kNote,     // worth knowing, nothing to do
   kWarning,  // the daemon mends it by itself; nothing that was committed is lost
   kDamage,   // something stored cannot be served any more
 };
-[[nodiscard]] const char* finding_severity_name(FindingSeverity severity) noexcept;  // "note", "warning", "damage"
+[[nodiscard]] const char* finding_severity_name(
+    FindingSeverity severity) noexcept;  // "note", "warning", "damage"
 
 struct Finding {
   std::string path;    // of the file, or "catalogue/segment/<id>" and the like for a row
   std::string region;  // "header", "chunk 17 (layer 2, group 0, tokens 64-95)", ...; may be empty
   FindingKind kind = FindingKind::kDamaged;
   FindingSeverity severity = FindingSeverity::kDamage;
-  std::string what;    // one sentence
+  std::string what;  // one sentence
 };
 
 struct StoreReport {
-  std::vector<Finding> findings;         // at most StoreCheckOptions::findings_max
-  std::uint64_t damage = 0, warnings = 0, notes = 0;  // of all findings, listed or not
+  std::vector<Finding> findings;                       // at most StoreCheckOptions::findings_max
+  std::uint64_t damage = 0, warnings = 0, notes = 0;   // of all findings, listed or not
   std::uint64_t segments = 0, logs = 0, sidecars = 0;  // files looked at
-  std::uint64_t chunks = 0;              // in the tables of readable segments
-  std::uint64_t chunks_checked = 0;      // read and compared with their checksum
-  std::uint64_t records = 0;             // sound ones, of logs
-  std::uint64_t spaces = 0, sequences = 0;  // rows
-  std::uint64_t tokens = 0;              // of readable segments
-  std::uint64_t file_bytes = 0;          // of all files looked at
+  std::uint64_t chunks = 0;                            // in the tables of readable segments
+  std::uint64_t chunks_checked = 0;                    // read and compared with their checksum
+  std::uint64_t records = 0;                           // sound ones, of logs
+  std::uint64_t spaces = 0, sequences = 0;             // rows
+  std::uint64_t tokens = 0;                            // of readable segments
+  std::uint64_t file_bytes = 0;                        // of all files looked at
   std::uint64_t read_bytes = 0;
   bool cancelled = false;
 
@@ -74,11 +78,13 @@ struct StoreCheckOptions {
   bool deep = false;  // every chunk, sidecar payload and log record; else structure only
   std::size_t findings_max = 10000;
   // After every file and every MiB; false cancels. May be empty.
-  std::function<bool(std::uint64_t files_done, std::uint64_t files_total, std::uint64_t read_bytes)> progress;
+  std::function<bool(std::uint64_t files_done, std::uint64_t files_total, std::uint64_t read_bytes)>
+      progress;
 };
 
-// `io` is rooted at the store (folders segments/, logs/, sidecars/). `rows` null: files alone, nothing is an orphan but a
-// sidecar without its segment.
-[[nodiscard]] StoreReport check_store(Io& io, const StoreRows* rows, const StoreCheckOptions& options);
+// `io` is rooted at the store (folders segments/, logs/, sidecars/). `rows` null: files alone,
+// nothing is an orphan but a sidecar without its segment.
+[[nodiscard]] StoreReport check_store(Io& io, const StoreRows* rows,
+                                      const StoreCheckOptions& options);
 
 }  // namespace kvtier

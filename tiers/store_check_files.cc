@@ -37,7 +37,8 @@ class ReadFile {
   [[nodiscard]] bool open() const noexcept { return open_; }
   [[nodiscard]] std::uint64_t size_bytes() const noexcept { return size_bytes_; }
   // What the file has of [offset, offset + size_bytes).
-  [[nodiscard]] Result<std::vector<std::byte>> read(std::uint64_t offset, std::uint64_t size_bytes) {
+  [[nodiscard]] Result<std::vector<std::byte>> read(std::uint64_t offset,
+                                                    std::uint64_t size_bytes) {
     if (offset >= size_bytes_) return std::vector<std::byte>{};
     std::vector<std::byte> bytes(std::min(size_bytes, size_bytes_ - offset));
     KVT_TRY_VOID(read_fully(io_, file_, offset, bytes));
@@ -62,8 +63,9 @@ std::string chunk_name(const SegmentMeta& meta, std::uint32_t index) {
   const PlaneLayout::ChunkPlace place = layout.place_of(index);
   const std::size_t first = static_cast<std::size_t>(place.chunk) * meta.geometry.chunk_tokens;
   const std::size_t last = std::min(first + meta.geometry.chunk_tokens, meta.tokens.size()) - 1;
-  return name + " (layer " + std::to_string(place.layer) + ", group " + std::to_string(place.group) + ", tokens " +
-         std::to_string(first) + "-" + std::to_string(last) + ")";
+  return name + " (layer " + std::to_string(place.layer) + ", group " +
+         std::to_string(place.group) + ", tokens " + std::to_string(first) + "-" +
+         std::to_string(last) + ")";
 }
 
 // Where a chunk ends with its padding; saturates instead of wrapping.
@@ -72,20 +74,22 @@ std::uint64_t padded_end(const ChunkEntry& chunk) {
   return chunk.offset > UINT64_MAX - size ? UINT64_MAX : chunk.offset + size;
 }
 
-void check_one_chunk(const std::string& path, const SegmentMeta& meta, std::uint32_t index, ByteSpan padded,
-                     CheckSink* sink) {
+void check_one_chunk(const std::string& path, const SegmentMeta& meta, std::uint32_t index,
+                     ByteSpan padded, CheckSink* sink) {
   const ChunkEntry& chunk = meta.chunks[index];
   ++sink->report().chunks_checked;
   if (chunk_checksum(meta.id, index, padded.first(chunk.stored_bytes)) != chunk.checksum) {
     sink->damaged(path, chunk_name(meta, index), "the chunk's checksum is wrong");
   } else if (!all_zero(padded.subspan(chunk.stored_bytes))) {
-    sink->add(path, chunk_name(meta, index) + ", padding", FindingKind::kDamaged, FindingSeverity::kWarning,
+    sink->add(path, chunk_name(meta, index) + ", padding", FindingKind::kDamaged,
+              FindingSeverity::kWarning,
               "bytes that nobody reads are not zero as they were written");
   }
 }
 
 // Reads chunks that follow each other together, up to kReadBytesMax; one by one where that fails.
-void check_chunks(ReadFile& file, const std::string& path, const SegmentMeta& meta, CheckSink* sink) {
+void check_chunks(ReadFile& file, const std::string& path, const SegmentMeta& meta,
+                  CheckSink* sink) {
   const auto count = static_cast<std::uint32_t>(meta.chunks.size());
   std::uint32_t missing = 0;
   for (std::uint32_t first = 0; first < count && !sink->cancelled();) {
@@ -97,9 +101,11 @@ void check_chunks(ReadFile& file, const std::string& path, const SegmentMeta& me
     }
     std::uint32_t last = first + 1;
     while (last < count && meta.chunks[last].offset == padded_end(meta.chunks[last - 1]) &&
-           padded_end(meta.chunks[last]) <= file.size_bytes() && padded_end(meta.chunks[last]) - begin <= kReadBytesMax)
+           padded_end(meta.chunks[last]) <= file.size_bytes() &&
+           padded_end(meta.chunks[last]) - begin <= kReadBytesMax)
       ++last;
-    Result<std::vector<std::byte>> bytes = file.read(begin, padded_end(meta.chunks[last - 1]) - begin);
+    Result<std::vector<std::byte>> bytes =
+        file.read(begin, padded_end(meta.chunks[last - 1]) - begin);
     if (!bytes && last - first > 1) {
       last = first + 1;
       bytes = file.read(begin, padded_end(meta.chunks[first]) - begin);
@@ -108,19 +114,22 @@ void check_chunks(ReadFile& file, const std::string& path, const SegmentMeta& me
       sink->failed(path, chunk_name(meta, first), bytes.error());
     } else {
       for (std::uint32_t i = first; i < last; ++i)
-        check_one_chunk(path, meta, i, ByteSpan(*bytes).subspan(meta.chunks[i].offset - begin,
-                                                                padded_end(meta.chunks[i]) - meta.chunks[i].offset),
-                        sink);
+        check_one_chunk(
+            path, meta, i,
+            ByteSpan(*bytes).subspan(meta.chunks[i].offset - begin,
+                                     padded_end(meta.chunks[i]) - meta.chunks[i].offset),
+            sink);
     }
     first = last;
   }
   if (missing != 0)
-    sink->damaged(path, "chunks", std::to_string(missing) + " chunks lie behind the end of the file");
+    sink->damaged(path, "chunks",
+                  std::to_string(missing) + " chunks lie behind the end of the file");
 }
 
 // Metadata that does not parse: names every region, and keeps what is sound.
-std::optional<SegmentMeta> salvage(ByteSpan bytes, const std::string& path, SegmentId id, const Status& why,
-                                   bool* chunks_known, CheckSink* sink) {
+std::optional<SegmentMeta> salvage(ByteSpan bytes, const std::string& path, SegmentId id,
+                                   const Status& why, bool* chunks_known, CheckSink* sink) {
   if (why.code == Code::kVersion) {
     sink->failed(path, "header", why);
     return std::nullopt;
@@ -130,19 +139,22 @@ std::optional<SegmentMeta> salvage(ByteSpan bytes, const std::string& path, Segm
   if (found.damaged.empty()) sink->damaged(path, "metadata", why.message());
   *chunks_known = found.chunks_known;
   if (found.meta_bytes == 0) return std::nullopt;
-  const bool header_damaged = !found.damaged.empty() && std::string_view(found.damaged.front()) == "header";
+  const bool header_damaged =
+      !found.damaged.empty() && std::string_view(found.damaged.front()) == "header";
   if (header_damaged) found.meta.id = id;
   return std::move(found.meta);
 }
 
-void check_length(const std::string& path, std::uint64_t found, std::uint64_t expected, CheckSink* sink) {
+void check_length(const std::string& path, std::uint64_t found, std::uint64_t expected,
+                  CheckSink* sink) {
   if (found < expected) {
-    sink->damaged(path, "length", "the file is cut short: " + std::to_string(found) + " of " +
-                                      std::to_string(expected) + " bytes");
+    sink->damaged(path, "length",
+                  "the file is cut short: " + std::to_string(found) + " of " +
+                      std::to_string(expected) + " bytes");
   } else if (found > expected) {
     sink->add(path, "length", FindingKind::kMismatch, FindingSeverity::kWarning,
-              "the file goes on behind its end: " + std::to_string(found) + " instead of " + std::to_string(expected) +
-                  " bytes");
+              "the file goes on behind its end: " + std::to_string(found) + " instead of " +
+                  std::to_string(expected) + " bytes");
   }
 }
 
@@ -153,7 +165,8 @@ std::uint64_t metadata_bytes(ByteSpan head) {
 
 }  // namespace
 
-std::optional<SegmentMeta> check_segment_file(Io& io, const std::string& path, SegmentId id, CheckSink* sink) {
+std::optional<SegmentMeta> check_segment_file(Io& io, const std::string& path, SegmentId id,
+                                              CheckSink* sink) {
   ++sink->report().segments;
   ReadFile file(io, path, sink);
   if (!file.open()) return std::nullopt;
@@ -188,8 +201,8 @@ std::optional<SegmentMeta> check_segment_file(Io& io, const std::string& path, S
   return meta;
 }
 
-std::optional<TailLogHeader> read_log_header(Io& io, const std::string& path, const TailLogName& name,
-                                             CheckSink* sink) {
+std::optional<TailLogHeader> read_log_header(Io& io, const std::string& path,
+                                             const TailLogName& name, CheckSink* sink) {
   ++sink->report().logs;
   ReadFile file(io, path, sink);
   if (!file.open()) return std::nullopt;
@@ -214,8 +227,10 @@ std::optional<TailLogHeader> read_log_header(Io& io, const std::string& path, co
 
 namespace {
 
-// A record of this log that is sound and comes later than `order`, at any multiple of 4096 from `offset` on.
-bool later_record(ReadFile& file, std::uint64_t offset, const TailLogHeader& header, std::uint64_t order) {
+// A record of this log that is sound and comes later than `order`, at any multiple of 4096 from
+// `offset` on.
+bool later_record(ReadFile& file, std::uint64_t offset, const TailLogHeader& header,
+                  std::uint64_t order) {
   for (offset += kDiskAlign; offset < file.size_bytes(); offset += kDiskAlign) {
     const Result<std::vector<std::byte>> bytes = file.read(offset, kTailRecordHeaderBytes);
     if (!bytes) return false;
@@ -228,8 +243,9 @@ bool later_record(ReadFile& file, std::uint64_t offset, const TailLogHeader& hea
 }
 
 // The record at `offset`, if it is the next one of this log and whole.
-std::optional<TailRecordInfo> next_record(ReadFile& file, std::uint64_t offset, const TailLogHeader& header,
-                                          const Geometry* geometry, std::uint64_t order, std::uint64_t tokens) {
+std::optional<TailRecordInfo> next_record(ReadFile& file, std::uint64_t offset,
+                                          const TailLogHeader& header, const Geometry* geometry,
+                                          std::uint64_t order, std::uint64_t tokens) {
   const Result<std::vector<std::byte>> head = file.read(offset, kTailRecordHeaderBytes);
   if (!head) return std::nullopt;
   const Result<TailRecordInfo> record = parse_tail_record_header(*head);
@@ -238,7 +254,8 @@ std::optional<TailRecordInfo> next_record(ReadFile& file, std::uint64_t offset, 
     return std::nullopt;
   const std::uint64_t first = record->start_token - header.base_token;
   if (first > tokens || record->count > kSegmentTokensMax - first) return std::nullopt;
-  if (geometry != nullptr && record->record_bytes != tail_record_bytes(*geometry, record->count)) return std::nullopt;
+  if (geometry != nullptr && record->record_bytes != tail_record_bytes(*geometry, record->count))
+    return std::nullopt;
   const Result<std::vector<std::byte>> payload =
       file.read(offset + kTailRecordHeaderBytes, record->record_bytes - kTailRecordHeaderBytes);
   if (!payload || payload->size() != record->record_bytes - kTailRecordHeaderBytes ||
@@ -257,14 +274,15 @@ bool rest_is_zero(ReadFile& file, std::uint64_t offset) {
 
 }  // namespace
 
-void check_log_records(Io& io, const std::string& path, const TailLogHeader& header, const Geometry* geometry,
-                       CheckSink* sink) {
+void check_log_records(Io& io, const std::string& path, const TailLogHeader& header,
+                       const Geometry* geometry, CheckSink* sink) {
   ReadFile file(io, path, sink);
   if (!file.open()) return;
   sink->report().file_bytes -= file.size_bytes();  // counted with the header
   std::uint64_t offset = kTailLogHeaderBytes, order = 0, tokens = 0;
   while (!sink->cancelled()) {
-    const std::optional<TailRecordInfo> record = next_record(file, offset, header, geometry, order, tokens);
+    const std::optional<TailRecordInfo> record =
+        next_record(file, offset, header, geometry, order, tokens);
     if (!record) break;
     ++order;
     ++sink->report().records;
@@ -274,15 +292,16 @@ void check_log_records(Io& io, const std::string& path, const TailLogHeader& hea
   if (sink->cancelled() || offset >= file.size_bytes() || rest_is_zero(file, offset)) return;
   const std::string region = "record " + std::to_string(order);
   if (later_record(file, offset, header, order))
-    return sink->damaged(path, region, "the record is damaged and sound ones follow it: " + std::to_string(tokens) +
-                                           " tokens before it are left");
+    return sink->damaged(path, region,
+                         "the record is damaged and sound ones follow it: " +
+                             std::to_string(tokens) + " tokens before it are left");
   sink->add(path, region, FindingKind::kTorn, FindingSeverity::kWarning,
             "the last record is not whole, as after a power cut: " + std::to_string(tokens) +
                 " tokens before it are left");
 }
 
-std::optional<SidecarHeader> check_sidecar_file(Io& io, const std::string& path, const SidecarName& name,
-                                                CheckSink* sink) {
+std::optional<SidecarHeader> check_sidecar_file(Io& io, const std::string& path,
+                                                const SidecarName& name, CheckSink* sink) {
   ++sink->report().sidecars;
   ReadFile file(io, path, sink);
   if (!file.open()) return std::nullopt;
@@ -306,7 +325,8 @@ std::optional<SidecarHeader> check_sidecar_file(Io& io, const std::string& path,
   check_length(path, file.size_bytes(), kSidecarHeaderBytes + payload_bytes, sink);
   if (sink->deep() && file.size_bytes() >= kSidecarHeaderBytes + payload_bytes) {
     const Result<std::vector<std::byte>> payload = file.read(kSidecarHeaderBytes, payload_bytes);
-    if (!payload) sink->failed(path, "payload", payload.error());
+    if (!payload)
+      sink->failed(path, "payload", payload.error());
     else if (const Result<void> right = check_sidecar_payload(*header, *payload); !right)
       sink->failed(path, "payload", right.error());
   }

@@ -1,4 +1,5 @@
-// The part of the store check that reads one file at a time and knows nothing of the catalogue. Internal to store_check.
+// The part of the store check that reads one file at a time and knows nothing of the catalogue.
+// Internal to store_check.
 #pragma once
 
 #include <optional>
@@ -15,9 +16,11 @@ namespace kvtier {
 // Findings and totals, and the right to go on.
 class CheckSink {
  public:
-  CheckSink(const StoreCheckOptions& options, StoreReport* report) : options_(options), report_(*report) {}
+  CheckSink(const StoreCheckOptions& options, StoreReport* report)
+      : options_(options), report_(*report) {}
 
-  void add(std::string path, std::string region, FindingKind kind, FindingSeverity severity, std::string what);
+  void add(std::string path, std::string region, FindingKind kind, FindingSeverity severity,
+           std::string what);
   void damaged(const std::string& path, std::string region, std::string what) {
     add(path, std::move(region), FindingKind::kDamaged, FindingSeverity::kDamage, std::move(what));
   }
@@ -41,14 +44,16 @@ class CheckSink {
 };
 
 // Each adds what it finds and gives what other checks need, where that could be read.
-[[nodiscard]] std::optional<SegmentMeta> check_segment_file(Io& io, const std::string& path, SegmentId id,
-                                                            CheckSink* sink);
-[[nodiscard]] std::optional<TailLogHeader> read_log_header(Io& io, const std::string& path, const TailLogName& name,
+[[nodiscard]] std::optional<SegmentMeta> check_segment_file(Io& io, const std::string& path,
+                                                            SegmentId id, CheckSink* sink);
+[[nodiscard]] std::optional<TailLogHeader> read_log_header(Io& io, const std::string& path,
+                                                           const TailLogName& name,
                                                            CheckSink* sink);
 // Deep: every record. `geometry` may be null: then the lengths of records are taken as they say.
-void check_log_records(Io& io, const std::string& path, const TailLogHeader& header, const Geometry* geometry,
-                       CheckSink* sink);
-[[nodiscard]] std::optional<SidecarHeader> check_sidecar_file(Io& io, const std::string& path, const SidecarName& name,
+void check_log_records(Io& io, const std::string& path, const TailLogHeader& header,
+                       const Geometry* geometry, CheckSink* sink);
+[[nodiscard]] std::optional<SidecarHeader> check_sidecar_file(Io& io, const std::string& path,
+                                                              const SidecarName& name,
                                                               CheckSink* sink);
 
 }  // namespace kvtier

@@ -31,9 +31,11 @@ struct RecordHeader {
 static_assert(sizeof(RecordHeader) == kTailRecordHeaderBytes, "written as it is");
 constexpr std::size_t kRecordHeaderSummed = sizeof(RecordHeader) - sizeof(std::uint64_t);
 
-// Calls fn(offset in the plane, bytes) for every row of the token at `index` of the half, in log order.
+// Calls fn(offset in the plane, bytes) for every row of the token at `index` of the half, in log
+// order.
 template <class Fn>
-void for_each_row(const Geometry& geometry, const PlaneLayout& layout, std::uint32_t index, Fn&& fn) {
+void for_each_row(const Geometry& geometry, const PlaneLayout& layout, std::uint32_t index,
+                  Fn&& fn) {
   const std::uint32_t chunk = index / geometry.chunk_tokens;
   const std::uint32_t token = index % geometry.chunk_tokens;
   for (std::uint32_t i = 0; i < geometry.layers.size(); ++i) {
@@ -53,24 +55,30 @@ void for_each_row(const Geometry& geometry, const PlaneLayout& layout, std::uint
 bool read_record_header(ByteSpan bytes, RecordHeader* record) {
   if (bytes.size() < sizeof(RecordHeader)) return false;
   std::memcpy(record, bytes.data(), sizeof(RecordHeader));
-  return hash64(bytes.first(kRecordHeaderSummed)) == record->header_checksum && record->magic == kRecordMagic;
+  return hash64(bytes.first(kRecordHeaderSummed)) == record->header_checksum &&
+         record->magic == kRecordMagic;
 }
 
-// The header of the record at `offset` if everything about it is right, its payload's checksum included.
-bool read_record(ByteSpan file, std::uint64_t offset, const TailLogHeader& log, const Geometry& geometry,
-                 RecordHeader* record) {
+// The header of the record at `offset` if everything about it is right, its payload's checksum
+// included.
+bool read_record(ByteSpan file, std::uint64_t offset, const TailLogHeader& log,
+                 const Geometry& geometry, RecordHeader* record) {
   if (offset > file.size() || !read_record_header(file.subspan(offset), record)) return false;
   if (record->sequence != log.sequence || record->generation != log.generation) return false;
-  if (record->count > kSegmentTokensMax || record->record_bytes != tail_record_bytes(geometry, record->count) ||
+  if (record->count > kSegmentTokensMax ||
+      record->record_bytes != tail_record_bytes(geometry, record->count) ||
       record->record_bytes > file.size() - offset)
     return false;
-  const ByteSpan payload = file.subspan(offset + sizeof(RecordHeader), record->record_bytes - sizeof(RecordHeader));
+  const ByteSpan payload =
+      file.subspan(offset + sizeof(RecordHeader), record->record_bytes - sizeof(RecordHeader));
   return hash64(payload) == record->payload_checksum;
 }
 
-// Copies the record's tokens and rows into the half from token index `first` on. Everything was checked before.
-void apply_record(ByteSpan payload, std::uint32_t first, std::uint32_t count, const Geometry& geometry,
-                  const PlaneLayout& layout, TokenRecord* tokens, std::byte* plane) {
+// Copies the record's tokens and rows into the half from token index `first` on. Everything was
+// checked before.
+void apply_record(ByteSpan payload, std::uint32_t first, std::uint32_t count,
+                  const Geometry& geometry, const PlaneLayout& layout, TokenRecord* tokens,
+                  std::byte* plane) {
   if (count == 0) return;
   const std::byte* source = payload.data();
   std::memcpy(tokens + first, source, count * sizeof(TokenRecord));
@@ -83,7 +91,8 @@ void apply_record(ByteSpan payload, std::uint32_t first, std::uint32_t count, co
 }
 
 Result<void> check_expected(const TailLogHeader& found, const TailLogHeader& expected) {
-  if (found.sequence != expected.sequence || found.space != expected.space || found.fingerprint != expected.fingerprint)
+  if (found.sequence != expected.sequence || found.space != expected.space ||
+      found.fingerprint != expected.fingerprint)
     return error(Code::kCorrupt, "the tail log belongs to another sequence or space");
   if (found.generation != expected.generation)
     return error(Code::kStale, "the tail log is of another generation than the sequence");
@@ -95,7 +104,8 @@ Result<void> check_expected(const TailLogHeader& found, const TailLogHeader& exp
 }  // namespace
 
 std::vector<std::byte> encode_tail_log_header(const TailLogHeader& header) {
-  KVT_CHECK(header.sequence.valid() && header.space.valid() && header.base_token <= kSequenceTokensMax);
+  KVT_CHECK(header.sequence.valid() && header.space.valid() &&
+            header.base_token <= kSequenceTokensMax);
   ByteWriter writer;
   begin_head(kMagic, kTailLogVersion, &writer);
   writer.write(header.sequence);
@@ -117,7 +127,8 @@ Result<TailLogHeader> parse_tail_log_header(ByteSpan bytes) {
   header.fingerprint = reader.read<BlockHash>();
   KVT_TRY_VOID(expect_zeros(&reader));
   if (!header.sequence.valid() || !header.space.valid() || header.base_token > kSequenceTokensMax)
-    return error(Code::kCorrupt, "the tail log has no sequence, no space, or begins beyond the longest sequence");
+    return error(Code::kCorrupt,
+                 "the tail log has no sequence, no space, or begins beyond the longest sequence");
   return header;
 }
 
@@ -134,13 +145,19 @@ std::uint32_t tail_record_tokens_max(const Geometry& geometry) noexcept {
 
 Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes) {
   RecordHeader record;
-  if (!read_record_header(bytes, &record)) return error(Code::kCorrupt, "the header of a log record is damaged");
+  if (!read_record_header(bytes, &record))
+    return error(Code::kCorrupt, "the header of a log record is damaged");
   if (record.count > kSegmentTokensMax || record.record_bytes < sizeof(RecordHeader) ||
-      record.record_bytes % kDiskAlign != 0 || record.record_bytes > kTailLogRecordBytesMax + kDiskAlign)
+      record.record_bytes % kDiskAlign != 0 ||
+      record.record_bytes > kTailLogRecordBytesMax + kDiskAlign)
     return error(Code::kCorrupt, "a log record has impossible counts");
-  return TailRecordInfo{.sequence = record.sequence, .generation = record.generation, .order = record.order,
-                        .start_token = record.start_token, .count = record.count,
-                        .record_bytes = record.record_bytes, .payload_checksum = record.payload_checksum};
+  return TailRecordInfo{.sequence = record.sequence,
+                        .generation = record.generation,
+                        .order = record.order,
+                        .start_token = record.start_token,
+                        .count = record.count,
+                        .record_bytes = record.record_bytes,
+                        .payload_checksum = record.payload_checksum};
 }
 
 std::vector<std::byte> encode_tail_record(const TailRecordSource& source) {
@@ -153,10 +170,11 @@ std::vector<std::byte> encode_tail_record(const TailRecordSource& source) {
     target += source.count * sizeof(TokenRecord);
   }
   for (std::uint32_t i = 0; i < source.count; ++i)
-    for_each_row(geometry, *source.layout, source.first + i, [&](std::uint64_t offset, std::uint32_t size_bytes) {
-      std::memcpy(target, source.plane + offset, size_bytes);
-      target += size_bytes;
-    });
+    for_each_row(geometry, *source.layout, source.first + i,
+                 [&](std::uint64_t offset, std::uint32_t size_bytes) {
+                   std::memcpy(target, source.plane + offset, size_bytes);
+                   target += size_bytes;
+                 });
   RecordHeader header;
   header.count = source.count;
   header.sequence = source.header->sequence;
@@ -170,8 +188,9 @@ std::vector<std::byte> encode_tail_record(const TailRecordSource& source) {
   return record;
 }
 
-Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected, const Geometry& geometry,
-                                   const PlaneLayout& layout, TokenRecord* tokens, std::byte* plane) {
+Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected,
+                                   const Geometry& geometry, const PlaneLayout& layout,
+                                   TokenRecord* tokens, std::byte* plane) {
   KVT_TRY(const TailLogHeader header, parse_tail_log_header(file));
   KVT_TRY_VOID(check_expected(header, expected));
   TailReplay replay;
@@ -181,9 +200,10 @@ Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected,
     if (record.order != replay.next_order || record.start_token < header.base_token) break;
     const std::uint64_t first = record.start_token - header.base_token;
     if (first > replay.tokens || record.count > kSegmentTokensMax - first) break;
-    const ByteSpan payload =
-        file.subspan(replay.end_offset + sizeof(RecordHeader), record.record_bytes - sizeof(RecordHeader));
-    apply_record(payload, static_cast<std::uint32_t>(first), record.count, geometry, layout, tokens, plane);
+    const ByteSpan payload = file.subspan(replay.end_offset + sizeof(RecordHeader),
+                                          record.record_bytes - sizeof(RecordHeader));
+    apply_record(payload, static_cast<std::uint32_t>(first), record.count, geometry, layout, tokens,
+                 plane);
     replay.tokens = static_cast<std::uint32_t>(first) + record.count;
     replay.end_offset += record.record_bytes;
     ++replay.next_order;
@@ -202,7 +222,8 @@ std::string tail_log_path(SequenceId sequence, std::uint64_t generation) {
 }
 
 Result<TailLogName> tail_log_name_of(std::string_view file_name) {
-  if (file_name.size() != 33 + kSuffix.size() || !file_name.ends_with(kSuffix) || file_name[16] != '-')
+  if (file_name.size() != 33 + kSuffix.size() || !file_name.ends_with(kSuffix) ||
+      file_name[16] != '-')
     return error(Code::kInvalid, "not the name of a tail log");
   KVT_TRY(const std::uint64_t sequence, parse_hex16(file_name.substr(0, 16)));
   KVT_TRY(const std::uint64_t generation, parse_hex16(file_name.substr(17, 16)));

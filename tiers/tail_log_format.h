@@ -1,12 +1,15 @@
-// Tail log, format version 1: the durable form of a committed tail. One file per sequence and generation, appended and
-// synced; replayed at start and on attach; a new generation begins when the tail was sealed.
+// Tail log, format version 1: the durable form of a committed tail. One file per sequence and
+// generation, appended and synced; replayed at start and on attach; a new generation begins when
+// the tail was sealed.
 //
-//   [file header, 4096 bytes][record]*    record = [record header 64 bytes][tokens][rows, token-major][padding to 4096]
+//   [file header, 4096 bytes][record]*    record = [record header 64 bytes][tokens][rows,
+//   token-major][padding to 4096]
 //
-// Rows are token-major: for each token, each full layer, each KV head: K row, V row. A record says at which token of the
-// sequence it starts; a record that starts before the end of what was replayed replaces from there (truncation; count 0
-// truncates only). Replay stops at the first record whose checksum, sequence, generation or order is wrong: what was
-// acknowledged is before it. Writes are whole records at multiples of 4096, so a torn one never harms its predecessor.
+// Rows are token-major: for each token, each full layer, each KV head: K row, V row. A record says
+// at which token of the sequence it starts; a record that starts before the end of what was
+// replayed replaces from there (truncation; count 0 truncates only). Replay stops at the first
+// record whose checksum, sequence, generation or order is wrong: what was acknowledged is before
+// it. Writes are whole records at multiples of 4096, so a torn one never harms its predecessor.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +39,9 @@ struct TailLogHeader {
 [[nodiscard]] std::vector<std::byte> encode_tail_log_header(const TailLogHeader& header);
 [[nodiscard]] Result<TailLogHeader> parse_tail_log_header(ByteSpan bytes);
 
-// One record from `count` tokens that lie in a tail half (`plane`, its layout, first token index in the half). The bytes
-// are copied out of `tokens` and `plane` exactly once. `start_token` counts in the sequence; `order` 0, 1, 2 ... in the file.
+// One record from `count` tokens that lie in a tail half (`plane`, its layout, first token index in
+// the half). The bytes are copied out of `tokens` and `plane` exactly once. `start_token` counts in
+// the sequence; `order` 0, 1, 2 ... in the file.
 struct TailRecordSource {
   const TailLogHeader* header = nullptr;
   const Geometry* geometry = nullptr;
@@ -51,11 +55,13 @@ struct TailRecordSource {
 };
 [[nodiscard]] std::vector<std::byte> encode_tail_record(const TailRecordSource& source);
 [[nodiscard]] std::uint64_t tail_record_bytes(const Geometry& geometry, std::uint32_t count);
-// Tokens that fit in one record of kTailLogRecordBytesMax (at least 1): a commit of more is several records.
+// Tokens that fit in one record of kTailLogRecordBytesMax (at least 1): a commit of more is several
+// records.
 [[nodiscard]] std::uint32_t tail_record_tokens_max(const Geometry& geometry) noexcept;
 
-// The first kTailRecordHeaderBytes of a record, for readers that walk a log without its geometry. kCorrupt where their
-// checksum is wrong. The payload (record_bytes less this header, padding included) has a checksum of its own.
+// The first kTailRecordHeaderBytes of a record, for readers that walk a log without its geometry.
+// kCorrupt where their checksum is wrong. The payload (record_bytes less this header, padding
+// included) has a checksum of its own.
 inline constexpr std::uint64_t kTailRecordHeaderBytes = 64;
 struct TailRecordInfo {
   SequenceId sequence;
@@ -68,20 +74,23 @@ struct TailRecordInfo {
 };
 [[nodiscard]] Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes);
 
-// Replays the log `file` (whole contents) into a tail half: rows and tokens from base_token on. Returns the number of
-// tokens, where the next record goes and its number. Writes nothing outside the half's kSegmentTokensMax tokens. Tokens
-// that were replaced by shorter ones leave their rows behind `tokens`. kStale: the file is of another generation.
+// Replays the log `file` (whole contents) into a tail half: rows and tokens from base_token on.
+// Returns the number of tokens, where the next record goes and its number. Writes nothing outside
+// the half's kSegmentTokensMax tokens. Tokens that were replaced by shorter ones leave their rows
+// behind `tokens`. kStale: the file is of another generation.
 //
-// A log that is torn must not be appended to: a record that an earlier loss had cut off could fit again behind a new one.
-// Begin a new generation with what was replayed.
+// A log that is torn must not be appended to: a record that an earlier loss had cut off could fit
+// again behind a new one. Begin a new generation with what was replayed.
 struct TailReplay {
   std::uint32_t tokens = 0;
   std::uint64_t end_offset = kTailLogHeaderBytes;
   std::uint64_t next_order = 0;
   bool torn = false;  // something other than zeros follows end_offset
 };
-[[nodiscard]] Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected, const Geometry& geometry,
-                                                 const PlaneLayout& layout, TokenRecord* tokens, std::byte* plane);
+[[nodiscard]] Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected,
+                                                 const Geometry& geometry,
+                                                 const PlaneLayout& layout, TokenRecord* tokens,
+                                                 std::byte* plane);
 
 // "logs/<sequence>-<generation>.kvl", hexadecimal.
 [[nodiscard]] std::string tail_log_path(SequenceId sequence, std::uint64_t generation);

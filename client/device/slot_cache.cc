@@ -28,21 +28,22 @@ Result<SlotCache> SlotCache::make(const SlotCacheOptions& options) {
   KVT_TRY_VOID(options.validate());
   SlotCache cache(options);
   const std::uint64_t size_bytes = options.capacity_rows * cache.row_bytes_;
-  void* memory =
-      ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory = ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED)
     return error(Code::kFull, "no memory for the slot cache; lower the budget or capacity");
   cache.rows_ = {static_cast<std::byte*>(memory), FreeBytes(size_bytes)};
-  cache.memory_bytes_ = size_bytes + cache.slots_.capacity() * sizeof(Slot) +
-                        (cache.map_.capacity() + cache.missing_tokens_.capacity()) * sizeof(std::uint32_t) +
-                        (cache.pages_.capacity() + cache.missing_offsets_.capacity()) * sizeof(std::uint64_t);
+  cache.memory_bytes_ =
+      size_bytes + cache.slots_.capacity() * sizeof(Slot) +
+      (cache.map_.capacity() + cache.missing_tokens_.capacity()) * sizeof(std::uint32_t) +
+      (cache.pages_.capacity() + cache.missing_offsets_.capacity()) * sizeof(std::uint64_t);
   return cache;
 }
 
 SlotCache::SlotCache(const SlotCacheOptions& options)
     : options_(options),
-      row_bytes_(
-          align_up<std::uint64_t>(std::uint64_t{options.k_row_bytes} + options.v_row_bytes, kRowAlign)) {
+      row_bytes_(align_up<std::uint64_t>(std::uint64_t{options.k_row_bytes} + options.v_row_bytes,
+                                         kRowAlign)) {
   const std::size_t rows = static_cast<std::size_t>(options.capacity_rows);
   slots_.resize(rows);
   map_.assign(std::bit_ceil(2 * rows), kNone);
@@ -131,7 +132,8 @@ std::uint64_t SlotCache::resident_rows() const noexcept {
   return used_ - (waiting_ ? missing_tokens_.size() : 0);
 }
 
-// ---- token -> slot: linear probing; an erased place is filled from behind, so there are no tombstones ----
+// ---- token -> slot: linear probing; an erased place is filled from behind, so there are no
+// tombstones ----
 
 std::uint64_t SlotCache::home_of(std::uint32_t token) const noexcept {
   return (token * 0x9E3779B97F4A7C15ull >> 32) & (map_.size() - 1);

@@ -1,10 +1,11 @@
-// SlotCache: the client's own rows of one (layer, KV head), a fixed number, least recently used out first.
+// SlotCache: the client's own rows of one (layer, KV head), a fixed number, least recently used out
+// first.
 //
-// A slot holds one row: K bytes, then V bytes. A step goes: select(tokens) says which rows are missing and
-// where they belong; the owner copies them there (gather_rows); complete() makes them resident; rows() is
-// then what attend() reads. Between select() and complete() the missing slots hold rubbish: on any failure
-// call abandon(). Rows of the current selection are never evicted by it. All memory is taken at construction:
-// nothing here grows with the sequence. One thread.
+// A slot holds one row: K bytes, then V bytes. A step goes: select(tokens) says which rows are
+// missing and where they belong; the owner copies them there (gather_rows); complete() makes them
+// resident; rows() is then what attend() reads. Between select() and complete() the missing slots
+// hold rubbish: on any failure call abandon(). Rows of the current selection are never evicted by
+// it. All memory is taken at construction: nothing here grows with the sequence. One thread.
 #pragma once
 
 #include <cstddef>
@@ -33,28 +34,32 @@ class SlotCache {
   SlotCache(SlotCache&&) = default;
   SlotCache& operator=(SlotCache&&) = default;
 
-  // Rows that must be brought, in token order: K of missing token i goes to data() + offsets[i], V to data()
+  // Rows that must be brought, in token order: K of missing token i goes to data() + offsets[i], V
+  // to data()
   // + offsets[i] + k_row_bytes. Valid until the next call that changes the cache.
   struct Missing {
     std::span<const std::uint32_t> tokens;
     std::span<const std::uint64_t> offsets;
   };
 
-  // Makes `tokens` (strictly ascending) the current selection and gives slots to those that are not resident,
-  // taking the least recently used rows outside the selection. Recency after it: resident ones in token
-  // order, then missing ones in token order, the last the most recent. kTooLarge where more tokens than
-  // slots; kInvalid where out of order, or while an earlier selection waits for complete() or abandon(); then
-  // nothing has changed.
+  // Makes `tokens` (strictly ascending) the current selection and gives slots to those that are not
+  // resident, taking the least recently used rows outside the selection. Recency after it: resident
+  // ones in token order, then missing ones in token order, the last the most recent. kTooLarge
+  // where more tokens than slots; kInvalid where out of order, or while an earlier selection waits
+  // for complete() or abandon(); then nothing has changed.
   [[nodiscard]] Result<Missing> select(std::span<const std::uint32_t> tokens);
   // The missing rows are in place.
   void complete() noexcept;
-  // The missing rows did not come: their slots are free again, there is no current selection, residents stay.
+  // The missing rows did not come: their slots are free again, there is no current selection,
+  // residents stay.
   void abandon() noexcept;
 
-  // Forgets all rows of tokens from `first_token` on, and the current selection; also one that waits.
+  // Forgets all rows of tokens from `first_token` on, and the current selection; also one that
+  // waits.
   void truncate(std::uint64_t first_token) noexcept;
 
-  // The current selection for attend(): page i is the row of the i-th token. Empty before complete().
+  // The current selection for attend(): page i is the row of the i-th token. Empty before
+  // complete().
   [[nodiscard]] RowPages rows() const noexcept;
   [[nodiscard]] std::uint64_t row_count() const noexcept { return waiting_ ? 0 : pages_.size(); }
 
@@ -90,7 +95,9 @@ class SlotCache {
   void link_newest(std::uint32_t slot) noexcept;
   [[nodiscard]] std::uint32_t take_slot() noexcept;  // a free one, or the oldest, unmapped
   void release_slot(std::uint32_t slot) noexcept;    // unmaps and frees
-  [[nodiscard]] std::uint64_t offset_of(std::uint32_t slot) const noexcept { return slot * row_bytes_; }
+  [[nodiscard]] std::uint64_t offset_of(std::uint32_t slot) const noexcept {
+    return slot * row_bytes_;
+  }
 
   SlotCacheOptions options_;
   std::uint64_t row_bytes_ = 0;  // K and V, rounded up to 64

@@ -24,7 +24,8 @@ Result<void> ControlChannel::wait_for(short events, const Deadline& deadline) {
     pollfd fd{socket_.get(), events, 0};
     timespec left;
     const int count = ::ppoll(&fd, 1, deadline.left(&left), nullptr);
-    if (count > 0) return {};  // errors and hang-ups too: the send or receive that follows names them
+    if (count > 0)
+      return {};  // errors and hang-ups too: the send or receive that follows names them
     if (count == 0) return error(Code::kTimeout, "the daemon did not answer in time");
     if (errno != EINTR) return error(Code::kIo, "cannot wait for the control socket", errno);
   }
@@ -38,7 +39,8 @@ Result<void> ControlChannel::send(const Json& body, ByteSpan payload, std::span<
     const Result<bool> done = writer_.flush(socket_.get());
     if (!done) return break_with(done.error());
     if (*done) return {};
-    if (const Result<void> ready = wait_for(POLLOUT, deadline); !ready) return break_with(ready.error());
+    if (const Result<void> ready = wait_for(POLLOUT, deadline); !ready)
+      return break_with(ready.error());
   }
 }
 
@@ -51,7 +53,8 @@ Result<ControlMessage> ControlChannel::receive(const Deadline& deadline) {
     std::vector<UniqueFd> fds;
     const Result<Received> received = receive_some(socket_.get(), room, &fds);
     if (!received) return break_with(received.error());
-    if (received->closed) return break_with({Code::kDaemonLost, 0, "the daemon closed the connection"});
+    if (received->closed)
+      return break_with({Code::kDaemonLost, 0, "the daemon closed the connection"});
     const Result<void> fed = parser_.feed(ByteSpan(room).first(received->bytes), std::move(fds));
     if (!fed) return break_with(fed.error());
   }
@@ -70,8 +73,8 @@ Result<ControlMessage> ControlChannel::check_reply(ControlMessage reply, std::si
   return reply;
 }
 
-Result<ControlMessage> ControlChannel::call(Json request, ByteSpan payload, std::size_t fds_expected,
-                                            const Deadline& deadline) {
+Result<ControlMessage> ControlChannel::call(Json request, ByteSpan payload,
+                                            std::size_t fds_expected, const Deadline& deadline) {
   error_text_.clear();
   const std::uint64_t id = ++last_id_;
   request["id"] = id;

@@ -1,8 +1,9 @@
-// ControlChannel: requests and replies over the control socket for a caller that waits, with deadlines.
+// ControlChannel: requests and replies over the control socket for a caller that waits, with
+// deadlines.
 //
-// One request at a time. A reply that comes after its caller gave up is skipped by its id; a deadline that
-// passes in the middle of sending, or any protocol error, breaks the channel: everything from then on is
-// kDaemonLost. One thread at a time.
+// One request at a time. A reply that comes after its caller gave up is skipped by its id; a
+// deadline that passes in the middle of sending, or any protocol error, breaks the channel:
+// everything from then on is kDaemonLost. One thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +25,14 @@ class ControlChannel {
   // Sends one message. kTimeout, kDaemonLost, kTooLarge.
   [[nodiscard]] Result<void> send(const Json& body, ByteSpan payload, std::span<const int> fds,
                                   const Deadline& deadline);
-  // The next message. kTimeout (the channel stays usable), kDaemonLost at the end of the stream, kProtocol.
+  // The next message. kTimeout (the channel stays usable), kDaemonLost at the end of the stream,
+  // kProtocol.
   [[nodiscard]] Result<ControlMessage> receive(const Deadline& deadline);
-  // Adds "id", sends, and waits for the reply to it. A reply with "ok": false becomes its code as an error;
-  // error_text() then says what the daemon wrote. `fds_expected`: how many descriptors an ok reply must
-  // carry; else kProtocol.
-  [[nodiscard]] Result<ControlMessage> call(Json request, ByteSpan payload, std::size_t fds_expected,
-                                            const Deadline& deadline);
+  // Adds "id", sends, and waits for the reply to it. A reply with "ok": false becomes its code as
+  // an error; error_text() then says what the daemon wrote. `fds_expected`: how many descriptors an
+  // ok reply must carry; else kProtocol.
+  [[nodiscard]] Result<ControlMessage> call(Json request, ByteSpan payload,
+                                            std::size_t fds_expected, const Deadline& deadline);
 
   // Text of the last failed call(); "" where the failure has no text beyond its Status.
   [[nodiscard]] const std::string& error_text() const noexcept { return error_text_; }

@@ -22,10 +22,12 @@ std::uint64_t frame_bytes(std::uint64_t json_bytes, std::uint64_t payload_bytes)
 
 bool would_block(int os_error) noexcept { return os_error == EAGAIN || os_error == EWOULDBLOCK; }
 bool peer_gone(int os_error) noexcept {
-  return os_error == EPIPE || os_error == ECONNRESET || os_error == ENOTCONN || os_error == ECONNREFUSED;
+  return os_error == EPIPE || os_error == ECONNRESET || os_error == ENOTCONN ||
+         os_error == ECONNREFUSED;
 }
 
-// Takes the descriptors out of a received message; closes what is no descriptor list of ours by owning it.
+// Takes the descriptors out of a received message; closes what is no descriptor list of ours by
+// owning it.
 void take_descriptors(msghdr* message, std::vector<UniqueFd>* fds) {
   for (cmsghdr* part = CMSG_FIRSTHDR(message); part != nullptr; part = CMSG_NXTHDR(message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
@@ -65,7 +67,8 @@ Result<void> FrameParser::take(ByteSpan* bytes) {
     json_.append(reinterpret_cast<const char*>(bytes->data()), count);
   } else {
     count = std::min<std::size_t>(bytes->size(), header_.payload_bytes - payload_.size());
-    payload_.insert(payload_.end(), bytes->begin(), bytes->begin() + static_cast<std::ptrdiff_t>(count));
+    payload_.insert(payload_.end(), bytes->begin(),
+                    bytes->begin() + static_cast<std::ptrdiff_t>(count));
   }
   *bytes = bytes->subspan(count);
   if (header_bytes_ == kHeaderBytes && json_.size() == header_.json_bytes &&
@@ -94,7 +97,8 @@ Result<void> FrameParser::finish_frame() {
     return error(Code::kProtocol, "a control frame came without its descriptors");
   ControlMessage message;
   KVT_TRY(message.body, parse_json(json_));
-  if (!message.body.is_object()) return error(Code::kProtocol, "a control frame's JSON must be an object");
+  if (!message.body.is_object())
+    return error(Code::kProtocol, "a control frame's JSON must be an object");
   message.payload = std::move(payload_);
   for (std::uint32_t i = 0; i < header_.fd_count; ++i) {
     message.fds.push_back(std::move(fds_.front()));
@@ -108,15 +112,16 @@ Result<void> FrameParser::finish_frame() {
   return {};
 }
 
-// All descriptors of a frame come with its first byte, and a receive that brings some ends behind them: what
-// is left over now belongs to the frame in progress, or to nobody.
+// All descriptors of a frame come with its first byte, and a receive that brings some ends behind
+// them: what is left over now belongs to the frame in progress, or to nobody.
 Result<void> FrameParser::check_descriptors() {
   std::size_t expected = 0;
   if (header_bytes_ == kHeaderBytes)
     expected = header_.fd_count;
   else if (header_bytes_ > 0)
     expected = limits_.fds_max;
-  if (fds_.size() > expected) return error(Code::kProtocol, "descriptors that no control frame names");
+  if (fds_.size() > expected)
+    return error(Code::kProtocol, "descriptors that no control frame names");
   return {};
 }
 
@@ -144,7 +149,8 @@ Result<void> FrameWriter::enqueue(const Json& body, std::vector<std::byte> paylo
   for (const int fd : fds) {
     UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
     if (!copy.valid())
-      return error(Code::kIo, "cannot duplicate a descriptor: raise the limit of open files", errno);
+      return error(Code::kIo, "cannot duplicate a descriptor: raise the limit of open files",
+                   errno);
     frame.fds.push_back(std::move(copy));
   }
   frame.payload = std::move(payload);

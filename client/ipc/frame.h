@@ -1,9 +1,10 @@
 // Frames of the control socket: header, JSON, payload, descriptors (docs/protocol.md, section 1).
 //
-// FrameParser takes bytes as they come and gives whole messages; FrameWriter does the reverse. Neither
-// blocks, so the daemon uses them on its event loop, and ControlChannel wraps them for a client that waits.
-// What the peer says about lengths is checked before anything is allocated for it, and memory grows only with
-// the bytes that really came. After an error a connection cannot be used any more. One thread per object.
+// FrameParser takes bytes as they come and gives whole messages; FrameWriter does the reverse.
+// Neither blocks, so the daemon uses them on its event loop, and ControlChannel wraps them for a
+// client that waits. What the peer says about lengths is checked before anything is allocated for
+// it, and memory grows only with the bytes that really came. After an error a connection cannot be
+// used any more. One thread per object.
 #pragma once
 
 #include <cstddef>
@@ -41,8 +42,8 @@ class FrameParser {
  public:
   explicit FrameParser(const FrameLimits& limits = {}) noexcept : limits_(limits) {}
 
-  // Takes the bytes and descriptors of one receive_some. kProtocol (kTooLarge for a frame above a limit):
-  // drop the connection; messages that were whole before can still be taken.
+  // Takes the bytes and descriptors of one receive_some. kProtocol (kTooLarge for a frame above a
+  // limit): drop the connection; messages that were whole before can still be taken.
   [[nodiscard]] Result<void> feed(ByteSpan bytes, std::vector<UniqueFd> fds = {});
   // The next whole message, if there is one.
   [[nodiscard]] std::optional<ControlMessage> next();
@@ -67,11 +68,12 @@ class FrameParser {
 
 class FrameWriter {
  public:
-  // Queues a frame. Descriptors are duplicated. kTooLarge above a limit, and then nothing is queued.
+  // Queues a frame. Descriptors are duplicated. kTooLarge above a limit, and then nothing is
+  // queued.
   [[nodiscard]] Result<void> enqueue(const Json& body, std::vector<std::byte> payload = {},
                                      std::span<const int> fds = {});
-  // Sends as much as the socket takes now. True: nothing is left. kDaemonLost where the peer is gone (on
-  // either side).
+  // Sends as much as the socket takes now. True: nothing is left. kDaemonLost where the peer is
+  // gone (on either side).
   [[nodiscard]] Result<bool> flush(int socket);
   [[nodiscard]] bool empty() const noexcept { return frames_.empty(); }
   [[nodiscard]] std::size_t bytes_queued() const noexcept { return bytes_queued_; }
@@ -91,8 +93,9 @@ struct Received {
   std::size_t bytes = 0;  // 0 and not closed: nothing there now
   bool closed = false;
 };
-// One recvmsg that never blocks. Descriptors come close-on-exec. kProtocol where descriptors were lost,
-// kDaemonLost where the connection was reset.
-[[nodiscard]] Result<Received> receive_some(int socket, MutableByteSpan room, std::vector<UniqueFd>* fds);
+// One recvmsg that never blocks. Descriptors come close-on-exec. kProtocol where descriptors were
+// lost, kDaemonLost where the connection was reset.
+[[nodiscard]] Result<Received> receive_some(int socket, MutableByteSpan room,
+                                            std::vector<UniqueFd>* fds);
 
 }  // namespace kvtier

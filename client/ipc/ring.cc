@@ -17,7 +17,8 @@ Result<UniqueFd> make_doorbell() {
 
 void ring_doorbell(int doorbell) noexcept {
   const std::uint64_t one = 1;
-  // EAGAIN: the counter is full, so it is readable already. Other errors leave the reader to its deadline.
+  // EAGAIN: the counter is full, so it is readable already. Other errors leave the reader to its
+  // deadline.
   while (::write(doorbell, &one, sizeof(one)) < 0 && errno == EINTR) {
   }
 }
@@ -25,8 +26,10 @@ void ring_doorbell(int doorbell) noexcept {
 void drain_doorbell(int doorbell) noexcept {
   std::uint64_t count = 0;
   iovec piece{&count, sizeof(count)};
-  // The peer shares the descriptor's flags and could take O_NONBLOCK away; RWF_NOWAIT holds for this call.
-  if (::preadv2(doorbell, &piece, 1, -1, RWF_NOWAIT) < 0 && (errno == EOPNOTSUPP || errno == ENOSYS)) {
+  // The peer shares the descriptor's flags and could take O_NONBLOCK away; RWF_NOWAIT holds for
+  // this call.
+  if (::preadv2(doorbell, &piece, 1, -1, RWF_NOWAIT) < 0 &&
+      (errno == EOPNOTSUPP || errno == ENOSYS)) {
     [[maybe_unused]] const ssize_t drained =
         ::read(doorbell, &count, sizeof(count));  // EAGAIN: nothing to drain
   }

@@ -1,26 +1,29 @@
-// Rings: one writer, one reader, in memory that the other side may fill with anything at any moment.
+// Rings: one writer, one reader, in memory that the other side may fill with anything at any
+// moment.
 //
-// Each side keeps its own index in private memory and never reads it back. The other side's index is loaded
-// once into a local, and taken only if it did not go back and leaves at most `capacity` entries between the
-// two; else the ring is broken for good: every call gives kProtocol and the connection must be dropped.
-// Entries are copied word by word (shared_copy.h) into private memory before anybody looks at them. One store
-// of `tail` publishes a batch, one store of `head` gives its room back. Neither side ever waits inside a
-// call.
+// Each side keeps its own index in private memory and never reads it back. The other side's index
+// is loaded once into a local, and taken only if it did not go back and leaves at most `capacity`
+// entries between the two; else the ring is broken for good: every call gives kProtocol and the
+// connection must be dropped. Entries are copied word by word (shared_copy.h) into private memory
+// before anybody looks at them. One store of `tail` publishes a batch, one store of `head` gives
+// its room back. Neither side ever waits inside a call.
 //
-// Sleeping. The reader must not sleep on entries that the writer published without seeing that it sleeps:
+// Sleeping. The reader must not sleep on entries that the writer published without seeing that it
+// sleeps:
 //
 //      writer                              reader
 //      W1  entries            (relaxed)    R1  reader_sleeps = 1      (seq_cst)
-//      W2  tail = t           (seq_cst)    R2  read tail              (seq_cst)  -> new entries: do not sleep
-//      W3  read reader_sleeps (seq_cst)    R3  poll(doorbell)
+//      W2  tail = t           (seq_cst)    R2  read tail              (seq_cst)  -> new entries: do
+//      not sleep W3  read reader_sleeps (seq_cst)    R3  poll(doorbell)
 //          -> 1: set it to 0, ring         R4  reader_sleeps = 0
 //
-// W2, W3, R1, R2 lie in one total order. If R2 does not see W2, then R2 stands before W2, so R1 < R2 < W2 <
-// W3: W3 sees the flag and rings. The doorbell counts, so a ring before R3 makes R3 return at once. If W3
-// does not see the flag, then W3 < R1, so W2 < R2: the reader sees the entries and does not sleep. The writer
-// clears the flag before it rings, so one sleep costs one ring; the reader's late R4 only repeats that. A
-// ring that nobody needs any more is a spurious wake-up. (Sequentially consistent accesses instead of fences:
-// the same instruction on x86, and ThreadSanitizer knows them.) Each side: one thread.
+// W2, W3, R1, R2 lie in one total order. If R2 does not see W2, then R2 stands before W2, so R1 <
+// R2 < W2 < W3: W3 sees the flag and rings. The doorbell counts, so a ring before R3 makes R3
+// return at once. If W3 does not see the flag, then W3 < R1, so W2 < R2: the reader sees the
+// entries and does not sleep. The writer clears the flag before it rings, so one sleep costs one
+// ring; the reader's late R4 only repeats that. A ring that nobody needs any more is a spurious
+// wake-up. (Sequentially consistent accesses instead of fences: the same instruction on x86, and
+// ThreadSanitizer knows them.) Each side: one thread.
 #pragma once
 
 #include <algorithm>
@@ -48,8 +51,8 @@ template <class Entry>
 class RingWriter {
  public:
   RingWriter() = default;
-  // Both sides start at index 0 over zeroed memory. `capacity` is a power of two. `doorbell` is borrowed; -1:
-  // the reader never sleeps.
+  // Both sides start at index 0 over zeroed memory. `capacity` is a power of two. `doorbell` is
+  // borrowed; -1: the reader never sleeps.
   RingWriter(RingIndices* indices, Entry* entries, std::uint32_t capacity, int doorbell) noexcept
       : indices_(indices), entries_(entries), capacity_(capacity), doorbell_(doorbell) {
     KVT_CHECK(capacity != 0 && (capacity & (capacity - 1)) == 0);
@@ -61,16 +64,17 @@ class RingWriter {
     return static_cast<std::uint32_t>(capacity_ - (tail_ - head_));
   }
 
-  // Publishes as many of `entries` as fit, from the first, by one store; wakes the reader if it sleeps. How
-  // many (0: full), or kProtocol.
+  // Publishes as many of `entries` as fit, from the first, by one store; wakes the reader if it
+  // sleeps. How many (0: full), or kProtocol.
   [[nodiscard]] Result<std::uint32_t> push(std::span<const Entry> entries) noexcept {
     if (capacity_ - (tail_ - head_) < entries.size() && !load_head()) return broken_error();
     if (broken_) return broken_error();
-    const std::uint64_t count = std::min<std::uint64_t>(capacity_ - (tail_ - head_), entries.size());
+    const std::uint64_t count =
+        std::min<std::uint64_t>(capacity_ - (tail_ - head_), entries.size());
     if (count == 0) return 0u;
     for (std::uint64_t i = 0; i < count; ++i)
-      copy_to_shared(&entries_[(tail_ + i) & (capacity_ - 1)], &entries[static_cast<std::size_t>(i)],
-                     sizeof(Entry));
+      copy_to_shared(&entries_[(tail_ + i) & (capacity_ - 1)],
+                     &entries[static_cast<std::size_t>(i)], sizeof(Entry));
     tail_ += count;
     indices_->tail.store(tail_, std::memory_order_seq_cst);  // W2
     if (indices_->reader_sleeps.load(std::memory_order_seq_cst) != 0) wake();
@@ -116,10 +120,12 @@ class RingReader {
     KVT_CHECK(capacity != 0 && (capacity & (capacity - 1)) == 0);
   }
 
-  // Copies up to out.size() entries out and gives their room back. How many (0: empty), or kProtocol.
+  // Copies up to out.size() entries out and gives their room back. How many (0: empty), or
+  // kProtocol.
   [[nodiscard]] Result<std::uint32_t> pop(std::span<Entry> out) noexcept {
     if (tail_ == head_) load_tail(std::memory_order_acquire);
-    if (broken_) return error(Code::kProtocol, "the peer wrote an impossible ring index: reconnect");
+    if (broken_)
+      return error(Code::kProtocol, "the peer wrote an impossible ring index: reconnect");
     const std::uint64_t count = std::min<std::uint64_t>(tail_ - head_, out.size());
     if (count == 0) return 0u;
     for (std::uint64_t i = 0; i < count; ++i)
@@ -135,8 +141,8 @@ class RingReader {
     if (tail_ == head_) load_tail(std::memory_order_acquire);
     return broken_ || tail_ != head_;
   }
-  // R1 and R2. True: nothing is there, and the writer will ring the doorbell. Follow it by end_sleep() either
-  // way.
+  // R1 and R2. True: nothing is there, and the writer will ring the doorbell. Follow it by
+  // end_sleep() either way.
   [[nodiscard]] bool begin_sleep() noexcept {
     indices_->reader_sleeps.store(1, std::memory_order_seq_cst);
     if (tail_ == head_) load_tail(std::memory_order_seq_cst);
@@ -162,8 +168,8 @@ class RingReader {
   bool broken_ = false;
 };
 
-// The two sides of a connection's control memfd (mapped writable, sizeof(ControlLayout) bytes, zero at
-// first).
+// The two sides of a connection's control memfd (mapped writable, sizeof(ControlLayout) bytes, zero
+// at first).
 struct ClientRings {
   RingWriter<Submission> submissions;
   RingReader<Completion> completions;

@@ -39,16 +39,19 @@ Result<UniqueFd> make_socket() {
   return socket;
 }
 
-// Makes the directory and checks that nobody else can come in. Checked on the descriptor, not on the name.
+// Makes the directory and checks that nobody else can come in. Checked on the descriptor, not on
+// the name.
 Result<void> prepare_directory(const std::string& directory) {
   if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST)
     return error(errno == EACCES || errno == EROFS ? Code::kPermission : Code::kIo,
                  "cannot make the socket's directory", errno);
   UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!fd.valid())
-    return error(Code::kPermission, "the socket's directory is a link, a file, or closed to us", errno);
+    return error(Code::kPermission, "the socket's directory is a link, a file, or closed to us",
+                 errno);
   struct stat info {};
-  if (::fstat(fd.get(), &info) != 0) return error(Code::kIo, "cannot look at the socket's directory", errno);
+  if (::fstat(fd.get(), &info) != 0)
+    return error(Code::kIo, "cannot look at the socket's directory", errno);
   if (info.st_uid != ::geteuid())
     return error(Code::kPermission, "the socket's directory belongs to another user");
   if ((info.st_mode & kOthersMask) != 0)
@@ -61,7 +64,8 @@ Result<UniqueFd> take_lock(const std::string& path) {
   UniqueFd lock(::open((path + ".lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!lock.valid()) return error(Code::kIo, "cannot open the socket's lock file", errno);
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno == EWOULDBLOCK) return error(Code::kBusy, "another kvtierd serves this socket: stop it first");
+    if (errno == EWOULDBLOCK)
+      return error(Code::kBusy, "another kvtierd serves this socket: stop it first");
     return error(Code::kIo, "cannot lock the socket's lock file", errno);
   }
   // The holder's pid, for people. Nothing depends on it.
@@ -96,7 +100,8 @@ Result<ucred> peer_of(int socket) {
 // A non-blocking connect to a Unix socket succeeds or fails at once; EAGAIN: the backlog is full.
 Result<void> connect_until(int socket, const sockaddr_un& address, const Deadline& deadline) {
   for (;;) {
-    if (::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) return {};
+    if (::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0)
+      return {};
     const int os_error = errno;
     if (os_error == ENOENT || os_error == ECONNREFUSED || os_error == ENOTDIR)
       return error(Code::kNotFound, "no kvtierd listens: start it with `kvtier start`", os_error);
@@ -126,14 +131,16 @@ Result<UnixListener> listen_unix(const std::string& path) {
   if (::fchmod(fd, 0600) != 0) return error(Code::kIo, "cannot set the socket's mode", errno);
   if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0)
     return error(Code::kIo, "cannot bind the socket", errno);
-  if (::chmod(path.c_str(), 0600) != 0) return error(Code::kIo, "cannot set the socket's mode", errno);
+  if (::chmod(path.c_str(), 0600) != 0)
+    return error(Code::kIo, "cannot set the socket's mode", errno);
   if (::listen(fd, kBacklog) != 0) return error(Code::kIo, "cannot listen on the socket", errno);
   listener.path = path;
   return listener;
 }
 
 void remove_listener(UnixListener* listener) noexcept {
-  // We hold the lock, so what lies there is ours: nobody else may have put another socket in its place.
+  // We hold the lock, so what lies there is ours: nobody else may have put another socket in its
+  // place.
   if (listener->lock.valid() && listener->socket.valid()) ::unlink(listener->path.c_str());
   listener->socket.reset();
   listener->lock.reset();

@@ -19,23 +19,24 @@ struct UnixListener {
   std::string path;
 };
 
-// Makes the directory (0700) where it is missing and refuses one that others own or may enter (kPermission);
-// takes the lock (kBusy: another daemon serves here); removes a stale socket only then (kExists: something
-// that is no socket); binds with mode 0600 and listens.
+// Makes the directory (0700) where it is missing and refuses one that others own or may enter
+// (kPermission); takes the lock (kBusy: another daemon serves here); removes a stale socket only
+// then (kExists: something that is no socket); binds with mode 0600 and listens.
 [[nodiscard]] Result<UnixListener> listen_unix(const std::string& path);
 // Removes the socket file, if it is still the listener's own, and gives the lock back.
 void remove_listener(UnixListener* listener) noexcept;
 
-// Connects. kNotFound: nobody listens (start the daemon). kPermission: somebody of another user does.
+// Connects. kNotFound: nobody listens (start the daemon). kPermission: somebody of another user
+// does.
 [[nodiscard]] Result<UniqueFd> connect_unix(const std::string& path, const Deadline& deadline);
-// The next waiting connection, checked by check_peer. kBusy: none waits. kPermission: one of another user was
-// closed.
+// The next waiting connection, checked by check_peer. kBusy: none waits. kPermission: one of
+// another user was closed.
 [[nodiscard]] Result<UniqueFd> accept_unix(int listener);
 
 // kPermission unless the process at the other end runs as our user. Its pid.
 [[nodiscard]] Result<pid_t> check_peer(int socket);
-// A descriptor that becomes readable when the peer's process is gone, even if a forked child keeps the
-// socket. kUnsupported, kNotFound (gone already).
+// A descriptor that becomes readable when the peer's process is gone, even if a forked child keeps
+// the socket. kUnsupported, kNotFound (gone already).
 [[nodiscard]] Result<UniqueFd> peer_pidfd(int socket);
 
 }  // namespace kvtier

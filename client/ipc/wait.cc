@@ -32,8 +32,9 @@ AdaptiveSpin::AdaptiveSpin(const WaiterOptions& options) noexcept {
 }
 
 std::uint64_t AdaptiveSpin::budget_ns() const noexcept {
-  // Where waits are long a spin of full length would be lost each time. A short one stays, to notice when
-  // they get short again: a sleeper's waits never look short, because waking up is part of them.
+  // Where waits are long a spin of full length would be lost each time. A short one stays, to
+  // notice when they get short again: a sleeper's waits never look short, because waking up is part
+  // of them.
   if (average_ns_ > 4 * max_ns_) return max_ns_ / 8;
   return std::min(max_ns_, 2 * average_ns_);
 }

@@ -1,9 +1,9 @@
 // Waiting for a ring: a short spin where that pays, then sleep in poll(2).
 //
-// Spinning pays only where another core can work meanwhile: with fewer than 4 CPUs in the affinity mask it
-// would take time from the model that computes on them, so it is off unless forced. The length of the spin
-// follows the waits seen: at most twice their moving average, and never more than spin_us_max. One thread per
-// object.
+// Spinning pays only where another core can work meanwhile: with fewer than 4 CPUs in the affinity
+// mask it would take time from the model that computes on them, so it is off unless forced. The
+// length of the spin follows the waits seen: at most twice their moving average, and never more
+// than spin_us_max. One thread per object.
 #pragma once
 
 #include <chrono>
@@ -59,10 +59,11 @@ class Waiter {
  public:
   explicit Waiter(const WaiterOptions& options = {}) noexcept : spin_(options) {}
 
-  // Blocks until the ring has something, the deadline passes or the peer hangs up. `doorbell`: the reader's
-  // eventfd; `socket`: the connection, -1 where there is none. Both borrowed.
+  // Blocks until the ring has something, the deadline passes or the peer hangs up. `doorbell`: the
+  // reader's eventfd; `socket`: the connection, -1 where there is none. Both borrowed.
   template <class Reader>
-  [[nodiscard]] WaitOutcome wait(Reader& reader, int doorbell, int socket, const Deadline& deadline);
+  [[nodiscard]] WaitOutcome wait(Reader& reader, int doorbell, int socket,
+                                 const Deadline& deadline);
 
   [[nodiscard]] const WaitStats& stats() const noexcept { return stats_; }
   [[nodiscard]] bool spins() const noexcept { return spin_.allowed(); }
@@ -75,7 +76,8 @@ class Waiter {
   template <class Reader>
   bool spin(Reader& reader, Deadline::Clock::time_point start) noexcept;
   template <class Reader>
-  WaitOutcome sleep_until(Reader& reader, int doorbell, int socket, const Deadline& deadline) noexcept;
+  WaitOutcome sleep_until(Reader& reader, int doorbell, int socket,
+                          const Deadline& deadline) noexcept;
 
   AdaptiveSpin spin_;
   WaitStats stats_;
@@ -94,7 +96,8 @@ bool Waiter::spin(Reader& reader, Deadline::Clock::time_point start) noexcept {
 }
 
 template <class Reader>
-WaitOutcome Waiter::sleep_until(Reader& reader, int doorbell, int socket, const Deadline& deadline) noexcept {
+WaitOutcome Waiter::sleep_until(Reader& reader, int doorbell, int socket,
+                                const Deadline& deadline) noexcept {
   for (;;) {
     Woken woken = Woken::kDoorbell;
     if (reader.begin_sleep()) woken = sleep(doorbell, socket, deadline);
@@ -122,7 +125,8 @@ WaitOutcome Waiter::wait(Reader& reader, int doorbell, int socket, const Deadlin
   if (outcome == WaitOutcome::kTimeout) ++stats_.timeouts;
   if (outcome == WaitOutcome::kHangup) ++stats_.hangups;
   spin_.note_wait(static_cast<std::uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(Deadline::Clock::now() - start).count()));
+      std::chrono::duration_cast<std::chrono::nanoseconds>(Deadline::Clock::now() - start)
+          .count()));
   return outcome;
 }
 

@@ -1,10 +1,11 @@
-// The Python module kvtier._kvtier: the C interface (kvtier.h) as classes, one line per method in the table below.
+// The Python module kvtier._kvtier: the C interface (kvtier.h) as classes, one line per method in
+// the table below.
 //
-// Ownership: View -> Sequence -> Space -> Client, each keeps the one it came from alive; close() of one closes what came
-// from it first. Arrays go both ways by DLPack and the buffer protocol (numpy, torch on the CPU), never copied here.
-// Threads: every call that may block releases the GIL; a sequence and its views share one mutex, so that two Python
-// threads wait for each other instead of breaking the C contract.
-// The only file that includes nanobind.
+// Ownership: View -> Sequence -> Space -> Client, each keeps the one it came from alive; close() of
+// one closes what came from it first. Arrays go both ways by DLPack and the buffer protocol (numpy,
+// torch on the CPU), never copied here. Threads: every call that may block releases the GIL; a
+// sequence and its views share one mutex, so that two Python threads wait for each other instead of
+// breaking the C contract. The only file that includes nanobind.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -37,7 +38,7 @@ using Ids = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::devi
 using FloatArray = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using ConstFloatArray = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
-// ---- errors: one class per family ------------------------------------------------------------------------------
+// ---- errors: one class per family ---------------------------------------------------------------
 
 struct ErrorClass {
   const char* name;
@@ -55,16 +56,30 @@ const std::vector<ErrorClass>& error_classes() {
       {"InvalidArgument", nullptr, "An argument is out of its range.", {KVT_ERROR_INVALID}},
       {"Unsupported", nullptr, "This build or machine cannot do it.", {KVT_ERROR_UNSUPPORTED}},
       {"Limit", "InvalidArgument", "A request above a limit.", {KVT_ERROR_TOO_LARGE}},
-      {"NotFinite", "InvalidArgument", "NaN or infinity where numbers must be.", {KVT_ERROR_NOT_FINITE}},
+      {"NotFinite",
+       "InvalidArgument",
+       "NaN or infinity where numbers must be.",
+       {KVT_ERROR_NOT_FINITE}},
       {"NotFound", nullptr, "No such object.", {KVT_ERROR_NOT_FOUND}},
       {"Exists", nullptr, "The name is taken.", {KVT_ERROR_EXISTS}},
       {"WrongSpace", nullptr, "The sequence belongs to another space.", {KVT_ERROR_WRONG_SPACE}},
       {"Permission", nullptr, "Not allowed.", {KVT_ERROR_PERMISSION}},
-      {"Stale", nullptr, "A handle of the past: closed, or used after fork().", {KVT_ERROR_STALE, KVT_ERROR_FORK}},
-      {"Corrupt", nullptr, "Bytes that do not hold what they should.",
+      {"Stale",
+       nullptr,
+       "A handle of the past: closed, or used after fork().",
+       {KVT_ERROR_STALE, KVT_ERROR_FORK}},
+      {"Corrupt",
+       nullptr,
+       "Bytes that do not hold what they should.",
        {KVT_ERROR_CORRUPT, KVT_ERROR_VERSION, KVT_ERROR_PROTOCOL}},
-      {"DeviceError", nullptr, "The disk reported an error, or cannot be written.", {KVT_ERROR_IO, KVT_ERROR_READ_ONLY}},
-      {"DaemonLost", nullptr, "kvtierd went away and did not come back in time.", {KVT_ERROR_DAEMON_LOST}},
+      {"DeviceError",
+       nullptr,
+       "The disk reported an error, or cannot be written.",
+       {KVT_ERROR_IO, KVT_ERROR_READ_ONLY}},
+      {"DaemonLost",
+       nullptr,
+       "kvtierd went away and did not come back in time.",
+       {KVT_ERROR_DAEMON_LOST}},
       {"Internal", nullptr, "A bug in kvtier.", {KVT_ERROR_INTERNAL}},
   };
   return classes;
@@ -77,13 +92,13 @@ std::unordered_map<kvt_status, PyObject*>& error_by_code() {
 }
 
 void make_error_classes(nb::module_& m) {
-  g_error = PyErr_NewExceptionWithDoc("kvtier.Error", "Base of all kvtier errors; `code` is the C status.", nullptr,
-                                      nullptr);
+  g_error = PyErr_NewExceptionWithDoc(
+      "kvtier.Error", "Base of all kvtier errors; `code` is the C status.", nullptr, nullptr);
   m.attr("Error") = nb::handle(g_error);
   for (const ErrorClass& c : error_classes()) {
     nb::object base = c.base != nullptr ? nb::object(m.attr(c.base)) : nb::borrow(g_error);
-    PyObject* type =
-        PyErr_NewExceptionWithDoc((std::string("kvtier.") + c.name).c_str(), c.doc, base.ptr(), nullptr);
+    PyObject* type = PyErr_NewExceptionWithDoc((std::string("kvtier.") + c.name).c_str(), c.doc,
+                                               base.ptr(), nullptr);
     m.attr(c.name) = nb::handle(type);
     for (kvt_status code : c.codes) error_by_code()[code] = type;
   }
@@ -108,7 +123,8 @@ void check(kvt_status status) {
   raise(status, text);
 }
 
-// Runs `call` without the GIL and raises what it returned. kvt_last_error is per thread, so it is read right after.
+// Runs `call` without the GIL and raises what it returned. kvt_last_error is per thread, so it is
+// read right after.
 template <class Call>
 void blocking(Call&& call) {
   kvt_status status = KVT_OK;
@@ -119,7 +135,7 @@ void blocking(Call&& call) {
   check(status);
 }
 
-// ---- handles ---------------------------------------------------------------------------------------------------
+// ---- handles ------------------------------------------------------------------------------------
 
 // A thing that can be closed, with the things made from it.
 struct Node {
@@ -139,7 +155,8 @@ struct Node {
     std::erase_if(children, [](const std::weak_ptr<Node>& c) { return c.expired(); });
     children.push_back(child);
   }
-  // For destructors, which must not throw: what a garbage collected handle could not seal is the tail log's matter.
+  // For destructors, which must not throw: what a garbage collected handle could not seal is the
+  // tail log's matter.
   void drop() noexcept {
     if (!open) return;
     open = false;
@@ -165,7 +182,8 @@ struct Client final : Node {
     return handle;
   }
   kvt_client* handle = nullptr;
-  // Keys and values of batches that were submitted and not yet polled: the C side reads and writes them.
+  // Keys and values of batches that were submitted and not yet polled: the C side reads and writes
+  // them.
   struct Batch {
     std::vector<std::string> keys;
     std::vector<Array> values;
@@ -240,13 +258,16 @@ struct View final : Node {
   std::shared_ptr<Sequence> sequence;
 };
 
-// ---- client and space ------------------------------------------------------------------------------------------
+// ---- client and space ---------------------------------------------------------------------------
 
-const char* or_null(const std::optional<std::string>& text) { return text ? text->c_str() : nullptr; }
+const char* or_null(const std::optional<std::string>& text) {
+  return text ? text->c_str() : nullptr;
+}
 
 std::shared_ptr<Client> open_client(const std::optional<std::string>& socket_path, bool autostart,
                                     const std::optional<std::string>& daemon_path,
-                                    const std::optional<std::string>& name, std::uint32_t timeout_ms) {
+                                    const std::optional<std::string>& name,
+                                    std::uint32_t timeout_ms) {
   kvt_client_options options;
   kvt_client_options_init(&options);
   options.socket_path = or_null(socket_path);
@@ -284,8 +305,9 @@ int pick(const std::string& word, const std::vector<const char*>& words, const c
 const std::vector<const char*> kDtypes = {"f32", "f16", "bf16", "opaque"};
 constexpr std::uint32_t kDtypeBytes[] = {4, 2, 2, 1};
 
-Layer make_layer(std::uint16_t kv_heads, std::uint16_t query_heads, std::uint32_t dim, const std::string& dtype,
-                 std::optional<std::uint32_t> v_dim, const std::string& kind, const std::string& rope) {
+Layer make_layer(std::uint16_t kv_heads, std::uint16_t query_heads, std::uint32_t dim,
+                 const std::string& dtype, std::optional<std::uint32_t> v_dim,
+                 const std::string& kind, const std::string& rope) {
   Layer layer;
   layer.k_dim = dim;
   layer.v_dim = v_dim.value_or(dim);
@@ -302,8 +324,9 @@ Layer make_layer(std::uint16_t kv_heads, std::uint16_t query_heads, std::uint32_
 
 std::shared_ptr<Space> open_space(const std::shared_ptr<Client>& client, const std::string& model,
                                   const std::string& runtime, const std::vector<Layer>& layers,
-                                  const std::string& detail, std::uint16_t chunk_tokens, std::uint16_t heads_per_chunk,
-                                  std::uint16_t unit_tokens, const std::string& abstracts, bool private_only) {
+                                  const std::string& detail, std::uint16_t chunk_tokens,
+                                  std::uint16_t heads_per_chunk, std::uint16_t unit_tokens,
+                                  const std::string& abstracts, bool private_only) {
   kvt_space_options options;
   kvt_space_options_init(&options);
   std::vector<kvt_layer> raw;
@@ -312,7 +335,8 @@ std::shared_ptr<Space> open_space(const std::shared_ptr<Client>& client, const s
   options.chunk_tokens = chunk_tokens;
   options.heads_per_chunk = heads_per_chunk;
   options.unit_tokens = unit_tokens;
-  options.abstract_kind = static_cast<std::uint32_t>(pick(abstracts, {"none", "box", "mean"}, "abstracts"));
+  options.abstract_kind =
+      static_cast<std::uint32_t>(pick(abstracts, {"none", "box", "mean"}, "abstracts"));
   options.model = model.c_str();
   options.runtime = runtime.c_str();
   options.detail = detail.c_str();
@@ -335,9 +359,11 @@ std::vector<std::uint32_t> to_ids(const nb::handle& source) {
   if (source.is_none()) return {};
   Ids array;
   if (nb::try_cast(source, array)) return {array.data(), array.data() + array.size()};
-  nb::object list = nb::hasattr(source, "tolist") ? nb::object(source.attr("tolist")()) : nb::borrow(source);
+  nb::object list =
+      nb::hasattr(source, "tolist") ? nb::object(source.attr("tolist")()) : nb::borrow(source);
   std::vector<std::uint32_t> ids;
-  if (!nb::try_cast(list, ids)) invalid("token ids: a flat sequence of integers from 0 to 2^32 - 1");
+  if (!nb::try_cast(list, ids))
+    invalid("token ids: a flat sequence of integers from 0 to 2^32 - 1");
   return ids;
 }
 
@@ -372,7 +398,9 @@ std::shared_ptr<Sequence> space_create(const std::shared_ptr<Space>& self, const
   kvt_match match{};
   kvt_sequence* handle = nullptr;
   kvt_space* space = self->get();
-  blocking([&] { return kvt_sequence_create(space, &options, list.data(), list.size(), &match, &handle); });
+  blocking([&] {
+    return kvt_sequence_create(space, &options, list.data(), list.size(), &match, &handle);
+  });
   auto sequence = wrap_sequence(self, handle);
   sequence->match = match;
   return sequence;
@@ -384,17 +412,21 @@ std::shared_ptr<Sequence> space_open_sequence(const std::shared_ptr<Space>& self
   if (name.has_value() == id.has_value()) invalid("open a sequence by its name or by its id");
   kvt_sequence* handle = nullptr;
   kvt_space* space = self->get();
-  blocking([&] { return kvt_sequence_open(space, or_null(name), id.value_or(0), writable ? 1 : 0, &handle); });
+  blocking([&] {
+    return kvt_sequence_open(space, or_null(name), id.value_or(0), writable ? 1 : 0, &handle);
+  });
   return wrap_sequence(self, handle);
 }
 
-// ---- sequence --------------------------------------------------------------------------------------------------
+// ---- sequence -----------------------------------------------------------------------------------
 
 std::shared_ptr<Sequence> sequence_fork(Sequence& self, std::optional<std::uint64_t> tokens,
                                         const std::optional<std::string>& name, bool private_only) {
   const kvt_sequence_options options = sequence_options(name, private_only);
   kvt_sequence* handle = nullptr;
-  self.run([&](kvt_sequence* s) { return kvt_sequence_fork(s, tokens.value_or(UINT64_MAX), &options, &handle); });
+  self.run([&](kvt_sequence* s) {
+    return kvt_sequence_fork(s, tokens.value_or(UINT64_MAX), &options, &handle);
+  });
   return wrap_sequence(self.space, handle);
 }
 
@@ -408,29 +440,34 @@ std::uint64_t sequence_length(Sequence& self) {
 }
 
 // [count, 4] uint32: id, position, flags, span.
-nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<2>> sequence_tokens(Sequence& self, std::uint64_t first,
-                                                                  std::optional<std::uint64_t> count) {
+nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<2>> sequence_tokens(
+    Sequence& self, std::uint64_t first, std::optional<std::uint64_t> count) {
   static_assert(sizeof(kvt_token) == 4 * sizeof(std::uint32_t));
   const std::uint64_t length = sequence_length(self);
-  if (first > length || count.value_or(0) > length - first) invalid("tokens beyond the end of the sequence");
+  if (first > length || count.value_or(0) > length - first)
+    invalid("tokens beyond the end of the sequence");
   const std::uint64_t n = count.value_or(length - first);
   auto rows = std::make_unique<kvt_token[]>(n);
-  if (n > 0) self.run([&](kvt_sequence* s) { return kvt_sequence_tokens(s, first, n, rows.get()); });
+  if (n > 0)
+    self.run([&](kvt_sequence* s) { return kvt_sequence_tokens(s, first, n, rows.get()); });
   auto* data = reinterpret_cast<std::uint32_t*>(rows.get());
   nb::capsule owner(rows.release(), [](void* p) noexcept { delete[] static_cast<kvt_token*>(p); });
   return {data, {n, 4}, owner};
 }
 
-void sequence_append(Sequence& self, const nb::object& ids, const nb::object& positions, const nb::object& flags,
-                     const nb::object& spans) {
+void sequence_append(Sequence& self, const nb::object& ids, const nb::object& positions,
+                     const nb::object& flags, const nb::object& spans) {
   const std::vector<std::uint32_t> id = to_ids(ids);
-  const std::vector<std::uint32_t> position = to_ids(positions), flag = to_ids(flags), span = to_ids(spans);
+  const std::vector<std::uint32_t> position = to_ids(positions), flag = to_ids(flags),
+                                   span = to_ids(spans);
   for (const auto* list : {&position, &flag, &span}) {
-    if (!list->empty() && list->size() != id.size()) invalid("positions, flags and spans: one per id, or none");
+    if (!list->empty() && list->size() != id.size())
+      invalid("positions, flags and spans: one per id, or none");
   }
   std::vector<kvt_token> tokens(id.size());
   self.run([&](kvt_sequence* s) {
-    // The piece before this one counts: it must be complete, or this call fails with what is missing.
+    // The piece before this one counts: it must be complete, or this call fails with what is
+    // missing.
     if (const kvt_status status = kvt_sequence_finish_piece(s); status != KVT_OK) return status;
     const std::uint64_t start = kvt_sequence_length(s);
     for (std::size_t i = 0; i < tokens.size(); ++i) {
@@ -448,25 +485,36 @@ void check_dtype(const nb::dlpack::dtype& dtype, const Layer& layer, const char*
   const auto code = static_cast<Kind>(dtype.code);
   bool right = false;
   switch (layer.raw.dtype) {
-    case KVT_DTYPE_F32: right = code == Kind::Float && dtype.bits == 32; break;
-    case KVT_DTYPE_F16: right = code == Kind::Float && dtype.bits == 16; break;
-    case KVT_DTYPE_BF16: right = dtype.bits == 16 && (code == Kind::Bfloat || code == Kind::UInt); break;
-    default: right = dtype.bits == 8;
+    case KVT_DTYPE_F32:
+      right = code == Kind::Float && dtype.bits == 32;
+      break;
+    case KVT_DTYPE_F16:
+      right = code == Kind::Float && dtype.bits == 16;
+      break;
+    case KVT_DTYPE_BF16:
+      right = dtype.bits == 16 && (code == Kind::Bfloat || code == Kind::UInt);
+      break;
+    default:
+      right = dtype.bits == 8;
   }
-  if (!right || dtype.lanes != 1) invalid(std::string(what) + ": this layer holds " + kDtypes[layer.raw.dtype]);
+  if (!right || dtype.lanes != 1)
+    invalid(std::string(what) + ": this layer holds " + kDtypes[layer.raw.dtype]);
 }
 
 std::string shape_text(std::uint64_t heads, std::uint64_t count, std::uint64_t dim) {
-  return "[" + std::to_string(heads) + ", " + std::to_string(count) + ", " + std::to_string(dim) + "]";
+  return "[" + std::to_string(heads) + ", " + std::to_string(count) + ", " + std::to_string(dim) +
+         "]";
 }
 
 // A [kv_heads, n, dim] array as strided rows.
 kvt_rows to_rows(const ConstArray& array, const Layer& layer, std::uint32_t dim, const char* what) {
   if (array.ndim() != 3 || array.shape(0) != layer.raw.kv_heads || array.shape(2) != dim) {
-    invalid(std::string(what) + " must be " + shape_text(layer.raw.kv_heads, array.ndim() > 1 ? array.shape(1) : 0, dim));
+    invalid(std::string(what) + " must be " +
+            shape_text(layer.raw.kv_heads, array.ndim() > 1 ? array.shape(1) : 0, dim));
   }
   check_dtype(array.dtype(), layer, what);
-  if (dim > 1 && array.stride(2) != 1) invalid(std::string(what) + ": the last dimension must be contiguous");
+  if (dim > 1 && array.stride(2) != 1)
+    invalid(std::string(what) + ": the last dimension must be contiguous");
   if (array.stride(0) < 0 || array.stride(1) < 0) invalid(std::string(what) + ": negative strides");
   const std::uint64_t item = kDtypeBytes[layer.raw.dtype];
   return {array.data(), static_cast<std::uint64_t>(array.stride(0)) * item,
@@ -481,7 +529,9 @@ void sequence_write(Sequence& self, std::uint32_t layer, std::uint32_t first, co
   if (k.shape(1) != v.shape(1)) invalid("k and v differ in length");
   if (k.shape(1) > UINT32_MAX) invalid("more rows than a piece can hold");
   const auto count = static_cast<std::uint32_t>(k.shape(1));
-  self.run([&](kvt_sequence* s) { return kvt_sequence_write(s, layer, first, count, &k_rows, &v_rows); });
+  self.run([&](kvt_sequence* s) {
+    return kvt_sequence_write(s, layer, first, count, &k_rows, &v_rows);
+  });
 }
 
 // The caller's array, or a new numpy array, of [kv_heads, count, dim].
@@ -490,18 +540,19 @@ struct Target {
   void* data;
 };
 
-Target make_target(const nb::object& given, const Layer& layer, std::uint64_t count, std::uint32_t dim,
-                   const char* what) {
+Target make_target(const nb::object& given, const Layer& layer, std::uint64_t count,
+                   std::uint32_t dim, const char* what) {
   const std::uint64_t heads = layer.raw.kv_heads;
   if (given.is_none()) {
     static const char* names[] = {"float32", "float16", "uint16", "uint8"};
-    nb::object array = nb::module_::import_("numpy").attr("empty")(nb::make_tuple(heads, count, dim),
-                                                                   "dtype"_a = names[layer.raw.dtype]);
+    nb::object array = nb::module_::import_("numpy").attr("empty")(
+        nb::make_tuple(heads, count, dim), "dtype"_a = names[layer.raw.dtype]);
     return {array, nb::cast<Array>(array).data()};
   }
   const auto array = nb::cast<Array>(given);
   std::uint64_t expected = heads * count * dim;
-  if (array.ndim() != 3 || array.shape(0) != heads || array.shape(1) != count || array.shape(2) != dim) {
+  if (array.ndim() != 3 || array.shape(0) != heads || array.shape(1) != count ||
+      array.shape(2) != dim) {
     invalid(std::string(what) + " must be " + shape_text(heads, count, dim));
   }
   check_dtype(array.dtype(), layer, what);
@@ -515,20 +566,23 @@ Target make_target(const nb::object& given, const Layer& layer, std::uint64_t co
   return {given, array.data()};
 }
 
-nb::tuple sequence_read(Sequence& self, std::uint32_t layer, std::uint64_t first, std::uint64_t count,
-                        const nb::object& k, const nb::object& v) {
+nb::tuple sequence_read(Sequence& self, std::uint32_t layer, std::uint64_t first,
+                        std::uint64_t count, const nb::object& k, const nb::object& v) {
   const Layer& geometry = self.space->layer(layer);
   if (count > (std::uint64_t{1} << 32)) invalid("count above 2^32");
   const Target keys = make_target(k, geometry, count, geometry.k_dim, "k");
   const Target values = make_target(v, geometry, count, geometry.v_dim, "v");
-  self.run([&](kvt_sequence* s) { return kvt_sequence_read(s, layer, first, count, keys.data, values.data); });
+  self.run([&](kvt_sequence* s) {
+    return kvt_sequence_read(s, layer, first, count, keys.data, values.data);
+  });
   return nb::make_tuple(keys.object, values.object);
 }
 
-// ---- view ------------------------------------------------------------------------------------------------------
+// ---- view ---------------------------------------------------------------------------------------
 
-std::shared_ptr<View> sequence_view(const std::shared_ptr<Sequence>& self, std::uint64_t budget, std::uint32_t sinks,
-                                    std::uint32_t window, std::uint64_t capacity, const std::string& preset) {
+std::shared_ptr<View> sequence_view(const std::shared_ptr<Sequence>& self, std::uint64_t budget,
+                                    std::uint32_t sinks, std::uint32_t window,
+                                    std::uint64_t capacity, const std::string& preset) {
   kvt_view_options options;
   kvt_view_options_init(&options);
   options.budget = budget;
@@ -545,19 +599,21 @@ std::shared_ptr<View> sequence_view(const std::shared_ptr<Sequence>& self, std::
   return view;
 }
 
-nb::tuple view_attend(View& self, std::uint32_t layer, const ConstFloatArray& q, std::optional<float> scale,
-                      const nb::object& out, const nb::object& lse) {
+nb::tuple view_attend(View& self, std::uint32_t layer, const ConstFloatArray& q,
+                      std::optional<float> scale, const nb::object& out, const nb::object& lse) {
   const Layer& geometry = self.sequence->space->layer(layer);
   const bool single = q.ndim() == 2;
   const std::size_t queries = single ? 1 : q.ndim() == 3 ? q.shape(0) : 0;
   const std::size_t heads = geometry.raw.query_heads;
-  if (queries == 0 || queries > UINT32_MAX || q.shape(q.ndim() - 2) != heads || q.shape(q.ndim() - 1) != geometry.k_dim) {
-    invalid("q must be [queries, query_heads, dim] or [query_heads, dim] = [" + std::to_string(heads) + ", " +
-            std::to_string(geometry.k_dim) + "]");
+  if (queries == 0 || queries > UINT32_MAX || q.shape(q.ndim() - 2) != heads ||
+      q.shape(q.ndim() - 1) != geometry.k_dim) {
+    invalid("q must be [queries, query_heads, dim] or [query_heads, dim] = [" +
+            std::to_string(heads) + ", " + std::to_string(geometry.k_dim) + "]");
   }
   const auto numpy_empty = [&](std::vector<std::size_t> shape) {
     if (!single) shape.insert(shape.begin(), queries);
-    return nb::object(nb::module_::import_("numpy").attr("empty")(nb::cast(shape), "dtype"_a = "float32"));
+    return nb::object(
+        nb::module_::import_("numpy").attr("empty")(nb::cast(shape), "dtype"_a = "float32"));
   };
   const nb::object out_object = out.is_none() ? numpy_empty({heads, geometry.v_dim}) : out;
   const nb::object lse_object = lse.is_none() ? numpy_empty({heads}) : lse;
@@ -569,8 +625,8 @@ nb::tuple view_attend(View& self, std::uint32_t layer, const ConstFloatArray& q,
   const float factor = scale.value_or(1.0F / std::sqrt(static_cast<float>(geometry.k_dim)));
   kvt_view* view = self.get();
   self.sequence->run([&](kvt_sequence*) {
-    return kvt_view_attend(view, layer, static_cast<std::uint32_t>(queries), q.data(), factor, out_array.data(),
-                           lse_array.data());
+    return kvt_view_attend(view, layer, static_cast<std::uint32_t>(queries), q.data(), factor,
+                           out_array.data(), lse_array.data());
   });
   return nb::make_tuple(out_object, lse_object);
 }
@@ -593,9 +649,10 @@ nb::dict view_stats(View& self) {
   return d;
 }
 
-// ---- opaque objects --------------------------------------------------------------------------------------------
+// ---- opaque objects -----------------------------------------------------------------------------
 
-std::uint64_t objects_submit(Client& self, const std::string& verb, const std::vector<nb::bytes>& keys,
+std::uint64_t objects_submit(Client& self, const std::string& verb,
+                             const std::vector<nb::bytes>& keys,
                              std::optional<std::vector<Array>> values) {
   const int number = pick(verb, {"set", "get", "exists", "delete"}, "verb");
   const bool wants_values = number <= KVT_OBJECT_GET;
@@ -608,14 +665,16 @@ std::uint64_t objects_submit(Client& self, const std::string& verb, const std::v
   if (values) batch.values = std::move(*values);
   for (std::size_t i = 0; i < keys.size(); ++i) {
     objects[i].key = batch.keys[i].data();
-    objects[i].key_bytes = static_cast<std::uint32_t>(std::min<std::size_t>(batch.keys[i].size(), UINT32_MAX));
+    objects[i].key_bytes =
+        static_cast<std::uint32_t>(std::min<std::size_t>(batch.keys[i].size(), UINT32_MAX));
     if (!wants_values) continue;
     objects[i].value = batch.values[i].data();
     objects[i].value_bytes = batch.values[i].nbytes();
   }
   batch.left = keys.size();
   std::uint64_t id = 0;
-  check(kvt_objects_submit(self.get(), number, objects.data(), static_cast<std::uint32_t>(objects.size()), &id));
+  check(kvt_objects_submit(self.get(), number, objects.data(),
+                           static_cast<std::uint32_t>(objects.size()), &id));
   self.batches.emplace(id, std::move(batch));
   return id;
 }
@@ -625,7 +684,8 @@ nb::list objects_poll(Client& self, std::uint32_t room, std::uint32_t timeout_ms
   std::uint32_t count = 0;
   kvt_client* handle = self.get();
   blocking([&] {
-    return kvt_objects_poll(handle, results.data(), static_cast<std::uint32_t>(results.size()), timeout_ms, &count);
+    return kvt_objects_poll(handle, results.data(), static_cast<std::uint32_t>(results.size()),
+                            timeout_ms, &count);
   });
   nb::list list;
   for (std::uint32_t i = 0; i < count; ++i) {
@@ -658,22 +718,25 @@ NB_MODULE(_kvtier, m) {
       .def_ro("differs_at", &kvt_match::differs_at)
       .def_prop_ro("stored_token",
                    [](const kvt_match& self) {
-                     return self.stored_token == UINT32_MAX ? std::nullopt : std::optional(self.stored_token);
+                     return self.stored_token == UINT32_MAX ? std::nullopt
+                                                            : std::optional(self.stored_token);
                    })
       .def_prop_ro("reason", [](const kvt_match& self) {
-        static const char* names[] = {"all matched", "token differs", "nothing stored beyond", "nothing stored"};
+        static const char* names[] = {"all matched", "token differs", "nothing stored beyond",
+                                      "nothing stored"};
         return self.reason < 4 ? names[self.reason] : "unknown";
       });
 
   nb::class_<Layer>(m, "Layer")
-      .def("__init__",
-           [](Layer* self, std::uint16_t kv_heads, std::uint16_t query_heads, std::uint32_t dim,
-              const std::string& dtype, std::optional<std::uint32_t> v_dim, const std::string& kind,
-              const std::string& rope) {
-             new (self) Layer(make_layer(kv_heads, query_heads, dim, dtype, v_dim, kind, rope));
-           },
-           nb::kw_only(), "kv_heads"_a, "query_heads"_a, "dim"_a, "dtype"_a = "f32", "v_dim"_a = nb::none(),
-           "kind"_a = "full", "rope"_a = "after")
+      .def(
+          "__init__",
+          [](Layer* self, std::uint16_t kv_heads, std::uint16_t query_heads, std::uint32_t dim,
+             const std::string& dtype, std::optional<std::uint32_t> v_dim, const std::string& kind,
+             const std::string& rope) {
+            new (self) Layer(make_layer(kv_heads, query_heads, dim, dtype, v_dim, kind, rope));
+          },
+          nb::kw_only(), "kv_heads"_a, "query_heads"_a, "dim"_a, "dtype"_a = "f32",
+          "v_dim"_a = nb::none(), "kind"_a = "full", "rope"_a = "after")
       .def_prop_ro("kv_heads", [](const Layer& self) { return self.raw.kv_heads; })
       .def_prop_ro("query_heads", [](const Layer& self) { return self.raw.query_heads; })
       .def_prop_ro("dtype", [](const Layer& self) { return kDtypes[self.raw.dtype]; })
@@ -682,12 +745,12 @@ NB_MODULE(_kvtier, m) {
 
   auto client = nb::class_<Client>(m, "Client");
   client
-      .def(nb::new_(&open_client), "socket_path"_a = nb::none(), "autostart"_a = true, "daemon_path"_a = nb::none(),
-           "name"_a = nb::none(), "timeout_ms"_a = 10000)
+      .def(nb::new_(&open_client), "socket_path"_a = nb::none(), "autostart"_a = true,
+           "daemon_path"_a = nb::none(), "name"_a = nb::none(), "timeout_ms"_a = 10000)
       .def("request", &client_request, "request"_a)
-      .def("open_space", &open_space, nb::kw_only(), "model"_a, "runtime"_a, "layers"_a, "detail"_a = "",
-           "chunk_tokens"_a = 32, "heads_per_chunk"_a = 1, "unit_tokens"_a = 16, "abstracts"_a = "box",
-           "private"_a = false)
+      .def("open_space", &open_space, nb::kw_only(), "model"_a, "runtime"_a, "layers"_a,
+           "detail"_a = "", "chunk_tokens"_a = 32, "heads_per_chunk"_a = 1, "unit_tokens"_a = 16,
+           "abstracts"_a = "box", "private"_a = false)
       .def("objects_submit", &objects_submit, "verb"_a, "keys"_a, "values"_a = nb::none())
       .def("objects_poll", &objects_poll, "room"_a = 256, "timeout_ms"_a = 0)
       .def("objects_event_fd", [](Client& self) { return kvt_objects_event_fd(self.get()); });
@@ -695,8 +758,10 @@ NB_MODULE(_kvtier, m) {
 
   auto space = nb::class_<Space>(m, "Space");
   space.def("match", &space_match, "ids"_a)
-      .def("create", &space_create, "ids"_a = nb::none(), "name"_a = nb::none(), "private"_a = false)
-      .def("open", &space_open_sequence, "name"_a = nb::none(), "id"_a = nb::none(), "writable"_a = true)
+      .def("create", &space_create, "ids"_a = nb::none(), "name"_a = nb::none(),
+           "private"_a = false)
+      .def("open", &space_open_sequence, "name"_a = nb::none(), "id"_a = nb::none(),
+           "writable"_a = true)
       .def_ro("layers", &Space::layers)
       .def_prop_ro("dtype", [](const Space& self) { return kDtypes[self.layer(0).raw.dtype]; });
   closable(space);
@@ -711,18 +776,21 @@ NB_MODULE(_kvtier, m) {
       .def("append", &sequence_append, "ids"_a, "positions"_a = nb::none(), "flags"_a = nb::none(),
            "spans"_a = nb::none())
       .def("write", &sequence_write, "layer"_a, "first"_a, "k"_a, "v"_a)
-      .def("read", &sequence_read, "layer"_a, "first"_a, "count"_a, "k"_a = nb::none(), "v"_a = nb::none())
+      .def("read", &sequence_read, "layer"_a, "first"_a, "count"_a, "k"_a = nb::none(),
+           "v"_a = nb::none())
       .def("finish_piece", [](Sequence& self) { self.run(kvt_sequence_finish_piece); })
       .def("abort_piece", [](Sequence& self) { self.run(kvt_sequence_abort_piece); })
       .def("commit", [](Sequence& self) { self.run(kvt_sequence_commit); })
-      .def("truncate",
-           [](Sequence& self, std::uint64_t tokens) {
-             self.run([&](kvt_sequence* s) { return kvt_sequence_truncate(s, tokens); });
-           },
-           "tokens"_a)
-      .def("fork", &sequence_fork, "tokens"_a = nb::none(), "name"_a = nb::none(), "private"_a = false)
-      .def("view", &sequence_view, nb::kw_only(), "budget"_a = 0, "sinks"_a = 16, "window"_a = 64, "capacity"_a = 0,
-           "preset"_a = "quest");
+      .def(
+          "truncate",
+          [](Sequence& self, std::uint64_t tokens) {
+            self.run([&](kvt_sequence* s) { return kvt_sequence_truncate(s, tokens); });
+          },
+          "tokens"_a)
+      .def("fork", &sequence_fork, "tokens"_a = nb::none(), "name"_a = nb::none(),
+           "private"_a = false)
+      .def("view", &sequence_view, nb::kw_only(), "budget"_a = 0, "sinks"_a = 16, "window"_a = 64,
+           "capacity"_a = 0, "preset"_a = "quest");
   closable(sequence);
 
   auto view = nb::class_<View>(m, "View");

@@ -8,10 +8,10 @@ namespace {
 
 constexpr std::array<Preset, 4> kPresets = {{
     // name, partition, abstract, query, group, budget, trigger, residency, residency_percent
-    {"quest", PartitionKind::kPages, AbstractKind::kBox, QueryKind::kCurrent, GroupMode::kMeanSoftmax,
-     BudgetKind::kRows, TriggerKind::kEveryStep, ResidencyKind::kLru, 200},
-    {"mean", PartitionKind::kPages, AbstractKind::kMean, QueryKind::kCurrent, GroupMode::kMeanSoftmax,
-     BudgetKind::kRows, TriggerKind::kEveryStep, ResidencyKind::kLru, 200},
+    {"quest", PartitionKind::kPages, AbstractKind::kBox, QueryKind::kCurrent,
+     GroupMode::kMeanSoftmax, BudgetKind::kRows, TriggerKind::kEveryStep, ResidencyKind::kLru, 200},
+    {"mean", PartitionKind::kPages, AbstractKind::kMean, QueryKind::kCurrent,
+     GroupMode::kMeanSoftmax, BudgetKind::kRows, TriggerKind::kEveryStep, ResidencyKind::kLru, 200},
     {"window", PartitionKind::kPages, AbstractKind::kNone, QueryKind::kCurrent, GroupMode::kMax,
      BudgetKind::kKept, TriggerKind::kEveryStep, ResidencyKind::kLru, 0},
     {"full", PartitionKind::kPages, AbstractKind::kNone, QueryKind::kCurrent, GroupMode::kMax,
@@ -23,9 +23,9 @@ constexpr std::array<Preset, 4> kPresets = {{
 std::uint64_t Preset::cache_rows(std::uint64_t budget_rows, std::uint64_t kept_rows,
                                  std::uint64_t capacity) const noexcept {
   if (budget == BudgetKind::kKept) budget_rows = 0;
-  const std::uint64_t wanted =
-      capacity != 0 ? capacity
-                    : budget_rows / 100 * residency_percent + budget_rows % 100 * residency_percent / 100;
+  const std::uint64_t wanted = capacity != 0 ? capacity
+                                             : budget_rows / 100 * residency_percent +
+                                                   budget_rows % 100 * residency_percent / 100;
   return std::max(wanted, budget_rows + kept_rows);
 }
 

@@ -1,9 +1,10 @@
-// Preset: a way to choose rows, as a row of a table over orthogonal parts. A preset has no code of its own.
+// Preset: a way to choose rows, as a row of a table over orthogonal parts. A preset has no code of
+// its own.
 //
-// Parts: partition (which tokens form a unit), abstract (what stands for a unit), query (what is scored
-// against it), score over the group of query heads, budget (how much is taken), trigger (when to choose
-// anew), residency (how many rows stay beside those in use). A new preset is one line in preset.cc; a new
-// part one value here and one case where it is used.
+// Parts: partition (which tokens form a unit), abstract (what stands for a unit), query (what is
+// scored against it), score over the group of query heads, budget (how much is taken), trigger
+// (when to choose anew), residency (how many rows stay beside those in use). A new preset is one
+// line in preset.cc; a new part one value here and one case where it is used.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,10 @@
 
 namespace kvtier {
 
-enum class PartitionKind : std::uint8_t { kPages = 0 };  // unit_tokens consecutive tokens of a segment
-enum class QueryKind : std::uint8_t { kCurrent = 0 };    // the query vectors of this step
+enum class PartitionKind : std::uint8_t {
+  kPages = 0
+};  // unit_tokens consecutive tokens of a segment
+enum class QueryKind : std::uint8_t { kCurrent = 0 };  // the query vectors of this step
 enum class BudgetKind : std::uint8_t {
   kAll = 0,   // every row; abstracts are not read
   kKept = 1,  // only what is always kept (sinks, window)
@@ -37,8 +40,8 @@ struct Preset {
   // Rows of the slot cache, in per cent of the budget, where the user says nothing.
   std::uint32_t residency_percent;
 
-  // Rows that a slot cache needs: `capacity` (0: residency_percent of the budget), and never less than what
-  // one selection may hold (budget_rows + kept_rows). Only for kKept and kRows.
+  // Rows that a slot cache needs: `capacity` (0: residency_percent of the budget), and never less
+  // than what one selection may hold (budget_rows + kept_rows). Only for kKept and kRows.
   [[nodiscard]] std::uint64_t cache_rows(std::uint64_t budget_rows, std::uint64_t kept_rows,
                                          std::uint64_t capacity) const noexcept;
 };

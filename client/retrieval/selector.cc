@@ -85,9 +85,10 @@ Result<void> Selector::score(const SelectInput& input, const Tally& tally, Selec
 Result<void> Selector::score_segment(const SelectInput& input, const SegmentExtent& segment,
                                      std::uint64_t row_units, float* out, Selection* totals) {
   const std::uint64_t units = visible_units(segment, input.unit_tokens);
-  const std::uint64_t known = segment.abstracts != nullptr && preset_->abstract != AbstractKind::kNone
-                                  ? std::min<std::uint64_t>(segment.units, units)
-                                  : 0;
+  const std::uint64_t known =
+      segment.abstracts != nullptr && preset_->abstract != AbstractKind::kNone
+          ? std::min<std::uint64_t>(segment.units, units)
+          : 0;
   for (std::uint32_t i = 0; i < input.query_count; ++i)
     std::fill(out + i * row_units + known, out + i * row_units + units, kFetch);
   totals->units_scored += known;
@@ -122,7 +123,8 @@ void Selector::collect(const SelectInput& input, Tally* tally) {
         cost -= std::min(range->last, last) - std::max(range->first, first);
       if (cost == 0) continue;
       scores_[candidates_.size()] = scores_[unit_index];
-      candidates_.push_back({static_cast<std::uint32_t>(first), static_cast<std::uint16_t>(last - first),
+      candidates_.push_back({static_cast<std::uint32_t>(first),
+                             static_cast<std::uint16_t>(last - first),
                              static_cast<std::uint16_t>(cost)});
       if (cost < input.unit_tokens) ++tally->short_units;
     }
@@ -144,7 +146,8 @@ Result<void> Selector::choose(const SelectInput& input, const Tally& tally) {
   KVT_TRY_VOID(kernels_->top_k(args, nullptr));
   std::uint64_t left = input.budget_rows;
   std::uint64_t chosen = 0;
-  while (chosen < found && candidates_[best_[chosen]].cost <= left) left -= candidates_[best_[chosen++]].cost;
+  while (chosen < found && candidates_[best_[chosen]].cost <= left)
+    left -= candidates_[best_[chosen++]].cost;
   best_.resize(chosen);
   std::sort(best_.begin(), best_.end());
   return {};
@@ -163,7 +166,8 @@ void Selector::emit(const SelectInput& input, const Tally& tally, Selection* out
     for (; unit != best_.end() && candidates_[*unit].first < range.first; ++unit)
       add(candidates_[*unit].first, candidates_[*unit].first + candidates_[*unit].length);
     add(range.first, range.last);
-    out->kept_rows += std::min(range.last, tally.end_token) - std::min(range.first, tally.end_token);
+    out->kept_rows +=
+        std::min(range.last, tally.end_token) - std::min(range.first, tally.end_token);
   }
   for (; unit != best_.end(); ++unit)
     add(candidates_[*unit].first, candidates_[*unit].first + candidates_[*unit].length);

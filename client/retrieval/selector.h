@@ -1,12 +1,13 @@
 // Selector: chooses the tokens of one (layer, KV head) that a query group attends to.
 //
-// Works on what it is handed: extents of sealed segments with pointers to abstracts, query vectors, ranges
-// that are always kept, a budget. Knows nothing of tiers or sockets. Units whose abstract is not there count
-// as +infinity: they are fetched, never skipped in silence. Deterministic: ties go to the older unit.
+// Works on what it is handed: extents of sealed segments with pointers to abstracts, query vectors,
+// ranges that are always kept, a budget. Knows nothing of tiers or sockets. Units whose abstract is
+// not there count as +infinity: they are fetched, never skipped in silence. Deterministic: ties go
+// to the older unit.
 //
-// One selector serves all layers and heads of a view in turn. Its scratch grows with the longest sequence
-// seen (4 bytes per unit and query head, and 4 per selected token) and is reused: no allocation per step
-// after the first. One thread.
+// One selector serves all layers and heads of a view in turn. Its scratch grows with the longest
+// sequence seen (4 bytes per unit and query head, and 4 per selected token) and is reused: no
+// allocation per step after the first. One thread.
 #pragma once
 
 #include <cstddef>
@@ -59,10 +60,11 @@ struct Selection {
 class Selector {
  public:
   // Both are static tables.
-  Selector(const KernelTable* kernels, const Preset* preset) noexcept : kernels_(kernels), preset_(preset) {}
+  Selector(const KernelTable* kernels, const Preset* preset) noexcept
+      : kernels_(kernels), preset_(preset) {}
 
-  // kInvalid for segments with gaps, ranges out of order, or arguments that the kernels refuse; kTooLarge
-  // beyond kSequenceTokensMax. Does not block.
+  // kInvalid for segments with gaps, ranges out of order, or arguments that the kernels refuse;
+  // kTooLarge beyond kSequenceTokensMax. Does not block.
   [[nodiscard]] Result<Selection> select(const SelectInput& input);
 
   // Private memory of the scratch.
@@ -82,15 +84,15 @@ class Selector {
   };
 
   Result<void> score(const SelectInput& input, const Tally& tally, Selection* out);
-  Result<void> score_segment(const SelectInput& input, const SegmentExtent& segment, std::uint64_t row_units,
-                             float* out, Selection* totals);
+  Result<void> score_segment(const SelectInput& input, const SegmentExtent& segment,
+                             std::uint64_t row_units, float* out, Selection* totals);
   void collect(const SelectInput& input, Tally* tally);
   Result<void> choose(const SelectInput& input, const Tally& tally);
   void emit(const SelectInput& input, const Tally& tally, Selection* out);
 
   const KernelTable* kernels_;
   const Preset* preset_;
-  std::vector<float> scores_;          // [query][unit], all units of the sequence; then per candidate
+  std::vector<float> scores_;  // [query][unit], all units of the sequence; then per candidate
   std::vector<Candidate> candidates_;  // in token order
   std::vector<std::uint32_t> best_;    // numbers of the chosen candidates, ascending
   std::vector<std::uint32_t> tokens_;  // the selection

@@ -9,7 +9,8 @@
 namespace kvtier::scalar {
 namespace {
 
-// One query over all its tokens, in one pass: what was summed is scaled down whenever a larger score comes.
+// One query over all its tokens, in one pass: what was summed is scaled down whenever a larger
+// score comes.
 void attend_query(const AttendArgs& args, const float* q, float* out, float* lse) {
   double max = -std::numeric_limits<double>::infinity();
   double sum = 0.0;
@@ -34,7 +35,8 @@ void attend_query(const AttendArgs& args, const float* q, float* out, float* lse
       values[d] += weight * static_cast<double>(load_element(v, args.rows.dtype, d));
   }
   const bool empty = sum == 0.0;
-  for (std::uint32_t d = 0; d < args.v_dim; ++d) out[d] = empty ? 0.0f : static_cast<float>(values[d] / sum);
+  for (std::uint32_t d = 0; d < args.v_dim; ++d)
+    out[d] = empty ? 0.0f : static_cast<float>(values[d] / sum);
   *lse = empty ? -std::numeric_limits<float>::infinity() : static_cast<float>(max + std::log(sum));
 }
 

@@ -8,10 +8,10 @@
 namespace kvtier::scalar {
 namespace {
 
-// One dimension of one unit. The sum runs in f32 in token order: the other back ends do the same and give the
-// same bits.
-void build_dim(const BuildAbstractArgs& args, std::uint64_t first, std::uint64_t last, std::uint32_t d,
-               std::uint16_t* out) {
+// One dimension of one unit. The sum runs in f32 in token order: the other back ends do the same
+// and give the same bits.
+void build_dim(const BuildAbstractArgs& args, std::uint64_t first, std::uint64_t last,
+               std::uint32_t d, std::uint16_t* out) {
   float low = std::numeric_limits<float>::infinity();
   float high = -low;
   float sum = 0.0f;

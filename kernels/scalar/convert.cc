@@ -19,7 +19,8 @@ Result<void> convert(const ConvertArgs& args, KernelStream) {
       std::memcpy(args.target + i * sizeof(value), &value, sizeof(value));
       continue;
     }
-    const std::uint16_t half = args.target_dtype == Dtype::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
+    const std::uint16_t half =
+        args.target_dtype == Dtype::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
     std::memcpy(args.target + i * sizeof(half), &half, sizeof(half));
   }
   return {};

@@ -38,8 +38,8 @@ Softmax measure(const GroupScoresArgs& args, const float* scores, std::uint64_t 
   return result;
 }
 
-// `out` holds +infinity for units that must be fetched. It may be head 0's scores, so head 0 is read from it
-// and first.
+// `out` holds +infinity for units that must be fetched. It may be head 0's scores, so head 0 is
+// read from it and first.
 void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
   for (std::uint64_t u = 0; u < units; ++u) {
     bool fetch = false;
@@ -53,7 +53,8 @@ void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
     const double weight = softmax.sum > 0.0 ? 1.0 / (softmax.sum * args.queries) : 0.0;
     for (std::uint64_t u = 0; u < units; ++u) {
       if (must_fetch(args.out[u])) continue;
-      const double share = weight > 0.0 ? std::exp(args.scale * (scores[u] - softmax.max)) * weight : 0.0;
+      const double share =
+          weight > 0.0 ? std::exp(args.scale * (scores[u] - softmax.max)) * weight : 0.0;
       args.out[u] = static_cast<float>(i == 0 ? share : args.out[u] + share);
     }
   }

@@ -27,7 +27,8 @@ Result<void> merge_attention(const MergeAttentionArgs& args, KernelStream) {
     const double sum = weight_a + weight_b;
     for (std::uint32_t d = 0; d < args.v_dim; ++d)
       out_a[d] = static_cast<float>(
-          (weight_a * static_cast<double>(out_a[d]) + weight_b * static_cast<double>(out_b[d])) / sum);
+          (weight_a * static_cast<double>(out_a[d]) + weight_b * static_cast<double>(out_b[d])) /
+          sum);
     *lse_a = static_cast<float>(max + std::log(sum));
   }
   return {};

@@ -1,4 +1,5 @@
-// The scalar back end: the reference. Plain loops, sums in double where rounding counts, no regard for speed.
+// The scalar back end: the reference. Plain loops, sums in double where rounding counts, no regard
+// for speed.
 #pragma once
 
 #include "kernels/kernel_table.h"

@@ -16,8 +16,8 @@ Result<void> score_box(const ScoreArgs& args, KernelStream) {
       const std::uint16_t* high = low + args.dim;
       double sum = 0.0;
       for (std::uint32_t d = 0; d < args.dim; ++d) {
-        // The corner of the box that lies farthest along q. As sums of both parts, so that 0 times infinity
-        // is NaN here too.
+        // The corner of the box that lies farthest along q. As sums of both parts, so that 0 times
+        // infinity is NaN here too.
         sum += static_cast<double>(std::max(q[d], 0.0f)) * static_cast<double>(f16_to_f32(high[d]));
         sum += static_cast<double>(std::min(q[d], 0.0f)) * static_cast<double>(f16_to_f32(low[d]));
       }

@@ -13,7 +13,9 @@ Result<void> top_k(const TopKArgs& args, KernelStream) {
   *args.out_count = k;
   if (k == 0) return {};
   // The output itself is a heap of the best so far, the worst of them on top.
-  const auto better = [&](std::uint32_t a, std::uint32_t b) { return scores_better(args.scores, a, b); };
+  const auto better = [&](std::uint32_t a, std::uint32_t b) {
+    return scores_better(args.scores, a, b);
+  };
   for (std::uint64_t i = 0; i < count; ++i) {
     const std::uint32_t index = static_cast<std::uint32_t>(i);
     if (i < k) {

@@ -50,12 +50,12 @@ void run_all_finite(const AllFiniteArgs& args) {
   begin("all_finite");
   const std::uint64_t count = *args.count;
   if (args.dtype == Dtype::kF32) {
-    *args.out_index =
-        first_special<std::uint32_t>(reinterpret_cast<const std::uint32_t*>(args.data), count, 0x7F800000u);
+    *args.out_index = first_special<std::uint32_t>(
+        reinterpret_cast<const std::uint32_t*>(args.data), count, 0x7F800000u);
   } else {
     const std::uint16_t exponent = args.dtype == Dtype::kF16 ? 0x7C00 : 0x7F80;
-    *args.out_index =
-        first_special<std::uint16_t>(reinterpret_cast<const std::uint16_t*>(args.data), count, exponent);
+    *args.out_index = first_special<std::uint16_t>(
+        reinterpret_cast<const std::uint16_t*>(args.data), count, exponent);
   }
 }
 

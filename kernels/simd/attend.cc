@@ -68,7 +68,8 @@ void weigh_tile(std::uint32_t i, Pass* pass) {
   const std::size_t padded = (pass->tokens + lanes - 1) / lanes * lanes;
   std::fill(scores + pass->tokens, scores + padded, -std::numeric_limits<float>::infinity());
   auto largest = hn::Set(df, pass->max[i]);
-  for (std::size_t t = 0; t < padded; t += lanes) largest = hn::Max(largest, hn::Load(df, scores + t));
+  for (std::size_t t = 0; t < padded; t += lanes)
+    largest = hn::Max(largest, hn::Load(df, scores + t));
   const float max = hn::GetLane(hn::MaxOfLanes(df, largest));
   const auto maximum = hn::Set(df, max);
   auto sum = hn::Zero(df);
@@ -93,14 +94,16 @@ HWY_INLINE void add_values_at(D df, const AttendArgs& args, std::uint32_t first,
   hn::Vec<D> sum[kCount][kVectors];
   for (std::size_t i = 0; i < kCount; ++i)
     for (std::size_t j = 0; j < kVectors; ++j)
-      sum[i][j] =
-          hn::Mul(hn::LoadU(df, out + i * args.out_stride + j * lanes), hn::Set(df, pass.shrink[first + i]));
+      sum[i][j] = hn::Mul(hn::LoadU(df, out + i * args.out_stride + j * lanes),
+                          hn::Set(df, pass.shrink[first + i]));
   for (std::size_t t = 0; t < pass.tokens; ++t) {
     hn::Vec<D> value[kVectors];
-    for (std::size_t j = 0; j < kVectors; ++j) value[j] = load_row<kDtype>(df, pass.v[t], d + j * lanes);
+    for (std::size_t j = 0; j < kVectors; ++j)
+      value[j] = load_row<kDtype>(df, pass.v[t], d + j * lanes);
     for (std::size_t i = 0; i < kCount; ++i) {
       const auto weight = hn::Set(df, pass.scores[first + i][t]);
-      for (std::size_t j = 0; j < kVectors; ++j) sum[i][j] = hn::MulAdd(weight, value[j], sum[i][j]);
+      for (std::size_t j = 0; j < kVectors; ++j)
+        sum[i][j] = hn::MulAdd(weight, value[j], sum[i][j]);
     }
   }
   for (std::size_t i = 0; i < kCount; ++i)
@@ -136,8 +139,9 @@ void attend_pass(D df, const AttendArgs& args, float* lse, Pass* pass) {
   RowCursor cursor(args.rows, args.token_range[0], args.token_range[1], args.row_masks);
   while ((pass->tokens = cursor.next(pass->k, pass->v, kTile)) > 0) {
     empty = false;
-    with_query_blocks(pass->queries, [&]<std::size_t kCount>(std::uint32_t first)
-                                         HWY_ATTR { add_tile<kDtype, kCount>(df, args, first, pass); });
+    with_query_blocks(pass->queries, [&]<std::size_t kCount>(std::uint32_t first) HWY_ATTR {
+      add_tile<kDtype, kCount>(df, args, first, pass);
+    });
   }
   for (std::uint32_t i = 0; i < pass->queries; ++i) {
     lse[i * args.lse_stride] = empty ? kEmpty : pass->max[i] + std::log(pass->sum[i]);

@@ -46,7 +46,8 @@ void narrow(const float* source, std::uint64_t count, std::uint16_t* target) {
       store_u16(df, bf16_bits(df, value), target + i);
     }
   }
-  for (; i < count; ++i) target[i] = kHalf == Dtype::kF16 ? f32_to_f16(source[i]) : f32_to_bf16(source[i]);
+  for (; i < count; ++i)
+    target[i] = kHalf == Dtype::kF16 ? f32_to_f16(source[i]) : f32_to_bf16(source[i]);
 }
 
 void run_convert(const ConvertArgs& args) {

@@ -1,8 +1,8 @@
 // Vectors of f32 from rows of f32, f16 and bf16, and back. Compiled once per instruction set.
 //
-// Highway 1.0.3 converts f16 through hardware where the target has F16C; its emulation elsewhere truncates
-// and knows no infinities, so those targets use the integer forms below, which follow kernels/float16.h bit
-// for bit.
+// Highway 1.0.3 converts f16 through hardware where the target has F16C; its emulation elsewhere
+// truncates and knows no infinities, so those targets use the integer forms below, which follow
+// kernels/float16.h bit for bit.
 #if defined(KVTIER_KERNELS_SIMD_ELEMENTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KVTIER_KERNELS_SIMD_ELEMENTS_INL_H_
 #undef KVTIER_KERNELS_SIMD_ELEMENTS_INL_H_
@@ -20,7 +20,9 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // First act of every operation: this code really runs on this instruction set.
-inline void begin(const char* op) { internal::trace_kernel("simd", hwy::TargetName(HWY_TARGET), op); }
+inline void begin(const char* op) {
+  internal::trace_kernel("simd", hwy::TargetName(HWY_TARGET), op);
+}
 
 // f16 bits in u16 lanes to f32.
 template <class D>
@@ -33,9 +35,9 @@ HWY_INLINE hn::Vec<D> f32_from_f16(D df, hn::Vec<hn::Rebind<std::uint16_t, D>> h
   const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(du, 0x8000u)));
   const auto magnitude = hn::And(bits, hn::Set(du, 0x7FFFu));
   const auto mantissa = hn::And(bits, hn::Set(du, 0x3FFu));
-  const auto small = hn::BitCast(
-      du,
-      hn::Mul(hn::ConvertTo(df, hn::BitCast(hn::RebindToSigned<D>(), mantissa)), hn::Set(df, 0x1.0p-24f)));
+  const auto small =
+      hn::BitCast(du, hn::Mul(hn::ConvertTo(df, hn::BitCast(hn::RebindToSigned<D>(), mantissa)),
+                              hn::Set(df, 0x1.0p-24f)));
   const auto shifted = hn::ShiftLeft<13>(magnitude);
   const auto normal = hn::Add(shifted, hn::Set(du, 112u << 23));
   const auto quiet = hn::IfThenElseZero(hn::Ne(mantissa, hn::Zero(du)), hn::Set(du, 0x00400000u));
@@ -43,7 +45,8 @@ HWY_INLINE hn::Vec<D> f32_from_f16(D df, hn::Vec<hn::Rebind<std::uint16_t, D>> h
   const auto is_small = hn::Lt(hn::BitCast(df, shifted), hn::BitCast(df, hn::Set(du, 1u << 23)));
   const auto is_special = hn::Ge(hn::BitCast(df, shifted), hn::BitCast(df, hn::Set(du, 31u << 23)));
   const auto finite = hn::IfThenElse(hn::RebindMask(du, is_small), small, normal);
-  return hn::BitCast(df, hn::Or(sign, hn::IfThenElse(hn::RebindMask(du, is_special), special, finite)));
+  return hn::BitCast(df,
+                     hn::Or(sign, hn::IfThenElse(hn::RebindMask(du, is_special), special, finite)));
 #endif
 }
 
@@ -59,12 +62,16 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> f16_bits(D df, hn::Vec<D> value) {
   const auto sign = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 0x8000u));
   const auto magnitude = hn::And(bits, hn::Set(du, 0x7FFFFFFFu));
   const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 1u));
-  const auto normal = hn::ShiftRight<13>(hn::Add(hn::Add(magnitude, hn::Set(du, 0xFFFu - 0x38000000u)), odd));
-  const auto small = hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(df, magnitude), hn::Set(df, 0.5f))),
-                             hn::Set(du, 0x3F000000u));
-  const auto nan = hn::Or(hn::Set(du, 0x7E00u), hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 0x3FFu)));
+  const auto normal =
+      hn::ShiftRight<13>(hn::Add(hn::Add(magnitude, hn::Set(du, 0xFFFu - 0x38000000u)), odd));
+  const auto small =
+      hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(df, magnitude), hn::Set(df, 0.5f))),
+              hn::Set(du, 0x3F000000u));
+  const auto nan =
+      hn::Or(hn::Set(du, 0x7E00u), hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 0x3FFu)));
   auto result = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x387FFFFFu)), normal, small);
-  result = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x477FEFFFu)), hn::Set(du, 0x7C00u), result);
+  result =
+      hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x477FEFFFu)), hn::Set(du, 0x7C00u), result);
   result = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x7F800000u)), nan, result);
   return hn::Or(sign, result);
 #endif
@@ -131,15 +138,16 @@ HWY_INLINE auto fold_to_four(D, hn::Vec<D> v) {
   }
 }
 
-// Writes scale times the sum of the lanes of each of four vectors. Four at once cost little more than one.
+// Writes scale times the sum of the lanes of each of four vectors. Four at once cost little more
+// than one.
 template <class D>
 HWY_INLINE void store_four_sums(D df, const hn::Vec<D> (&v)[4], float scale, float* out) {
   const hn::Repartition<std::uint64_t, D> pairs;
   // In each group of four lanes: a0+a2 b0+b2 a1+a3 b1+b3, the same of c and d, then a b c d.
-  const auto ab =
-      hn::BitCast(pairs, hn::Add(hn::InterleaveLower(df, v[0], v[1]), hn::InterleaveUpper(df, v[0], v[1])));
-  const auto cd =
-      hn::BitCast(pairs, hn::Add(hn::InterleaveLower(df, v[2], v[3]), hn::InterleaveUpper(df, v[2], v[3])));
+  const auto ab = hn::BitCast(
+      pairs, hn::Add(hn::InterleaveLower(df, v[0], v[1]), hn::InterleaveUpper(df, v[0], v[1])));
+  const auto cd = hn::BitCast(
+      pairs, hn::Add(hn::InterleaveLower(df, v[2], v[3]), hn::InterleaveUpper(df, v[2], v[3])));
   const auto sums = fold_to_four(df, hn::Add(hn::BitCast(df, hn::InterleaveLower(pairs, ab, cd)),
                                              hn::BitCast(df, hn::InterleaveUpper(pairs, ab, cd))));
   const hn::CappedTag<float, 4> four;
@@ -158,7 +166,8 @@ inline constexpr std::uint32_t kQueryBlock = 2;
 template <class F>
 HWY_INLINE void with_query_blocks(std::uint32_t queries, const F& f) {
   std::uint32_t first = 0;
-  for (; first + kQueryBlock <= queries; first += kQueryBlock) f.template operator()<kQueryBlock>(first);
+  for (; first + kQueryBlock <= queries; first += kQueryBlock)
+    f.template operator()<kQueryBlock>(first);
   if constexpr (kQueryBlock > 2) {
     if (queries - first == 3) f.template operator()<3>(first);
     if (queries - first == 2) f.template operator()<2>(first);
@@ -166,8 +175,8 @@ HWY_INLINE void with_query_blocks(std::uint32_t queries, const F& f) {
   if (queries - first == 1) f.template operator()<1>(first);
 }
 
-// Calls f(tag) with the widest vector that divides `dims` (a multiple of 8, or several or-ed together). The
-// lambda must be marked HWY_ATTR, here and below.
+// Calls f(tag) with the widest vector that divides `dims` (a multiple of 8, or several or-ed
+// together). The lambda must be marked HWY_ATTR, here and below.
 template <class F>
 HWY_INLINE void with_width(std::uint32_t dims, const F& f) {
   const hn::ScalableTag<float> wide;

@@ -16,9 +16,11 @@ namespace kvtier::simd {
 namespace HWY_NAMESPACE {
 namespace {
 
-// Copies whole vectors; the last one overlaps the one before, so that no row needs a loop over bytes.
+// Copies whole vectors; the last one overlaps the one before, so that no row needs a loop over
+// bytes.
 template <class D>
-HWY_INLINE void copy_row(D d8, const std::uint8_t* source, std::uint8_t* target, std::size_t bytes) {
+HWY_INLINE void copy_row(D d8, const std::uint8_t* source, std::uint8_t* target,
+                         std::size_t bytes) {
   const std::size_t lanes = hn::Lanes(d8);
   std::size_t i = 0;
   for (; i + 2 * lanes <= bytes; i += 2 * lanes) {
@@ -41,15 +43,17 @@ void run_gather_rows(const GatherRowsArgs& args) {
   for (std::uint64_t i = 0; i < count; ++i) {
     if (i + kAhead < count) {
       const std::byte* ahead = address_of(args.base, args.offsets[i + kAhead]);
-      for (std::size_t line = 0; line < bytes && line < 512; line += 64) __builtin_prefetch(ahead + line);
+      for (std::size_t line = 0; line < bytes && line < 512; line += 64)
+        __builtin_prefetch(ahead + line);
     }
     const std::byte* source = address_of(args.base, args.offsets[i]);
-    std::byte* target = args.out + (args.out_offsets != nullptr ? args.out_offsets[i] : i * args.out_stride);
+    std::byte* target =
+        args.out + (args.out_offsets != nullptr ? args.out_offsets[i] : i * args.out_stride);
     if (bytes < hn::Lanes(d8)) {
       std::memcpy(target, source, bytes);
     } else {
-      copy_row(d8, reinterpret_cast<const std::uint8_t*>(source), reinterpret_cast<std::uint8_t*>(target),
-               bytes);
+      copy_row(d8, reinterpret_cast<const std::uint8_t*>(source),
+               reinterpret_cast<std::uint8_t*>(target), bytes);
     }
   }
 }

@@ -64,14 +64,15 @@ float largest(const GroupScoresArgs& args, const float* scores, std::uint64_t un
 
 // exp(scale * (score - max)) where usable, else 0.
 template <class D>
-HWY_INLINE hn::Vec<D> exponential(D df, const GroupScoresArgs& args, const float* scores, std::uint64_t u,
-                                  float max) {
+HWY_INLINE hn::Vec<D> exponential(D df, const GroupScoresArgs& args, const float* scores,
+                                  std::uint64_t u, float max) {
   const auto use = usable(df, hn::LoadU(df, args.out + u));
   const auto distance = hn::Sub(hn::LoadU(df, scores + u), hn::Set(df, max));
   return hn::IfThenElseZero(use, hn::Exp(df, hn::Mul(distance, hn::Set(df, args.scale))));
 }
 
-double sum_of_exponentials(const GroupScoresArgs& args, const float* scores, std::uint64_t units, float max) {
+double sum_of_exponentials(const GroupScoresArgs& args, const float* scores, std::uint64_t units,
+                           float max) {
   const hn::ScalableTag<float> wide;
   const hn::CappedTag<float, 1> one;
   double sum = 0.0;
@@ -82,11 +83,13 @@ double sum_of_exponentials(const GroupScoresArgs& args, const float* scores, std
       part = hn::Add(part, exponential(wide, args, scores, u, max));
     sum += static_cast<double>(sum_of(wide, part));
   }
-  for (; u < units; ++u) sum += static_cast<double>(hn::GetLane(exponential(one, args, scores, u, max)));
+  for (; u < units; ++u)
+    sum += static_cast<double>(hn::GetLane(exponential(one, args, scores, u, max)));
   return sum;
 }
 
-// As the reference: `out` holds +infinity for units that must be fetched, and may be head 0's scores.
+// As the reference: `out` holds +infinity for units that must be fetched, and may be head 0's
+// scores.
 void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
   for_each_unit(units, [&](auto df, std::uint64_t u) HWY_ATTR {
     auto kept = hn::LoadU(df, args.scores + u);
@@ -104,7 +107,8 @@ void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
     for_each_unit(units, [&](auto df, std::uint64_t u) HWY_ATTR {
       const auto before = hn::LoadU(df, args.out + u);
       auto share = hn::Zero(df);
-      if (weight > 0.0f) share = hn::Mul(exponential(df, args, scores, u, max), hn::Set(df, weight));
+      if (weight > 0.0f)
+        share = hn::Mul(exponential(df, args, scores, u, max), hn::Set(df, weight));
       const auto after = i == 0 ? share : hn::Add(before, share);
       hn::StoreU(hn::IfThenElse(usable(df, before), after, before), df, args.out + u);
     });

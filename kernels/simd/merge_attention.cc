@@ -23,7 +23,8 @@ void blend(float* out, const float* other, std::uint32_t dim, float weight_a, fl
   const auto b = hn::Set(df, weight_b);
   std::size_t d = 0;
   for (; d + hn::Lanes(df) <= dim; d += hn::Lanes(df))
-    hn::StoreU(hn::MulAdd(b, hn::LoadU(df, other + d), hn::Mul(a, hn::LoadU(df, out + d))), df, out + d);
+    hn::StoreU(hn::MulAdd(b, hn::LoadU(df, other + d), hn::Mul(a, hn::LoadU(df, out + d))), df,
+               out + d);
   for (; d < dim; ++d) out[d] = weight_a * out[d] + weight_b * other[d];
 }
 

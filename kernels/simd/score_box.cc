@@ -14,9 +14,11 @@ namespace kvtier::simd {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr std::uint64_t kUnitsPerTile = 64;  // several blocks of queries read a tile while it is in cache
+constexpr std::uint64_t kUnitsPerTile =
+    64;  // several blocks of queries read a tile while it is in cache
 
-// q with its negative parts zero, and with its positive parts zero: then a score is two dot products.
+// q with its negative parts zero, and with its positive parts zero: then a score is two dot
+// products.
 struct SplitQueries {
   alignas(64) float positive[kQueryBlock][kHeadDimMax];
   alignas(64) float negative[kQueryBlock][kHeadDimMax];
@@ -46,7 +48,8 @@ HWY_INLINE void score_units(D df, const ScoreArgs& args, const SplitQueries& q, 
     const std::uint64_t count = std::min<std::uint64_t>(4, last - u);
     const std::byte* boxes[4];  // beyond the end: the last one again
     for (std::size_t j = 0; j < 4; ++j)
-      boxes[j] = reinterpret_cast<const std::byte*>(args.abstracts + std::min(u + j, last - 1) * 2 * dim);
+      boxes[j] =
+          reinterpret_cast<const std::byte*>(args.abstracts + std::min(u + j, last - 1) * 2 * dim);
     hn::Vec<D> sum[kCount][4];
     for (std::size_t i = 0; i < kCount; ++i)
       for (std::size_t j = 0; j < 4; ++j) sum[i][j] = hn::Zero(df);

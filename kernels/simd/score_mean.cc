@@ -14,7 +14,8 @@ namespace kvtier::simd {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr std::uint64_t kUnitsPerTile = 64;  // several blocks of queries read a tile while it is in cache
+constexpr std::uint64_t kUnitsPerTile =
+    64;  // several blocks of queries read a tile while it is in cache
 
 // Scores of units [first, last) for kCount queries, four units at a time.
 template <std::size_t kCount, class D>
@@ -26,7 +27,8 @@ HWY_INLINE void score_units(D df, const ScoreArgs& args, const float* q, std::ui
     const std::uint64_t count = std::min<std::uint64_t>(4, last - u);
     const std::byte* means[4];  // beyond the end: the last one again
     for (std::size_t j = 0; j < 4; ++j)
-      means[j] = reinterpret_cast<const std::byte*>(args.abstracts + std::min(u + j, last - 1) * dim);
+      means[j] =
+          reinterpret_cast<const std::byte*>(args.abstracts + std::min(u + j, last - 1) * dim);
     hn::Vec<D> sum[kCount][4];
     for (std::size_t i = 0; i < kCount; ++i)
       for (std::size_t j = 0; j < 4; ++j) sum[i][j] = hn::Zero(df);
@@ -53,7 +55,8 @@ void score_all(D df, const ScoreArgs& args) {
   for (std::uint64_t first = 0; first < units; first += tile) {
     const std::uint64_t last = std::min(units, first + tile);
     with_query_blocks(args.queries, [&]<std::size_t kCount>(std::uint32_t i) HWY_ATTR {
-      score_units<kCount>(df, args, args.q + i * args.q_stride, first, last, args.out + i * args.out_stride);
+      score_units<kCount>(df, args, args.q + i * args.q_stride, first, last,
+                          args.out + i * args.out_stride);
     });
   }
 }

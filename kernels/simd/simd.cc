@@ -52,7 +52,9 @@ bool available() {
 
 }  // namespace
 
-std::span<const char* const> simd_targets() noexcept { return {targets().names.data(), targets().count}; }
+std::span<const char* const> simd_targets() noexcept {
+  return {targets().names.data(), targets().count};
+}
 
 void force_simd_target(const char* name) noexcept {
   std::int64_t bits = 0;

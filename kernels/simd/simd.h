@@ -1,7 +1,8 @@
-// The Highway back end: one source, compiled for several instruction sets, the best one chosen at run time.
+// The Highway back end: one source, compiled for several instruction sets, the best one chosen at
+// run time.
 //
-// Highway's headers appear only in this folder. `-inl.h` files are compiled once per instruction set
-// (foreach_target).
+// Highway's headers appear only in this folder. `-inl.h` files are compiled once per instruction
+// set (foreach_target).
 #pragma once
 
 #include <span>
@@ -24,7 +25,8 @@ Result<void> merge_attention(const MergeAttentionArgs& args, KernelStream stream
 Result<void> all_finite(const AllFiniteArgs& args, KernelStream stream);
 Result<void> convert(const ConvertArgs& args, KernelStream stream);
 
-// Names of the instruction sets that this build has code for and this machine can run, best first. Static.
+// Names of the instruction sets that this build has code for and this machine can run, best first.
+// Static.
 std::span<const char* const> simd_targets() noexcept;
 // For tests: from now on all operations run on this one of them (null: the best). Not thread-safe.
 void force_simd_target(const char* name) noexcept;

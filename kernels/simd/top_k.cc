@@ -24,18 +24,21 @@ template <class D>
 HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> keys_of(D df, hn::Vec<D> scores) {
   const hn::RebindToUnsigned<D> du;
   const auto bits = hn::BitCast(du, hn::Add(scores, hn::Zero(df)));
-  const auto negative = hn::BitCast(du, hn::BroadcastSignBit(hn::BitCast(hn::RebindToSigned<D>(), bits)));
+  const auto negative =
+      hn::BitCast(du, hn::BroadcastSignBit(hn::BitCast(hn::RebindToSigned<D>(), bits)));
   const auto ordered = hn::Xor(bits, hn::Or(negative, hn::Set(du, 0x80000000u)));
   return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(scores)), hn::Set(du, 0xFF800000u), ordered);
 }
 
-// A heap of the k best in the output, the worst on top; whole vectors that hold nothing better are passed
-// over.
+// A heap of the k best in the output, the worst on top; whole vectors that hold nothing better are
+// passed over.
 void heap_select(const float* scores, std::uint64_t count, std::uint64_t k, std::uint32_t* out) {
   const hn::ScalableTag<float> df;
   const hn::RebindToUnsigned<decltype(df)> du;
   const std::size_t lanes = hn::Lanes(df);
-  const auto better = [scores](std::uint32_t a, std::uint32_t b) { return scores_better(scores, a, b); };
+  const auto better = [scores](std::uint32_t a, std::uint32_t b) {
+    return scores_better(scores, a, b);
+  };
   for (std::uint64_t i = 0; i < k; ++i) out[i] = static_cast<std::uint32_t>(i);
   std::make_heap(out, out + k, better);
   std::uint64_t i = k;
@@ -54,8 +57,8 @@ void heap_select(const float* scores, std::uint64_t count, std::uint64_t k, std:
   for (; i < count; ++i) offer(i);
 }
 
-// The k-th largest key, found digit by digit (11, 11, 10 bits), and how many of those equal to it belong to
-// the best k.
+// The k-th largest key, found digit by digit (11, 11, 10 bits), and how many of those equal to it
+// belong to the best k.
 struct Threshold {
   std::uint32_t key = 0;
   std::uint64_t ties = 0;

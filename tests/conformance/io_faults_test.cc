@@ -1,5 +1,5 @@
-// Fault points of the real back ends: the named operation fails once with kIo and the rest goes on; a failed sync is
-// final for its file.
+// Fault points of the real back ends: the named operation fails once with kIo and the rest goes on;
+// a failed sync is final for its file.
 #include "base/fault.h"
 #include "io_suite.h"
 
@@ -29,7 +29,8 @@ TEST_P(IoSuite, FaultPointsOfNames) {
   if (!GetParam().real) return;
   const Disarmed disarmed;
   const FileId file = make_file("f", pattern(100, 1));
-  ASSERT_TRUE(arm_faults("io.open=fail,io.rename=fail,io.unlink=fail,io.resize=fail,io.sync_directory=fail"));
+  ASSERT_TRUE(arm_faults(
+      "io.open=fail,io.rename=fail,io.unlink=fail,io.resize=fail,io.sync_directory=fail"));
   EXPECT_EQ(code_of(io_->open("f", {})), Code::kIo);
   EXPECT_EQ(code_of(io_->rename("f", "g")), Code::kIo);
   EXPECT_EQ(code_of(io_->unlink("f")), Code::kIo);
@@ -49,7 +50,8 @@ TEST_P(IoSuite, AFailedSyncPoisonsTheFile) {
   const FileId other = make_file("g", pattern(100, 1));
   ASSERT_TRUE(arm_faults("io.sync=fail"));
   EXPECT_EQ(run(IoOp::kSync, file, 0, {}).code, Code::kIo);
-  EXPECT_EQ(run(IoOp::kSync, file, 0, {}).code, Code::kIo);  // the fault is spent; the file stays bad
+  EXPECT_EQ(run(IoOp::kSync, file, 0, {}).code,
+            Code::kIo);  // the fault is spent; the file stays bad
   EXPECT_EQ(fault_visits(), 1u) << "the second sync must not come as far as the kernel";
   EXPECT_EQ(run(IoOp::kSync, other, 0, {}).code, Code::kOk);
 }

@@ -1,5 +1,5 @@
-// The list of Io back ends that the conformance suite runs over, and what its tests share. A new back end is one line in
-// io_test.cc.
+// The list of Io back ends that the conformance suite runs over, and what its tests share. A new
+// back end is one line in io_test.cc.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -50,7 +50,9 @@ class IoSuite : public testing::TestWithParam<IoBackend> {
 };
 
 std::vector<std::byte> pattern(std::size_t size_bytes, std::uint64_t seed);
-[[nodiscard]] inline Code code_of(const Result<void>& result) { return result ? Code::kOk : result.error().code; }
+[[nodiscard]] inline Code code_of(const Result<void>& result) {
+  return result ? Code::kOk : result.error().code;
+}
 template <class T>
 [[nodiscard]] Code code_of(const Result<T>& result) {
   return result ? Code::kOk : result.error().code;

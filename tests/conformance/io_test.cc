@@ -1,16 +1,18 @@
 // Every Io back end against one suite: names, transfers, order of callbacks, ends of files.
+#include <poll.h>
 #include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <numeric>
-#include <poll.h>
 
 #include "io_suite.h"
 #include "tiers/io_faulty.h"
 
 namespace kvtier {
 
-std::ostream& operator<<(std::ostream& out, const IoBackend& backend) { return out << backend.name; }
+std::ostream& operator<<(std::ostream& out, const IoBackend& backend) {
+  return out << backend.name;
+}
 
 namespace {
 
@@ -28,7 +30,9 @@ const std::vector<IoBackend>& backends() {
       {"threads", true, [](IoGround& ground) { return make_real(ground, "threads"); }},
       {"io_uring", true, [](IoGround& ground) { return make_real(ground, "io_uring"); }},
       {"simulated", false,
-       [](IoGround& ground) -> Result<std::unique_ptr<Io>> { return make_sim_io(ground.disk, ground.clock); }},
+       [](IoGround& ground) -> Result<std::unique_ptr<Io>> {
+         return make_sim_io(ground.disk, ground.clock);
+       }},
       {"faulty_without_a_plan", true,
        [](IoGround& ground) -> Result<std::unique_ptr<Io>> {
          KVT_TRY(auto inner, make_real(ground, "threads"));
@@ -46,7 +50,8 @@ void IoSuite::SetUp() {
   ground_.root = root;
   auto made = GetParam().make(ground_);
   if (!made && made.error().code == Code::kUnsupported)
-    GTEST_SKIP() << "back end " << GetParam().name << " does not work on this machine: " << made.error().message();
+    GTEST_SKIP() << "back end " << GetParam().name
+                 << " does not work on this machine: " << made.error().message();
   ASSERT_TRUE(made) << made.error().message();
   io_ = *std::move(made);
 }
@@ -187,13 +192,15 @@ TEST_P(IoSuite, DirectWantsAlignedOffsetLengthAndMemory) {
 }
 
 // Pieces at shuffled places of one arena, some of them neighbours in memory, some not.
-void scattered(IoSuite*, Io& io, FileId file, std::size_t piece_bytes, std::size_t count, std::byte* arena,
-               const std::function<Status(IoOp, std::vector<IoVec>)>& run) {
+void scattered(IoSuite*, Io& io, FileId file, std::size_t piece_bytes, std::size_t count,
+               std::byte* arena, const std::function<Status(IoOp, std::vector<IoVec>)>& run) {
   std::vector<std::size_t> places(2 * count);
   std::iota(places.begin(), places.end(), 0);
   Random random(count);
-  for (std::size_t i = places.size() - 1; i > 0; --i) std::swap(places[i], places[random.below(i + 1)]);
-  std::sort(places.begin(), places.begin() + static_cast<std::ptrdiff_t>(count / 2));  // makes some neighbours
+  for (std::size_t i = places.size() - 1; i > 0; --i)
+    std::swap(places[i], places[random.below(i + 1)]);
+  std::sort(places.begin(),
+            places.begin() + static_cast<std::ptrdiff_t>(count / 2));  // makes some neighbours
   const auto bytes = pattern(piece_bytes * count, count);
   std::vector<IoVec> pieces;
   for (std::size_t i = 0; i < count; ++i) {
@@ -204,7 +211,8 @@ void scattered(IoSuite*, Io& io, FileId file, std::size_t piece_bytes, std::size
   for (const IoVec& piece : pieces) std::memset(piece.data, 0, piece.size_bytes);
   ASSERT_EQ(run(IoOp::kRead, pieces).code, Code::kOk);
   for (std::size_t i = 0; i < count; ++i)
-    ASSERT_EQ(std::memcmp(pieces[i].data, bytes.data() + i * piece_bytes, piece_bytes), 0) << i << " of " << count;
+    ASSERT_EQ(std::memcmp(pieces[i].data, bytes.data() + i * piece_bytes, piece_bytes), 0)
+        << i << " of " << count;
   EXPECT_EQ(io.size_bytes(file).value_or(0), piece_bytes * count);
 }
 
@@ -212,10 +220,12 @@ TEST_P(IoSuite, VectoredTransfersScatter) {
   AlignedBuffer arena(2 * kIoVecsMax * kDiskAlign);
   for (const bool direct : {false, true})
     for (const std::size_t count : {std::size_t{2}, std::size_t{7}, std::size_t{kIoVecsMax}}) {
-      const auto file = io_->open(std::to_string(count) + (direct ? "d" : "b"), {OpenMode::kCreateNew, direct});
+      const auto file =
+          io_->open(std::to_string(count) + (direct ? "d" : "b"), {OpenMode::kCreateNew, direct});
       ASSERT_TRUE(file);
-      scattered(this, *io_, *file, direct ? kDiskAlign : 1'001, count, arena.data(),
-                [&](IoOp op, std::vector<IoVec> pieces) { return run(op, *file, 0, std::move(pieces)); });
+      scattered(
+          this, *io_, *file, direct ? kDiskAlign : 1'001, count, arena.data(),
+          [&](IoOp op, std::vector<IoVec> pieces) { return run(op, *file, 0, std::move(pieces)); });
     }
 }
 
@@ -235,10 +245,12 @@ TEST_P(IoSuite, RegisteredMemoryGivesTheSameBytes) {
   const std::uint64_t end = arena.size_bytes();
   expect_read({{arena.data(), 8 * kDiskAlign}});
   expect_read({{arena.data() + end - kDiskAlign, kDiskAlign}});
-  expect_read({{arena.data() + 16 * kDiskAlign, kDiskAlign}, {arena.data() + 17 * kDiskAlign, 3 * kDiskAlign}});
+  expect_read({{arena.data() + 16 * kDiskAlign, kDiskAlign},
+               {arena.data() + 17 * kDiskAlign, 3 * kDiskAlign}});
   const std::uint64_t fixed = io_->stats().fixed_reads;
-  expect_read({{arena.data(), kDiskAlign}, {arena.data() + 4 * kDiskAlign, kDiskAlign}});  // two runs
-  expect_read({{other.data(), 8 * kDiskAlign}});                                           // elsewhere
+  expect_read(
+      {{arena.data(), kDiskAlign}, {arena.data() + 4 * kDiskAlign, kDiskAlign}});  // two runs
+  expect_read({{other.data(), 8 * kDiskAlign}});                                   // elsewhere
   EXPECT_EQ(io_->stats().fixed_reads, fixed);
   if (GetParam().name == "io_uring" && registered) {
     EXPECT_EQ(fixed, 3u);
@@ -265,7 +277,8 @@ TEST_P(IoSuite, NamesAreListedRenamedAndUnlinked) {
   EXPECT_EQ(code_of(io_->make_directory("top")), Code::kExists);
   const std::vector<std::string> names = {"a", "b", "c", "e"};
   EXPECT_EQ(io_->list("d").value_or(std::vector<std::string>{}), names);
-  EXPECT_EQ(io_->list("").value_or(std::vector<std::string>{}), (std::vector<std::string>{"d", "top"}));
+  EXPECT_EQ(io_->list("").value_or(std::vector<std::string>{}),
+            (std::vector<std::string>{"d", "top"}));
   EXPECT_EQ(code_of(io_->list("none")), Code::kNotFound);
   EXPECT_EQ(code_of(io_->list("top")), Code::kInvalid);
   ASSERT_TRUE(io_->rename("d/a", "d/b"));  // replaces
@@ -275,7 +288,8 @@ TEST_P(IoSuite, NamesAreListedRenamedAndUnlinked) {
   ASSERT_TRUE(io_->unlink("d/c"));
   EXPECT_EQ(code_of(io_->unlink("d/c")), Code::kNotFound);
   EXPECT_EQ(code_of(io_->unlink("d/e")), Code::kInvalid);
-  EXPECT_EQ(io_->list("d").value_or(std::vector<std::string>{}), (std::vector<std::string>{"b", "e"}));
+  EXPECT_EQ(io_->list("d").value_or(std::vector<std::string>{}),
+            (std::vector<std::string>{"b", "e"}));
   EXPECT_TRUE(io_->sync_directory("d"));
   EXPECT_TRUE(io_->sync_directory(""));
   EXPECT_EQ(code_of(io_->sync_directory("none")), Code::kNotFound);
@@ -298,14 +312,16 @@ TEST_P(IoSuite, ReadingPastTheEndIsAnError) {
   std::vector<std::byte> buffer(4'096);
   EXPECT_EQ(run(IoOp::kRead, file, 10'000, {{buffer.data(), 1}}).code, Code::kCorrupt);
   EXPECT_EQ(run(IoOp::kRead, file, 9'000, {{buffer.data(), 1'001}}).code, Code::kCorrupt);
-  EXPECT_EQ(run(IoOp::kRead, file, 9'000, {{buffer.data(), 500}, {buffer.data() + 500, 501}}).code, Code::kCorrupt);
+  EXPECT_EQ(run(IoOp::kRead, file, 9'000, {{buffer.data(), 500}, {buffer.data() + 500, 501}}).code,
+            Code::kCorrupt);
   EXPECT_EQ(run(IoOp::kRead, file, 1ull << 40, {{buffer.data(), 1}}).code, Code::kCorrupt);
   EXPECT_EQ(run(IoOp::kRead, file, 9'000, {{buffer.data(), 1'000}}).code, Code::kOk);
   io_->close(file);
   const FileId direct = io_->open("odd", {OpenMode::kRead, true}).value_or(FileId{});
   AlignedBuffer aligned(4 * kDiskAlign);
   EXPECT_EQ(run(IoOp::kRead, direct, 0, {{aligned.data(), 4 * kDiskAlign}}).code, Code::kCorrupt);
-  EXPECT_EQ(run(IoOp::kRead, direct, 2 * kDiskAlign, {{aligned.data(), kDiskAlign}}).code, Code::kCorrupt);
+  EXPECT_EQ(run(IoOp::kRead, direct, 2 * kDiskAlign, {{aligned.data(), kDiskAlign}}).code,
+            Code::kCorrupt);
   EXPECT_EQ(run(IoOp::kRead, direct, 0, {{aligned.data(), 2 * kDiskAlign}}).code, Code::kOk);
 }
 
@@ -318,7 +334,8 @@ TEST_P(IoSuite, RequestsThatCannotBeAreRefusedThroughTheCallback) {
   EXPECT_EQ(run(IoOp::kRead, file, UINT64_MAX, {{&byte, 1}}).code, Code::kInvalid);
   EXPECT_EQ(run(IoOp::kRead, file, 1, {{&byte, UINT64_MAX}}).code, Code::kInvalid);
   EXPECT_EQ(run(IoOp::kSync, file, 0, {{&byte, 1}}).code, Code::kInvalid);
-  EXPECT_EQ(run(IoOp::kRead, file, 0, std::vector<IoVec>(kIoVecsMax + 1, {&byte, 1})).code, Code::kInvalid);
+  EXPECT_EQ(run(IoOp::kRead, file, 0, std::vector<IoVec>(kIoVecsMax + 1, {&byte, 1})).code,
+            Code::kInvalid);
   EXPECT_EQ(run(IoOp::kRead, FileId{}, 0, {{&byte, 1}}).code, Code::kInvalid);
   io_->close(file);
   EXPECT_EQ(run(IoOp::kRead, file, 0, {{&byte, 1}}).code, Code::kInvalid);
@@ -430,7 +447,8 @@ TEST_P(IoSuite, MayBeDestroyedWithOperationsInFlight) {
 
 TEST_P(IoSuite, NamesItself) {
   const std::string name = io_->name();
-  const std::string expected = GetParam().name == "faulty_without_a_plan" ? "threads" : GetParam().name;
+  const std::string expected =
+      GetParam().name == "faulty_without_a_plan" ? "threads" : GetParam().name;
   EXPECT_EQ(name, expected);
   if (name == "threads") {
     EXPECT_FALSE(io_->note().empty()) << "not the fastest: it must say why";

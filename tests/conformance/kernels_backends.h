@@ -1,5 +1,5 @@
-// Every back end, and within simd every instruction set, that this machine can run; and the proof that it
-// ran.
+// Every back end, and within simd every instruction set, that this machine can run; and the proof
+// that it ran.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -35,14 +35,16 @@ class KernelConformance : public ::testing::TestWithParam<Backend> {
   void SetUp() override { simd::force_simd_target(GetParam().target); }
   void TearDown() override { simd::force_simd_target(nullptr); }
 
-  // Runs an operation on the back end under test, then on the reference, and sees to it that these two ran.
+  // Runs an operation on the back end under test, then on the reference, and sees to it that these
+  // two ran.
   template <class Args>
   ::testing::AssertionResult run(Result<void> (*KernelTable::*op)(const Args&, KernelStream),
                                  const char* name, const Args& tested, const Args& reference) {
     if (const auto done = (GetParam().table->*op)(tested, nullptr); !done)
       return ::testing::AssertionFailure() << "refused: " << done.error().message();
     const KernelTrace trace = kernel_trace();
-    const std::string target = GetParam().target != nullptr ? GetParam().target : GetParam().table->target();
+    const std::string target =
+        GetParam().target != nullptr ? GetParam().target : GetParam().table->target();
     if (trace.table == nullptr || std::string(trace.table) != GetParam().table->name ||
         trace.target != target || std::string(trace.op) != name)
       return ::testing::AssertionFailure()

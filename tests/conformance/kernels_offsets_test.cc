@@ -16,8 +16,8 @@ class FarOffsets : public KernelConformance {
   static constexpr std::uint64_t kSize = 14 * kGiB;
   void SetUp() override {
     KernelConformance::SetUp();
-    memory_ =
-        ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    memory_ = ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     ASSERT_NE(memory_, MAP_FAILED);
     base_ = static_cast<std::byte*>(memory_);
   }
@@ -57,7 +57,8 @@ TEST_P(FarOffsets, Attend) {
   std::vector<float> out(64), wanted(64);
   float lse = 0.0f;
   float lse_wanted = 1.0f;
-  AttendArgs args{far_rows(), range, nullptr, q.data(), 64, 1, 64, 64, 0.125f, out.data(), 64, &lse, 1};
+  AttendArgs args{far_rows(), range,  nullptr,    q.data(), 64,   1, 64,
+                  64,         0.125f, out.data(), 64,       &lse, 1};
   AttendArgs reference = args;
   reference.out = wanted.data();
   reference.lse = &lse_wanted;
@@ -104,7 +105,8 @@ TEST_P(FarOffsets, GatherRows) {
   const std::uint64_t targets[3] = {2 * kGiB + 1, 11 * kGiB + 1, 13 * kGiB};
   const std::uint64_t count = 3;
   for (std::uint64_t i = 0; i < 3; ++i)
-    for (std::uint64_t j = 0; j < 100; ++j) base_[offsets[i] + j] = static_cast<std::byte>(random.next() | 1);
+    for (std::uint64_t j = 0; j < 100; ++j)
+      base_[offsets[i] + j] = static_cast<std::byte>(random.next() | 1);
   std::vector<std::byte> wanted(300);
   GatherRowsArgs args{base_, offsets, &count, 100, base_, 100, targets};
   GatherRowsArgs reference{base_, offsets, &count, 100, wanted.data(), 100, nullptr};
@@ -152,10 +154,11 @@ TEST_P(FarOffsets, Scores) {
   for (std::uint64_t u = 0; u < units; ++u) EXPECT_NEAR(out[stride + u], wanted[units + u], 1e-5f);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, FarOffsets, ::testing::ValuesIn(all_backends()), [](const auto& info) {
-  return std::string(info.param.table->name) +
-         (info.param.target != nullptr ? std::string("_") + info.param.target : "");
-});
+INSTANTIATE_TEST_SUITE_P(
+    Kernels, FarOffsets, ::testing::ValuesIn(all_backends()), [](const auto& info) {
+      return std::string(info.param.table->name) +
+             (info.param.target != nullptr ? std::string("_") + info.param.target : "");
+    });
 
 }  // namespace
 }  // namespace kvtier

@@ -1,5 +1,5 @@
-// Every operation of every back end against the scalar reference: lengths 0, 1, a vector and one more or
-// less, odd alignments, canaries around everything that is written.
+// Every operation of every back end against the scalar reference: lengths 0, 1, a vector and one
+// more or less, odd alignments, canaries around everything that is written.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -34,8 +34,8 @@ TEST_P(KernelConformance, BuildAbstract) {
               reference.out = wanted.data();
               ASSERT_TRUE(run(&KernelTable::build_abstract, "build_abstract", args, reference));
               ASSERT_TRUE(tested.intact() && tested.same_bits(wanted))
-                  << dtype_name(dtype) << " dim " << dim << " unit " << unit_tokens << " tokens " << tokens
-                  << " " << abstract_kind_name(kind);
+                  << dtype_name(dtype) << " dim " << dim << " unit " << unit_tokens << " tokens "
+                  << tokens << " " << abstract_kind_name(kind);
             }
           }
 }
@@ -43,7 +43,8 @@ TEST_P(KernelConformance, BuildAbstract) {
 class Scores : public KernelConformance {
  protected:
   // Tolerance: rounding of a sum of `dim` products.
-  void compare(bool box, std::uint32_t dim, std::uint32_t queries, std::uint64_t units, bool infinite) {
+  void compare(bool box, std::uint32_t dim, std::uint32_t queries, std::uint64_t units,
+               bool infinite) {
     const std::size_t vectors = box ? 2 : 1;
     std::vector<std::uint16_t> abstracts(units * vectors * dim);
     for (auto& half : abstracts) half = f32_to_f16(random_float(&random));
@@ -53,7 +54,8 @@ class Scores : public KernelConformance {
     const std::vector<float> q = random_floats(&random, queries * q_stride);
     Guarded<float> tested(queries * out_stride);
     Guarded<float> wanted(queries * out_stride);
-    ScoreArgs args{abstracts.data(), &units, q.data(), q_stride, queries, dim, tested.data(), out_stride};
+    ScoreArgs args{abstracts.data(), &units, q.data(),      q_stride,
+                   queries,          dim,    tested.data(), out_stride};
     ScoreArgs reference = args;
     reference.out = wanted.data();
     if (box) {
@@ -95,7 +97,8 @@ TEST_P(KernelConformance, GroupScores) {
           std::vector<float> scores = random_floats(&random, queries * stride);
           for (float& score : scores) score *= 30.0f;
           for (int i = 0; special == 1 && i < 5 && units > 0; ++i)
-            scores[random.below(scores.size())] = i % 2 == 0 ? kNan : (i == 1 ? kInfinity : -kInfinity);
+            scores[random.below(scores.size())] =
+                i % 2 == 0 ? kNan : (i == 1 ? kInfinity : -kInfinity);
           if (special == 2) scores.assign(scores.size(), -kInfinity);
           Guarded<float> tested(scores.size());
           Guarded<float> wanted(units);
@@ -108,10 +111,12 @@ TEST_P(KernelConformance, GroupScores) {
           ASSERT_TRUE(run(&KernelTable::group_scores, "group_scores", args, reference));
           ASSERT_TRUE(tested.intact() && wanted.intact());
           for (std::size_t i = units; i < scores.size(); ++i)
-            ASSERT_EQ(std::bit_cast<std::uint32_t>(tested[i]), std::bit_cast<std::uint32_t>(scores[i]));
+            ASSERT_EQ(std::bit_cast<std::uint32_t>(tested[i]),
+                      std::bit_cast<std::uint32_t>(scores[i]));
           for (std::uint64_t u = 0; u < units; ++u) {
             if (std::isfinite(wanted[u])) {
-              ASSERT_NEAR(tested[u], wanted[u], 1e-6f + 1e-5f * std::abs(wanted[u])) << u << " of " << units;
+              ASSERT_NEAR(tested[u], wanted[u], 1e-6f + 1e-5f * std::abs(wanted[u]))
+                  << u << " of " << units;
             } else {
               ASSERT_EQ(tested[u], wanted[u]);
             }
@@ -211,8 +216,8 @@ class Attend : public KernelConformance {
       }
       for (std::uint32_t d = 0; d < args.v_dim; ++d)
         ASSERT_NEAR(out[i * out_stride + d], out_wanted[i * out_stride + d], 5e-5f)
-            << dtype_name(keys.rows.dtype) << " dim " << args.dim << " query " << i << " [" << first << ", "
-            << last << ")";
+            << dtype_name(keys.rows.dtype) << " dim " << args.dim << " query " << i << " [" << first
+            << ", " << last << ")";
       ASSERT_TRUE(out.untouched((i * out_stride + args.v_dim) * sizeof(float), 3 * sizeof(float)));
       ASSERT_TRUE(lse.untouched((i * 2 + 1) * sizeof(float), sizeof(float)));
     }
@@ -254,7 +259,8 @@ TEST_P(Attend, AnyNumberOfQueries) {
   const PagedRows keys(&random, Dtype::kF16, 130, 32, 64, 64);
   AttendArgs args;
   args.dim = args.v_dim = 64;
-  for (const std::uint32_t queries : {0u, 1u, 2u, 3u, 4u, 5u, 6u, 7u, 8u, 12u, 63u, 64u, 65u, 130u}) {
+  for (const std::uint32_t queries :
+       {0u, 1u, 2u, 3u, 4u, 5u, 6u, 7u, 8u, 12u, 63u, 64u, 65u, 130u}) {
     args.queries = queries;
     ASSERT_NO_FATAL_FAILURE(compare(keys, args, 0, 130));
   }
@@ -275,7 +281,8 @@ TEST_P(Attend, ScoresFarApart) {
   PagedRows keys(&random, Dtype::kF32, 150, 1, 16, 16);
   for (std::size_t i = 0; i < 150; ++i)
     for (std::size_t d = 0; d < 16; ++d)
-      store_element(keys.memory.data() + 4 + keys.pages[i], Dtype::kF32, d, (i % 3 == 0 ? 30.0f : -40.0f));
+      store_element(keys.memory.data() + 4 + keys.pages[i], Dtype::kF32, d,
+                    (i % 3 == 0 ? 30.0f : -40.0f));
   AttendArgs args;
   args.dim = args.v_dim = 16;
   args.queries = 5;
@@ -310,7 +317,8 @@ TEST_P(KernelConformance, MergeAttention) {
       for (std::uint32_t i = 0; i < queries; ++i) {
         const bool exact = !std::isfinite(lse_a[i]) || !std::isfinite(lse_b[i]);
         for (std::size_t d = 0; d < stride; ++d)
-          ASSERT_NEAR(out[i * stride + d], wanted[i * stride + d], exact || d >= v_dim ? 0.0f : 1e-6f);
+          ASSERT_NEAR(out[i * stride + d], wanted[i * stride + d],
+                      exact || d >= v_dim ? 0.0f : 1e-6f);
         if (exact) {
           ASSERT_EQ(lse[i], lse_wanted[i]);
         } else {
@@ -327,14 +335,16 @@ TEST_P(KernelConformance, AllFinite) {
         const std::size_t element = dtype_bytes(dtype);
         std::vector<std::byte> memory((count + 1) * element);
         std::byte* data = memory.data() + element;
-        for (std::size_t i = 0; i < count; ++i) store_element(data, dtype, i, awkward_float(&random));
+        for (std::size_t i = 0; i < count; ++i)
+          store_element(data, dtype, i, awkward_float(&random));
         if (round > 0 && count > 0)
           store_element(data, dtype, round == 1 ? count - 1 : random.below(count), kNan);
         if (round > 3 && count > 0)
           store_element(data, dtype, random.below(count), round == 4 ? kInfinity : -kInfinity);
         std::uint64_t found = 99;
         std::uint64_t wanted = 98;
-        ASSERT_TRUE(run(&KernelTable::all_finite, "all_finite", AllFiniteArgs{data, &count, dtype, &found},
+        ASSERT_TRUE(run(&KernelTable::all_finite, "all_finite",
+                        AllFiniteArgs{data, &count, dtype, &found},
                         AllFiniteArgs{data, &count, dtype, &wanted}));
         ASSERT_EQ(found, wanted) << dtype_name(dtype) << " " << count;
       }
@@ -397,7 +407,8 @@ std::string backend_name(const ::testing::TestParamInfo<Backend>& info) {
   return std::string(info.param.table->name) +
          (info.param.target != nullptr ? std::string("_") + info.param.target : "");
 }
-INSTANTIATE_TEST_SUITE_P(Kernels, KernelConformance, ::testing::ValuesIn(all_backends()), backend_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, KernelConformance, ::testing::ValuesIn(all_backends()),
+                         backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Scores, ::testing::ValuesIn(all_backends()), backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Attend, ::testing::ValuesIn(all_backends()), backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Convert, ::testing::ValuesIn(all_backends()), backend_name);

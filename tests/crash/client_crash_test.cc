@@ -1,6 +1,7 @@
-// Clients that die: SIGKILL in the middle of any call, with a forked child that keeps the socket. Their leases are back
-// soon after the kernel closed the socket, a sequence can be written by the next client, and another client never sees
-// an error. And a client that writes random bytes over all it may write harms nobody else.
+// Clients that die: SIGKILL in the middle of any call, with a forked child that keeps the socket.
+// Their leases are back soon after the kernel closed the socket, a sequence can be written by the
+// next client, and another client never sees an error. And a client that writes random bytes over
+// all it may write harms nobody else.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -28,15 +29,18 @@ class ClientCrash : public ::testing::Test {
   void SetUp() override {
     settings_.store = directory_.path() + "/store";
     settings_.socket = directory_.path() + "/sockets/kvtierd.sock";
-    settings_.settings = {"host.arena_bytes=32MiB", "host.leased_bytes_per_client_max=16MiB", "host.abstracts_bytes=8MiB"};
+    settings_.settings = {"host.arena_bytes=32MiB", "host.leased_bytes_per_client_max=16MiB",
+                          "host.abstracts_bytes=8MiB"};
     ASSERT_TRUE(daemon_.start(settings_));
     ASSERT_EQ(open_known_client(settings_.socket, &client_), KVT_OK) << kvt_last_error();
     ASSERT_EQ(open_known_space(client_, &space_), KVT_OK) << kvt_last_error();
     kvt_sequence_options options;
     kvt_sequence_options_init(&options);
     options.name = "bystander";
-    ASSERT_EQ(kvt_sequence_create(space_, &options, nullptr, 0, nullptr, &sequence_), KVT_OK) << kvt_last_error();
-    for (int i = 0; i < 5; ++i) ASSERT_EQ(append_known(sequence_, 1, 1000), KVT_OK) << kvt_last_error();
+    ASSERT_EQ(kvt_sequence_create(space_, &options, nullptr, 0, nullptr, &sequence_), KVT_OK)
+        << kvt_last_error();
+    for (int i = 0; i < 5; ++i)
+      ASSERT_EQ(append_known(sequence_, 1, 1000), KVT_OK) << kvt_last_error();
     ASSERT_EQ(kvt_sequence_commit(sequence_), KVT_OK) << kvt_last_error();
   }
   void TearDown() override {
@@ -59,7 +63,9 @@ class ClientCrash : public ::testing::Test {
     return parsed ? *parsed : Json::object();
   }
 
-  std::uint64_t leased_bytes() { return request(R"({"op":"stats"})")["host"]["leased_bytes"].get<std::uint64_t>(); }
+  std::uint64_t leased_bytes() {
+    return request(R"({"op":"stats"})")["host"]["leased_bytes"].get<std::uint64_t>();
+  }
   std::size_t clients() { return request(R"({"op":"status"})")["clients"].size(); }
 
   ScratchDirectory directory_;
@@ -78,7 +84,8 @@ class ClientCrash : public ::testing::Test {
   }
   kvt_client* client = nullptr;
   kvt_space* space = nullptr;
-  if (open_known_client(socket, &client) != KVT_OK || open_known_space(client, &space) != KVT_OK) ::_exit(1);
+  if (open_known_client(socket, &client) != KVT_OK || open_known_space(client, &space) != KVT_OK)
+    ::_exit(1);
   // A forked child of a connected client holds its socket open.
   const pid_t holder = ::fork();
   if (holder == 0) {
@@ -91,7 +98,8 @@ class ClientCrash : public ::testing::Test {
   for (;;) {
     kvt_sequence *sequence = nullptr, *shared = nullptr, *fork = nullptr;
     kvt_view* view = nullptr;
-    if (kvt_sequence_open(space, "bystander", 0, 0, &shared) == KVT_OK && kvt_view_open(shared, &view_options, &view) == KVT_OK) {
+    if (kvt_sequence_open(space, "bystander", 0, 0, &shared) == KVT_OK &&
+        kvt_view_open(shared, &view_options, &view) == KVT_OK) {
       const std::vector<float> q(kKnownHeads * 2 * kKnownDim, 0.1f);
       std::vector<float> out(q.size());
       kvt_view_attend(view, 0, 1, q.data(), 0.3f, out.data(), nullptr);
@@ -127,7 +135,8 @@ TEST_F(ClientCrash, LeasesComeBackAndNobodyElseNotices) {
     ::kill(child, SIGKILL);  // not its children: one of them holds the socket
     ::waitpid(child, nullptr, 0);
     const auto died = std::chrono::steady_clock::now();
-    while (clients() > 1 && std::chrono::steady_clock::now() - died < std::chrono::seconds(5)) ::usleep(1000);
+    while (clients() > 1 && std::chrono::steady_clock::now() - died < std::chrono::seconds(5))
+      ::usleep(1000);
     const auto took = std::chrono::steady_clock::now() - died;
     EXPECT_EQ(clients(), 1u) << "the session of a dead client lives on";
     EXPECT_LT(std::chrono::duration_cast<std::chrono::milliseconds>(took).count(), 1000);
@@ -151,12 +160,17 @@ bool open_chaos(const std::string& socket, Chaos* chaos, std::uint64_t space) {
   Result<UniqueFd> connected = connect_unix(socket, Deadline::after_ms(5000));
   if (!connected) return false;
   chaos->channel = ControlChannel(std::move(*connected));
-  auto hello = chaos->channel.call(Json{{"op", "hello"}, {"version", kProtocolVersion}, {"name", "chaos"}, {"pid", 1}, {"data", true}},
+  auto hello = chaos->channel.call(Json{{"op", "hello"},
+                                        {"version", kProtocolVersion},
+                                        {"name", "chaos"},
+                                        {"pid", 1},
+                                        {"data", true}},
                                    {}, 5, Deadline::after_ms(5000));
   if (!hello) return false;
   auto control = Mapping::map(hello->fds[0].get(), sizeof(ControlLayout), true);
   chaos->bell = std::move(hello->fds[3]);
-  auto made = chaos->channel.call(Json{{"op", "create"}, {"space", space}}, {}, 2, Deadline::after_ms(5000));
+  auto made = chaos->channel.call(Json{{"op", "create"}, {"space", space}}, {}, 2,
+                                  Deadline::after_ms(5000));
   if (!control || !made) return false;
   chaos->control = std::move(*control);
   auto tail = Mapping::map(made->fds[1].get(), 1 << 20, true);
@@ -170,13 +184,16 @@ void scribble(Chaos* chaos, Random* random) {
     const std::uint64_t offset = random->below(sizeof(ControlLayout) - 8) & ~7ull;
     const std::uint64_t value = random->next();
     std::memcpy(chaos->control.data() + offset, &value, 8);
-    std::memcpy(chaos->tail.data() + (random->below(chaos->tail.size_bytes() - 8) & ~7ull), &value, 8);
+    std::memcpy(chaos->tail.data() + (random->below(chaos->tail.size_bytes() - 8) & ~7ull), &value,
+                8);
   }
   // Requests that look right, with random fields: more gets past the first check.
   Submission request{};
   request.op = static_cast<std::uint16_t>(random->below(14));
-  request.sequence = static_cast<std::uint32_t>(random->below(4) == 0 ? random->next() : 0x10000 + random->below(3));
-  request.count = static_cast<std::uint32_t>(random->below(3) == 0 ? random->next() : random->below(5000));
+  request.sequence = static_cast<std::uint32_t>(random->below(4) == 0 ? random->next()
+                                                                      : 0x10000 + random->below(3));
+  request.count =
+      static_cast<std::uint32_t>(random->below(3) == 0 ? random->next() : random->below(5000));
   request.half = static_cast<std::uint32_t>(random->below(3));
   request.argument_offset = random->below(2) == 0 ? random->next() : random->below(kArgumentBytes);
   request.value0 = random->next();
@@ -194,14 +211,16 @@ TEST_F(ClientCrash, RandomBytesOverAllThatAClientMayWrite) {
   std::uint64_t sessions = 0;
   while (std::chrono::steady_clock::now() < end && !HasFailure()) {
     Chaos chaos;
-    ASSERT_TRUE(open_chaos(settings_.socket, &chaos, space)) << "the daemon refuses connections after " << sessions;
+    ASSERT_TRUE(open_chaos(settings_.socket, &chaos, space))
+        << "the daemon refuses connections after " << sessions;
     ++sessions;
     for (int i = 0; i < 50; ++i) scribble(&chaos, &random);
     expect_bystander_well();
   }
   EXPECT_GT(sessions, 3u);
   EXPECT_GT(request(R"({"op":"stats"})")["requests"]["malformed"].get<std::uint64_t>() +
-                request(R"({"op":"stats"})")["requests"]["rings_broken"].get<std::uint64_t>(), 0u);
+                request(R"({"op":"stats"})")["requests"]["rings_broken"].get<std::uint64_t>(),
+            0u);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-// SIGKILL to the daemon at named fault points, again and again, over one store. After each: the client that lived through
-// it goes on with the same handles and loses nothing; after the next start everything that was committed is there, bit
-// for bit; and at the end the whole store passes the offline check.
+// SIGKILL to the daemon at named fault points, again and again, over one store. After each: the
+// client that lived through it goes on with the same handles and loses nothing; after the next
+// start everything that was committed is there, bit for bit; and at the end the whole store passes
+// the offline check.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
@@ -17,10 +18,11 @@
 namespace kvtier::testing {
 namespace {
 
-constexpr const char* kPoints[] = {"seal.copied",    "seal.written",     "seal.synced",    "seal.directory_synced",
-                                   "seal.published", "commit.appended",  "commit.synced",  "log.created",
-                                   "catalogue.write", "catalogue.written", "io.write",      "io.sync",
-                                   "io.open",        "io.sync_directory", "io.unlink",      "*"};
+constexpr const char* kPoints[] = {
+    "seal.copied",     "seal.written",      "seal.synced",   "seal.directory_synced",
+    "seal.published",  "commit.appended",   "commit.synced", "log.created",
+    "catalogue.write", "catalogue.written", "io.write",      "io.sync",
+    "io.open",         "io.sync_directory", "io.unlink",     "*"};
 
 struct Committed {
   std::uint64_t seed = 0;
@@ -32,7 +34,8 @@ class CrashLoop {
   explicit CrashLoop(std::uint64_t seed) : random_(seed) {
     settings_.store = directory_.path() + "/store";
     settings_.socket = directory_.path() + "/sockets/kvtierd.sock";
-    settings_.settings = {"host.arena_bytes=32MiB", "host.leased_bytes_per_client_max=16MiB", "host.abstracts_bytes=8MiB"};
+    settings_.settings = {"host.arena_bytes=32MiB", "host.leased_bytes_per_client_max=16MiB",
+                          "host.abstracts_bytes=8MiB"};
   }
 
   void round(int number) {
@@ -40,7 +43,9 @@ class CrashLoop {
     settings_.faults = fault();
     SCOPED_TRACE(settings_.faults);
     if (daemon_.start(settings_)) work(number);
-    if (daemon_.ended() && WIFSIGNALED(daemon_.last_status()) && WTERMSIG(daemon_.last_status()) == SIGKILL) ++killed_;
+    if (daemon_.ended() && WIFSIGNALED(daemon_.last_status()) &&
+        WTERMSIG(daemon_.last_status()) == SIGKILL)
+      ++killed_;
     daemon_.kill_now();
     settings_.faults.clear();
     ASSERT_TRUE(daemon_.start(settings_));
@@ -59,16 +64,19 @@ class CrashLoop {
  private:
   std::string fault() {
     const char* point = kPoints[random_.below(std::size(kPoints))];
-    const std::uint64_t visit = std::string(point) == "*" ? 1 + random_.below(300) : 1 + random_.below(4);
+    const std::uint64_t visit =
+        std::string(point) == "*" ? 1 + random_.below(300) : 1 + random_.below(4);
     return std::string(point) + "=kill@" + std::to_string(visit);
   }
 
-  // A client appends and commits until the daemon dies or the work is done; then it goes on with the next daemon.
+  // A client appends and commits until the daemon dies or the work is done; then it goes on with
+  // the next daemon.
   void work(int number) {
     kvt_client* client = nullptr;
     kvt_space* space = nullptr;
     if (open_known_client(settings_.socket, &client) != KVT_OK) return;
-    if (open_known_space(client, &space) == KVT_OK) write_sequence(space, "s" + std::to_string(number % 12));
+    if (open_known_space(client, &space) == KVT_OK)
+      write_sequence(space, "s" + std::to_string(number % 12));
     kvt_space_close(space);
     kvt_client_close(client);
   }
@@ -84,7 +92,8 @@ class CrashLoop {
       if (!open_or_create(space, name, &sequence)) return;
     }
     for (int i = 0; i < 6; ++i) {
-      const std::uint32_t count = static_cast<std::uint32_t>(random_.one_in(3) ? 1 + random_.below(1024) : 1 + random_.below(40));
+      const std::uint32_t count = static_cast<std::uint32_t>(
+          random_.one_in(3) ? 1 + random_.below(1024) : 1 + random_.below(40));
       kvt_status status = append_known(sequence, known.seed, count);
       if (status == KVT_OK) status = kvt_sequence_commit(sequence);
       if (status != KVT_OK && !survive(sequence, known)) break;
@@ -96,7 +105,8 @@ class CrashLoop {
   // Named before, but perhaps without a commit that was acknowledged: then it may be there or not.
   bool open_or_create(kvt_space* space, const std::string& name, kvt_sequence** sequence) {
     Committed& known = committed_[name];
-    if (known.seed != 0 && kvt_sequence_open(space, name.c_str(), 0, 1, sequence) == KVT_OK) return true;
+    if (known.seed != 0 && kvt_sequence_open(space, name.c_str(), 0, 1, sequence) == KVT_OK)
+      return true;
     if (known.seed == 0) known.seed = ++next_seed_;
     kvt_sequence_options options;
     kvt_sequence_options_init(&options);
@@ -109,7 +119,8 @@ class CrashLoop {
     committed_[name].tokens = std::max(committed_[name].tokens, length);
   }
 
-  // The daemon is gone: a new one comes, and the same handle must be able to make everything durable that it holds.
+  // The daemon is gone: a new one comes, and the same handle must be able to make everything
+  // durable that it holds.
   bool survive(kvt_sequence* sequence, Committed& known) {
     const std::uint64_t held = kvt_sequence_length(sequence);
     EXPECT_GE(held, known.tokens);
@@ -134,7 +145,8 @@ class CrashLoop {
     for (const auto& [name, known] : committed_) {
       if (known.tokens == 0) continue;
       kvt_sequence* sequence = nullptr;
-      ASSERT_EQ(kvt_sequence_open(space, name.c_str(), 0, 1, &sequence), KVT_OK) << name << ": " << kvt_last_error();
+      ASSERT_EQ(kvt_sequence_open(space, name.c_str(), 0, 1, &sequence), KVT_OK)
+          << name << ": " << kvt_last_error();
       EXPECT_GE(kvt_sequence_length(sequence), known.tokens) << name;
       kvt_status status = KVT_OK;
       EXPECT_EQ(check_known(sequence, known.seed, &status), "") << name;

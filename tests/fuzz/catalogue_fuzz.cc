@@ -1,6 +1,6 @@
-// Fuzz target: the decoders of the catalogue's rows. Input: flags u8 | key length u8 | key | value. Flag 1 puts the
-// right checksum into the last 8 bytes, so that the fields before it are reached too. What decodes must come out the same when it is encoded and
-// decoded again.
+// Fuzz target: the decoders of the catalogue's rows. Input: flags u8 | key length u8 | key | value.
+// Flag 1 puts the right checksum into the last 8 bytes, so that the fields before it are reached
+// too. What decodes must come out the same when it is encoded and decoded again.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -34,7 +34,8 @@ std::vector<std::byte> encode_any(std::string_view key, ByteSpan value, Seen* se
   visitor.number = [&](std::string_view, std::uint64_t number) { keep(number); };
   visitor.damaged = [&](const std::string&, kvtier::Status status) {
     ++seen->damaged;
-    if (status.code != kvtier::Code::kCorrupt && status.code != kvtier::Code::kVersion) std::abort();
+    if (status.code != kvtier::Code::kCorrupt && status.code != kvtier::Code::kVersion)
+      std::abort();
   };
   rows::visit(key, value, visitor);
   return encoded;

@@ -1,5 +1,5 @@
-// Fuzz target: export files, as they come and again with the checksums of head and frames made right (the chain of frames is
-// then mended too). What opens must read again without an error.
+// Fuzz target: export files, as they come and again with the checksums of head and frames made
+// right (the chain of frames is then mended too). What opens must read again without an error.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -15,9 +15,12 @@ void require(bool condition) {
 
 void read(const std::vector<std::byte>& bytes) {
   const kvtier::ExportSource source{
-      bytes.size(), [&bytes](std::uint64_t offset, kvtier::MutableByteSpan target) -> kvtier::Result<void> {
-        require(offset <= bytes.size() && target.size() <= bytes.size() - offset);  // never beyond the file
-        std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(offset), target.size(), target.begin());
+      bytes.size(),
+      [&bytes](std::uint64_t offset, kvtier::MutableByteSpan target) -> kvtier::Result<void> {
+        require(offset <= bytes.size() &&
+                target.size() <= bytes.size() - offset);  // never beyond the file
+        std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(offset), target.size(),
+                    target.begin());
         return {};
       }};
   auto reader = kvtier::ExportReader::open(source);
@@ -31,7 +34,9 @@ void read(const std::vector<std::byte>& bytes) {
     const auto segment = reader->read_segment(i);
     require(segment.has_value() && segment->start_token == tokens);
     tokens += segment->tokens.size();
-    require(reader->read_chunks(i, [](std::uint32_t, kvtier::ByteSpan) -> kvtier::Result<void> { return {}; })
+    require(reader
+                ->read_chunks(
+                    i, [](std::uint32_t, kvtier::ByteSpan) -> kvtier::Result<void> { return {}; })
                 .has_value());
   }
   require(tokens == reader->description().tokens);
@@ -49,7 +54,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (std::size_t offset = 4096; offset + 64 <= bytes.size();) {
     const auto payload = kvtier::fuzz::get<std::uint64_t>(bytes, offset + 16);
     const bool end = kvtier::fuzz::get<std::uint32_t>(bytes, offset + 4) == 4;
-    if (end && bytes.size() - offset >= 80) std::memcpy(bytes.data() + offset + 72, &chain, sizeof(chain));
+    if (end && bytes.size() - offset >= 80)
+      std::memcpy(bytes.data() + offset + 72, &chain, sizeof(chain));
     kvtier::fuzz::sign(&bytes, offset + 64, payload, offset + 24);
     std::memcpy(bytes.data() + offset + 40, &chain, sizeof(chain));
     kvtier::fuzz::sign(&bytes, offset, 56, offset + 56);

@@ -1,5 +1,5 @@
-// Fuzz target: the frame parser. The first byte says how to cut the rest; whatever the cut, the outcome is
-// the same.
+// Fuzz target: the frame parser. The first byte says how to cut the rest; whatever the cut, the
+// outcome is the same.
 #include <cstdint>
 #include <cstdlib>
 #include <string>

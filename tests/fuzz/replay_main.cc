@@ -1,10 +1,11 @@
-// Runs a fuzz target without a fuzzer: every file of the given folders, then seeded random mutations of them.
+// Runs a fuzz target without a fuzzer: every file of the given folders, then seeded random
+// mutations of them.
 //
 //   NAME [--mutations N] [--seed N] FOLDER_OR_FILE ...
 //
-// Links with any LLVMFuzzerTestOneInput. The seed is printed; the same seed replays the same inputs. A crash
-// leaves the input in $KVTIER_FUZZ_LAST, if set. Fails where there is no corpus: a run without inputs proves
-// nothing.
+// Links with any LLVMFuzzerTestOneInput. The seed is printed; the same seed replays the same
+// inputs. A crash leaves the input in $KVTIER_FUZZ_LAST, if set. Fails where there is no corpus: a
+// run without inputs proves nothing.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -28,7 +29,8 @@ constexpr std::size_t kInputBytesMax = 1u << 16;
 void run_one(const Input& input) {
   if (const char* path = std::getenv("KVTIER_FUZZ_LAST"); path != nullptr) {
     std::ofstream file(path, std::ios::binary);
-    file.write(reinterpret_cast<const char*>(input.data()), static_cast<std::streamsize>(input.size()));
+    file.write(reinterpret_cast<const char*>(input.data()),
+               static_cast<std::streamsize>(input.size()));
   }
   // A copy of exactly this size, so that a sanitizer sees every byte too far.
   const Input exact(input.begin(), input.end());
@@ -44,7 +46,8 @@ void mutate_once(Input& input, const std::vector<Input>& corpus, kvtier::Random&
         input[random.below(input.size())] ^= static_cast<std::uint8_t>(1u << random.below(8));
       break;
     case 1:
-      if (!input.empty()) input[random.below(input.size())] = random.one_in(3) ? std::uint8_t{0xFF} : byte;
+      if (!input.empty())
+        input[random.below(input.size())] = random.one_in(3) ? std::uint8_t{0xFF} : byte;
       break;
     case 2:
       input.insert(input.begin() + place(), byte);
@@ -59,7 +62,8 @@ void mutate_once(Input& input, const std::vector<Input>& corpus, kvtier::Random&
     case 5: {  // a little-endian number where one may stand
       static constexpr std::uint64_t kNumbers[] = {
           0, 1, 2, 63, 64, 255, 4096, 65535, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, UINT64_MAX};
-      const std::uint64_t number = kNumbers[random.below(std::size(kNumbers))] + random.below(3) - 1;
+      const std::uint64_t number =
+          kNumbers[random.below(std::size(kNumbers))] + random.below(3) - 1;
       const std::size_t width = std::size_t{1} << random.below(4);
       if (input.size() >= width)
         std::memcpy(input.data() + random.below(input.size() - width + 1), &number, width);
@@ -90,7 +94,8 @@ bool add_path(const std::string& path, std::vector<Input>* corpus) {
   for (const auto& entry : std::filesystem::recursive_directory_iterator(path))
     if (entry.is_regular_file()) files.push_back(entry.path());
   std::sort(files.begin(), files.end());  // the order of a folder differs between machines
-  return std::all_of(files.begin(), files.end(), [&](const auto& file) { return add_file(file, corpus); });
+  return std::all_of(files.begin(), files.end(),
+                     [&](const auto& file) { return add_file(file, corpus); });
 }
 
 }  // namespace
@@ -119,7 +124,8 @@ int main(int argc, char** argv) {
   kvtier::Random random(seed);
   for (std::uint64_t i = 0; i < mutations; ++i) {
     Input input = corpus[random.below(corpus.size())];
-    for (std::uint64_t count = 1 + random.below(6); count > 0; --count) mutate_once(input, corpus, random);
+    for (std::uint64_t count = 1 + random.below(6); count > 0; --count)
+      mutate_once(input, corpus, random);
     run_one(input);
   }
   return 0;

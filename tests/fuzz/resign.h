@@ -1,4 +1,5 @@
-// Makes checksums right again after a mutation, so that a fuzz target gets behind them. Only inside the input.
+// Makes checksums right again after a mutation, so that a fuzz target gets behind them. Only inside
+// the input.
 #pragma once
 
 #include <cstring>
@@ -18,13 +19,16 @@ T get(const std::vector<std::byte>& bytes, std::size_t offset) {
 }
 
 // Writes the xxh3-64 of [begin, begin + size) to `target`, where both lie inside.
-inline void sign(std::vector<std::byte>* bytes, std::uint64_t begin, std::uint64_t size, std::uint64_t target) {
+inline void sign(std::vector<std::byte>* bytes, std::uint64_t begin, std::uint64_t size,
+                 std::uint64_t target) {
   if (begin > bytes->size() || size > bytes->size() - begin) return;
   if (target > bytes->size() || bytes->size() - target < sizeof(std::uint64_t)) return;
   const std::uint64_t checksum = hash64(ByteSpan(*bytes).subspan(begin, size));
   std::memcpy(bytes->data() + target, &checksum, sizeof(checksum));
 }
 
-inline void sign_head(std::vector<std::byte>* bytes) { sign(bytes, 0, kHeadChecksumOffset, kHeadChecksumOffset); }
+inline void sign_head(std::vector<std::byte>* bytes) {
+  sign(bytes, 0, kHeadChecksumOffset, kHeadChecksumOffset);
+}
 
 }  // namespace kvtier::fuzz

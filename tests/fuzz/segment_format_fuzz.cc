@@ -1,5 +1,5 @@
-// Fuzz target: segment metadata, as it comes and again with all checksums made right. What parses must have one byte form,
-// chunks inside the file, and be salvaged whole.
+// Fuzz target: segment metadata, as it comes and again with all checksums made right. What parses
+// must have one byte form, chunks inside the file, and be salvaged whole.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -24,7 +24,8 @@ void parse(const std::vector<std::byte>& bytes) {
     require(code == kvtier::Code::kCorrupt || code == kvtier::Code::kVersion);
     return;
   }
-  require(header.has_value() && *header == kvtier::segment_meta_bytes(*meta) && *header <= bytes.size());
+  require(header.has_value() && *header == kvtier::segment_meta_bytes(*meta) &&
+          *header <= bytes.size());
   const std::vector<std::byte> again = kvtier::encode_segment_meta(*meta);
   require(again.size() == *header && std::equal(again.begin(), again.end(), bytes.begin()));
   require(salvage.damaged.empty() && salvage.chunks_known && salvage.meta.tokens == meta->tokens);

@@ -1,4 +1,5 @@
-// Fuzz target: sidecars, as they come and again with the header's checksum made right. What parses must have one byte form.
+// Fuzz target: sidecars, as they come and again with the header's checksum made right. What parses
+// must have one byte form.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -21,7 +22,8 @@ void parse(const std::vector<std::byte>& bytes) {
   }
   const kvtier::ByteSpan payload = kvtier::ByteSpan(bytes).subspan(kvtier::kSidecarHeaderBytes);
   if (!kvtier::check_sidecar_payload(*header, payload)) return;
-  const std::vector<std::byte> again = kvtier::encode_sidecar(*header, payload.first(header->payload_bytes));
+  const std::vector<std::byte> again =
+      kvtier::encode_sidecar(*header, payload.first(header->payload_bytes));
   require(again.size() >= bytes.size() && std::equal(bytes.begin(), bytes.end(), again.begin()));
 }
 
@@ -32,8 +34,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::vector<std::byte> bytes(begin, begin + size);
   parse(bytes);
   constexpr std::size_t kPayloadBytesAt = 56, kPayloadChecksumAt = 64;
-  kvtier::fuzz::sign(&bytes, kvtier::kHeadBytes, kvtier::fuzz::get<std::uint64_t>(bytes, kPayloadBytesAt),
-                     kPayloadChecksumAt);
+  kvtier::fuzz::sign(&bytes, kvtier::kHeadBytes,
+                     kvtier::fuzz::get<std::uint64_t>(bytes, kPayloadBytesAt), kPayloadChecksumAt);
   kvtier::fuzz::sign_head(&bytes);
   parse(bytes);
   return 0;

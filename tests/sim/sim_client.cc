@@ -35,12 +35,13 @@ std::vector<std::uint64_t> prefix_hashes(const std::vector<std::uint32_t>& ids) 
   return hashes;
 }
 
-void fill_row(std::uint64_t prefix_hash, std::uint32_t layer, std::uint32_t head, bool value, std::byte* row,
-              std::uint32_t row_bytes) {
+void fill_row(std::uint64_t prefix_hash, std::uint32_t layer, std::uint32_t head, bool value,
+              std::byte* row, std::uint32_t row_bytes) {
   std::uint64_t state = prefix_hash ^ (layer * 1000003ull + head * 7919ull + (value ? 1 : 0));
   for (std::uint32_t i = 0; i + 4 <= row_bytes; i += 4) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
-    const float element = static_cast<float>(static_cast<std::int32_t>(state >> 40)) / 8388608.0f - 1.0f;
+    const float element =
+        static_cast<float>(static_cast<std::int32_t>(state >> 40)) / 8388608.0f - 1.0f;
     std::memcpy(row + i, &element, 4);
   }
 }
@@ -49,7 +50,8 @@ DirectoryView SimSequence::read_directory() const {
   DirectoryView view;
   view.header = reinterpret_cast<DirectoryHeader*>(directory.data());
   view.tokens = view.header->tokens;
-  const auto* entries = reinterpret_cast<const DirectoryEntry*>(directory.data() + sizeof(DirectoryHeader));
+  const auto* entries =
+      reinterpret_cast<const DirectoryEntry*>(directory.data() + sizeof(DirectoryHeader));
   view.entries.assign(entries, entries + view.header->segments);
   return view;
 }
@@ -60,8 +62,11 @@ SimClient::SimClient(SimWorld& in, const std::string& name) : world(in), epoch_(
   session_ = *opened;
   const SessionFds fds = world.engine().session_fds(session_);
   control_ = Mapping::map(fds.control, sizeof(ControlLayout), true).value();
-  arena_ = Mapping::map(fds.arena, static_cast<std::size_t>(::lseek(fds.arena, 0, SEEK_END)), false).value();
-  abstracts_ = Mapping::map(fds.abstracts, static_cast<std::size_t>(::lseek(fds.abstracts, 0, SEEK_END)), false).value();
+  arena_ = Mapping::map(fds.arena, static_cast<std::size_t>(::lseek(fds.arena, 0, SEEK_END)), false)
+               .value();
+  abstracts_ = Mapping::map(fds.abstracts,
+                            static_cast<std::size_t>(::lseek(fds.abstracts, 0, SEEK_END)), false)
+                   .value();
   rings_ = make_client_rings(layout(), -1);
 }
 
@@ -69,34 +74,42 @@ SimClient::~SimClient() {
   if (alive()) world.engine().close_session(session_);
 }
 
-bool SimClient::alive() const { return world.running() && world.epoch() == epoch_ && session_.valid(); }
+bool SimClient::alive() const {
+  return world.running() && world.epoch() == epoch_ && session_.valid();
+}
 
 Reply SimClient::control(Json body, std::vector<std::byte> payload) {
   auto answer = std::make_shared<std::unique_ptr<Reply>>();
   if (!alive()) return Reply{{Code::kDaemonLost, 0, nullptr}, {}, {}, {}};
   body = parse_json(dump_json(body)).value();  // as it comes off a socket
-  world.engine().control(session_, {std::move(body), std::move(payload)}, [answer](Result<ControlReply> result) {
-    auto reply = std::make_unique<Reply>();
-    if (result) {
-      reply->body = std::move(result->body);
-      reply->payload = std::move(result->payload);
-      for (const int fd : result->fds) reply->fds.emplace_back(::dup(fd));
-    } else {
-      reply->status = result.error();
-    }
-    *answer = std::move(reply);
-  });
+  world.engine().control(session_, {std::move(body), std::move(payload)},
+                         [answer](Result<ControlReply> result) {
+                           auto reply = std::make_unique<Reply>();
+                           if (result) {
+                             reply->body = std::move(result->body);
+                             reply->payload = std::move(result->payload);
+                             for (const int fd : result->fds) reply->fds.emplace_back(::dup(fd));
+                           } else {
+                             reply->status = result.error();
+                           }
+                           *answer = std::move(reply);
+                         });
   if (!world.run_until([&] { return *answer != nullptr || !alive(); }) || *answer == nullptr)
     return Reply{{Code::kTimeout, 0, "the engine did not answer"}, {}, {}, {}};
   return std::move(**answer);
 }
 
-std::uint64_t SimClient::open_space(const Geometry& geometry, const std::string& model, bool is_private,
-                                    const char* abstracts) {
+std::uint64_t SimClient::open_space(const Geometry& geometry, const std::string& model,
+                                    bool is_private, const char* abstracts) {
   ByteWriter writer;
   encode_geometry(geometry, &writer);
-  const Reply reply = control(Json{{"op", "space"}, {"model", model}, {"runtime", "sim"}, {"detail", ""},
-                                   {"private", is_private}, {"abstract_kind", abstracts}, {"unit_tokens", 16}},
+  const Reply reply = control(Json{{"op", "space"},
+                                   {"model", model},
+                                   {"runtime", "sim"},
+                                   {"detail", ""},
+                                   {"private", is_private},
+                                   {"abstract_kind", abstracts},
+                                   {"unit_tokens", 16}},
                               writer.take());
   if (!reply.ok()) KVT_LOG(kError, "simulated client: space: %s", reply.status.message());
   return reply.ok() ? reply.body["space"].get<std::uint64_t>() : 0;
@@ -116,7 +129,9 @@ std::unique_ptr<SimSequence> SimClient::opened(Reply reply, const Geometry& geom
   if (!sequence->writable) return sequence;
   sequence->tail_fd = std::move(reply.fds.at(1));
   const TailLayout layout(geometry);
-  sequence->tail = Mapping::map(sequence->tail_fd.get(), static_cast<std::size_t>(layout.size_bytes()), true).value();
+  sequence->tail =
+      Mapping::map(sequence->tail_fd.get(), static_cast<std::size_t>(layout.size_bytes()), true)
+          .value();
   return sequence;
 }
 
@@ -128,8 +143,10 @@ std::vector<std::byte> id_bytes(const std::vector<std::uint32_t>& ids) {
 }
 }  // namespace
 
-std::unique_ptr<SimSequence> SimClient::create(std::uint64_t space, const std::vector<std::uint32_t>& ids,
-                                               const std::string& name, bool is_private, Reply* reply_out) {
+std::unique_ptr<SimSequence> SimClient::create(std::uint64_t space,
+                                               const std::vector<std::uint32_t>& ids,
+                                               const std::string& name, bool is_private,
+                                               Reply* reply_out) {
   Json body{{"op", "create"}, {"space", space}, {"private", is_private}};
   if (!name.empty()) body["name"] = name;
   Reply reply = control(std::move(body), id_bytes(ids));
@@ -140,7 +157,8 @@ std::unique_ptr<SimSequence> SimClient::create(std::uint64_t space, const std::v
   return opened(std::move(reply), tiny_geometry());
 }
 
-std::unique_ptr<SimSequence> SimClient::attach(std::uint64_t space, const Json& which, bool write, Reply* reply_out) {
+std::unique_ptr<SimSequence> SimClient::attach(std::uint64_t space, const Json& which, bool write,
+                                               Reply* reply_out) {
   Json body{{"op", "attach"}, {"space", space}, {"write", write}};
   body[which.is_string() ? "name" : "sequence"] = which;
   Reply reply = control(std::move(body));
@@ -151,26 +169,32 @@ std::unique_ptr<SimSequence> SimClient::attach(std::uint64_t space, const Json& 
   return opened(std::move(reply), tiny_geometry());
 }
 
-void SimClient::append(SimSequence& sequence, const Geometry& geometry, const std::vector<std::uint32_t>& ids,
-                       std::uint64_t first, std::uint32_t count) {
+void SimClient::append(SimSequence& sequence, const Geometry& geometry,
+                       const std::vector<std::uint32_t>& ids, std::uint64_t first,
+                       std::uint32_t count) {
   const TailLayout layout(geometry);
   const std::vector<std::uint64_t> hashes = prefix_hashes(ids);
   for (std::uint32_t i = 0; i < count; ++i) {
     const std::uint32_t at = sequence.count + i;
     const std::uint64_t token = first + i;
-    const TokenRecord record{ids[static_cast<std::size_t>(token)], static_cast<std::uint32_t>(token), 0, 0};
-    std::memcpy(sequence.tail.data() + layout.tokens_offset(sequence.half) + at * sizeof(TokenRecord), &record,
-                sizeof(record));
+    const TokenRecord record{ids[static_cast<std::size_t>(token)],
+                             static_cast<std::uint32_t>(token), 0, 0};
+    std::memcpy(
+        sequence.tail.data() + layout.tokens_offset(sequence.half) + at * sizeof(TokenRecord),
+        &record, sizeof(record));
     for (std::uint32_t layer = 0; layer < geometry.layers.size(); ++layer) {
       const LayerGeometry& shape = geometry.layers[layer];
       for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
-        const std::uint32_t group = head / geometry.heads_in_group(layer), inside = head % geometry.heads_in_group(layer);
+        const std::uint32_t group = head / geometry.heads_in_group(layer),
+                            inside = head % geometry.heads_in_group(layer);
         std::byte* chunk = sequence.tail.data() + layout.plane_offset(sequence.half) +
                            layout.plane.chunk_offset(layer, at / geometry.chunk_tokens, group);
         const std::uint32_t row = at % geometry.chunk_tokens;
         const std::uint64_t hash = hashes[static_cast<std::size_t>(token)];
-        fill_row(hash, layer, head, false, chunk + k_row_offset(geometry, shape, inside, row), shape.k_row_bytes);
-        fill_row(hash, layer, head, true, chunk + v_row_offset(geometry, shape, inside, row), shape.v_row_bytes);
+        fill_row(hash, layer, head, false, chunk + k_row_offset(geometry, shape, inside, row),
+                 shape.k_row_bytes);
+        fill_row(hash, layer, head, true, chunk + v_row_offset(geometry, shape, inside, row),
+                 shape.v_row_bytes);
       }
     }
   }
@@ -207,7 +231,8 @@ Completion SimClient::wait(std::uint64_t user_data) {
   Completion completion{};
   bool came = false;
   if (alive()) world.run_until([&] { return (came = poll(user_data, &completion)) || !alive(); });
-  if (!came) completion.status = static_cast<std::int32_t>(alive() ? Code::kTimeout : Code::kDaemonLost);
+  if (!came)
+    completion.status = static_cast<std::int32_t>(alive() ? Code::kTimeout : Code::kDaemonLost);
   return completion;
 }
 
@@ -234,8 +259,8 @@ Completion SimClient::commit(SimSequence& sequence) {
   return wait(submit(request));
 }
 
-std::uint64_t SimClient::start_fetch(SimSequence& sequence, const std::vector<FetchEntry>& entries, Op op,
-                                     std::uint64_t argument) {
+std::uint64_t SimClient::start_fetch(SimSequence& sequence, const std::vector<FetchEntry>& entries,
+                                     Op op, std::uint64_t argument) {
   std::memcpy(layout()->arguments + argument, entries.data(), entries.size() * sizeof(FetchEntry));
   Submission request{};
   request.op = static_cast<std::uint16_t>(op);
@@ -251,7 +276,8 @@ FetchResult SimClient::fetch(SimSequence& sequence, std::vector<FetchEntry> entr
   const std::uint64_t user_data = start_fetch(sequence, entries, op, 0);
   result.completion = wait(user_data);
   result.entries = std::move(entries);
-  std::memcpy(result.entries.data(), layout()->arguments, result.entries.size() * sizeof(FetchEntry));
+  std::memcpy(result.entries.data(), layout()->arguments,
+              result.entries.size() * sizeof(FetchEntry));
   return result;
 }
 
@@ -262,10 +288,12 @@ void SimClient::release(std::uint64_t lease) {
   submit(request);
 }
 
-std::vector<FetchEntry> SimClient::all_entries(const DirectoryView& directory, const Geometry& geometry) {
+std::vector<FetchEntry> SimClient::all_entries(const DirectoryView& directory,
+                                               const Geometry& geometry) {
   std::vector<FetchEntry> entries;
   for (const DirectoryEntry& entry : directory.entries) {
-    const std::uint32_t chunks = (entry.visible_tokens + geometry.chunk_tokens - 1) / geometry.chunk_tokens;
+    const std::uint32_t chunks =
+        (entry.visible_tokens + geometry.chunk_tokens - 1) / geometry.chunk_tokens;
     for (std::uint32_t layer = 0; layer < geometry.layers.size(); ++layer)
       for (std::uint32_t chunk = 0; chunk < chunks; ++chunk)
         for (std::uint32_t group = 0; group < geometry.groups(layer); ++group) {
@@ -283,8 +311,9 @@ std::vector<FetchEntry> SimClient::all_entries(const DirectoryView& directory, c
 
 namespace {
 
-std::string check_rows(const std::byte* chunk, std::uint32_t rows, const Geometry& geometry, std::uint32_t layer,
-                       std::uint32_t group, std::uint64_t first_token, const std::vector<std::uint64_t>& hashes) {
+std::string check_rows(const std::byte* chunk, std::uint32_t rows, const Geometry& geometry,
+                       std::uint32_t layer, std::uint32_t group, std::uint64_t first_token,
+                       const std::vector<std::uint64_t>& hashes) {
   const LayerGeometry& shape = geometry.layers[layer];
   std::vector<std::byte> expected(shape.k_row_bytes);
   for (std::uint32_t inside = 0; inside < geometry.heads_in_group(layer); ++inside) {
@@ -293,12 +322,13 @@ std::string check_rows(const std::byte* chunk, std::uint32_t rows, const Geometr
       for (const bool value : {false, true}) {
         const std::uint64_t token = first_token + row;
         if (token >= hashes.size()) return "more tokens than were ever written";
-        fill_row(hashes[static_cast<std::size_t>(token)], layer, head, value, expected.data(), shape.k_row_bytes);
-        const std::uint64_t offset =
-            value ? v_row_offset(geometry, shape, inside, row) : k_row_offset(geometry, shape, inside, row);
+        fill_row(hashes[static_cast<std::size_t>(token)], layer, head, value, expected.data(),
+                 shape.k_row_bytes);
+        const std::uint64_t offset = value ? v_row_offset(geometry, shape, inside, row)
+                                           : k_row_offset(geometry, shape, inside, row);
         if (std::memcmp(chunk + offset, expected.data(), shape.k_row_bytes) != 0)
-          return "token " + std::to_string(token) + " layer " + std::to_string(layer) + " head " + std::to_string(head) +
-                 (value ? ": V differs" : ": K differs");
+          return "token " + std::to_string(token) + " layer " + std::to_string(layer) + " head " +
+                 std::to_string(head) + (value ? ": V differs" : ": K differs");
       }
     }
   }
@@ -307,31 +337,37 @@ std::string check_rows(const std::byte* chunk, std::uint32_t rows, const Geometr
 
 }  // namespace
 
-std::string SimClient::check_chunk(const FetchEntry& entry, const DirectoryEntry& where, const Geometry& geometry,
+std::string SimClient::check_chunk(const FetchEntry& entry, const DirectoryEntry& where,
+                                   const Geometry& geometry,
                                    const std::vector<std::uint64_t>& hashes) const {
   const std::uint32_t first = entry.chunk * geometry.chunk_tokens;
-  const std::uint32_t rows = std::min<std::uint32_t>(geometry.chunk_tokens, where.visible_tokens - first);
-  return check_rows(arena() + entry.slot_offset, rows, geometry, entry.layer, entry.group, where.first_token + first,
-                    hashes);
+  const std::uint32_t rows =
+      std::min<std::uint32_t>(geometry.chunk_tokens, where.visible_tokens - first);
+  return check_rows(arena() + entry.slot_offset, rows, geometry, entry.layer, entry.group,
+                    where.first_token + first, hashes);
 }
 
 std::string SimClient::check_tail(const SimSequence& sequence, const Geometry& geometry,
-                                  const std::vector<std::uint32_t>& ids, std::uint64_t first, std::uint32_t count) const {
+                                  const std::vector<std::uint32_t>& ids, std::uint64_t first,
+                                  std::uint32_t count) const {
   const TailLayout layout(geometry);
   const std::vector<std::uint64_t> hashes = prefix_hashes(ids);
-  const auto* records =
-      reinterpret_cast<const TokenRecord*>(sequence.tail.data() + layout.tokens_offset(sequence.half));
+  const auto* records = reinterpret_cast<const TokenRecord*>(sequence.tail.data() +
+                                                             layout.tokens_offset(sequence.half));
   for (std::uint32_t i = 0; i < count; ++i) {
     if (first + i >= ids.size()) return "the tail has more tokens than were ever written";
-    if (records[i].id != ids[static_cast<std::size_t>(first + i)]) return "a token id of the tail differs";
+    if (records[i].id != ids[static_cast<std::size_t>(first + i)])
+      return "a token id of the tail differs";
   }
   for (std::uint32_t layer = 0; layer < geometry.layers.size(); ++layer)
     for (std::uint32_t group = 0; group < geometry.groups(layer); ++group)
       for (std::uint32_t chunk = 0; chunk * geometry.chunk_tokens < count; ++chunk) {
-        const std::uint32_t rows = std::min<std::uint32_t>(geometry.chunk_tokens, count - chunk * geometry.chunk_tokens);
+        const std::uint32_t rows =
+            std::min<std::uint32_t>(geometry.chunk_tokens, count - chunk * geometry.chunk_tokens);
         const std::byte* bytes = sequence.tail.data() + layout.plane_offset(sequence.half) +
                                  layout.plane.chunk_offset(layer, chunk, group);
-        std::string wrong = check_rows(bytes, rows, geometry, layer, group, first + chunk * geometry.chunk_tokens, hashes);
+        std::string wrong = check_rows(bytes, rows, geometry, layer, group,
+                                       first + chunk * geometry.chunk_tokens, hashes);
         if (!wrong.empty()) return "tail: " + wrong;
       }
   return "";

@@ -1,8 +1,8 @@
-// SimClient: a client of an engine in the same process: the rings and the shared memory of a real one, no socket. Calls
-// turn the world until their answer is there.
+// SimClient: a client of an engine in the same process: the rings and the shared memory of a real
+// one, no socket. Calls turn the world until their answer is there.
 //
-// What a token's rows hold follows from the ids up to it (prefix_hashes), so that equal prefixes have equal rows, as
-// with a model, and a test can tell for every row what it must be.
+// What a token's rows hold follows from the ids up to it (prefix_hashes), so that equal prefixes
+// have equal rows, as with a model, and a test can tell for every row what it must be.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ namespace kvtier::sim {
 // hash(i) depends on ids[0..i].
 [[nodiscard]] std::vector<std::uint64_t> prefix_hashes(const std::vector<std::uint32_t>& ids);
 // The K (or V) row of a token: finite floats.
-void fill_row(std::uint64_t prefix_hash, std::uint32_t layer, std::uint32_t head, bool value, std::byte* row,
-              std::uint32_t row_bytes);
+void fill_row(std::uint64_t prefix_hash, std::uint32_t layer, std::uint32_t head, bool value,
+              std::byte* row, std::uint32_t row_bytes);
 
 struct Reply {
   Status status;
@@ -68,17 +68,20 @@ class SimClient {
   [[nodiscard]] bool alive() const;
   [[nodiscard]] SessionId session() const { return session_; }
   Reply control(Json body, std::vector<std::byte> payload = {});
-  [[nodiscard]] std::uint64_t open_space(const Geometry& geometry, const std::string& model = "model",
+  [[nodiscard]] std::uint64_t open_space(const Geometry& geometry,
+                                         const std::string& model = "model",
                                          bool is_private = false, const char* abstracts = "box");
   // Null where it failed; `*reply` has the reason.
-  std::unique_ptr<SimSequence> create(std::uint64_t space, const std::vector<std::uint32_t>& ids, const std::string& name,
-                                      bool is_private = false, Reply* reply = nullptr);
-  std::unique_ptr<SimSequence> attach(std::uint64_t space, const Json& which, bool write, Reply* reply = nullptr);
+  std::unique_ptr<SimSequence> create(std::uint64_t space, const std::vector<std::uint32_t>& ids,
+                                      const std::string& name, bool is_private = false,
+                                      Reply* reply = nullptr);
+  std::unique_ptr<SimSequence> attach(std::uint64_t space, const Json& which, bool write,
+                                      Reply* reply = nullptr);
   std::unique_ptr<SimSequence> opened(Reply reply, const Geometry& geometry);
 
   // Writes tokens [first, first + count) of `ids` behind what the half holds.
-  void append(SimSequence& sequence, const Geometry& geometry, const std::vector<std::uint32_t>& ids, std::uint64_t first,
-              std::uint32_t count);
+  void append(SimSequence& sequence, const Geometry& geometry,
+              const std::vector<std::uint32_t>& ids, std::uint64_t first, std::uint32_t count);
   // Completes where the world's engine still runs; else kDaemonLost.
   Completion seal(SimSequence& sequence);
   Completion commit(SimSequence& sequence);
@@ -87,16 +90,21 @@ class SimClient {
   // A completion that has come; false where not.
   bool poll(std::uint64_t user_data, Completion* completion);
   FetchResult fetch(SimSequence& sequence, std::vector<FetchEntry> entries, Op op = Op::kFetch);
-  std::uint64_t start_fetch(SimSequence& sequence, const std::vector<FetchEntry>& entries, Op op, std::uint64_t argument);
+  std::uint64_t start_fetch(SimSequence& sequence, const std::vector<FetchEntry>& entries, Op op,
+                            std::uint64_t argument);
   void release(std::uint64_t lease);
 
   [[nodiscard]] const std::byte* arena() const { return arena_.data(); }
   [[nodiscard]] const std::byte* abstracts() const { return abstracts_.data(); }
-  [[nodiscard]] ControlLayout* layout() { return reinterpret_cast<ControlLayout*>(control_.data()); }
+  [[nodiscard]] ControlLayout* layout() {
+    return reinterpret_cast<ControlLayout*>(control_.data());
+  }
   // Every chunk of the visible tokens of a directory.
-  [[nodiscard]] static std::vector<FetchEntry> all_entries(const DirectoryView& directory, const Geometry& geometry);
+  [[nodiscard]] static std::vector<FetchEntry> all_entries(const DirectoryView& directory,
+                                                           const Geometry& geometry);
   // Compares the rows of a fetched chunk; "" or what differs.
-  [[nodiscard]] std::string check_chunk(const FetchEntry& entry, const DirectoryEntry& where, const Geometry& geometry,
+  [[nodiscard]] std::string check_chunk(const FetchEntry& entry, const DirectoryEntry& where,
+                                        const Geometry& geometry,
                                         const std::vector<std::uint64_t>& hashes) const;
   // Of the tail after an attach.
   [[nodiscard]] std::string check_tail(const SimSequence& sequence, const Geometry& geometry,

@@ -1,7 +1,8 @@
-// The simulation over many seeds, its exact replay, and the proof that it would notice a missing sync or a reversed
-// publish order.
+// The simulation over many seeds, its exact replay, and the proof that it would notice a missing
+// sync or a reversed publish order.
 //
-//   KVT_SIM_SEEDS=n   so many seeds (default 2000)       KVT_SIM_SEED=s   only this one, with its trace
+//   KVT_SIM_SEEDS=n   so many seeds (default 2000)       KVT_SIM_SEED=s   only this one, with its
+//   trace
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -45,9 +46,11 @@ TEST(StoreSim, ManySeeds) {
     sum.missed_chunks += result.missed_chunks;
     sum.faults += result.faults;
   }
-  std::printf("%llu seeds: %u crashes, %u seals, %u commits, %u chunks compared, %u missed, %u disk faults\n",
-              static_cast<unsigned long long>(seeds), sum.crashes, sum.seals, sum.commits, sum.fetched_chunks,
-              sum.missed_chunks, sum.faults);
+  std::printf(
+      "%llu seeds: %u crashes, %u seals, %u commits, %u chunks compared, %u missed, %u disk "
+      "faults\n",
+      static_cast<unsigned long long>(seeds), sum.crashes, sum.seals, sum.commits,
+      sum.fetched_chunks, sum.missed_chunks, sum.faults);
   // The simulation must do what it is for.
   EXPECT_GT(sum.crashes, seeds);
   EXPECT_GT(sum.seals, seeds / 2);
@@ -62,7 +65,8 @@ TEST(StoreSim, ManySeeds) {
 TEST(StoreSim, OneSeedIsOneRun) {
   set_log_level(LogLevel::kError);
   for (std::uint64_t seed = 100; seed < 110; ++seed) {
-    const StoreSimResult first = run_store_sim({.seed = seed}), second = run_store_sim({.seed = seed});
+    const StoreSimResult first = run_store_sim({.seed = seed}),
+                         second = run_store_sim({.seed = seed});
     EXPECT_EQ(first.state_hash, second.state_hash) << seed;
     EXPECT_EQ(first.trace, second.trace) << seed;
   }
@@ -71,13 +75,14 @@ TEST(StoreSim, OneSeedIsOneRun) {
 // ---- mutations ----
 
 struct Scenario {
-  std::uint64_t syncs = 0;   // of the acknowledged operation
-  bool lost = false;         // something acknowledged was not there after the power cut
+  std::uint64_t syncs = 0;  // of the acknowledged operation
+  bool lost = false;        // something acknowledged was not there after the power cut
 };
 
 enum class Step { kSeal, kFirstCommit, kSecondCommit, kSealAfterCommit, kTruncate, kRemove };
 
-// One acknowledged operation, a power cut right behind it, and what is left. `skip`: the sync of it that lies.
+// One acknowledged operation, a power cut right behind it, and what is left. `skip`: the sync of it
+// that lies.
 Scenario run_scenario(std::uint64_t seed, Step step, std::uint64_t skip) {
   SimWorldOptions options;
   options.seed = seed;
@@ -107,12 +112,18 @@ Scenario run_scenario(std::uint64_t seed, Step step, std::uint64_t skip) {
     bool fine = false;
     switch (step) {
       case Step::kSeal:
-      case Step::kSealAfterCommit: fine = client.seal(*sequence).status == 0; break;
+      case Step::kSealAfterCommit:
+        fine = client.seal(*sequence).status == 0;
+        break;
       case Step::kFirstCommit:
-      case Step::kSecondCommit: fine = client.commit(*sequence).status == 0; break;
+      case Step::kSecondCommit:
+        fine = client.commit(*sequence).status == 0;
+        break;
       case Step::kTruncate:
         expected = 17;
-        fine = client.control(Json{{"op", "truncate"}, {"handle", sequence->handle}, {"tokens", 17}}).ok();
+        fine =
+            client.control(Json{{"op", "truncate"}, {"handle", sequence->handle}, {"tokens", 17}})
+                .ok();
         break;
       case Step::kRemove:
         expected = 0;
@@ -139,7 +150,9 @@ Scenario run_scenario(std::uint64_t seed, Step step, std::uint64_t skip) {
     scenario.lost = true;
     return scenario;
   }
-  scenario.lost = !client.check_tail(*sequence, geometry, ids, sequence->tokens_sealed, sequence->count).empty();
+  scenario.lost =
+      !client.check_tail(*sequence, geometry, ids, sequence->tokens_sealed, sequence->count)
+           .empty();
   const DirectoryView directory = sequence->read_directory();
   const auto wanted = SimClient::all_entries(directory, geometry);
   if (wanted.empty()) return scenario;
@@ -150,12 +163,18 @@ Scenario run_scenario(std::uint64_t seed, Step step, std::uint64_t skip) {
 
 const char* name_of(Step step) {
   switch (step) {
-    case Step::kSeal: return "seal";
-    case Step::kFirstCommit: return "first commit";
-    case Step::kSecondCommit: return "second commit";
-    case Step::kSealAfterCommit: return "seal after commit";
-    case Step::kTruncate: return "truncate";
-    case Step::kRemove: return "rm";
+    case Step::kSeal:
+      return "seal";
+    case Step::kFirstCommit:
+      return "first commit";
+    case Step::kSecondCommit:
+      return "second commit";
+    case Step::kSealAfterCommit:
+      return "seal after commit";
+    case Step::kTruncate:
+      return "truncate";
+    case Step::kRemove:
+      return "rm";
   }
   return "";
 }
@@ -163,7 +182,8 @@ const char* name_of(Step step) {
 TEST(StoreSimMutation, EverySyncOfAnAcknowledgedOperationIsNeeded) {
   set_log_level(LogLevel::kError);
   constexpr std::uint64_t kSeeds = 40;
-  for (const Step step : {Step::kSeal, Step::kFirstCommit, Step::kSecondCommit, Step::kSealAfterCommit, Step::kTruncate, Step::kRemove}) {
+  for (const Step step : {Step::kSeal, Step::kFirstCommit, Step::kSecondCommit,
+                          Step::kSealAfterCommit, Step::kTruncate, Step::kRemove}) {
     std::uint64_t syncs = 0;
     for (std::uint64_t seed = 1; seed <= kSeeds; ++seed) {
       const Scenario scenario = run_scenario(seed, step, UINT64_MAX);
@@ -173,8 +193,10 @@ TEST(StoreSimMutation, EverySyncOfAnAcknowledgedOperationIsNeeded) {
     EXPECT_GT(syncs, 0u);
     for (std::uint64_t skip = 0; skip < syncs; ++skip) {
       bool noticed = false;
-      for (std::uint64_t seed = 1; seed <= kSeeds && !noticed; ++seed) noticed = run_scenario(seed, step, skip).lost;
-      EXPECT_TRUE(noticed) << name_of(step) << ": without its sync number " << skip << " of " << syncs << " nothing is lost";
+      for (std::uint64_t seed = 1; seed <= kSeeds && !noticed; ++seed)
+        noticed = run_scenario(seed, step, skip).lost;
+      EXPECT_TRUE(noticed) << name_of(step) << ": without its sync number " << skip << " of "
+                           << syncs << " nothing is lost";
     }
   }
 }
@@ -191,12 +213,15 @@ TEST(StoreSimMutation, PublishingBeforeTheFileIsSyncedIsNoticed) {
 }
 
 TEST(StoreSimMutation, TheOracleNoticesASkippedSyncInRandomRuns) {
-  // The same mutation must also be caught by the random simulation, not only by the scenario made for it.
+  // The same mutation must also be caught by the random simulation, not only by the scenario made
+  // for it.
   set_log_level(LogLevel::kError);
   bool noticed = false;
   for (std::uint64_t seed = 1; seed <= 300 && !noticed; ++seed) {
-    ASSERT_TRUE(arm_faults("seal.publish_early=fail@1,seal.publish_early=fail@2,seal.publish_early=fail@3"));
-    noticed = !run_store_sim({.seed = seed, .operations = 40, .disk_faults = false}).failure.empty();
+    ASSERT_TRUE(arm_faults(
+        "seal.publish_early=fail@1,seal.publish_early=fail@2,seal.publish_early=fail@3"));
+    noticed =
+        !run_store_sim({.seed = seed, .operations = 40, .disk_faults = false}).failure.empty();
   }
   ASSERT_TRUE(arm_faults(""));
   EXPECT_TRUE(noticed);

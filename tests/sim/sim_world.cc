@@ -10,7 +10,10 @@ constexpr std::uint64_t kTickNs = 20'000;
 }  // namespace
 
 SimWorld::SimWorld(const SimWorldOptions& options)
-    : options_(options), random_(options.seed), engine_random_(options.seed ^ 0x5DEECE66Dull), disk_([&] {
+    : options_(options),
+      random_(options.seed),
+      engine_random_(options.seed ^ 0x5DEECE66Dull),
+      disk_([&] {
         SimDiskOptions disk = options.disk;
         disk.seed = options.seed;
         return disk;
@@ -71,7 +74,8 @@ bool SimWorld::turn() {
   const std::size_t jobs = workers_->waiting(), batches = catalogue_worker_->waiting();
   const std::uint64_t choice = random_.below(4);
   bool did = false;
-  if (choice == 0 && jobs > 0) did = workers_->run_one(static_cast<std::size_t>(random_.below(jobs)));
+  if (choice == 0 && jobs > 0)
+    did = workers_->run_one(static_cast<std::size_t>(random_.below(jobs)));
   if (choice == 1 && batches > 0) did = catalogue_worker_->run_one();
   if (choice == 2 && io_->in_flight() > 0) {
     clock_.advance_ns(random_.below(kTickNs));

@@ -1,5 +1,6 @@
-// SimWorld: a whole engine in one thread: virtual clock, simulated disk under segments, logs and RocksDB alike, workers
-// that run when the seed says so. crash() is a power cut; start() afterwards is what a new daemon finds.
+// SimWorld: a whole engine in one thread: virtual clock, simulated disk under segments, logs and
+// RocksDB alike, workers that run when the seed says so. crash() is a power cut; start() afterwards
+// is what a new daemon finds.
 #pragma once
 
 #include <functional>

@@ -21,12 +21,13 @@ struct ModelSequence {
   bool acknowledged = false;          // it must exist
   Ids durable;                        // its content, where acknowledged
   std::vector<std::optional<Ids>> maybe;
-  bool damaged = false;               // the run broke its files: it may be shorter
+  bool damaged = false;  // the run broke its files: it may be shorter
 };
 
 class StoreSim {
  public:
-  explicit StoreSim(const StoreSimOptions& options) : options_(options), random_(options.seed * 77 + 5), world_(world_options(options)) {}
+  explicit StoreSim(const StoreSimOptions& options)
+      : options_(options), random_(options.seed * 77 + 5), world_(world_options(options)) {}
 
   StoreSimResult run() {
     restart();
@@ -55,7 +56,8 @@ class StoreSim {
 
   void note(const std::string& line) { result_.trace += line + "\n"; }
   void fail(const std::string& what) {
-    if (result_.failure.empty()) result_.failure = "seed " + std::to_string(options_.seed) + ": " + what;
+    if (result_.failure.empty())
+      result_.failure = "seed " + std::to_string(options_.seed) + ": " + what;
     note("FAILED: " + what);
   }
   bool one_in(std::uint64_t n) { return random_.one_in(n); }
@@ -100,20 +102,22 @@ class StoreSim {
   // ---- what must hold ----
 
   std::string describe(const ModelSequence& sequence, const Ids& found) {
-    std::string text = "sequence " + sequence.name + " has " + std::to_string(found.size()) + " tokens, acknowledged were " +
-                       std::to_string(sequence.durable.size());
+    std::string text = "sequence " + sequence.name + " has " + std::to_string(found.size()) +
+                       " tokens, acknowledged were " + std::to_string(sequence.durable.size());
     for (const auto& maybe : sequence.maybe)
       text += maybe ? ", or " + std::to_string(maybe->size()) : std::string(", or absent");
     return text;
   }
 
-  // Opens for writing and compares content with what may be. After a crash what is found is durable.
+  // Opens for writing and compares content with what may be. After a crash what is found is
+  // durable.
   void reopen(ModelSequence& sequence, bool after_crash) {
     Reply reply;
     std::unique_ptr<SimSequence> open = writer_->attach(space_, sequence.name, true, &reply);
     if (open == nullptr) {
-      const bool may_be_absent = !sequence.acknowledged ||
-                                 std::any_of(sequence.maybe.begin(), sequence.maybe.end(), [](const auto& m) { return !m; });
+      const bool may_be_absent =
+          !sequence.acknowledged || std::any_of(sequence.maybe.begin(), sequence.maybe.end(),
+                                                [](const auto& m) { return !m; });
       if (reply.status.code == Code::kNotFound && may_be_absent) return;
       if (lenient_ || sequence.damaged) return;
       return fail("sequence " + sequence.name + " cannot be opened: " + reply.status.message());
@@ -122,11 +126,15 @@ class StoreSim {
     if (!result_.failure.empty()) return;
     bool allowed = sequence.acknowledged && found == sequence.durable;
     for (const auto& maybe : sequence.maybe) allowed = allowed || (maybe && found == *maybe);
-    if (!sequence.acknowledged) allowed = allowed || is_prefix(found, sequence.ids) || found.empty();
-    if (!allowed && sequence.damaged) allowed = is_prefix(found, sequence.durable) || prefix_of_any(found, sequence.maybe);
+    if (!sequence.acknowledged)
+      allowed = allowed || is_prefix(found, sequence.ids) || found.empty();
+    if (!allowed && sequence.damaged)
+      allowed = is_prefix(found, sequence.durable) || prefix_of_any(found, sequence.maybe);
     if (!allowed && !lenient_) return fail(describe(sequence, found));
-    note("open " + sequence.name + " " + std::to_string(open->tokens_sealed) + "+" + std::to_string(open->count));
-    const std::string tail = writer_->check_tail(*open, geometry_, found, open->tokens_sealed, open->count);
+    note("open " + sequence.name + " " + std::to_string(open->tokens_sealed) + "+" +
+         std::to_string(open->count));
+    const std::string tail =
+        writer_->check_tail(*open, geometry_, found, open->tokens_sealed, open->count);
     if (!tail.empty()) return fail(sequence.name + ": " + tail);
     sequence.open = std::move(open);
     sequence.ids = found;
@@ -136,21 +144,26 @@ class StoreSim {
     sequence.maybe.clear();
   }
 
-  static bool is_prefix(const Ids& a, const Ids& b) { return a.size() <= b.size() && std::equal(a.begin(), a.end(), b.begin()); }
+  static bool is_prefix(const Ids& a, const Ids& b) {
+    return a.size() <= b.size() && std::equal(a.begin(), a.end(), b.begin());
+  }
   static bool prefix_of_any(const Ids& found, const std::vector<std::optional<Ids>>& all) {
-    return std::any_of(all.begin(), all.end(), [&](const auto& one) { return one && is_prefix(found, *one); });
+    return std::any_of(all.begin(), all.end(),
+                       [&](const auto& one) { return one && is_prefix(found, *one); });
   }
 
   // Ids of the sealed tokens by request, of the tail from shared memory.
   Ids read_ids(const SimSequence& open) {
     Ids ids;
-    const Reply reply = writer_->control(
-        Json{{"op", "tokens"}, {"handle", open.handle}, {"first", 0}, {"count", open.tokens_sealed}});
+    const Reply reply = writer_->control(Json{
+        {"op", "tokens"}, {"handle", open.handle}, {"first", 0}, {"count", open.tokens_sealed}});
     if (!reply.ok()) {
-      if (!lenient_ && !rotten_) fail(std::string("tokens cannot be read: ") + reply.status.message());
+      if (!lenient_ && !rotten_)
+        fail(std::string("tokens cannot be read: ") + reply.status.message());
       return ids;
     }
-    for (std::size_t at = 0; at + sizeof(TokenRecord) <= reply.payload.size(); at += sizeof(TokenRecord)) {
+    for (std::size_t at = 0; at + sizeof(TokenRecord) <= reply.payload.size();
+         at += sizeof(TokenRecord)) {
       TokenRecord record;
       std::memcpy(&record, reply.payload.data() + at, sizeof(record));
       ids.push_back(record.id);
@@ -158,15 +171,18 @@ class StoreSim {
     const TailLayout layout(geometry_);
     for (std::uint32_t i = 0; i < open.count; ++i) {
       TokenRecord record;
-      std::memcpy(&record, open.tail.data() + layout.tokens_offset(open.half) + i * sizeof(record), sizeof(record));
+      std::memcpy(&record, open.tail.data() + layout.tokens_offset(open.half) + i * sizeof(record),
+                  sizeof(record));
       ids.push_back(record.id);
     }
     return ids;
   }
 
-  void check_fetch(SimClient& client, const DirectoryView& directory, const std::vector<FetchEntry>& entries,
-                   const std::vector<std::uint64_t>& hashes, const Completion& completion) {
-    if (completion.status != 0 && completion.status != static_cast<std::int32_t>(Code::kFull) && !lenient_)
+  void check_fetch(SimClient& client, const DirectoryView& directory,
+                   const std::vector<FetchEntry>& entries, const std::vector<std::uint64_t>& hashes,
+                   const Completion& completion) {
+    if (completion.status != 0 && completion.status != static_cast<std::int32_t>(Code::kFull) &&
+        !lenient_)
       return fail("a fetch failed with " + std::to_string(completion.status));
     for (const FetchEntry& entry : entries) {
       const Code code = static_cast<Code>(entry.status);
@@ -188,11 +204,14 @@ class StoreSim {
   void fetch_all(SimClient& client, SimSequence& open, const Ids& ids) {
     const auto hashes = prefix_hashes(ids);
     const DirectoryView directory = open.read_directory();
-    if (directory.tokens > ids.size()) return fail("the directory shows more tokens than were written");
+    if (directory.tokens > ids.size())
+      return fail("the directory shows more tokens than were written");
     std::vector<FetchEntry> wanted = SimClient::all_entries(directory, geometry_);
     for (std::size_t at = 0; at < wanted.size() && result_.failure.empty(); at += 256) {
-      const auto end = wanted.begin() + static_cast<std::ptrdiff_t>(std::min(wanted.size(), at + 256));
-      const FetchResult got = client.fetch(open, {wanted.begin() + static_cast<std::ptrdiff_t>(at), end});
+      const auto end =
+          wanted.begin() + static_cast<std::ptrdiff_t>(std::min(wanted.size(), at + 256));
+      const FetchResult got =
+          client.fetch(open, {wanted.begin() + static_cast<std::ptrdiff_t>(at), end});
       check_fetch(client, directory, got.entries, hashes, got.completion);
       if (got.completion.value0 != 0) client.release(got.completion.value0);
     }
@@ -218,10 +237,13 @@ class StoreSim {
     Ids ids;
     ModelSequence* source = pick();
     if (source != nullptr && !one_in(3)) {
-      ids.assign(source->ids.begin(), source->ids.begin() + static_cast<std::ptrdiff_t>(random_.below(source->ids.size() + 1)));
+      ids.assign(
+          source->ids.begin(),
+          source->ids.begin() + static_cast<std::ptrdiff_t>(random_.below(source->ids.size() + 1)));
     }
     const std::uint64_t more = random_.below(60);
-    for (std::uint64_t i = 0; i < more; ++i) ids.push_back(static_cast<std::uint32_t>(random_.below(3)));
+    for (std::uint64_t i = 0; i < more; ++i)
+      ids.push_back(static_cast<std::uint32_t>(random_.below(3)));
     return ids;
   }
 
@@ -236,9 +258,11 @@ class StoreSim {
     const auto tokens = reply.body["tokens"].get<std::uint64_t>();
     if (tokens > wanted.size()) return fail("a match is longer than what was asked for");
     made.ids.assign(wanted.begin(), wanted.begin() + static_cast<std::ptrdiff_t>(tokens));
-    if (reply.body["reason"] == "differs" && reply.body["stored_token"] == wanted[static_cast<std::size_t>(tokens)])
+    if (reply.body["reason"] == "differs" &&
+        reply.body["stored_token"] == wanted[static_cast<std::size_t>(tokens)])
       return fail("a match ends at a token that does not differ");
-    note("create " + made.name + " matched " + std::to_string(tokens) + "/" + std::to_string(wanted.size()));
+    note("create " + made.name + " matched " + std::to_string(tokens) + "/" +
+         std::to_string(wanted.size()));
     made.maybe.push_back(std::nullopt);
     made.maybe.push_back(made.ids);
     sequences_.emplace(made.name, std::move(made));
@@ -253,7 +277,8 @@ class StoreSim {
     const auto count = static_cast<std::uint32_t>(1 + random_.below(50));
     if (sequence.ids.size() + count > 400 || sequence.open->count + count > 200) return;
     const std::uint64_t first = sequence.ids.size();
-    for (std::uint32_t i = 0; i < count; ++i) sequence.ids.push_back(static_cast<std::uint32_t>(random_.below(3)));
+    for (std::uint32_t i = 0; i < count; ++i)
+      sequence.ids.push_back(static_cast<std::uint32_t>(random_.below(3)));
     writer_->append(*sequence.open, geometry_, sequence.ids, first, count);
     note("append " + sequence.name + " " + std::to_string(count));
   }
@@ -267,12 +292,14 @@ class StoreSim {
   void write(ModelSequence& sequence, bool seal) {
     if (seal && sequence.open->count == 0) return;
     if (one_in(6)) return write_into_crash(sequence, seal);
-    const Completion completion = seal ? writer_->seal(*sequence.open) : writer_->commit(*sequence.open);
-    note((seal ? "seal " : "commit ") + sequence.name + " -> " + std::to_string(completion.status) + " " +
-         std::to_string(completion.value1));
+    const Completion completion =
+        seal ? writer_->seal(*sequence.open) : writer_->commit(*sequence.open);
+    note((seal ? "seal " : "commit ") + sequence.name + " -> " + std::to_string(completion.status) +
+         " " + std::to_string(completion.value1));
     ++(seal ? result_.seals : result_.commits);
     if (completion.status == 0) {
-      if (completion.value1 != sequence.ids.size()) fail("an acknowledgement names the wrong number of tokens");
+      if (completion.value1 != sequence.ids.size())
+        fail("an acknowledgement names the wrong number of tokens");
       return acknowledge(sequence);
     }
     sequence.maybe.push_back(sequence.ids);
@@ -294,7 +321,8 @@ class StoreSim {
       world_.turn();
       came = writer_->poll(user_data, &completion);
     }
-    note(std::string(seal ? "seal " : "commit ") + sequence.name + " into a crash" + (came ? ", done" : ""));
+    note(std::string(seal ? "seal " : "commit ") + sequence.name + " into a crash" +
+         (came ? ", done" : ""));
     if (came && completion.status == 0)
       acknowledge(sequence);
     else
@@ -326,7 +354,8 @@ class StoreSim {
     request.half = sequence.open->half;
     request.count = sequence.open->count;
     const std::uint64_t seal = writer_->submit(request);
-    const std::uint64_t prefetch = writer_->start_fetch(*other->open, wanted, Op::kPrefetch, 1 << 20);
+    const std::uint64_t prefetch =
+        writer_->start_fetch(*other->open, wanted, Op::kPrefetch, 1 << 20);
     const FetchResult got = writer_->fetch(*other->open, wanted);
     check_fetch(*writer_, directory, got.entries, hashes, got.completion);
     if (got.completion.value0 != 0) writer_->release(got.completion.value0);
@@ -348,12 +377,17 @@ class StoreSim {
     const std::uint64_t tokens = random_.below(sequence.open->tokens_sealed + 1);
     ModelSequence made;
     made.name = "s" + std::to_string(next_name_++);
-    Reply reply = writer_->control(Json{{"op", "fork"}, {"space", space_}, {"handle", sequence.open->handle},
-                                        {"tokens", tokens}, {"new_name", made.name}, {"write", true}});
+    Reply reply = writer_->control(Json{{"op", "fork"},
+                                        {"space", space_},
+                                        {"handle", sequence.open->handle},
+                                        {"tokens", tokens},
+                                        {"new_name", made.name},
+                                        {"write", true}});
     note("fork " + sequence.name + " " + std::to_string(tokens));
     if (!reply.ok()) return expect_fault("fork", reply.status);
     made.open = writer_->opened(std::move(reply), geometry_);
-    made.ids.assign(sequence.ids.begin(), sequence.ids.begin() + static_cast<std::ptrdiff_t>(tokens));
+    made.ids.assign(sequence.ids.begin(),
+                    sequence.ids.begin() + static_cast<std::ptrdiff_t>(tokens));
     made.damaged = sequence.damaged;
     made.maybe.push_back(std::nullopt);
     made.maybe.push_back(made.ids);
@@ -362,8 +396,8 @@ class StoreSim {
 
   void truncate(ModelSequence& sequence) {
     const std::uint64_t tokens = random_.below(sequence.ids.size() + 1);
-    const Reply reply =
-        writer_->control(Json{{"op", "truncate"}, {"handle", sequence.open->handle}, {"tokens", tokens}});
+    const Reply reply = writer_->control(
+        Json{{"op", "truncate"}, {"handle", sequence.open->handle}, {"tokens", tokens}});
     note("truncate " + sequence.name + " " + std::to_string(tokens));
     const auto cut = [tokens](Ids ids) {
       ids.resize(std::min<std::size_t>(ids.size(), static_cast<std::size_t>(tokens)));
@@ -386,7 +420,8 @@ class StoreSim {
     } else {
       open.count = static_cast<std::uint32_t>(tokens - open.tokens_sealed);
     }
-    if (open.read_directory().tokens != open.tokens_sealed) fail("the directory does not show the truncation");
+    if (open.read_directory().tokens != open.tokens_sealed)
+      fail("the directory does not show the truncation");
   }
 
   void close_and_reopen(ModelSequence& sequence) {
@@ -399,9 +434,11 @@ class StoreSim {
   }
 
   void remove(ModelSequence& sequence) {
-    if (!writer_->control(Json{{"op", "close"}, {"handle", sequence.open->handle}}).ok()) return fail("close failed");
+    if (!writer_->control(Json{{"op", "close"}, {"handle", sequence.open->handle}}).ok())
+      return fail("close failed");
     close_model(sequence);
-    const Reply reply = writer_->control(Json{{"op", "rm"}, {"target", sequence.name}, {"wipe", one_in(2)}});
+    const Reply reply =
+        writer_->control(Json{{"op", "rm"}, {"target", sequence.name}, {"wipe", one_in(2)}});
     note("rm " + sequence.name + " -> " + std::to_string(static_cast<int>(reply.status.code)));
     const std::string name = sequence.name;
     if (!reply.ok() && reply.status.code != Code::kNotFound) {
@@ -420,7 +457,8 @@ class StoreSim {
     const std::string folder = folders[random_.below(4)];
     const auto names = world_.disk().list(folder);
     if (!names || names->empty()) return;
-    const std::string path = folder + "/" + (*names)[static_cast<std::size_t>(random_.below(names->size()))];
+    const std::string path =
+        folder + "/" + (*names)[static_cast<std::size_t>(random_.below(names->size()))];
     const Result<std::uint64_t> size = world_.disk().size_bytes(path);
     if (!size || *size == 0) return;
     world_.disk().rot(path, random_.below(*size), static_cast<std::uint32_t>(random_.below(8)));

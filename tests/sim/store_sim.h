@@ -1,9 +1,10 @@
 // StoreSim: random life of a store on one thread, checked against a trivial model.
 //
-// The model knows for every name what was acknowledged as durable (`durable`) and what an operation that was not
-// acknowledged may have left instead (`maybe`). After a crash a sequence must be exactly one of these; every row that is
-// served must be the row of its prefix (sim_client.h). Misses are allowed only where the run itself damaged the disk.
-// The seed decides everything: the same seed gives the same run.
+// The model knows for every name what was acknowledged as durable (`durable`) and what an operation
+// that was not acknowledged may have left instead (`maybe`). After a crash a sequence must be
+// exactly one of these; every row that is served must be the row of its prefix (sim_client.h).
+// Misses are allowed only where the run itself damaged the disk. The seed decides everything: the
+// same seed gives the same run.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@ struct StoreSimOptions {
 struct StoreSimResult {
   std::string failure;  // empty: everything held
   std::string trace;    // what was done, one line each
-  std::uint32_t crashes = 0, seals = 0, commits = 0, fetched_chunks = 0, missed_chunks = 0, faults = 0;
+  std::uint32_t crashes = 0, seals = 0, commits = 0, fetched_chunks = 0, missed_chunks = 0,
+                faults = 0;
   std::uint64_t state_hash = 0;  // of everything observed: equal for equal seeds
 };
 

@@ -20,8 +20,10 @@ std::string daemon_path() {
 
 bool DaemonProcess::start(const DaemonSettings& settings) {
   kill_now();
-  std::vector<std::string> words = {daemon_path(), "--store", settings.store, "--socket", settings.socket};
-  for (const std::string& setting : settings.settings) words.insert(words.end(), {"--set", setting});
+  std::vector<std::string> words = {daemon_path(), "--store", settings.store, "--socket",
+                                    settings.socket};
+  for (const std::string& setting : settings.settings)
+    words.insert(words.end(), {"--set", setting});
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);

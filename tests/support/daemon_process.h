@@ -19,12 +19,13 @@ class DaemonProcess {
   DaemonProcess(const DaemonProcess&) = delete;
   DaemonProcess& operator=(const DaemonProcess&) = delete;
 
-  // Starts and waits until it serves; false where it ended before (a fault hit it while it started, say).
+  // Starts and waits until it serves; false where it ended before (a fault hit it while it started,
+  // say).
   bool start(const DaemonSettings& settings);
   // True once it has ended by SIGKILL; reaps it. Does not wait.
   bool ended();
-  void kill_now();       // SIGKILL, reaped
-  bool stop();           // SIGTERM; true where it ended with 0
+  void kill_now();  // SIGKILL, reaped
+  bool stop();      // SIGTERM; true where it ended with 0
   [[nodiscard]] int pid() const noexcept { return pid_; }
   [[nodiscard]] int last_status() const noexcept { return status_; }  // of wait(2)
 
@@ -46,6 +47,7 @@ class ScratchDirectory {
   std::string path_;
 };
 // A number from the environment, or the fallback.
-[[nodiscard]] unsigned long long number_from_environment(const char* name, unsigned long long fallback);
+[[nodiscard]] unsigned long long number_from_environment(const char* name,
+                                                         unsigned long long fallback);
 
 }  // namespace kvtier::testing

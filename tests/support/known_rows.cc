@@ -5,15 +5,17 @@
 
 namespace kvtier::testing {
 
-float known_value(std::uint64_t seed, std::uint32_t layer, std::uint32_t head, std::uint64_t token, std::uint32_t i,
-                  bool is_v) {
-  std::uint64_t z = seed * 0x9E3779B97F4A7C15ull + layer * 1000003 + head * 10007 + token * 2654435761u + i * 31 + (is_v ? 7 : 0);
+float known_value(std::uint64_t seed, std::uint32_t layer, std::uint32_t head, std::uint64_t token,
+                  std::uint32_t i, bool is_v) {
+  std::uint64_t z = seed * 0x9E3779B97F4A7C15ull + layer * 1000003 + head * 10007 +
+                    token * 2654435761u + i * 31 + (is_v ? 7 : 0);
   z = (z ^ (z >> 29)) * 0xBF58476D1CE4E5B9ull;
   return static_cast<float>(static_cast<double>(z >> 40) / 16777216.0 - 0.5);
 }
 
 kvt_token known_token(std::uint64_t seed, std::uint64_t token) {
-  return {static_cast<std::uint32_t>((seed * 7919 + token * 104729) % 49152), static_cast<std::uint32_t>(token), 0, 0};
+  return {static_cast<std::uint32_t>((seed * 7919 + token * 104729) % 49152),
+          static_cast<std::uint32_t>(token), 0, 0};
 }
 
 kvt_status open_known_client(const std::string& socket, kvt_client** client) {
@@ -56,7 +58,8 @@ kvt_status append_known(kvt_sequence* sequence, std::uint64_t seed, std::uint32_
           k[at] = known_value(seed, layer, head, first + t, i, false);
           v[at] = known_value(seed, layer, head, first + t, i, true);
         }
-    const kvt_rows k_rows = {k.data(), static_cast<std::uint64_t>(count) * kKnownDim * 4, kKnownDim * 4};
+    const kvt_rows k_rows = {k.data(), static_cast<std::uint64_t>(count) * kKnownDim * 4,
+                             kKnownDim * 4};
     const kvt_rows v_rows = {v.data(), k_rows.head_stride, k_rows.token_stride};
     status = kvt_sequence_write(sequence, layer, 0, count, &k_rows, &v_rows);
     if (status != KVT_OK) {
@@ -92,8 +95,10 @@ std::string check_known(kvt_sequence* sequence, std::uint64_t seed, kvt_status* 
         for (std::uint64_t t = 0; t < count; ++t)
           for (std::uint32_t i = 0; i < kKnownDim; ++i) {
             const std::size_t at = (head * count + t) * kKnownDim + i;
-            if (k[at] != known_value(seed, layer, head, first + t, i, false)) return where("wrong K", layer, head, first + t);
-            if (v[at] != known_value(seed, layer, head, first + t, i, true)) return where("wrong V", layer, head, first + t);
+            if (k[at] != known_value(seed, layer, head, first + t, i, false))
+              return where("wrong K", layer, head, first + t);
+            if (v[at] != known_value(seed, layer, head, first + t, i, true))
+              return where("wrong V", layer, head, first + t);
           }
     }
   }

@@ -42,7 +42,7 @@ DOORS = {
 }
 
 LINES_MAX = 800
-COLUMNS_MAX = 110
+COLUMNS_MAX = 100
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]')
 
 
@@ -102,7 +102,8 @@ def check_head(path: str, text: str) -> list[str]:
     problems = []
     if not text.startswith(("//", "/*")):
         problems.append(f"{path}: a header begins with what it is for")
-    if "#pragma once" not in text and "#ifndef" not in text:
+    # Highway's -inl.h files are read once per target, behind a toggle of their own.
+    if not any(guard in text for guard in ("#pragma once", "#ifndef", "HWY_TARGET_TOGGLE")):
         problems.append(f"{path}: no include guard")
     return problems
 

@@ -81,7 +81,8 @@ TEST(Mailbox, RunsMessagesOfOtherThreadsInOrderAndWakes) {
   std::vector<int> seen;
   {
     ThreadPool pool(1);
-    for (int i = 0; i < 100; ++i) pool.post([&, i] { mailbox.post([&seen, i] { seen.push_back(i); }); });
+    for (int i = 0; i < 100; ++i)
+      pool.post([&, i] { mailbox.post([&seen, i] { seen.push_back(i); }); });
   }
   while (mailbox.drain() > 0) {
   }

@@ -1,5 +1,6 @@
-// Byte forms of the catalogue's rows. The corpus of the fuzz target is the golden form of version 1: a build that writes
-// other bytes has changed the format, and then the version must move. KVT_UPDATE_GOLDEN=1 writes the files anew.
+// Byte forms of the catalogue's rows. The corpus of the fuzz target is the golden form of version
+// 1: a build that writes other bytes has changed the format, and then the version must move.
+// KVT_UPDATE_GOLDEN=1 writes the files anew.
 #include "tiers/catalogue_rows.h"
 
 #include <gtest/gtest.h>
@@ -28,13 +29,28 @@ std::vector<Sample> make_samples() {
   space.model = "smollm2-135m";
   space.runtime = "transformers-5/1";
   space.detail = "rope";
-  space.geometry.layers.assign(2, LayerGeometry{.kv_heads = 3, .query_heads = 9, .k_row_bytes = 256, .v_row_bytes = 256});
+  space.geometry.layers.assign(
+      2, LayerGeometry{.kv_heads = 3, .query_heads = 9, .k_row_bytes = 256, .v_row_bytes = 256});
   space.created_unix_ns = 1'700'000'000'000'000'000;
-  SegmentRow segment{.id = {}, .space = {0x1111}, .parent = {6}, .parent_visible = 2048, .start_token = 2048, .tokens = 130,
-                     .file_bytes = 1 << 20, .created_unix_ns = 3, .last_used_unix_ns = 4, .blocks = {{1, 2}, {3, 4}},
+  SegmentRow segment{.id = {},
+                     .space = {0x1111},
+                     .parent = {6},
+                     .parent_visible = 2048,
+                     .start_token = 2048,
+                     .tokens = 130,
+                     .file_bytes = 1 << 20,
+                     .created_unix_ns = 3,
+                     .last_used_unix_ns = 4,
+                     .blocks = {{1, 2}, {3, 4}},
                      .bad = true};
-  SequenceRow sequence{.id = {}, .space = {0x1111}, .name = "chat", .parts = {{{6}, 2048}, {{7}, 100}},
-                       .log_generation = 9, .pinned = true, .expires_unix_s = 10, .created_unix_ns = 11,
+  SequenceRow sequence{.id = {},
+                       .space = {0x1111},
+                       .name = "chat",
+                       .parts = {{{6}, 2048}, {{7}, 100}},
+                       .log_generation = 9,
+                       .pinned = true,
+                       .expires_unix_s = 10,
+                       .created_unix_ns = 11,
                        .last_used_unix_ns = 12};
   const ObjectRow object{.key = "k", .file = 5, .value_bytes = 6, .checksum = 7};
   std::vector<Sample> samples{{"space", rows::key_of(rows::Kind::kSpace, 0x1111), {}},
@@ -75,7 +91,9 @@ std::vector<std::byte> sign(std::string_view key, ByteSpan body) {
   return writer.take();
 }
 
-ByteSpan body_of(const Sample& sample) { return ByteSpan(sample.value).first(sample.value.size() - 8); }
+ByteSpan body_of(const Sample& sample) {
+  return ByteSpan(sample.value).first(sample.value.size() - 8);
+}
 
 TEST(CatalogueRows, GoldenBytes) {
   for (const Sample& sample : make_samples()) {
@@ -87,10 +105,12 @@ TEST(CatalogueRows, GoldenBytes) {
     const std::string path = std::string(KVT_CORPUS_DIR) + "/" + sample.name;
     if (std::getenv("KVT_UPDATE_GOLDEN") != nullptr) {
       std::ofstream(path, std::ios::binary)
-          .write(reinterpret_cast<const char*>(writer.view().data()), static_cast<std::streamsize>(writer.size()));
+          .write(reinterpret_cast<const char*>(writer.view().data()),
+                 static_cast<std::streamsize>(writer.size()));
     }
     std::ifstream file(path, std::ios::binary);
-    const std::string golden{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+    const std::string golden{std::istreambuf_iterator<char>(file),
+                             std::istreambuf_iterator<char>()};
     const std::string written(reinterpret_cast<const char*>(writer.view().data()), writer.size());
     EXPECT_TRUE(golden == written) << path;
   }
@@ -124,7 +144,8 @@ TEST(CatalogueRows, ShortLongAndNewerBodiesWithRightChecksums) {
     const ByteSpan body = body_of(sample);
     ASSERT_EQ(code_of(sample.key, sign(sample.key, body)), Code::kOk);
     for (std::size_t size = 0; size < body.size(); ++size)
-      ASSERT_EQ(code_of(sample.key, sign(sample.key, body.first(size))), Code::kCorrupt) << sample.name << " " << size;
+      ASSERT_EQ(code_of(sample.key, sign(sample.key, body.first(size))), Code::kCorrupt)
+          << sample.name << " " << size;
     std::vector<std::byte> longer(body.begin(), body.end());
     longer.push_back(std::byte{0});
     EXPECT_EQ(code_of(sample.key, sign(sample.key, longer)), Code::kCorrupt) << sample.name;
@@ -142,7 +163,8 @@ TEST(CatalogueRows, IdZeroAndBadKeysAreDamage) {
   EXPECT_EQ(code_of(none, sign(none, body_of(samples[1]))), Code::kCorrupt);
   const std::string cut = samples[1].key.substr(0, 8);
   EXPECT_EQ(code_of(cut, sign(cut, body_of(samples[1]))), Code::kCorrupt);
-  const std::string long_key = rows::key_of(rows::Kind::kObject, std::string(kObjectKeyBytesMax + 1, 'k'));
+  const std::string long_key =
+      rows::key_of(rows::Kind::kObject, std::string(kObjectKeyBytesMax + 1, 'k'));
   EXPECT_EQ(code_of(long_key, sign(long_key, body_of(samples[3]))), Code::kCorrupt);
 }
 

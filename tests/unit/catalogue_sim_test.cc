@@ -1,6 +1,7 @@
-// The catalogue on a disk that loses power. Oracle: after a crash the rows are those after the first k batches, for one k
-// that is not below the last synced batch: nothing synced is lost, no batch is there by half, none without its
-// predecessors. A skipped sync must be seen as loss in some runs, or the test would prove nothing.
+// The catalogue on a disk that loses power. Oracle: after a crash the rows are those after the
+// first k batches, for one k that is not below the last synced batch: nothing synced is lost, no
+// batch is there by half, none without its predecessors. A skipped sync must be seen as loss in
+// some runs, or the test would prove nothing.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -19,7 +20,8 @@ using Rows = std::map<std::string, std::string>;
 constexpr const char* kPath = "/store/catalogue";
 
 std::string text_of(const SequenceRow& row) {
-  std::string text = row.name + "/" + std::to_string(row.last_used_unix_ns) + "/" + std::to_string(row.parts.size());
+  std::string text = row.name + "/" + std::to_string(row.last_used_unix_ns) + "/" +
+                     std::to_string(row.parts.size());
   for (const auto& part : row.parts) text += "," + std::to_string(part.segment.value);
   return text;
 }
@@ -27,7 +29,9 @@ std::string text_of(const SequenceRow& row) {
 class Machine {
  public:
   explicit Machine(std::uint64_t seed)
-      : random_(seed), disk_({.seed = seed * 7 + 1, .latency_ns_max = 0}), env_(make_sim_catalogue_env(disk_, clock_)) {}
+      : random_(seed),
+        disk_({.seed = seed * 7 + 1, .latency_ns_max = 0}),
+        env_(make_sim_catalogue_env(disk_, clock_)) {}
 
   SimDisk& disk() { return disk_; }
   Random& random() { return random_; }
@@ -79,7 +83,9 @@ class Machine {
   testing::AssertionResult rows(Rows* found) {
     std::string trouble;
     CatalogueVisitor visitor;
-    visitor.sequence = [&](SequenceRow row) { (*found)["Q" + std::to_string(row.id.value)] = text_of(row); };
+    visitor.sequence = [&](SequenceRow row) {
+      (*found)["Q" + std::to_string(row.id.value)] = text_of(row);
+    };
     visitor.number = [&](std::string_view name, std::uint64_t value) {
       (*found)["N" + std::string(name)] = std::to_string(value);
     };
@@ -96,9 +102,11 @@ class Machine {
     Rows found;
     if (auto good = rows(&found); !good) return good;
     const std::size_t k = found.contains("Nbatch") ? std::stoul(found["Nbatch"]) : 0;
-    if (k < synced_) return testing::AssertionFailure() << "synced up to " << synced_ << ", found " << k;
+    if (k < synced_)
+      return testing::AssertionFailure() << "synced up to " << synced_ << ", found " << k;
     if (k >= history_.size()) return testing::AssertionFailure() << "a batch from nowhere: " << k;
-    if (found != history_[k]) return testing::AssertionFailure() << "not the rows after batch " << k;
+    if (found != history_[k])
+      return testing::AssertionFailure() << "not the rows after batch " << k;
     history_.resize(k + 1);
     doubtful_ = false;
     synced_ = k;  // what a reopened catalogue showed must stay
@@ -132,12 +140,15 @@ TEST(CatalogueSim, SyncedBatchesSurvivePowerCuts) {
     for (int life = 0; life < 5; ++life) {
       const auto begin = std::chrono::steady_clock::now();
       ASSERT_TRUE(machine.start());
-      open_ms += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+      open_ms += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
+                     .count();
       ++opens;
       ASSERT_TRUE(machine.check());
       const std::uint64_t writes = machine.random().below(30);
-      for (std::uint64_t i = 0; i < writes; ++i) ASSERT_TRUE(machine.write(machine.random().one_in(3)));
-      // A process may die before the power does, and what it had open may be closed before or after the cut.
+      for (std::uint64_t i = 0; i < writes; ++i)
+        ASSERT_TRUE(machine.write(machine.random().one_in(3)));
+      // A process may die before the power does, and what it had open may be closed before or after
+      // the cut.
       const std::uint64_t end = machine.random().below(3);
       if (end == 0) machine.stop();
       if (end < 2) machine.disk().crash();
@@ -172,14 +183,16 @@ TEST(CatalogueSim, TheSameSeedGivesTheSameDisk) {
       EXPECT_TRUE(machine.start());
       EXPECT_TRUE(machine.check());
       for (int i = 0; i < 40; ++i) EXPECT_TRUE(machine.write(machine.random().one_in(3)));
-      trace += std::to_string(machine.disk().syncs()) + " " + std::to_string(machine.disk().used_bytes()) + " ";
+      trace += std::to_string(machine.disk().syncs()) + " " +
+               std::to_string(machine.disk().used_bytes()) + " ";
       machine.disk().crash();
       machine.stop();
       trace += std::to_string(machine.disk().used_bytes()) + "\n";
     }
     return trace;
   };
-  for (std::uint64_t seed = 1; seed <= 10; ++seed) EXPECT_EQ(run(seed), run(seed)) << "seed " << seed;
+  for (std::uint64_t seed = 1; seed <= 10; ++seed)
+    EXPECT_EQ(run(seed), run(seed)) << "seed " << seed;
 }
 
 TEST(CatalogueSim, AFullDiskStopsWritesAndResumeGoesOn) {
@@ -240,8 +253,8 @@ TEST(CatalogueSim, WriteErrorsStopWritesAndNothingSyncedIsLost) {
   EXPECT_GT(failures, 20);
 }
 
-// One bit of any file goes bad. Opening or loading may then fail, or rows of the end may be missing; but what is shown are
-// the rows after some batch, never others.
+// One bit of any file goes bad. Opening or loading may then fail, or rows of the end may be
+// missing; but what is shown are the rows after some batch, never others.
 TEST(CatalogueSim, BitRotNeverShowsRowsThatWereNotThere) {
   int refused = 0, noticed = 0;
   for (std::uint64_t seed = 1; seed <= 150; ++seed) {
@@ -253,7 +266,8 @@ TEST(CatalogueSim, BitRotNeverShowsRowsThatWereNotThere) {
     machine.stop();
     const auto files = machine.disk().list(kPath);
     ASSERT_TRUE(files);
-    const std::string path = std::string(kPath) + "/" + (*files)[machine.random().below(files->size())];
+    const std::string path =
+        std::string(kPath) + "/" + (*files)[machine.random().below(files->size())];
     const auto size = machine.disk().size_bytes(path);
     ASSERT_TRUE(size);
     if (*size == 0) continue;

@@ -1,5 +1,5 @@
-// The catalogue on the real file system: what is written is read back after a reopen, damage is reported row by row,
-// failures stop writing until resume().
+// The catalogue on the real file system: what is written is read back after a reopen, damage is
+// reported row by row, failures stop writing until resume().
 #include "tiers/catalogue.h"
 
 #include <gtest/gtest.h>
@@ -33,8 +33,12 @@ Loaded load(Catalogue& catalogue) {
   visitor.segment = [&](SegmentRow row) { all.segments[row.id.value] = std::move(row); };
   visitor.sequence = [&](SequenceRow row) { all.sequences[row.id.value] = std::move(row); };
   visitor.object = [&](ObjectRow row) { all.objects[row.key] = std::move(row); };
-  visitor.number = [&](std::string_view name, std::uint64_t value) { all.numbers[std::string(name)] = value; };
-  visitor.damaged = [&](std::string key, Status status) { all.damaged.emplace_back(std::move(key), status); };
+  visitor.number = [&](std::string_view name, std::uint64_t value) {
+    all.numbers[std::string(name)] = value;
+  };
+  visitor.damaged = [&](std::string key, Status status) {
+    all.damaged.emplace_back(std::move(key), status);
+  };
   const auto loaded = catalogue.load(visitor);
   EXPECT_TRUE(loaded) << loaded.error().message();
   return all;
@@ -47,7 +51,8 @@ SpaceRow make_space(std::uint64_t id) {
   row.model = "model " + std::to_string(id);
   row.runtime = "transformers-5/1";
   row.detail = std::string("rope\0theta", 10);
-  row.geometry.layers.assign(2, LayerGeometry{.kv_heads = 2, .query_heads = 6, .k_row_bytes = 256, .v_row_bytes = 256});
+  row.geometry.layers.assign(
+      2, LayerGeometry{.kv_heads = 2, .query_heads = 6, .k_row_bytes = 256, .v_row_bytes = 256});
   row.private_only = true;
   row.created_unix_ns = 77;
   return row;
@@ -64,7 +69,8 @@ SegmentRow make_segment(std::uint64_t id) {
   row.file_bytes = 1 << 20;
   row.created_unix_ns = 5;
   row.last_used_unix_ns = 6;
-  for (std::uint64_t i = 0; i < kSegmentTokensMax / kBlockTokens; ++i) row.blocks.push_back({id * 1000 + i, ~i});
+  for (std::uint64_t i = 0; i < kSegmentTokensMax / kBlockTokens; ++i)
+    row.blocks.push_back({id * 1000 + i, ~i});
   row.bad = id % 2 == 0;
   return row;
 }
@@ -86,7 +92,8 @@ SequenceRow make_sequence(std::uint64_t id, std::uint32_t parts) {
 class CatalogueTest : public testing::Test {
  protected:
   CatalogueTest() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "kvt-catalogue-XXXXXX").string();
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "kvt-catalogue-XXXXXX").string();
     root_ = ::mkdtemp(pattern.data());
     path_ = root_ + "/deep/catalogue";
   }
@@ -210,14 +217,16 @@ TEST_F(CatalogueTest, ASecondOpenIsBusyAndAReadOnlyOneSeesTheRows) {
   catalogue.reset();
 
   std::map<std::string, std::filesystem::file_time_type> before;
-  for (const auto& file : std::filesystem::directory_iterator(path_)) before[file.path()] = file.last_write_time();
+  for (const auto& file : std::filesystem::directory_iterator(path_))
+    before[file.path()] = file.last_write_time();
   auto reader = open(true);
   EXPECT_EQ(load(*reader).numbers.at("n"), 5u);
   EXPECT_EQ(reader->write({}, true).error().code, Code::kReadOnly);
   EXPECT_EQ(reader->resume().error().code, Code::kReadOnly);
   reader.reset();
   std::map<std::string, std::filesystem::file_time_type> after;
-  for (const auto& file : std::filesystem::directory_iterator(path_)) after[file.path()] = file.last_write_time();
+  for (const auto& file : std::filesystem::directory_iterator(path_))
+    after[file.path()] = file.last_write_time();
   EXPECT_EQ(before, after) << "a read-only open must not write";
 }
 

@@ -19,7 +19,8 @@ TEST_F(DaemonDeath, TheTailIsReplayed) {
   kvt_sequence* sequence = create_sequence(space, "survivor");
   Model model(shape);
   std::uint64_t number = 1;
-  // A committed tail, an uncommitted one, a half that is full, a piece in progress across the halves.
+  // A committed tail, an uncommitted one, a half that is full, a piece in progress across the
+  // halves.
   for (const std::uint32_t more : {300u, 900u, 1500u, 2000u, 10u}) {
     model.append_many(sequence, number += 10000, more);
     if (more == 300) KVT_ASSERT_OK(kvt_sequence_commit(sequence));
@@ -55,7 +56,8 @@ TEST_F(DaemonDeath, ThePieceInProgressSurvives) {
   kvt_view* view = nullptr;
   KVT_ASSERT_OK(kvt_view_open(sequence, nullptr, &view));
   std::vector<float> q(shape.query_heads * shape.dim, 0.5f), out(q.size());
-  KVT_ASSERT_OK(kvt_view_attend(view, 0, 1, q.data(), 0.25f, out.data(), nullptr));  // attaches again
+  KVT_ASSERT_OK(
+      kvt_view_attend(view, 0, 1, q.data(), 0.25f, out.data(), nullptr));  // attaches again
   model.write(sequence, 1, 2000, 100);
   KVT_ASSERT_OK(kvt_sequence_finish_piece(sequence));
   model.expect_equal(sequence);
@@ -106,7 +108,8 @@ TEST_F(DaemonDeath, ReadingFailsFastAndGoesOnAfterwards) {
   auto start = Clock::now();
   KVT_EXPECT_OK(kvt_view_attend(view, 0, 1, q.data(), 0.25f, again.data(), nullptr));
   EXPECT_EQ(again, out) << "all rows are in slot cache and tail";
-  EXPECT_EQ(kvt_view_attend(view, 1, 1, q.data(), 0.25f, out.data(), nullptr), KVT_ERROR_DAEMON_LOST);
+  EXPECT_EQ(kvt_view_attend(view, 1, 1, q.data(), 0.25f, out.data(), nullptr),
+            KVT_ERROR_DAEMON_LOST);
   std::vector<std::byte> k(shape.kv_heads * shape.row_bytes()), v(k.size());
   EXPECT_EQ(kvt_sequence_read(sequence, 0, 0, 1, k.data(), v.data()), KVT_ERROR_DAEMON_LOST);
   model.expect_rows(sequence, 2500, 500);  // the tail is ours

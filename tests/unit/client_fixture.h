@@ -1,7 +1,8 @@
 // A daemon and clients in one process, and a model that knows every row that was ever stored.
 //
-// Rows are made from a number per token, so that two sequences share a row exactly where they share the number. All values are
-// multiples of 1/256 below 2: exact in f32 and f16, and so are the boxes over them.
+// Rows are made from a number per token, so that two sequences share a row exactly where they share
+// the number. All values are multiples of 1/256 below 2: exact in f32 and f16, and so are the boxes
+// over them.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -22,15 +23,17 @@
 
 namespace kvtier::testing {
 
-inline std::string describe(kvt_status status) { return std::string(kvt_strerror(status)) + ": " + kvt_last_error(); }
-#define KVT_EXPECT_OK(...)                                            \
-  do {                                                                \
-    const kvt_status kvt_got = (__VA_ARGS__);                         \
+inline std::string describe(kvt_status status) {
+  return std::string(kvt_strerror(status)) + ": " + kvt_last_error();
+}
+#define KVT_EXPECT_OK(...)                                              \
+  do {                                                                  \
+    const kvt_status kvt_got = (__VA_ARGS__);                           \
     EXPECT_EQ(kvt_got, KVT_OK) << ::kvtier::testing::describe(kvt_got); \
   } while (false)
-#define KVT_ASSERT_OK(...)                                            \
-  do {                                                                \
-    const kvt_status kvt_got = (__VA_ARGS__);                         \
+#define KVT_ASSERT_OK(...)                                              \
+  do {                                                                  \
+    const kvt_status kvt_got = (__VA_ARGS__);                           \
     ASSERT_EQ(kvt_got, KVT_OK) << ::kvtier::testing::describe(kvt_got); \
   } while (false)
 
@@ -45,8 +48,10 @@ struct TestShape {
 };
 
 // Element d of K (which 0) or V (1) of one head.
-inline float element(std::uint64_t token, std::uint32_t layer, std::uint32_t head, std::uint32_t which, std::uint32_t d) {
-  std::uint64_t x = token * 0x9E3779B97F4A7C15ull + layer * 1000003ull + head * 10007ull + which * 101ull + d;
+inline float element(std::uint64_t token, std::uint32_t layer, std::uint32_t head,
+                     std::uint32_t which, std::uint32_t d) {
+  std::uint64_t x =
+      token * 0x9E3779B97F4A7C15ull + layer * 1000003ull + head * 10007ull + which * 101ull + d;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
   return static_cast<float>(static_cast<std::int64_t>((x ^ (x >> 31)) % 1023) - 511) / 256.0f;
@@ -85,7 +90,8 @@ class Daemon {
 class ClientTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string pattern = (std::filesystem::temp_directory_path() / "kvtier-client-XXXXXX").string();
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "kvtier-client-XXXXXX").string();
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     root_ = pattern;
     daemon_ = std::make_unique<Daemon>(root_);
@@ -109,7 +115,8 @@ class ClientTest : public ::testing::Test {
     KVT_EXPECT_OK(kvt_client_open(&options, &client));
     return client;
   }
-  kvt_space* open_space(const TestShape& shape, const char* model = "test-model", std::uint32_t abstracts = 1) {
+  kvt_space* open_space(const TestShape& shape, const char* model = "test-model",
+                        std::uint32_t abstracts = 1) {
     std::vector<kvt_layer> layers(shape.layers);
     for (kvt_layer& layer : layers) {
       layer.kind = 0;
@@ -140,7 +147,8 @@ class ClientTest : public ::testing::Test {
   // Leases of all clients end when their answers are used.
   std::uint64_t leased_bytes() {
     std::uint64_t sum = 0;
-    for (const Json& client : request({{"op", "status"}})["clients"]) sum += client["leased_bytes"].get<std::uint64_t>();
+    for (const Json& client : request({{"op", "status"}})["clients"])
+      sum += client["leased_bytes"].get<std::uint64_t>();
     return sum;
   }
 
@@ -156,7 +164,9 @@ class Model {
   const TestShape& shape() const { return shape_; }
   std::vector<std::uint64_t>& tokens() { return tokens_; }
   const std::vector<std::uint64_t>& tokens() const { return tokens_; }
-  static std::uint32_t id_of(std::uint64_t token) { return static_cast<std::uint32_t>(token * 2654435761u >> 8); }
+  static std::uint32_t id_of(std::uint64_t token) {
+    return static_cast<std::uint32_t>(token * 2654435761u >> 8);
+  }
   std::vector<std::uint32_t> ids() const {
     std::vector<std::uint32_t> out;
     for (const std::uint64_t token : tokens_) out.push_back(id_of(token));
@@ -164,11 +174,13 @@ class Model {
   }
 
   // [head][token][dim] of tokens [first, first + count).
-  std::vector<std::byte> rows(std::uint32_t layer, std::uint32_t which, std::uint64_t first, std::uint64_t count) const {
+  std::vector<std::byte> rows(std::uint32_t layer, std::uint32_t which, std::uint64_t first,
+                              std::uint64_t count) const {
     std::vector<float> values;
     for (std::uint32_t head = 0; head < shape_.kv_heads; ++head)
       for (std::uint64_t i = first; i < first + count; ++i)
-        for (std::uint32_t d = 0; d < shape_.dim; ++d) values.push_back(element(tokens_[i], layer, head, which, d));
+        for (std::uint32_t d = 0; d < shape_.dim; ++d)
+          values.push_back(element(tokens_[i], layer, head, which, d));
     std::vector<std::byte> out(values.size() * shape_.row_bytes() / shape_.dim);
     const std::uint64_t elements = values.size();
     ConvertArgs args;
@@ -181,7 +193,8 @@ class Model {
   }
 
   // Appends tokens numbered from `number` to the sequence and writes their rows, layer by layer.
-  void append(kvt_sequence* sequence, std::uint64_t number, std::uint32_t count, bool finish = true) {
+  void append(kvt_sequence* sequence, std::uint64_t number, std::uint32_t count,
+              bool finish = true) {
     std::vector<kvt_token> records;
     const std::uint64_t first = tokens_.size();
     for (std::uint32_t i = 0; i < count; ++i) {
@@ -189,10 +202,12 @@ class Model {
       records.push_back({id_of(number + i), static_cast<std::uint32_t>(first + i), i % 4, 7});
     }
     KVT_ASSERT_OK(kvt_sequence_append(sequence, records.data(), count));
-    for (std::uint32_t layer = 0; layer < shape_.layers; ++layer) write(sequence, layer, first, count);
+    for (std::uint32_t layer = 0; layer < shape_.layers; ++layer)
+      write(sequence, layer, first, count);
     if (finish) KVT_ASSERT_OK(kvt_sequence_finish_piece(sequence));
   }
-  void write(kvt_sequence* sequence, std::uint32_t layer, std::uint64_t first, std::uint32_t count) const {
+  void write(kvt_sequence* sequence, std::uint32_t layer, std::uint64_t first,
+             std::uint32_t count) const {
     const std::vector<std::byte> k = rows(layer, 0, first, count), v = rows(layer, 1, first, count);
     const kvt_rows k_rows{k.data(), std::uint64_t{count} * shape_.row_bytes(), shape_.row_bytes()};
     const kvt_rows v_rows{v.data(), std::uint64_t{count} * shape_.row_bytes(), shape_.row_bytes()};
@@ -222,7 +237,8 @@ class Model {
   }
   void expect_rows(kvt_sequence* sequence, std::uint64_t first, std::uint64_t count) const {
     for (std::uint32_t layer = 0; layer < shape_.layers; ++layer) {
-      const std::vector<std::byte> k = rows(layer, 0, first, count), v = rows(layer, 1, first, count);
+      const std::vector<std::byte> k = rows(layer, 0, first, count),
+                                   v = rows(layer, 1, first, count);
       std::vector<std::byte> got_k(k.size(), std::byte{0xAA}), got_v(v.size(), std::byte{0xAA});
       KVT_ASSERT_OK(kvt_sequence_read(sequence, layer, first, count, got_k.data(), got_v.data()));
       ASSERT_TRUE(got_k == k) << "K of layer " << layer << ", tokens from " << first;
@@ -235,7 +251,8 @@ class Model {
   std::vector<std::uint64_t> tokens_;
 };
 
-inline kvt_sequence* create_sequence(kvt_space* space, const char* name, const std::vector<std::uint32_t>& ids = {},
+inline kvt_sequence* create_sequence(kvt_space* space, const char* name,
+                                     const std::vector<std::uint32_t>& ids = {},
                                      kvt_match* match = nullptr) {
   kvt_sequence_options options;
   kvt_sequence_options_init(&options);

@@ -19,7 +19,7 @@ TEST_P(SequenceTest, OddPiecesComeBackBitForBit) {
   kvt_sequence* sequence = create_sequence(space, "book");
   Model model(shape);
   model.append_many(sequence, 1000, 2047);
-  model.append(sequence, 5000, 1);      // ends exactly at a half
+  model.append(sequence, 5000, 1);  // ends exactly at a half
   model.expect_rows(sequence, 2000, 48);
   model.append_many(sequence, 6000, 4500);  // both halves, several seals
   model.expect_equal(sequence);
@@ -126,7 +126,8 @@ TEST_F(Sequences, TruncateAnywhereThenGoOn) {
   KVT_ASSERT_OK(kvt_sequence_commit(sequence));
   model.append(sequence, 9000, 50);
   std::uint64_t number = 100000;
-  // Uncommitted tail, committed tail, exactly the sealed end, inside a segment, inside the first block, nothing.
+  // Uncommitted tail, committed tail, exactly the sealed end, inside a segment, inside the first
+  // block, nothing.
   for (const std::uint64_t length : {5020u, 4700u, 4096u, 3000u, 70u, 0u}) {
     KVT_ASSERT_OK(kvt_sequence_truncate(sequence, length));
     model.tokens().resize(length);
@@ -157,8 +158,10 @@ TEST_F(Sequences, WhatIsNotFiniteIsRefusedAndNamed) {
   const kvt_rows bad{with_nan.data(), 3 * 64, 64};
   KVT_ASSERT_OK(kvt_sequence_write(sequence, 0, 0, 3, &good, &good));
   EXPECT_EQ(kvt_sequence_write(sequence, 1, 0, 3, &good, &bad), KVT_ERROR_NOT_FINITE);
-  EXPECT_STREQ(kvt_last_error(), "layer 1, token 19, head 1, element 5 of its value: NaN or infinity");
-  EXPECT_EQ(kvt_sequence_finish_piece(sequence), KVT_ERROR_INVALID) << "nothing of the refused call is kept";
+  EXPECT_STREQ(kvt_last_error(),
+               "layer 1, token 19, head 1, element 5 of its value: NaN or infinity");
+  EXPECT_EQ(kvt_sequence_finish_piece(sequence), KVT_ERROR_INVALID)
+      << "nothing of the refused call is kept";
   EXPECT_EQ(kvt_sequence_length(sequence), 17u);
   KVT_ASSERT_OK(kvt_sequence_abort_piece(sequence));
   model.append(sequence, 77, 3);
@@ -196,12 +199,17 @@ TEST_F(Sequences, WrongArgumentsSayWhatToDo) {
   EXPECT_NE(std::string(kvt_last_error()).find("1 to 1024"), std::string::npos);
   std::vector<std::byte> rows(64 * 16);
   const kvt_rows strided{rows.data(), 64, 64};
-  EXPECT_EQ(kvt_sequence_write(sequence, 0, 0, 1, &strided, &strided), KVT_ERROR_INVALID) << "no piece";
+  EXPECT_EQ(kvt_sequence_write(sequence, 0, 0, 1, &strided, &strided), KVT_ERROR_INVALID)
+      << "no piece";
   KVT_ASSERT_OK(kvt_sequence_append(sequence, many.data(), 4));
-  EXPECT_EQ(kvt_sequence_write(sequence, 2, 0, 4, &strided, &strided), KVT_ERROR_INVALID) << "no such layer";
-  EXPECT_EQ(kvt_sequence_write(sequence, 0, 3, 2, &strided, &strided), KVT_ERROR_INVALID) << "outside the piece";
-  EXPECT_EQ(kvt_sequence_append(sequence, many.data(), 1), KVT_ERROR_INVALID) << "the piece is not complete";
-  EXPECT_EQ(kvt_sequence_read(sequence, 0, 0, 1, rows.data(), rows.data()), KVT_ERROR_INVALID) << "not written";
+  EXPECT_EQ(kvt_sequence_write(sequence, 2, 0, 4, &strided, &strided), KVT_ERROR_INVALID)
+      << "no such layer";
+  EXPECT_EQ(kvt_sequence_write(sequence, 0, 3, 2, &strided, &strided), KVT_ERROR_INVALID)
+      << "outside the piece";
+  EXPECT_EQ(kvt_sequence_append(sequence, many.data(), 1), KVT_ERROR_INVALID)
+      << "the piece is not complete";
+  EXPECT_EQ(kvt_sequence_read(sequence, 0, 0, 1, rows.data(), rows.data()), KVT_ERROR_INVALID)
+      << "not written";
   KVT_EXPECT_OK(kvt_sequence_close(sequence));
   kvt_space_options empty;
   kvt_space_options_init(&empty);
@@ -219,7 +227,8 @@ TEST_F(Sequences, ThePieceInProgressCanBeReadWhereItIsWritten) {
   kvt_sequence* sequence = create_sequence(space, nullptr);
   Model model(shape);
   model.append_many(sequence, 1, 2040);
-  for (std::uint32_t i = 0; i < 20; ++i) model.tokens().push_back(7000 + i);  // straddles the halves
+  for (std::uint32_t i = 0; i < 20; ++i)
+    model.tokens().push_back(7000 + i);  // straddles the halves
   std::vector<kvt_token> records(20);
   KVT_ASSERT_OK(kvt_sequence_append(sequence, records.data(), 20));
   model.write(sequence, 0, 2040, 20);
@@ -228,7 +237,8 @@ TEST_F(Sequences, ThePieceInProgressCanBeReadWhereItIsWritten) {
   std::vector<std::byte> got_k(k.size()), got_v(v.size());
   KVT_ASSERT_OK(kvt_sequence_read(sequence, 0, 2030, 30, got_k.data(), got_v.data()));
   EXPECT_TRUE(got_k == k && got_v == v);
-  EXPECT_EQ(kvt_sequence_read(sequence, 1, 2030, 30, got_k.data(), got_v.data()), KVT_ERROR_INVALID);
+  EXPECT_EQ(kvt_sequence_read(sequence, 1, 2030, 30, got_k.data(), got_v.data()),
+            KVT_ERROR_INVALID);
   KVT_ASSERT_OK(kvt_sequence_close(sequence));
   kvt_space_close(space);
 }
@@ -242,7 +252,8 @@ TEST_F(Sequences, ThreadsShareAClient) {
       kvt_sequence* sequence = create_sequence(space, nullptr);
       Model model(shape);
       for (int round = 0; round < 3; ++round) {
-        model.append_many(sequence, t * 1'000'000 + static_cast<std::uint64_t>(round) * 10'000, 900);
+        model.append_many(sequence, t * 1'000'000 + static_cast<std::uint64_t>(round) * 10'000,
+                          900);
         KVT_EXPECT_OK(kvt_sequence_commit(sequence));
         model.expect_equal(sequence);
       }
@@ -265,7 +276,8 @@ TEST_F(Sequences, AForkedChildIsTold) {
   if (child == 0) {
     const kvt_token token{1, 0, 0, 0};
     const bool told = kvt_sequence_append(sequence, &token, 1) == KVT_ERROR_FORK &&
-                      kvt_sequence_commit(sequence) == KVT_ERROR_FORK && kvt_sequence_close(sequence) == KVT_ERROR_FORK;
+                      kvt_sequence_commit(sequence) == KVT_ERROR_FORK &&
+                      kvt_sequence_close(sequence) == KVT_ERROR_FORK;
     kvt_space_close(space);
     kvt_client_close(client_);
     ::_exit(told ? 0 : 1);

@@ -65,7 +65,8 @@ void expect_tokens(const Tail& tail, std::uint64_t end) {
 
 void begin(Tail* tail, std::uint32_t count) {
   std::vector<TokenRecord> records(count);
-  for (std::uint32_t i = 0; i < count; ++i) records[i].id = static_cast<std::uint32_t>(tail->length()) + i;
+  for (std::uint32_t i = 0; i < count; ++i)
+    records[i].id = static_cast<std::uint32_t>(tail->length()) + i;
   tail->begin_piece(records);
 }
 
@@ -87,7 +88,8 @@ TEST(Tail, RandomPiecesSealsAndReplays) {
     tail.write(0, 0, part, rows.rows, rows.rows);
     ASSERT_EQ(tail.visible(0), length + part);
     expect_tokens(tail, length + part);
-    if (random() % 4 == 0) {  // the daemon dies: it comes back with what was sealed, and some committed tokens
+    if (random() % 4 ==
+        0) {  // the daemon dies: it comes back with what was sealed, and some committed tokens
       const std::uint64_t sealed = tail.first_token();
       const Tail::Half& first = tail.half(tail.has_older() ? 1 - tail.active() : tail.active());
       const auto committed = static_cast<std::uint32_t>(random()) % (first.tokens + 1);
@@ -97,8 +99,10 @@ TEST(Tail, RandomPiecesSealsAndReplays) {
         ASSERT_EQ(tail.runs(sealed + i, sealed + i + 1, &run), 1u);
         fresh.tokens(0)[i] = tail.tokens(run[0].half)[run[0].first_place];
         for (std::uint32_t head = 0; head < 2; ++head) {
-          std::memcpy(fresh.k_row(0, i, 0, head), tail.k_row(run[0].half, run[0].first_place, 0, head), 32);
-          std::memcpy(fresh.v_row(0, i, 0, head), tail.v_row(run[0].half, run[0].first_place, 0, head), 32);
+          std::memcpy(fresh.k_row(0, i, 0, head),
+                      tail.k_row(run[0].half, run[0].first_place, 0, head), 32);
+          std::memcpy(fresh.v_row(0, i, 0, head),
+                      tail.v_row(run[0].half, run[0].first_place, 0, head), 32);
         }
       }
       fresh.replay(tail);
@@ -120,7 +124,8 @@ TEST(Tail, RandomPiecesSealsAndReplays) {
     ASSERT_EQ(tail.length(), length + count);
     expect_tokens(tail, length + count);
     const std::uint32_t active = tail.active();
-    if (random() % 16 == 0 && tail.half(active).state == Tail::HalfState::kFilling && tail.half(active).tokens != 0) {
+    if (random() % 16 == 0 && tail.half(active).state == Tail::HalfState::kFilling &&
+        tail.half(active).tokens != 0) {
       tail.cut_active();  // a short seal
       if (tail.has_older()) tail.free_half(1 - active);
       tail.free_half(active);

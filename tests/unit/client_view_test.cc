@@ -18,21 +18,24 @@ Attention reference(const Model& model, std::uint32_t layer, const float* q, flo
                     const std::vector<std::vector<std::uint64_t>>& tokens_by_head) {
   const TestShape& shape = model.shape();
   const std::uint32_t group = shape.query_heads / shape.kv_heads;
-  Attention result{std::vector<double>(shape.query_heads * shape.dim), std::vector<double>(shape.query_heads)};
+  Attention result{std::vector<double>(shape.query_heads * shape.dim),
+                   std::vector<double>(shape.query_heads)};
   for (std::uint32_t h = 0; h < shape.query_heads; ++h) {
     const std::uint32_t head = h / group;
     std::vector<double> scores;
     double largest = -INFINITY, sum = 0;
     for (const std::uint64_t t : tokens_by_head[head]) {
       double dot = 0;
-      for (std::uint32_t d = 0; d < shape.dim; ++d) dot += q[h * shape.dim + d] * element(model.tokens()[t], layer, head, 0, d);
+      for (std::uint32_t d = 0; d < shape.dim; ++d)
+        dot += q[h * shape.dim + d] * element(model.tokens()[t], layer, head, 0, d);
       scores.push_back(dot * scale);
       largest = std::max(largest, scores.back());
     }
     for (double& score : scores) sum += score = std::exp(score - largest);
     for (std::size_t i = 0; i < scores.size(); ++i)
       for (std::uint32_t d = 0; d < shape.dim; ++d)
-        result.out[h * shape.dim + d] += scores[i] / sum * element(model.tokens()[tokens_by_head[head][i]], layer, head, 1, d);
+        result.out[h * shape.dim + d] +=
+            scores[i] / sum * element(model.tokens()[tokens_by_head[head][i]], layer, head, 1, d);
     result.lse[h] = largest + std::log(sum);
   }
   return result;
@@ -44,7 +47,8 @@ std::vector<std::uint64_t> first_tokens(std::uint64_t count) {
   return out;
 }
 
-std::vector<float> random_queries(const TestShape& shape, std::uint32_t queries, std::uint32_t seed) {
+std::vector<float> random_queries(const TestShape& shape, std::uint32_t queries,
+                                  std::uint32_t seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.0f, 0.6f);
   std::vector<float> q(static_cast<std::size_t>(queries) * shape.query_heads * shape.dim);
@@ -52,15 +56,19 @@ std::vector<float> random_queries(const TestShape& shape, std::uint32_t queries,
   return q;
 }
 
-void expect_near(const Attention& want, const float* out, const float* lse, const std::string& where) {
-  for (std::size_t i = 0; i < want.out.size(); ++i) ASSERT_NEAR(out[i], want.out[i], 2e-5) << where << ", element " << i;
-  for (std::size_t i = 0; i < want.lse.size(); ++i) ASSERT_NEAR(lse[i], want.lse[i], 1e-4) << where << ", head " << i;
+void expect_near(const Attention& want, const float* out, const float* lse,
+                 const std::string& where) {
+  for (std::size_t i = 0; i < want.out.size(); ++i)
+    ASSERT_NEAR(out[i], want.out[i], 2e-5) << where << ", element " << i;
+  for (std::size_t i = 0; i < want.lse.size(); ++i)
+    ASSERT_NEAR(lse[i], want.lse[i], 1e-4) << where << ", head " << i;
 }
 
 class ViewTest : public ClientTest, public ::testing::WithParamInterface<TestShape> {
  protected:
-  kvt_view* open_view(kvt_sequence* sequence, std::uint64_t budget, const char* preset = nullptr, std::uint32_t sinks = 16,
-                      std::uint32_t window = 64, std::uint64_t capacity = 0) {
+  kvt_view* open_view(kvt_sequence* sequence, std::uint64_t budget, const char* preset = nullptr,
+                      std::uint32_t sinks = 16, std::uint32_t window = 64,
+                      std::uint64_t capacity = 0) {
     kvt_view_options options;
     kvt_view_options_init(&options);
     options.budget = budget;
@@ -79,16 +87,20 @@ class ViewTest : public ClientTest, public ::testing::WithParamInterface<TestSha
     return out;
   }
   // Exact attention of the newest `queries` tokens over `tokens`.
-  void expect_exact(kvt_view* view, const Model& model, std::uint32_t layer, std::uint32_t queries, std::uint32_t seed) {
+  void expect_exact(kvt_view* view, const Model& model, std::uint32_t layer, std::uint32_t queries,
+                    std::uint32_t seed) {
     const TestShape& shape = model.shape();
     const std::vector<float> q = random_queries(shape, queries, seed);
     const std::size_t per_query = shape.query_heads * shape.dim;
     std::vector<float> out(queries * per_query, NAN), lse(queries * shape.query_heads, NAN);
     KVT_ASSERT_OK(kvt_view_attend(view, layer, queries, q.data(), 0.25f, out.data(), lse.data()));
     for (std::uint32_t i = 0; i < queries; i += std::max(1u, queries / 7)) {
-      const std::vector<std::uint64_t> seen = first_tokens(model.tokens().size() - (queries - 1 - i));
-      const Attention want = reference(model, layer, q.data() + i * per_query, 0.25f, {shape.kv_heads, seen});
-      expect_near(want, out.data() + i * per_query, lse.data() + i * shape.query_heads, "query " + std::to_string(i));
+      const std::vector<std::uint64_t> seen =
+          first_tokens(model.tokens().size() - (queries - 1 - i));
+      const Attention want =
+          reference(model, layer, q.data() + i * per_query, 0.25f, {shape.kv_heads, seen});
+      expect_near(want, out.data() + i * per_query, lse.data() + i * shape.query_heads,
+                  "query " + std::to_string(i));
     }
   }
 };
@@ -106,7 +118,8 @@ TEST_P(ViewTest, EverythingIsFullAttention) {
     number += 10000;
     for (std::uint32_t layer = 0; layer < shape.layers; ++layer) {
       expect_exact(view, model, layer, 1, ++seed);
-      expect_exact(view, model, layer, static_cast<std::uint32_t>(std::min<std::uint64_t>(length, 130)), ++seed);
+      expect_exact(view, model, layer,
+                   static_cast<std::uint32_t>(std::min<std::uint64_t>(length, 130)), ++seed);
     }
   }
   kvt_sequence* fork = nullptr;  // several short segments, all stored
@@ -125,10 +138,13 @@ TEST_P(ViewTest, EverythingIsFullAttention) {
   kvt_space_close(space);
 }
 
-// What the preset quest chooses: whole units of 16 tokens by the mean over the group of softmax over units of box bounds.
-std::vector<std::uint64_t> chosen_tokens(const Model& model, std::uint32_t layer, std::uint32_t head, const float* q, float scale,
-                                         std::uint64_t sealed, std::uint64_t budget, std::uint64_t sinks,
-                                         std::uint64_t window, const std::vector<std::uint64_t>& segment_ends) {
+// What the preset quest chooses: whole units of 16 tokens by the mean over the group of softmax
+// over units of box bounds.
+std::vector<std::uint64_t> chosen_tokens(const Model& model, std::uint32_t layer,
+                                         std::uint32_t head, const float* q, float scale,
+                                         std::uint64_t sealed, std::uint64_t budget,
+                                         std::uint64_t sinks, std::uint64_t window,
+                                         const std::vector<std::uint64_t>& segment_ends) {
   const TestShape& shape = model.shape();
   const std::uint32_t group = shape.query_heads / shape.kv_heads;
   struct Unit {
@@ -160,12 +176,14 @@ std::vector<std::uint64_t> chosen_tokens(const Model& model, std::uint32_t layer
     const double largest = *std::max_element(bounds.begin(), bounds.end());
     double sum = 0;
     for (const double bound : bounds) sum += std::exp(bound - largest);
-    for (std::size_t u = 0; u < units.size(); ++u) units[u].score += std::exp(bounds[u] - largest) / sum;
+    for (std::size_t u = 0; u < units.size(); ++u)
+      units[u].score += std::exp(bounds[u] - largest) / sum;
   }
   std::set<std::uint64_t> tokens;
   for (std::uint64_t t = 0; t < std::min(sinks, sealed); ++t) tokens.insert(t);
   for (std::uint64_t t = sealed - std::min(window, sealed); t < sealed; ++t) tokens.insert(t);
-  std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.score > b.score; });
+  std::stable_sort(units.begin(), units.end(),
+                   [](const Unit& a, const Unit& b) { return a.score > b.score; });
   std::uint64_t left = budget;
   const std::set<std::uint64_t> kept = tokens;
   for (const Unit& unit : units) {
@@ -206,14 +224,18 @@ TEST_P(ViewTest, ABudgetReadsWhatTheAbstractsSay) {
     KVT_ASSERT_OK(kvt_view_attend(view, layer, 1, q.data(), 0.25f, out.data(), lse.data()));
     std::vector<std::vector<std::uint64_t>> tokens;
     for (std::uint32_t head = 0; head < shape.kv_heads; ++head)
-      tokens.push_back(chosen_tokens(model, layer, head, q.data(), 0.25f, 4500, 128, 16, 64, {2048, 4096, 4500}));
-    expect_near(reference(model, layer, q.data(), 0.25f, tokens), out.data(), lse.data(), "step " + std::to_string(step));
+      tokens.push_back(chosen_tokens(model, layer, head, q.data(), 0.25f, 4500, 128, 16, 64,
+                                     {2048, 4096, 4500}));
+    expect_near(reference(model, layer, q.data(), 0.25f, tokens), out.data(), lse.data(),
+                "step " + std::to_string(step));
     model.append(sequence, 100000 + step, 1);
   }
   const kvt_view_stats end = stats(view);
   const std::uint64_t cache_rows = 2 * 128 + 16 + 64;
   EXPECT_LE(end.rows_attended, end.steps * shape.kv_heads * (128 + 16 + 64 + 60));
-  EXPECT_LE(end.client_bytes, shape.layers * shape.kv_heads * cache_rows * (2 * shape.row_bytes() + 64 + 128) + (1 << 20));
+  EXPECT_LE(
+      end.client_bytes,
+      shape.layers * shape.kv_heads * cache_rows * (2 * shape.row_bytes() + 64 + 128) + (1 << 20));
   EXPECT_EQ(leased_bytes(), 0u);
   kvt_view_close(view);
   KVT_EXPECT_OK(kvt_sequence_close(sequence));
@@ -227,12 +249,14 @@ TEST_P(ViewTest, ABudgetAboveTheLengthIsExact) {
   Model model(shape);
   model.append_many(sequence, 1, 3000);
   kvt_view* view = open_view(sequence, 100000);
-  for (std::uint32_t layer = 0; layer < shape.layers; ++layer) expect_exact(view, model, layer, 1, 5 + layer);
+  for (std::uint32_t layer = 0; layer < shape.layers; ++layer)
+    expect_exact(view, model, layer, 1, 5 + layer);
   // What a truncation cut off must not come back from the slot cache.
   KVT_ASSERT_OK(kvt_sequence_truncate(sequence, 1500));
   model.tokens().resize(1500);
   model.append_many(sequence, 500000, 2000);
-  for (std::uint32_t layer = 0; layer < shape.layers; ++layer) expect_exact(view, model, layer, 1, 15 + layer);
+  for (std::uint32_t layer = 0; layer < shape.layers; ++layer)
+    expect_exact(view, model, layer, 1, 15 + layer);
   kvt_view_close(view);
   KVT_EXPECT_OK(kvt_sequence_close(sequence));
   kvt_space_close(space);
@@ -262,7 +286,8 @@ TEST_P(Views, RefuseWhatCannotBe) {
   view = open_view(sequence, 64, "mean");
   const std::vector<float> q(shape.query_heads * shape.dim);
   std::vector<float> out(q.size());
-  EXPECT_EQ(kvt_view_attend(view, 0, 1, q.data(), 1.0f, out.data(), nullptr), KVT_ERROR_INVALID) << "nothing to attend to";
+  EXPECT_EQ(kvt_view_attend(view, 0, 1, q.data(), 1.0f, out.data(), nullptr), KVT_ERROR_INVALID)
+      << "nothing to attend to";
   EXPECT_EQ(kvt_view_attend(view, 9, 1, q.data(), 1.0f, out.data(), nullptr), KVT_ERROR_INVALID);
   kvt_view_close(view);
   KVT_EXPECT_OK(kvt_sequence_close(sequence));

@@ -1,4 +1,5 @@
-// codec: round trips, the fall back to raw, and damaged frames, which never write outside their target.
+// codec: round trips, the fall back to raw, and damaged frames, which never write outside their
+// target.
 #include "tiers/codec.h"
 
 #include <gtest/gtest.h>
@@ -31,31 +32,37 @@ std::vector<std::byte> noise(std::size_t size_bytes, std::uint64_t seed) {
 struct Guarded {
   static constexpr std::size_t kGuard = 64;
   explicit Guarded(std::size_t size_bytes) : bytes(size_bytes + 2 * kGuard, std::byte{0xA5}) {}
-  [[nodiscard]] MutableByteSpan target() { return {bytes.data() + kGuard, bytes.size() - 2 * kGuard}; }
+  [[nodiscard]] MutableByteSpan target() {
+    return {bytes.data() + kGuard, bytes.size() - 2 * kGuard};
+  }
   [[nodiscard]] bool intact() const {
     for (std::size_t i = 0; i < kGuard; ++i)
-      if (bytes[i] != std::byte{0xA5} || bytes[bytes.size() - 1 - i] != std::byte{0xA5}) return false;
+      if (bytes[i] != std::byte{0xA5} || bytes[bytes.size() - 1 - i] != std::byte{0xA5})
+        return false;
     return true;
   }
   std::vector<std::byte> bytes;
 };
 
 TEST(Codec, NamesGoBothWays) {
-  for (const CodecId codec : {CodecId::kRaw, CodecId::kZstd}) EXPECT_EQ(codec_by_name(codec_name(codec)), codec);
+  for (const CodecId codec : {CodecId::kRaw, CodecId::kZstd})
+    EXPECT_EQ(codec_by_name(codec_name(codec)), codec);
   EXPECT_EQ(codec_by_name("lz4").error().code, Code::kInvalid);
   EXPECT_STREQ(codec_name(static_cast<CodecId>(7)), "unknown");
 }
 
 TEST(Codec, RoundTripsEveryLengthAndElement) {
   for (const std::uint32_t element : {1u, 2u, 4u})
-    for (const std::size_t size : {0u, 1u, 2u, 3u, 4u, 7u, 63u, 64u, 65u, 4096u, 4099u, 65536u, 262144u})
+    for (const std::size_t size :
+         {0u, 1u, 2u, 3u, 4u, 7u, 63u, 64u, 65u, 4096u, 4099u, 65536u, 262144u})
       for (const CodecId codec : {CodecId::kRaw, CodecId::kZstd}) {
         const std::vector<std::byte> raw = floats(size, size + element);
         CodecId used{};
         const std::vector<std::byte> stored = encode_chunk(codec, raw, element, &used);
         EXPECT_LE(stored.size(), raw.size());
         Guarded decoded(size);
-        ASSERT_TRUE(decode_chunk(used, stored, element, decoded.target()).has_value()) << size << " " << element;
+        ASSERT_TRUE(decode_chunk(used, stored, element, decoded.target()).has_value())
+            << size << " " << element;
         EXPECT_TRUE(std::equal(raw.begin(), raw.end(), decoded.target().begin()));
         EXPECT_TRUE(decoded.intact());
       }
@@ -84,7 +91,8 @@ TEST(Codec, WrongLengthsAreCorrupt) {
     ASSERT_EQ(used, codec);
     for (const std::size_t size : {0u, 1u, 4095u, 4097u, 8192u}) {
       Guarded decoded(size);
-      EXPECT_EQ(decode_chunk(used, stored, 4, decoded.target()).error().code, Code::kCorrupt) << size;
+      EXPECT_EQ(decode_chunk(used, stored, 4, decoded.target()).error().code, Code::kCorrupt)
+          << size;
       EXPECT_TRUE(decoded.intact());
     }
     stored.push_back(std::byte{0});  // a byte behind the frame
@@ -92,7 +100,8 @@ TEST(Codec, WrongLengthsAreCorrupt) {
     EXPECT_EQ(decode_chunk(used, stored, 4, decoded.target()).error().code, Code::kCorrupt);
   }
   Guarded decoded(4096);
-  EXPECT_EQ(decode_chunk(static_cast<CodecId>(9), raw, 4, decoded.target()).error().code, Code::kCorrupt);
+  EXPECT_EQ(decode_chunk(static_cast<CodecId>(9), raw, 4, decoded.target()).error().code,
+            Code::kCorrupt);
   EXPECT_EQ(decode_chunk(CodecId::kRaw, raw, 3, decoded.target()).error().code, Code::kInvalid);
 }
 
@@ -110,10 +119,13 @@ TEST(Codec, DamagedFramesNeverWriteOutsideTheTarget) {
       if (!decode_chunk(used, bad, 2, decoded.target())) ++refused;
       ASSERT_TRUE(decoded.intact());
     }
-  EXPECT_GT(refused, 100u);  // broken structure; a flipped literal is for the checksum over the chunk to find
+  EXPECT_GT(
+      refused,
+      100u);  // broken structure; a flipped literal is for the checksum over the chunk to find
   for (std::size_t size = 0; size < good.size(); ++size) {
     Guarded decoded(raw.size());
-    EXPECT_EQ(decode_chunk(used, ByteSpan(good).first(size), 2, decoded.target()).error().code, Code::kCorrupt);
+    EXPECT_EQ(decode_chunk(used, ByteSpan(good).first(size), 2, decoded.target()).error().code,
+              Code::kCorrupt);
     ASSERT_TRUE(decoded.intact());
   }
 }

@@ -1,4 +1,5 @@
-// The engine end to end over a simulated disk: what a client stores is what it reads, before and after crashes.
+// The engine end to end over a simulated disk: what a client stores is what it reads, before and
+// after crashes.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -42,7 +43,8 @@ class EngineTest : public ::testing::Test {
   // Appends and seals in pieces of `piece`.
   void store(SimSequence& sequence, const std::vector<std::uint32_t>& ids, std::uint32_t piece) {
     while (sequence.tokens_sealed < ids.size()) {
-      const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(piece, ids.size() - sequence.tokens_sealed));
+      const auto count = static_cast<std::uint32_t>(
+          std::min<std::uint64_t>(piece, ids.size() - sequence.tokens_sealed));
       client->append(sequence, geometry, ids, sequence.tokens_sealed, count);
       ASSERT_EQ(client->seal(sequence).status, 0);
     }
@@ -54,8 +56,10 @@ class EngineTest : public ::testing::Test {
     const sim::DirectoryView directory = sequence.read_directory();
     const std::vector<FetchEntry> wanted = SimClient::all_entries(directory, geometry);
     for (std::size_t at = 0; at < wanted.size(); at += 512) {
-      const auto end = wanted.begin() + static_cast<std::ptrdiff_t>(std::min(wanted.size(), at + 512));
-      const FetchResult got = reader.fetch(sequence, {wanted.begin() + static_cast<std::ptrdiff_t>(at), end});
+      const auto end =
+          wanted.begin() + static_cast<std::ptrdiff_t>(std::min(wanted.size(), at + 512));
+      const FetchResult got =
+          reader.fetch(sequence, {wanted.begin() + static_cast<std::ptrdiff_t>(at), end});
       ASSERT_EQ(got.completion.status, 0);
       ASSERT_EQ(got.completion.count, got.entries.size());
       if (disk != nullptr) *disk += got.completion.bytes_disk;
@@ -188,8 +192,12 @@ TEST_F(EngineTest, ForkTruncateAndDirectoryOfReaders) {
   auto sequence = client->create(space, {}, "trunk");
   store(*sequence, ids, 100);
   auto reader = client->attach(space, "trunk", false);
-  Reply reply = client->control(Json{{"op", "fork"}, {"space", space}, {"handle", sequence->handle}, {"tokens", 130},
-                                     {"new_name", "branch"}, {"write", true}});
+  Reply reply = client->control(Json{{"op", "fork"},
+                                     {"space", space},
+                                     {"handle", sequence->handle},
+                                     {"tokens", 130},
+                                     {"new_name", "branch"},
+                                     {"write", true}});
   ASSERT_TRUE(reply.ok());
   auto branch = client->opened(std::move(reply), geometry);
   EXPECT_EQ(branch->tokens_sealed, 130u);
@@ -217,7 +225,8 @@ TEST_F(EngineTest, TruncatedTailStaysCutAfterACrash) {
   auto sequence = client->create(space, {}, "chat");
   client->append(*sequence, geometry, ids, 0, 80);
   ASSERT_EQ(client->commit(*sequence).status, 0);
-  const Reply reply = client->control(Json{{"op", "truncate"}, {"handle", sequence->handle}, {"tokens", 33}});
+  const Reply reply =
+      client->control(Json{{"op", "truncate"}, {"handle", sequence->handle}, {"tokens", 33}});
   ASSERT_TRUE(reply.ok());
   EXPECT_EQ(reply.body["tail_tokens"], 33);
   crash();
@@ -363,31 +372,38 @@ TEST_F(EngineTest, MalformedRequestsAreRefusedAndTheRingGoesOn) {
   auto sequence = client->create(space, {}, "chat");
   Submission request{};
   request.op = 99;
-  EXPECT_EQ(client->wait(client->submit(request)).status, static_cast<std::int32_t>(Code::kInvalid));
+  EXPECT_EQ(client->wait(client->submit(request)).status,
+            static_cast<std::int32_t>(Code::kInvalid));
   request.op = static_cast<std::uint16_t>(Op::kFetch);
   request.sequence = sequence->handle;
   request.count = 5000;
-  EXPECT_EQ(client->wait(client->submit(request)).status, static_cast<std::int32_t>(Code::kTooLarge));
+  EXPECT_EQ(client->wait(client->submit(request)).status,
+            static_cast<std::int32_t>(Code::kTooLarge));
   request.count = 8;
   request.argument_offset = kArgumentBytes - 64;
-  EXPECT_EQ(client->wait(client->submit(request)).status, static_cast<std::int32_t>(Code::kInvalid));
+  EXPECT_EQ(client->wait(client->submit(request)).status,
+            static_cast<std::int32_t>(Code::kInvalid));
   request.argument_offset = 0;
   request.sequence = 77;
-  EXPECT_EQ(client->wait(client->submit(request)).status, static_cast<std::int32_t>(Code::kInvalid));
+  EXPECT_EQ(client->wait(client->submit(request)).status,
+            static_cast<std::int32_t>(Code::kInvalid));
   request = {};
   request.reserved0 = 1;
-  EXPECT_EQ(client->wait(client->submit(request)).status, static_cast<std::int32_t>(Code::kInvalid));
+  EXPECT_EQ(client->wait(client->submit(request)).status,
+            static_cast<std::int32_t>(Code::kInvalid));
   std::vector<FetchEntry> entries(3);
   entries[0].segment = 12345;
   entries[1].layer = 900;
   const FetchResult got = client->fetch(*sequence, entries);
   EXPECT_EQ(got.completion.count, 0u);
-  for (const FetchEntry& entry : got.entries) EXPECT_EQ(entry.status, static_cast<std::int16_t>(Code::kInvalid));
+  for (const FetchEntry& entry : got.entries)
+    EXPECT_EQ(entry.status, static_cast<std::int16_t>(Code::kInvalid));
   request = {};
   request.op = static_cast<std::uint16_t>(Op::kSeal);
   request.sequence = sequence->handle;
   request.count = 4000;
-  EXPECT_EQ(client->wait(client->submit(request)).status, static_cast<std::int32_t>(Code::kTooLarge));
+  EXPECT_EQ(client->wait(client->submit(request)).status,
+            static_cast<std::int32_t>(Code::kTooLarge));
   request = {};
   EXPECT_EQ(client->wait(client->submit(request)).status, 0) << "a no-op still completes";
 }
@@ -396,7 +412,8 @@ TEST_F(EngineTest, FailedSealsChangeNothing) {
   const auto ids = make_ids(50);
   auto sequence = client->create(space, {}, "chat");
   client->append(*sequence, geometry, ids, 0, 50);
-  for (const char* point : {"seal.copied", "seal.written", "seal.synced", "seal.directory_synced", "seal.published"}) {
+  for (const char* point :
+       {"seal.copied", "seal.written", "seal.synced", "seal.directory_synced", "seal.published"}) {
     ASSERT_TRUE(arm_faults(std::string(point) + "=fail"));
     EXPECT_EQ(client->seal(*sequence).status, static_cast<std::int32_t>(Code::kIo)) << point;
     world.settle();
@@ -437,7 +454,8 @@ TEST_F(EngineTest, AbstractsComeBackFromSidecarsAndAreRebuilt) {
     world.settle();
     const std::uint64_t offset = sequence->read_directory().entries[0].abstract_offset;
     ASSERT_NE(offset, kNoAbstract) << round;
-    std::vector<std::byte> bytes(client->abstracts() + offset, client->abstracts() + offset + layout.size_bytes());
+    std::vector<std::byte> bytes(client->abstracts() + offset,
+                                 client->abstracts() + offset + layout.size_bytes());
     if (round == 0) first = bytes;
     EXPECT_EQ(bytes, first) << round;
     EXPECT_EQ(state().metrics.abstracts_loaded, round == 2 ? 0u : 1u);
@@ -453,7 +471,11 @@ TEST_F(EngineTest, RemovedSequencesFreeTheirDisk) {
   const auto ids = make_ids(200);
   auto trunk = client->create(space, {}, "trunk");
   store(*trunk, ids, 100);
-  Reply reply = client->control(Json{{"op", "fork"}, {"space", space}, {"name", "trunk"}, {"tokens", 100}, {"new_name", "branch"}});
+  Reply reply = client->control(Json{{"op", "fork"},
+                                     {"space", space},
+                                     {"name", "trunk"},
+                                     {"tokens", 100},
+                                     {"new_name", "branch"}});
   ASSERT_TRUE(reply.ok());
   EXPECT_EQ(client->control(Json{{"op", "rm"}, {"target", "trunk"}}).status.code, Code::kBusy);
   ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", trunk->handle}}).ok());
@@ -474,7 +496,8 @@ TEST_F(EngineTest, TokensRenamePinAndStop) {
   const auto ids = make_ids(150);
   auto sequence = client->create(space, {}, "chat");
   store(*sequence, ids, 60);
-  const Reply tokens = client->control(Json{{"op", "tokens"}, {"handle", sequence->handle}, {"first", 55}, {"count", 90}});
+  const Reply tokens = client->control(
+      Json{{"op", "tokens"}, {"handle", sequence->handle}, {"first", 55}, {"count", 90}});
   ASSERT_TRUE(tokens.ok());
   ASSERT_EQ(tokens.payload.size(), 90 * sizeof(TokenRecord));
   for (std::uint32_t i = 0; i < 90; ++i) {

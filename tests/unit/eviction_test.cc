@@ -1,4 +1,5 @@
-// SegmentedLru against its description: order, shares, ghosts, and a slow model on random operations.
+// SegmentedLru against its description: order, shares, ghosts, and a slow model on random
+// operations.
 #include "tiers/eviction.h"
 
 #include <gtest/gtest.h>
@@ -107,7 +108,8 @@ struct Model {
     remove(slot);
     rebalance();
     const std::uint64_t key = keys[slot];
-    if (const auto known = std::find(ghosts.begin(), ghosts.end(), key); known != ghosts.end()) ghosts.erase(known);
+    if (const auto known = std::find(ghosts.begin(), ghosts.end(), key); known != ghosts.end())
+      ghosts.erase(known);
     ghosts.push_back(key);
     if (ghosts.size() > 20) ghosts.pop_front();
   }

@@ -1,4 +1,5 @@
-// Export file: round trips, tokens that must not leak, every changed byte, every cut, frames moved about, misuse.
+// Export file: round trips, tokens that must not leak, every changed byte, every cut, frames moved
+// about, misuse.
 #include "tiers/export_format.h"
 
 #include <gtest/gtest.h>
@@ -18,9 +19,12 @@ const std::vector<std::uint32_t> kCounts = {16, 3};
 constexpr std::uint64_t kSeed = 21;
 
 ExportSource source_of(const std::vector<std::byte>& file) {
-  return {.size_bytes = file.size(), .read = [&file](std::uint64_t offset, MutableByteSpan target) -> Result<void> {
-            if (offset > file.size() || target.size() > file.size() - offset) return error(Code::kIo, "short");
-            std::copy_n(file.begin() + static_cast<std::ptrdiff_t>(offset), target.size(), target.begin());
+  return {.size_bytes = file.size(),
+          .read = [&file](std::uint64_t offset, MutableByteSpan target) -> Result<void> {
+            if (offset > file.size() || target.size() > file.size() - offset)
+              return error(Code::kIo, "short");
+            std::copy_n(file.begin() + static_cast<std::ptrdiff_t>(offset), target.size(),
+                        target.begin());
             return {};
           }};
 }
@@ -56,18 +60,23 @@ void expect_content(ExportReader& reader, const std::vector<std::uint32_t>& coun
     const PlaneLayout layout(geometry, counts[i]);
     std::vector<std::byte> expected(layout.size_bytes()), plane(layout.size_bytes());
     std::vector<TokenRecord> tokens(counts[i]);
-    samples::fill_plane(geometry, layout, kSeed, start, 0, counts[i], tokens.data(), expected.data());
+    samples::fill_plane(geometry, layout, kSeed, start, 0, counts[i], tokens.data(),
+                        expected.data());
     std::uint32_t visited = 0;
-    const Result<void> read = reader.read_chunks(i, [&](std::uint32_t index, ByteSpan raw) -> Result<void> {
-      EXPECT_EQ(index, visited++);
-      const PlaneLayout::ChunkPlace place = layout.place_of(index);
-      std::copy(raw.begin(), raw.end(),
-                plane.begin() + static_cast<std::ptrdiff_t>(layout.chunk_offset(place.layer, place.chunk, place.group)));
-      return {};
-    });
+    const Result<void> read =
+        reader.read_chunks(i, [&](std::uint32_t index, ByteSpan raw) -> Result<void> {
+          EXPECT_EQ(index, visited++);
+          const PlaneLayout::ChunkPlace place = layout.place_of(index);
+          std::copy(raw.begin(), raw.end(),
+                    plane.begin() + static_cast<std::ptrdiff_t>(layout.chunk_offset(
+                                        place.layer, place.chunk, place.group)));
+          return {};
+        });
     ASSERT_TRUE(read.has_value());
     EXPECT_EQ(visited, layout.chunks_total());
-    EXPECT_EQ(plane, expected);  // rows behind the last token too: zeros, not what the writer's memory held
+    EXPECT_EQ(
+        plane,
+        expected);  // rows behind the last token too: zeros, not what the writer's memory held
     start += counts[i];
   }
 }
@@ -75,7 +84,8 @@ void expect_content(ExportReader& reader, const std::vector<std::uint32_t>& coun
 TEST(ExportFormat, RoundTripsWithBothCodecs) {
   for (const CodecId codec : {CodecId::kRaw, CodecId::kZstd})
     for (const std::vector<std::uint32_t>& counts :
-         {kCounts, std::vector<std::uint32_t>{}, std::vector<std::uint32_t>{1}, std::vector<std::uint32_t>{2048, 8, 9}}) {
+         {kCounts, std::vector<std::uint32_t>{}, std::vector<std::uint32_t>{1},
+          std::vector<std::uint32_t>{2048, 8, 9}}) {
       const std::vector<std::byte> file = samples::make_export(counts, kSeed, codec);
       Result<ExportReader> reader = ExportReader::open(source_of(file));
       ASSERT_TRUE(reader.has_value()) << reader.error().message();
@@ -114,7 +124,8 @@ TEST(ExportFormat, EveryChangedByteIsFound) {
 TEST(ExportFormat, EveryCutIsFound) {
   const std::vector<std::byte> file = samples::make_export({9}, kSeed, CodecId::kRaw);
   for (std::size_t size = 0; size < file.size(); ++size) {
-    const std::vector<std::byte> cut(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(size));
+    const std::vector<std::byte> cut(file.begin(),
+                                     file.begin() + static_cast<std::ptrdiff_t>(size));
     ASSERT_EQ(open_code(cut), Code::kCorrupt) << size;
   }
   std::vector<std::byte> longer = file;
@@ -179,7 +190,8 @@ TEST(ExportFormat, ErrorsOfTheSourceAndCancelling) {
   for (int allowed = 0;; ++allowed) {
     int calls = 0;
     ExportSource source = source_of(file);
-    source.read = [&, read = source.read](std::uint64_t offset, MutableByteSpan target) -> Result<void> {
+    source.read = [&, read = source.read](std::uint64_t offset,
+                                          MutableByteSpan target) -> Result<void> {
       if (calls++ == allowed) return error(Code::kIo, "injected");
       return read(offset, target);
     };
@@ -190,7 +202,8 @@ TEST(ExportFormat, ErrorsOfTheSourceAndCancelling) {
     }
     ASSERT_EQ(reader.error().code, Code::kIo);
   }
-  EXPECT_EQ(ExportReader::open(source_of(file), [](std::uint64_t) { return false; }).error().code, Code::kCancelled);
+  EXPECT_EQ(ExportReader::open(source_of(file), [](std::uint64_t) { return false; }).error().code,
+            Code::kCancelled);
 }
 
 TEST(ExportFormat, ASourceThatChangesAfterOpenIsNotBelieved) {
@@ -203,7 +216,9 @@ TEST(ExportFormat, ASourceThatChangesAfterOpenIsNotBelieved) {
   file[at[1] + kExportFrameHeaderBytes + 30] ^= std::byte{1};
   file[at[3] - 1] ^= std::byte{1};  // of the segment's first chunk
   EXPECT_TRUE(reader->read_segment(0).has_value());
-  EXPECT_EQ(reader->read_chunks(0, [](std::uint32_t, ByteSpan) -> Result<void> { return {}; }).error().code,
+  EXPECT_EQ(reader->read_chunks(0, [](std::uint32_t, ByteSpan) -> Result<void> { return {}; })
+                .error()
+                .code,
             Code::kCorrupt);
   EXPECT_EQ(reader->read_segment(2).error().code, Code::kInvalid);
 }

@@ -1,5 +1,6 @@
-// Golden files: what format version 1 looks like, byte by byte. A build that writes other bytes, or cannot read these, has
-// changed the format: then the version must move. KVT_UPDATE_GOLDEN=1 writes them anew; nothing else does.
+// Golden files: what format version 1 looks like, byte by byte. A build that writes other bytes, or
+// cannot read these, has changed the format: then the version must move. KVT_UPDATE_GOLDEN=1 writes
+// them anew; nothing else does.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -25,7 +26,8 @@ std::vector<std::byte> read_file(const std::string& path) {
 
 void write_file(const std::string& path, const std::vector<std::byte>& bytes) {
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  file.write(reinterpret_cast<const char*>(bytes.data()),
+             static_cast<std::streamsize>(bytes.size()));
   ASSERT_TRUE(file.good()) << path;
 }
 
@@ -42,7 +44,8 @@ void expect_golden(const char* name, const std::vector<std::byte>& bytes) {
   ASSERT_FALSE(golden.empty()) << path_of(name) << " is missing; KVT_UPDATE_GOLDEN=1 writes it";
   ASSERT_EQ(golden.size(), bytes.size()) << name;
   const auto differ = std::ranges::mismatch(golden, bytes);
-  EXPECT_TRUE(differ.in1 == golden.end()) << name << " differs from byte " << differ.in1 - golden.begin();
+  EXPECT_TRUE(differ.in1 == golden.end())
+      << name << " differs from byte " << differ.in1 - golden.begin();
 }
 
 std::vector<std::byte> segment_bytes() {
@@ -51,16 +54,19 @@ std::vector<std::byte> segment_bytes() {
 }
 
 std::vector<std::byte> log_bytes() {
-  return samples::make_log(samples::make_log_header(SequenceId{0x77}, 3, 2048), samples::small_geometry(), kSeed,
-                           {3, 1, 33});
+  return samples::make_log(samples::make_log_header(SequenceId{0x77}, 3, 2048),
+                           samples::small_geometry(), kSeed, {3, 1, 33});
 }
 
 TEST(Golden, Segment) { expect_golden("segment_v1.kvs", segment_bytes()); }
 TEST(Golden, TailLog) { expect_golden("tail_log_v1.kvl", log_bytes()); }
 TEST(Golden, Sidecar) {
-  expect_golden("sidecar_v1.kva", samples::make_sidecar(kSegment, samples::small_geometry(), 11, kSeed));
+  expect_golden("sidecar_v1.kva",
+                samples::make_sidecar(kSegment, samples::small_geometry(), 11, kSeed));
 }
-TEST(Golden, Export) { expect_golden("export_v1.kvx", samples::make_export({9, 2}, kSeed, CodecId::kRaw)); }
+TEST(Golden, Export) {
+  expect_golden("export_v1.kvx", samples::make_export({9, 2}, kSeed, CodecId::kRaw));
+}
 TEST(Golden, Geometry) {
   ByteWriter writer;
   encode_geometry(samples::small_geometry(), &writer);
@@ -70,7 +76,8 @@ TEST(Golden, Geometry) {
 // Another libzstd may write other bytes for the same chunk; all must read these.
 TEST(Golden, ZstdChunkDecodes) {
   std::vector<std::byte> raw(4096);
-  for (std::size_t i = 0; i < raw.size(); ++i) raw[i] = static_cast<std::byte>(i % 2 == 0 ? i * i >> 4 : 0x3F);
+  for (std::size_t i = 0; i < raw.size(); ++i)
+    raw[i] = static_cast<std::byte>(i % 2 == 0 ? i * i >> 4 : 0x3F);
   if (updating()) {
     CodecId used{};
     const std::vector<std::byte> stored = encode_chunk(CodecId::kZstd, raw, 2, &used);
@@ -90,7 +97,9 @@ TEST(Golden, FilesRead) {
   EXPECT_EQ(meta->id, kSegment);
   EXPECT_EQ(meta->tokens, samples::make_meta(kSegment, 11, 2048, kSeed).tokens);
   for (std::uint32_t i = 0; i < meta->chunks.size(); ++i)
-    EXPECT_EQ(chunk_checksum(kSegment, i, ByteSpan(segment).subspan(meta->chunks[i].offset, meta->chunks[i].stored_bytes)),
+    EXPECT_EQ(chunk_checksum(
+                  kSegment, i,
+                  ByteSpan(segment).subspan(meta->chunks[i].offset, meta->chunks[i].stored_bytes)),
               meta->chunks[i].checksum);
 
   const std::vector<std::byte> log = read_file(path_of("tail_log_v1.kvl"));
@@ -98,8 +107,9 @@ TEST(Golden, FilesRead) {
   const PlaneLayout layout(geometry, kSegmentTokensMax);
   std::vector<TokenRecord> tokens(kSegmentTokensMax);
   std::vector<std::byte> plane(layout.size_bytes());
-  const Result<TailReplay> replay = replay_tail_log(log, samples::make_log_header(SequenceId{0x77}, 3, 2048), geometry,
-                                                    layout, tokens.data(), plane.data());
+  const Result<TailReplay> replay =
+      replay_tail_log(log, samples::make_log_header(SequenceId{0x77}, 3, 2048), geometry, layout,
+                      tokens.data(), plane.data());
   ASSERT_TRUE(replay.has_value()) << replay.error().message();
   EXPECT_EQ(replay->tokens, 37u);
   EXPECT_EQ(replay->next_order, 3u);
@@ -108,7 +118,8 @@ TEST(Golden, FilesRead) {
   const std::vector<std::byte> sidecar = read_file(path_of("sidecar_v1.kva"));
   const Result<SidecarHeader> header = parse_sidecar_header(sidecar);
   ASSERT_TRUE(header.has_value());
-  EXPECT_TRUE(check_sidecar_payload(*header, ByteSpan(sidecar).subspan(kSidecarHeaderBytes)).has_value());
+  EXPECT_TRUE(
+      check_sidecar_payload(*header, ByteSpan(sidecar).subspan(kSidecarHeaderBytes)).has_value());
 }
 
 }  // namespace

@@ -12,12 +12,30 @@ Geometry small_geometry() {
   geometry.chunk_tokens = 8;
   geometry.heads_per_chunk = 1;
   geometry.layers = {
-      {.kind = LayerKind::kFull, .rope = RopeState::kAfter, .v_transposed = false, .dtype = Dtype::kBf16,
-       .kv_heads = 2, .query_heads = 4, .k_row_bytes = 16, .v_row_bytes = 16},
-      {.kind = LayerKind::kSlidingWindow, .rope = RopeState::kAfter, .v_transposed = false, .dtype = Dtype::kBf16,
-       .kv_heads = 2, .query_heads = 4, .k_row_bytes = 16, .v_row_bytes = 16},
-      {.kind = LayerKind::kFull, .rope = RopeState::kNone, .v_transposed = false, .dtype = Dtype::kF32,
-       .kv_heads = 1, .query_heads = 4, .k_row_bytes = 16, .v_row_bytes = 32},
+      {.kind = LayerKind::kFull,
+       .rope = RopeState::kAfter,
+       .v_transposed = false,
+       .dtype = Dtype::kBf16,
+       .kv_heads = 2,
+       .query_heads = 4,
+       .k_row_bytes = 16,
+       .v_row_bytes = 16},
+      {.kind = LayerKind::kSlidingWindow,
+       .rope = RopeState::kAfter,
+       .v_transposed = false,
+       .dtype = Dtype::kBf16,
+       .kv_heads = 2,
+       .query_heads = 4,
+       .k_row_bytes = 16,
+       .v_row_bytes = 16},
+      {.kind = LayerKind::kFull,
+       .rope = RopeState::kNone,
+       .v_transposed = false,
+       .dtype = Dtype::kF32,
+       .kv_heads = 1,
+       .query_heads = 4,
+       .k_row_bytes = 16,
+       .v_row_bytes = 32},
   };
   KVT_CHECK(geometry.validate().has_value());
   return geometry;
@@ -25,18 +43,20 @@ Geometry small_geometry() {
 
 TokenRecord token_of(std::uint64_t token, std::uint64_t seed) {
   Random random(seed ^ (token * 0x9E37ull + 1));
-  return {.id = static_cast<std::uint32_t>(random.below(49152)), .position = static_cast<std::uint32_t>(token),
-          .flags = static_cast<std::uint32_t>(random.below(4)), .span = static_cast<std::uint32_t>(token / 5)};
+  return {.id = static_cast<std::uint32_t>(random.below(49152)),
+          .position = static_cast<std::uint32_t>(token),
+          .flags = static_cast<std::uint32_t>(random.below(4)),
+          .span = static_cast<std::uint32_t>(token / 5)};
 }
 
-void fill_row(std::uint64_t seed, std::uint64_t token, std::uint32_t layer, std::uint32_t head, bool v,
-              MutableByteSpan row) {
+void fill_row(std::uint64_t seed, std::uint64_t token, std::uint32_t layer, std::uint32_t head,
+              bool v, MutableByteSpan row) {
   Random random(seed * 1'000'003 + token * 4099 + layer * 31 + head * 2 + (v ? 1 : 0));
   for (std::byte& one : row) one = static_cast<std::byte>(random.next() >> 13);
 }
 
-void visit_rows(const Geometry& geometry, const PlaneLayout& layout, std::uint32_t first, std::uint32_t count,
-                const std::function<void(const RowPlace&)>& visit) {
+void visit_rows(const Geometry& geometry, const PlaneLayout& layout, std::uint32_t first,
+                std::uint32_t count, const std::function<void(const RowPlace&)>& visit) {
   for (std::uint32_t token = first; token < first + count; ++token)
     for (std::uint32_t layer = 0; layer < geometry.layers.size(); ++layer) {
       const LayerGeometry& one = geometry.layers[layer];
@@ -46,21 +66,26 @@ void visit_rows(const Geometry& geometry, const PlaneLayout& layout, std::uint32
         const std::uint64_t base = layout.chunk_offset(layer, token / geometry.chunk_tokens,
                                                        head / geometry.heads_in_group(layer));
         const std::uint32_t row = token % geometry.chunk_tokens;
-        visit({base + k_row_offset(geometry, one, in_group, row), one.k_row_bytes, token, layer, head, false});
-        visit({base + v_row_offset(geometry, one, in_group, row), one.v_row_bytes, token, layer, head, true});
+        visit({base + k_row_offset(geometry, one, in_group, row), one.k_row_bytes, token, layer,
+               head, false});
+        visit({base + v_row_offset(geometry, one, in_group, row), one.v_row_bytes, token, layer,
+               head, true});
       }
     }
 }
 
-void fill_plane(const Geometry& geometry, const PlaneLayout& layout, std::uint64_t seed, std::uint64_t start,
-                std::uint32_t first, std::uint32_t count, TokenRecord* tokens, std::byte* plane) {
+void fill_plane(const Geometry& geometry, const PlaneLayout& layout, std::uint64_t seed,
+                std::uint64_t start, std::uint32_t first, std::uint32_t count, TokenRecord* tokens,
+                std::byte* plane) {
   for (std::uint32_t i = first; i < first + count; ++i) tokens[i] = token_of(start + i, seed);
   visit_rows(geometry, layout, first, count, [&](const RowPlace& row) {
-    fill_row(seed, start + row.token, row.layer, row.head, row.v, {plane + row.offset, row.size_bytes});
+    fill_row(seed, start + row.token, row.layer, row.head, row.v,
+             {plane + row.offset, row.size_bytes});
   });
 }
 
-SegmentMeta make_meta(SegmentId id, std::uint32_t tokens, std::uint64_t start_token, std::uint64_t seed) {
+SegmentMeta make_meta(SegmentId id, std::uint32_t tokens, std::uint64_t start_token,
+                      std::uint64_t seed) {
   SegmentMeta meta;
   meta.id = id;
   meta.space = kSpace;
@@ -68,7 +93,8 @@ SegmentMeta make_meta(SegmentId id, std::uint32_t tokens, std::uint64_t start_to
   meta.geometry = small_geometry();
   if (start_token != 0) {
     meta.parent = SegmentId{id.value - 1};
-    meta.parent_visible = static_cast<std::uint32_t>(std::min<std::uint64_t>(start_token, kSegmentTokensMax));
+    meta.parent_visible =
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(start_token, kSegmentTokensMax));
     meta.previous_chain = {start_token * 7, start_token * 11};
   }
   meta.start_token = start_token;
@@ -85,8 +111,8 @@ std::vector<std::byte> make_segment_file(SegmentMeta* meta, std::uint64_t seed, 
   const PlaneLayout layout(meta->geometry, static_cast<std::uint32_t>(meta->tokens.size()));
   std::vector<std::byte> plane(layout.size_bytes());
   std::vector<TokenRecord> tokens(meta->tokens.size());
-  fill_plane(meta->geometry, layout, seed, meta->start_token, 0, static_cast<std::uint32_t>(tokens.size()),
-             tokens.data(), plane.data());
+  fill_plane(meta->geometry, layout, seed, meta->start_token, 0,
+             static_cast<std::uint32_t>(tokens.size()), tokens.data(), plane.data());
   place_raw_chunks(meta);
   std::uint64_t offset = segment_meta_bytes(*meta);
   std::vector<std::byte> file(offset);
@@ -95,8 +121,8 @@ std::vector<std::byte> make_segment_file(SegmentMeta* meta, std::uint64_t seed, 
     const ByteSpan raw{plane.data() + layout.chunk_offset(place.layer, place.chunk, place.group),
                        meta->geometry.chunk_bytes(place.layer)};
     ChunkEntry& chunk = meta->chunks[i];
-    const std::vector<std::byte> stored =
-        encode_chunk(codec, raw, dtype_bytes(meta->geometry.layers[place.layer].dtype), &chunk.codec);
+    const std::vector<std::byte> stored = encode_chunk(
+        codec, raw, dtype_bytes(meta->geometry.layers[place.layer].dtype), &chunk.codec);
     chunk.offset = offset;
     chunk.stored_bytes = static_cast<std::uint32_t>(stored.size());
     chunk.checksum = chunk_checksum(meta->id, i, stored);
@@ -109,34 +135,45 @@ std::vector<std::byte> make_segment_file(SegmentMeta* meta, std::uint64_t seed, 
   return file;
 }
 
-std::vector<std::byte> make_sidecar(SegmentId segment, const Geometry& geometry, std::uint32_t tokens,
-                                    std::uint64_t seed) {
+std::vector<std::byte> make_sidecar(SegmentId segment, const Geometry& geometry,
+                                    std::uint32_t tokens, std::uint64_t seed) {
   const AbstractLayout layout(geometry, AbstractKind::kBox, 4, tokens);
   std::vector<std::byte> payload(layout.size_bytes());
   fill_row(seed, segment.value, 0, 0, false, payload);
-  return encode_sidecar({.segment = segment, .fingerprint = kFingerprint,
-                         .kind = static_cast<std::uint32_t>(AbstractKind::kBox), .version = 1, .unit_tokens = 4,
+  return encode_sidecar({.segment = segment,
+                         .fingerprint = kFingerprint,
+                         .kind = static_cast<std::uint32_t>(AbstractKind::kBox),
+                         .version = 1,
+                         .unit_tokens = 4,
                          .tokens = tokens},
                         payload);
 }
 
-TailLogHeader make_log_header(SequenceId sequence, std::uint64_t generation, std::uint64_t base_token) {
-  return {.sequence = sequence, .space = kSpace, .generation = generation, .base_token = base_token,
+TailLogHeader make_log_header(SequenceId sequence, std::uint64_t generation,
+                              std::uint64_t base_token) {
+  return {.sequence = sequence,
+          .space = kSpace,
+          .generation = generation,
+          .base_token = base_token,
           .fingerprint = kFingerprint};
 }
 
-std::vector<std::byte> make_log(const TailLogHeader& header, const Geometry& geometry, std::uint64_t seed,
-                                const std::vector<std::uint32_t>& counts) {
+std::vector<std::byte> make_log(const TailLogHeader& header, const Geometry& geometry,
+                                std::uint64_t seed, const std::vector<std::uint32_t>& counts) {
   const PlaneLayout layout(geometry, kSegmentTokensMax);
   std::vector<TokenRecord> tokens(kSegmentTokensMax);
   std::vector<std::byte> plane(layout.size_bytes());
   std::vector<std::byte> file = encode_tail_log_header(header);
-  TailRecordSource source{.header = &header, .geometry = &geometry, .layout = &layout, .tokens = tokens.data(),
+  TailRecordSource source{.header = &header,
+                          .geometry = &geometry,
+                          .layout = &layout,
+                          .tokens = tokens.data(),
                           .plane = plane.data()};
   for (const std::uint32_t count : counts) {
     source.count = count;
     source.start_token = header.base_token + source.first;
-    fill_plane(geometry, layout, seed, header.base_token, source.first, count, tokens.data(), plane.data());
+    fill_plane(geometry, layout, seed, header.base_token, source.first, count, tokens.data(),
+               plane.data());
     const std::vector<std::byte> record = encode_tail_record(source);
     file.insert(file.end(), record.begin(), record.end());
     source.first += count;
@@ -145,7 +182,8 @@ std::vector<std::byte> make_log(const TailLogHeader& header, const Geometry& geo
   return file;
 }
 
-std::vector<std::byte> make_export(const std::vector<std::uint32_t>& counts, std::uint64_t seed, CodecId codec) {
+std::vector<std::byte> make_export(const std::vector<std::uint32_t>& counts, std::uint64_t seed,
+                                   CodecId codec) {
   std::vector<std::byte> file;
   ExportWriter writer(
       [&](ByteSpan bytes) -> Result<void> {
@@ -154,7 +192,9 @@ std::vector<std::byte> make_export(const std::vector<std::uint32_t>& counts, std
       },
       codec);
   ExportDescription description;
-  description.fingerprint = {.model = "sha256:feed", .runtime = "transformers-5/1", .detail = "theta=10000",
+  description.fingerprint = {.model = "sha256:feed",
+                             .runtime = "transformers-5/1",
+                             .detail = "theta=10000",
                              .geometry = small_geometry()};
   description.name = "a chat";
   description.segments = static_cast<std::uint32_t>(counts.size());
@@ -165,16 +205,23 @@ std::vector<std::byte> make_export(const std::vector<std::uint32_t>& counts, std
   std::uint64_t start = 0;
   for (const std::uint32_t count : counts) {
     const SegmentMeta meta = make_meta(SegmentId{1}, count, start, seed);
-    KVT_CHECK(writer.begin_segment({.start_token = start, .tokens = meta.tokens, .text = meta.text,
-                                    .snapshot = meta.snapshot}).has_value());
+    KVT_CHECK(writer
+                  .begin_segment({.start_token = start,
+                                  .tokens = meta.tokens,
+                                  .text = meta.text,
+                                  .snapshot = meta.snapshot})
+                  .has_value());
     const PlaneLayout layout(geometry, count);
     std::vector<std::byte> plane(layout.size_bytes(), std::byte{0xEE});  // what must not come out
     std::vector<TokenRecord> tokens(count);
     fill_plane(geometry, layout, seed, start, 0, count, tokens.data(), plane.data());
     for (std::uint32_t i = 0; i < layout.chunks_total(); ++i) {
       const PlaneLayout::ChunkPlace place = layout.place_of(i);
-      KVT_CHECK(writer.add_chunk({plane.data() + layout.chunk_offset(place.layer, place.chunk, place.group),
-                                  geometry.chunk_bytes(place.layer)}).has_value());
+      KVT_CHECK(
+          writer
+              .add_chunk({plane.data() + layout.chunk_offset(place.layer, place.chunk, place.group),
+                          geometry.chunk_bytes(place.layer)})
+              .has_value());
     }
     start += count;
   }

@@ -1,5 +1,5 @@
-// Small, deterministic files of every format: the same bytes in every run and on every machine. The golden files are made
-// from these, so a change here is a change of them.
+// Small, deterministic files of every format: the same bytes in every run and on every machine. The
+// golden files are made from these, so a change here is a change of them.
 #pragma once
 
 #include <cstdint>
@@ -19,13 +19,15 @@ namespace kvtier::samples {
 inline constexpr SpaceId kSpace{0x5ACE5ACE5ACE5ACEull};
 inline constexpr BlockHash kFingerprint{0x5ACE5ACE5ACE5ACEull, 0x0123456789ABCDEFull};
 
-// Three layers: full bf16 with 2 heads, sliding window, full f32 with 1 head and longer V. Chunks of 8 tokens.
+// Three layers: full bf16 with 2 heads, sliding window, full f32 with 1 head and longer V. Chunks
+// of 8 tokens.
 Geometry small_geometry();
 
 TokenRecord token_of(std::uint64_t token, std::uint64_t seed);
-// Row bytes that depend on everything which says what row it is, so that a row in a wrong place never compares equal.
-void fill_row(std::uint64_t seed, std::uint64_t token, std::uint32_t layer, std::uint32_t head, bool v,
-              MutableByteSpan row);
+// Row bytes that depend on everything which says what row it is, so that a row in a wrong place
+// never compares equal.
+void fill_row(std::uint64_t seed, std::uint64_t token, std::uint32_t layer, std::uint32_t head,
+              bool v, MutableByteSpan row);
 // Visits rows of tokens [first, first + count) of a plane; `token` is the index in the plane.
 struct RowPlace {
   std::uint64_t offset = 0;
@@ -33,26 +35,31 @@ struct RowPlace {
   std::uint32_t token = 0, layer = 0, head = 0;
   bool v = false;
 };
-void visit_rows(const Geometry& geometry, const PlaneLayout& layout, std::uint32_t first, std::uint32_t count,
-                const std::function<void(const RowPlace&)>& visit);
+void visit_rows(const Geometry& geometry, const PlaneLayout& layout, std::uint32_t first,
+                std::uint32_t count, const std::function<void(const RowPlace&)>& visit);
 // Fills tokens and rows of a plane as tokens start + index of the stream `seed`.
-void fill_plane(const Geometry& geometry, const PlaneLayout& layout, std::uint64_t seed, std::uint64_t start,
-                std::uint32_t first, std::uint32_t count, TokenRecord* tokens, std::byte* plane);
+void fill_plane(const Geometry& geometry, const PlaneLayout& layout, std::uint64_t seed,
+                std::uint64_t start, std::uint32_t first, std::uint32_t count, TokenRecord* tokens,
+                std::byte* plane);
 
 // A segment's metadata with everything optional present; chunks not placed yet.
-SegmentMeta make_meta(SegmentId id, std::uint32_t tokens, std::uint64_t start_token, std::uint64_t seed);
+SegmentMeta make_meta(SegmentId id, std::uint32_t tokens, std::uint64_t start_token,
+                      std::uint64_t seed);
 // Places and encodes the chunks (those that zstd helps, where asked) and returns the whole file.
-std::vector<std::byte> make_segment_file(SegmentMeta* meta, std::uint64_t seed, CodecId codec = CodecId::kRaw);
+std::vector<std::byte> make_segment_file(SegmentMeta* meta, std::uint64_t seed,
+                                         CodecId codec = CodecId::kRaw);
 
-std::vector<std::byte> make_sidecar(SegmentId segment, const Geometry& geometry, std::uint32_t tokens,
-                                    std::uint64_t seed);
+std::vector<std::byte> make_sidecar(SegmentId segment, const Geometry& geometry,
+                                    std::uint32_t tokens, std::uint64_t seed);
 
 // A log of the stream `seed`: a record each for `counts`, one after the other from base_token on.
-TailLogHeader make_log_header(SequenceId sequence, std::uint64_t generation, std::uint64_t base_token);
-std::vector<std::byte> make_log(const TailLogHeader& header, const Geometry& geometry, std::uint64_t seed,
-                                const std::vector<std::uint32_t>& counts);
+TailLogHeader make_log_header(SequenceId sequence, std::uint64_t generation,
+                              std::uint64_t base_token);
+std::vector<std::byte> make_log(const TailLogHeader& header, const Geometry& geometry,
+                                std::uint64_t seed, const std::vector<std::uint32_t>& counts);
 
 // An export file of `counts` runs of tokens of the stream `seed`.
-std::vector<std::byte> make_export(const std::vector<std::uint32_t>& counts, std::uint64_t seed, CodecId codec);
+std::vector<std::byte> make_export(const std::vector<std::uint32_t>& counts, std::uint64_t seed,
+                                   CodecId codec);
 
 }  // namespace kvtier::samples

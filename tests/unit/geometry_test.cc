@@ -1,4 +1,5 @@
-// Geometry and layouts: limits, byte form, and that rows, chunks and abstracts tile their planes without overlap.
+// Geometry and layouts: limits, byte form, and that rows, chunks and abstracts tile their planes
+// without overlap.
 #include "kernels/geometry.h"
 
 #include <gtest/gtest.h>
@@ -14,8 +15,11 @@ namespace {
 
 Geometry plain(std::uint16_t layers, std::uint16_t heads, std::uint32_t row_bytes) {
   Geometry geometry;
-  geometry.layers.assign(layers, {.dtype = Dtype::kF16, .kv_heads = heads, .query_heads = heads,
-                                  .k_row_bytes = row_bytes, .v_row_bytes = row_bytes});
+  geometry.layers.assign(layers, {.dtype = Dtype::kF16,
+                                  .kv_heads = heads,
+                                  .query_heads = heads,
+                                  .k_row_bytes = row_bytes,
+                                  .v_row_bytes = row_bytes});
   return geometry;
 }
 
@@ -33,7 +37,8 @@ TEST(Geometry, ValidateNamesWhatIsWrong) {
   };
   const Case cases[] = {
       {"no layers", Code::kInvalid, [](Geometry* g) { g->layers.clear(); }},
-      {"too many layers", Code::kInvalid, [](Geometry* g) { g->layers.resize(kLayersMax + 1, g->layers[0]); }},
+      {"too many layers", Code::kInvalid,
+       [](Geometry* g) { g->layers.resize(kLayersMax + 1, g->layers[0]); }},
       {"chunk_tokens 0", Code::kInvalid, [](Geometry* g) { g->chunk_tokens = 0; }},
       {"chunk_tokens 4", Code::kInvalid, [](Geometry* g) { g->chunk_tokens = 4; }},
       {"chunk_tokens 24", Code::kInvalid, [](Geometry* g) { g->chunk_tokens = 24; }},
@@ -42,7 +47,8 @@ TEST(Geometry, ValidateNamesWhatIsWrong) {
       {"positions 0", Code::kInvalid, [](Geometry* g) { g->positions_per_token = 0; }},
       {"positions 5", Code::kInvalid, [](Geometry* g) { g->positions_per_token = 5; }},
       {"no heads", Code::kInvalid, [](Geometry* g) { g->layers[0].kv_heads = 0; }},
-      {"too many heads", Code::kInvalid, [](Geometry* g) { g->layers[0].kv_heads = kHeadsMax + 1; }},
+      {"too many heads", Code::kInvalid,
+       [](Geometry* g) { g->layers[0].kv_heads = kHeadsMax + 1; }},
       {"query heads", Code::kInvalid, [](Geometry* g) { g->layers[0].query_heads = 5; }},
       {"no K", Code::kTooLarge, [](Geometry* g) { g->layers[0].k_row_bytes = 0; }},
       {"K row", Code::kTooLarge, [](Geometry* g) { g->layers[0].k_row_bytes = kRowBytesMax + 2; }},
@@ -92,7 +98,8 @@ TEST(Geometry, UnknownKindsAreRefused) {
 }
 
 TEST(Geometry, BytesPerTokenAndChunk) {
-  const Geometry geometry = samples::small_geometry();  // bf16 2 heads (16 + 16), window, f32 1 head (16 + 32)
+  const Geometry geometry =
+      samples::small_geometry();  // bf16 2 heads (16 + 16), window, f32 1 head (16 + 32)
   EXPECT_EQ(geometry.token_bytes(), 2u * 32 + 48);
   EXPECT_EQ(geometry.token_bytes_16bit(), 2u * 32 + 24);
   EXPECT_EQ(geometry.chunk_bytes(0), 8u * 32);
@@ -110,7 +117,8 @@ TEST(Geometry, BytesPerTokenAndChunk) {
 
 TEST(Geometry, DigestKnowsEveryField) {
   std::set<BlockHash> digests;
-  const Fingerprint base{.model = "m", .runtime = "r", .detail = "d", .geometry = samples::small_geometry()};
+  const Fingerprint base{
+      .model = "m", .runtime = "r", .detail = "d", .geometry = samples::small_geometry()};
   std::vector<Fingerprint> all(13, base);
   all[1].model = "n";
   all[2].runtime = "s";
@@ -157,7 +165,8 @@ TEST(PlaneLayout, ChunksTileThePlaneAndPlaceOfInverts) {
 
 TEST(PlaneLayout, LayersWithoutChunksAtBothEnds) {
   Geometry geometry = plain(5, 2, 64);
-  for (const std::uint32_t layer : {0u, 2u, 4u}) geometry.layers[layer].kind = LayerKind::kSlidingWindow;
+  for (const std::uint32_t layer : {0u, 2u, 4u})
+    geometry.layers[layer].kind = LayerKind::kSlidingWindow;
   const PlaneLayout layout(geometry, 64);
   for (std::uint32_t i = 0; i < layout.chunks_total(); ++i) {
     const PlaneLayout::ChunkPlace place = layout.place_of(i);
@@ -201,7 +210,8 @@ TEST(TailLayout, HalvesAreAlignedAndApart) {
   for (const std::uint32_t half : {0u, 1u}) {
     EXPECT_EQ(tail.tokens_offset(half) % kDiskAlign, 0u);
     EXPECT_EQ(tail.plane_offset(half) % kDiskAlign, 0u);
-    EXPECT_GE(tail.plane_offset(half), tail.tokens_offset(half) + kSegmentTokensMax * sizeof(TokenRecord));
+    EXPECT_GE(tail.plane_offset(half),
+              tail.tokens_offset(half) + kSegmentTokensMax * sizeof(TokenRecord));
   }
   EXPECT_GE(tail.tokens_offset(1), tail.plane_offset(0) + tail.plane.size_bytes());
   EXPECT_GE(tail.size_bytes(), tail.plane_offset(1) + tail.plane.size_bytes());

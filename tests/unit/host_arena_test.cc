@@ -1,5 +1,6 @@
-// HostArena: slots never overlap, leased and pinned ones stay, neighbours stay neighbours, a starved class gets a page.
-// AbstractArena: first fit. Both against slow models on random operations.
+// HostArena: slots never overlap, leased and pinned ones stay, neighbours stay neighbours, a
+// starved class gets a page. AbstractArena: first fit. Both against slow models on random
+// operations.
 #include "tiers/host_arena.h"
 
 #include <gtest/gtest.h>
@@ -24,9 +25,10 @@ struct Gone {
 };
 
 std::unique_ptr<HostArena> make_arena(std::uint64_t pages, std::vector<Gone>* gone = nullptr) {
-  auto made = HostArena::make({.size_bytes = pages * kPage, .huge_pages = false}, [gone](SlotOwner owner, SlotId slot) {
-    if (gone != nullptr) gone->push_back({owner, slot});
-  });
+  auto made = HostArena::make({.size_bytes = pages * kPage, .huge_pages = false},
+                              [gone](SlotOwner owner, SlotId slot) {
+                                if (gone != nullptr) gone->push_back({owner, slot});
+                              });
   EXPECT_TRUE(made);
   return std::move(*made);
 }
@@ -213,7 +215,8 @@ TEST(HostArena, TwoClassesInUseDoNotStealPagesFromEachOther) {
 TEST(HostArena, ManyLeasesAtTheColdEndDoNotHideAnIdleSlot) {
   auto arena = make_arena(2);
   std::vector<SlotId> slots;
-  for (std::uint32_t i = 0; i < 2 * kPage / 4096; ++i) slots.push_back(ready_slot(*arena, 4096, {1, i}));
+  for (std::uint32_t i = 0; i < 2 * kPage / 4096; ++i)
+    slots.push_back(ready_slot(*arena, 4096, {1, i}));
   for (std::size_t i = 0; i + 1 < slots.size(); ++i) arena->lease(slots[i]);
   EXPECT_EQ(*arena->allocate(4096, {2, 0}), slots.back());
   EXPECT_EQ(arena->allocate(4096, {2, 1}).error().code, Code::kFull);
@@ -296,7 +299,8 @@ class ArenaModel {
   }
 
   void allocate() {
-    static constexpr std::uint64_t kSizes[] = {kPage / 2, kPage / 8, 96 * 1024, 96 * 1024, kPage / 4, 20 * 4096};
+    static constexpr std::uint64_t kSizes[] = {kPage / 2, kPage / 8, 96 * 1024,
+                                               96 * 1024, kPage / 4, 20 * 4096};
     const std::uint64_t bytes = kSizes[random_.below(std::size(kSizes))];
     SlotId near;
     if (!live_.empty() && random_.one_in(2)) {
@@ -313,11 +317,13 @@ class ArenaModel {
       ++refusals_;
       return;
     }
-    Live live{.offset = arena_->offset(*slot), .bytes = bytes, .owner = owner, .stamp = random_.next()};
+    Live live{
+        .offset = arena_->offset(*slot), .bytes = bytes, .owner = owner, .stamp = random_.next()};
     ASSERT_LE(live.offset + bytes, kPages * kPage);
     ASSERT_EQ(live.offset / kPage, (live.offset + bytes - 1) / kPage) << "inside one page";
     for (const auto& [id, other] : live_)
-      ASSERT_TRUE(live.offset + bytes <= other.offset || other.offset + other.bytes <= live.offset) << "overlap";
+      ASSERT_TRUE(live.offset + bytes <= other.offset || other.offset + other.bytes <= live.offset)
+          << "overlap";
     ASSERT_EQ(arena_->slot_bytes(*slot), bytes);
     ASSERT_EQ(arena_->data(*slot), arena_->base() + live.offset);
     std::memcpy(arena_->data(*slot), &live.stamp, 8);
@@ -325,7 +331,8 @@ class ArenaModel {
     ASSERT_TRUE(live_.emplace(slot->value, live).second);
   }
 
-  // The definition: a free or idle slot in a page of this size, or a page in which nothing must stay.
+  // The definition: a free or idle slot in a page of this size, or a page in which nothing must
+  // stay.
   bool can_allocate(std::uint64_t bytes) const {
     for (std::uint64_t page = 0; page < kPages; ++page) {
       std::uint64_t used = 0, size = 0;

@@ -86,7 +86,8 @@ TEST_F(FaultyIoTest, CountHitsThatMany) {
   EXPECT_EQ(io_.hits(), 5u);
 }
 
-// What a caller does with it: publish a file by temporary name; at every n either the old or the new contents are there.
+// What a caller does with it: publish a file by temporary name; at every n either the old or the
+// new contents are there.
 TEST_F(FaultyIoTest, TheLoopOverN) {
   const auto publish = [](Io& io, ByteSpan bytes) -> Result<void> {
     static_cast<void>(io.unlink("new"));
@@ -112,7 +113,8 @@ TEST_F(FaultyIoTest, TheLoopOverN) {
       }
       const auto bytes = on_disk();
       ASSERT_EQ(bytes.size(), 3u);
-      EXPECT_TRUE(std::memcmp(bytes.data(), "old", 3) == 0 || std::memcmp(bytes.data(), "new", 3) == 0);
+      EXPECT_TRUE(std::memcmp(bytes.data(), "old", 3) == 0 ||
+                  std::memcmp(bytes.data(), "new", 3) == 0);
     }
   }
   EXPECT_EQ(runs, 6u);  // write, sync; unlink, open, rename, sync of the directory

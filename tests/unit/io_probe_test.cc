@@ -1,5 +1,5 @@
-// Choice of the back end where io_uring is forbidden, memory may not be locked, or the root is missing. What is changed
-// cannot be changed back, so each case runs in a child process.
+// Choice of the back end where io_uring is forbidden, memory may not be locked, or the root is
+// missing. What is changed cannot be changed back, so each case runs in a child process.
 #include <gtest/gtest.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -49,7 +49,8 @@ std::string in_child(const std::function<std::string()>& body) {
   ::close(ends[1]);
   std::string text;
   char buffer[4096];
-  for (ssize_t got; (got = ::read(ends[0], buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(got));
+  for (ssize_t got; (got = ::read(ends[0], buffer, sizeof buffer)) > 0;)
+    text.append(buffer, static_cast<std::size_t>(got));
   ::close(ends[0]);
   int status = 0;
   ::waitpid(child, &status, 0);
@@ -66,7 +67,8 @@ bool forbid_io_uring(int os_error) {
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
   const sock_fprog program{static_cast<unsigned short>(sizeof code / sizeof code[0]), code};
-  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
 std::string use(Io& io) {
@@ -90,8 +92,9 @@ TEST_F(IoProbeTest, FallsBackToThreadsAndSaysWhy) {
       static_cast<void>((*io)->unlink("used"));
       return used + (*io)->note();
     });
-    const std::string expected = os_error == EPERM ? "io_uring: EPERM: blocked by seccomp or kernel.io_uring_disabled"
-                                                   : "io_uring: ENOSYS: not in this kernel";
+    const std::string expected =
+        os_error == EPERM ? "io_uring: EPERM: blocked by seccomp or kernel.io_uring_disabled"
+                          : "io_uring: ENOSYS: not in this kernel";
     EXPECT_EQ(told.substr(0, expected.size()), expected) << told;
   }
 }
@@ -158,8 +161,10 @@ TEST_F(IoProbeTest, OptionsAreChecked) {
     const auto io = make_io(options);
     return io ? Code::kOk : io.error().code;
   };
-  EXPECT_EQ(code_with([](IoOptions& options) { options.root = "/nonexistent/kvtier"; }), Code::kNotFound);
-  EXPECT_EQ(code_with([](IoOptions& options) { options.root = "/proc/self/status"; }), Code::kInvalid);
+  EXPECT_EQ(code_with([](IoOptions& options) { options.root = "/nonexistent/kvtier"; }),
+            Code::kNotFound);
+  EXPECT_EQ(code_with([](IoOptions& options) { options.root = "/proc/self/status"; }),
+            Code::kInvalid);
   EXPECT_EQ(code_with([](IoOptions& options) { options.backend = "magic"; }), Code::kInvalid);
   EXPECT_EQ(code_with([](IoOptions& options) { options.depth = 0; }), Code::kInvalid);
   EXPECT_EQ(code_with([](IoOptions& options) { options.depth = 257; }), Code::kInvalid);

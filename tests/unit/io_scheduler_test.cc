@@ -18,7 +18,9 @@ class ScriptedIo final : public Io {
   Result<std::uint64_t> size_bytes(FileId) override { return 0; }
   Result<void> resize(FileId, std::uint64_t) override { return {}; }
   Result<void> make_directory(std::string_view) override { return {}; }
-  Result<std::vector<std::string>> list(std::string_view) override { return std::vector<std::string>{}; }
+  Result<std::vector<std::string>> list(std::string_view) override {
+    return std::vector<std::string>{};
+  }
   Result<void> rename(std::string_view, std::string_view) override { return {}; }
   Result<void> unlink(std::string_view) override { return {}; }
   Result<void> sync_directory(std::string_view) override { return {}; }
@@ -179,7 +181,8 @@ TEST_F(IoSchedulerTest, LargeBulkStartsWhileUrgentReadsNeverEnd) {
     io_.complete_first();
     scheduler_.poll();
   }
-  EXPECT_NE(std::find(io_.order().begin(), io_.order().end(), 1001u), io_.order().end()) << "starved";
+  EXPECT_NE(std::find(io_.order().begin(), io_.order().end(), 1001u), io_.order().end())
+      << "starved";
   finish_all();
 }
 
@@ -210,24 +213,27 @@ TEST_F(IoSchedulerTest, CallbacksMaySubmitMore) {
   bool inside_submit = false;
   std::function<void()> next = [&] {
     inside_submit = true;
-    submit(IoPriority::kDemand, static_cast<std::uint64_t>(50 - left), 900 * kKib, [&](Result<void>) {
-      EXPECT_FALSE(inside_submit);
-      if (--left > 0) next();
-    });
+    submit(IoPriority::kDemand, static_cast<std::uint64_t>(50 - left), 900 * kKib,
+           [&](Result<void>) {
+             EXPECT_FALSE(inside_submit);
+             if (--left > 0) next();
+           });
     inside_submit = false;
   };
   next();
   finish_all();
   EXPECT_EQ(left, 0);
   EXPECT_EQ(scheduler_.stats().submitted[static_cast<std::size_t>(IoPriority::kDemand)], 50u);
-  EXPECT_EQ(scheduler_.stats().bytes[static_cast<std::size_t>(IoPriority::kDemand)], 50 * 900 * kKib);
+  EXPECT_EQ(scheduler_.stats().bytes[static_cast<std::size_t>(IoPriority::kDemand)],
+            50 * 900 * kKib);
 }
 
 TEST_F(IoSchedulerTest, ErrorsFreeTheRoomToo) {
   io_.result_ = error(Code::kIo);
   std::size_t errors = 0;
   for (std::uint64_t i = 0; i < 20; ++i)
-    submit(IoPriority::kDemand, i, 512 * kKib, [&](Result<void> result) { errors += result ? 0 : 1; });
+    submit(IoPriority::kDemand, i, 512 * kKib,
+           [&](Result<void> result) { errors += result ? 0 : 1; });
   finish_all();
   EXPECT_EQ(errors, 20u);
 }

@@ -1,5 +1,5 @@
-// The control channel over real sockets: replies, descriptors, deadlines, hang-ups, and a peer that breaks
-// the rules.
+// The control channel over real sockets: replies, descriptors, deadlines, hang-ups, and a peer that
+// breaks the rules.
 #include "client/ipc/control_channel.h"
 
 #include <dirent.h>
@@ -120,11 +120,13 @@ std::thread serve(UniqueFd socket, Answer answer) {
 
 TEST(ControlChannel, CallReturnsTheReplyOrItsError) {
   SocketPair pair;
-  std::thread server = serve(std::move(pair.theirs), [](ControlChannel& channel, const Json& request) {
-    Json reply{{"id", request["id"]}, {"ok", request["op"] == "good"}};
-    if (request["op"] == "bad") reply.update({{"code", 22}, {"error", "the name is taken: choose another"}});
-    ASSERT_TRUE(channel.send(reply, {}, {}, soon()));
-  });
+  std::thread server =
+      serve(std::move(pair.theirs), [](ControlChannel& channel, const Json& request) {
+        Json reply{{"id", request["id"]}, {"ok", request["op"] == "good"}};
+        if (request["op"] == "bad")
+          reply.update({{"code", 22}, {"error", "the name is taken: choose another"}});
+        ASSERT_TRUE(channel.send(reply, {}, {}, soon()));
+      });
   {
     ControlChannel ours(std::move(pair.ours));
     EXPECT_TRUE(ours.call({{"op", "good"}}, {}, 0, soon()));
@@ -142,15 +144,18 @@ TEST(ControlChannel, CallReturnsTheReplyOrItsError) {
 
 TEST(ControlChannel, SkipsALateReplyAfterATimeout) {
   SocketPair pair;
-  std::thread server = serve(std::move(pair.theirs), [](ControlChannel& channel, const Json& request) {
-    if (request["op"] == "slow") std::this_thread::sleep_for(std::chrono::milliseconds(150));
-    const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
-    const std::array<int, 1> fds{event.get()};
-    ASSERT_TRUE(channel.send({{"id", request["id"]}, {"ok", true}, {"op", request["op"]}}, {}, fds, soon()));
-  });
+  std::thread server =
+      serve(std::move(pair.theirs), [](ControlChannel& channel, const Json& request) {
+        if (request["op"] == "slow") std::this_thread::sleep_for(std::chrono::milliseconds(150));
+        const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+        const std::array<int, 1> fds{event.get()};
+        ASSERT_TRUE(channel.send({{"id", request["id"]}, {"ok", true}, {"op", request["op"]}}, {},
+                                 fds, soon()));
+      });
   {
     ControlChannel ours(std::move(pair.ours));
-    EXPECT_EQ(ours.call({{"op", "slow"}}, {}, 1, Deadline::after_ms(20)).error().code, Code::kTimeout);
+    EXPECT_EQ(ours.call({{"op", "slow"}}, {}, 1, Deadline::after_ms(20)).error().code,
+              Code::kTimeout);
     EXPECT_TRUE(ours.usable());
     const auto next = ours.call({{"op", "next"}}, {}, 1, soon());
     ASSERT_TRUE(next);
@@ -178,7 +183,8 @@ TEST(ControlChannel, DeadlineOfASendThatNobodyTakes) {
   ControlChannel ours(std::move(pair.ours));
   const auto start = std::chrono::steady_clock::now();
   const std::vector<std::byte> payload(16u << 20);
-  EXPECT_EQ(ours.send(Json::object(), payload, {}, Deadline::after_ms(50)).error().code, Code::kTimeout);
+  EXPECT_EQ(ours.send(Json::object(), payload, {}, Deadline::after_ms(50)).error().code,
+            Code::kTimeout);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(3));
   EXPECT_FALSE(ours.usable()) << "half a frame is out: nothing can follow it";
 }
@@ -307,7 +313,8 @@ TEST_F(Sockets, RefusesPathsThatCannotBe) {
   EXPECT_EQ(listen_unix("relative/s.sock").error().code, Code::kInvalid);
   EXPECT_EQ(listen_unix("/s.sock").error().code, Code::kInvalid);
   EXPECT_EQ(listen_unix(root_ + "/" + std::string(120, 'x')).error().code, Code::kTooLarge);
-  EXPECT_EQ(connect_unix(root_ + "/" + std::string(120, 'x'), soon()).error().code, Code::kTooLarge);
+  EXPECT_EQ(connect_unix(root_ + "/" + std::string(120, 'x'), soon()).error().code,
+            Code::kTooLarge);
   EXPECT_EQ(connect_unix("", soon()).error().code, Code::kInvalid);
 }
 

@@ -1,5 +1,5 @@
-// The frame parser: any cut of the stream gives the same messages; broken headers are refused before they
-// cost memory.
+// The frame parser: any cut of the stream gives the same messages; broken headers are refused
+// before they cost memory.
 #include "client/ipc/frame.h"
 
 #include <gtest/gtest.h>
@@ -12,7 +12,8 @@
 namespace kvtier {
 namespace {
 
-std::vector<std::byte> raw_frame(ControlFrameHeader header, std::string_view json, std::string_view payload) {
+std::vector<std::byte> raw_frame(ControlFrameHeader header, std::string_view json,
+                                 std::string_view payload) {
   ByteWriter writer;
   writer.write(header);
   writer.write_bytes(as_bytes(json));
@@ -63,7 +64,8 @@ TEST(FrameParser, AnyCutGivesTheSameMessages) {
     ByteSpan rest(stream);
     int seen = 0;
     while (!rest.empty()) {
-      const std::size_t cut = std::min<std::size_t>(rest.size(), 1 + random.below(round < 100 ? 3 : 200));
+      const std::size_t cut =
+          std::min<std::size_t>(rest.size(), 1 + random.below(round < 100 ? 3 : 200));
       ASSERT_TRUE(parser.feed(rest.first(cut)));
       rest = rest.subspan(cut);
       while (auto message = parser.next()) {
@@ -83,10 +85,14 @@ TEST(FrameParser, RefusesBrokenHeaders) {
   EXPECT_EQ(feed_code(raw_frame({kControlMagic, 1, 0, 0}, "{", "")), Code::kProtocol);
   EXPECT_EQ(feed_code(raw_frame({kControlMagic, UINT32_MAX, 0, 0}, "", "")), Code::kTooLarge);
   EXPECT_EQ(feed_code(raw_frame({kControlMagic, 2, UINT32_MAX, 0}, "", "")), Code::kTooLarge);
-  EXPECT_EQ(feed_code(raw_frame({kControlMagic, UINT32_MAX, UINT32_MAX, 0}, "", "")), Code::kTooLarge);
-  EXPECT_EQ(feed_code(raw_frame({kControlMagic, 2, 0, kControlFdsMax + 1}, "", "")), Code::kProtocol);
-  const auto most = static_cast<std::uint32_t>(kControlFrameBytesMax - sizeof(ControlFrameHeader) - 2);
-  EXPECT_EQ(feed_code(raw_frame({kControlMagic, 2, most, 0}, "", "")), Code::kOk) << "exactly at the limit";
+  EXPECT_EQ(feed_code(raw_frame({kControlMagic, UINT32_MAX, UINT32_MAX, 0}, "", "")),
+            Code::kTooLarge);
+  EXPECT_EQ(feed_code(raw_frame({kControlMagic, 2, 0, kControlFdsMax + 1}, "", "")),
+            Code::kProtocol);
+  const auto most =
+      static_cast<std::uint32_t>(kControlFrameBytesMax - sizeof(ControlFrameHeader) - 2);
+  EXPECT_EQ(feed_code(raw_frame({kControlMagic, 2, most, 0}, "", "")), Code::kOk)
+      << "exactly at the limit";
   EXPECT_EQ(feed_code(raw_frame({kControlMagic, 2, most + 1, 0}, "", "")), Code::kTooLarge);
 }
 

@@ -1,8 +1,9 @@
-// Two threads and two processes play ping-pong over both rings, with every wait asleep: a lost wake-up is a
-// timeout.
+// Two threads and two processes play ping-pong over both rings, with every wait asleep: a lost
+// wake-up is a timeout.
 //
-// The client keeps a random number of requests under way, the daemon answers each; both check order and
-// contents of every entry. Random pauses, from a few cycles to a real sleep, move the two against each other.
+// The client keeps a random number of requests under way, the daemon answers each; both check order
+// and contents of every entry. Random pauses, from a few cycles to a real sleep, move the two
+// against each other.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -90,7 +91,8 @@ std::string play_daemon(DaemonRings rings, const Side& side, WaitStats* stats) {
     if (waiter.wait(rings.submissions, side.doorbell, side.socket, Deadline::after_ms(kLostMs)) !=
         WaitOutcome::kReady)
       return "daemon: lost wake-up or hang-up at " + std::to_string(seen);
-    const auto popped = rings.submissions.pop(std::span<Submission>(submissions).first(1 + random.below(64)));
+    const auto popped =
+        rings.submissions.pop(std::span<Submission>(submissions).first(1 + random.below(64)));
     if (!popped) return "daemon: broken ring";
     std::array<Completion, 64> completions{};
     for (std::uint32_t i = 0; i < *popped; ++i, ++seen) {
@@ -101,7 +103,8 @@ std::string play_daemon(DaemonRings rings, const Side& side, WaitStats* stats) {
       completions[i].value1 = seen * 5;
     }
     jitter(random);
-    const auto pushed = rings.completions.push(std::span<const Completion>(completions).first(*popped));
+    const auto pushed =
+        rings.completions.push(std::span<const Completion>(completions).first(*popped));
     if (!pushed || *pushed != *popped) return "daemon: push failed";
   }
   *stats = waiter.stats();
@@ -109,7 +112,8 @@ std::string play_daemon(DaemonRings rings, const Side& side, WaitStats* stats) {
 }
 
 struct Pair {
-  Memfd memory = make_memfd("ring stress", sizeof(ControlLayout), MemfdAccess::kSharedWrite, false).value();
+  Memfd memory =
+      make_memfd("ring stress", sizeof(ControlLayout), MemfdAccess::kSharedWrite, false).value();
   UniqueFd daemon_doorbell = make_doorbell().value();
   UniqueFd client_doorbell = make_doorbell().value();
   UniqueFd client_socket;
@@ -120,19 +124,23 @@ struct Pair {
     client_socket = UniqueFd(sockets[0]);
     daemon_socket = UniqueFd(sockets[1]);
   }
-  [[nodiscard]] ControlLayout* control() { return reinterpret_cast<ControlLayout*>(memory.mapping.data()); }
+  [[nodiscard]] ControlLayout* control() {
+    return reinterpret_cast<ControlLayout*>(memory.mapping.data());
+  }
 };
 
-void run_threads(SpinMode spin, std::uint64_t window_max, WaitStats* client_stats, WaitStats* daemon_stats) {
+void run_threads(SpinMode spin, std::uint64_t window_max, WaitStats* client_stats,
+                 WaitStats* daemon_stats) {
   Pair pair;
   std::string daemon_outcome;
   std::thread daemon([&] {
     const Side side{pair.daemon_doorbell.get(), pair.daemon_socket.get(), spin, window_max};
-    daemon_outcome =
-        play_daemon(make_daemon_rings(pair.control(), pair.client_doorbell.get()), side, daemon_stats);
+    daemon_outcome = play_daemon(make_daemon_rings(pair.control(), pair.client_doorbell.get()),
+                                 side, daemon_stats);
   });
   const Side side{pair.client_doorbell.get(), pair.client_socket.get(), spin, window_max};
-  EXPECT_EQ(play_client(make_client_rings(pair.control(), pair.daemon_doorbell.get()), side, client_stats),
+  EXPECT_EQ(play_client(make_client_rings(pair.control(), pair.daemon_doorbell.get()), side,
+                        client_stats),
             "");
   daemon.join();
   EXPECT_EQ(daemon_outcome, "");
@@ -183,9 +191,9 @@ TEST(RingStress, TwoProcessesAsleep) {
   EXPECT_GT(stats.slept, 1000u);
 }
 
-// One push and one begin_sleep, set off together, many times. Either the reader sees the entry, or the writer
-// sees the sleeper and clears its flag. Weaker orders fail here within a second; the games above hardly ever
-// hit their window.
+// One push and one begin_sleep, set off together, many times. Either the reader sees the entry, or
+// the writer sees the sleeper and clears its flag. Weaker orders fail here within a second; the
+// games above hardly ever hit their window.
 TEST(RingStress, PublishingAndFallingAsleepNeverMissEachOther) {
   Pair pair;
   RingIndices& indices = pair.control()->submission;
@@ -258,7 +266,8 @@ std::chrono::nanoseconds wait_for_death() {
   return ended - killed;
 }
 
-// The peer dies: the wait ends at once, by the socket. The best of some: a busy machine must not fail this.
+// The peer dies: the wait ends at once, by the socket. The best of some: a busy machine must not
+// fail this.
 TEST(RingStress, DeadPeerEndsTheWait) {
   std::chrono::nanoseconds best = std::chrono::hours(1);
   for (int i = 0; i < 5; ++i) best = std::min(best, wait_for_death());

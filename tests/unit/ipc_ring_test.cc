@@ -1,4 +1,5 @@
-// Rings in one thread: order, full, empty, positions that wrap, and a peer that writes impossible indices.
+// Rings in one thread: order, full, empty, positions that wrap, and a peer that writes impossible
+// indices.
 #include "client/ipc/ring.h"
 
 #include <fcntl.h>
@@ -112,9 +113,11 @@ TEST(Ring, ReaderRefusesImpossibleTails) {
 }
 
 TEST(Ring, WriterRefusesImpossibleHeads) {
-  for (const std::uint64_t bad : {std::uint64_t{kCapacity} + 1, UINT64_MAX, std::uint64_t{1} << 63}) {
+  for (const std::uint64_t bad :
+       {std::uint64_t{kCapacity} + 1, UINT64_MAX, std::uint64_t{1} << 63}) {
     auto ring = std::make_unique<SmallRing>();
-    for (std::uint64_t i = 0; i < kCapacity; ++i) ASSERT_EQ(ring->writer.push(numbered(i)).value(), 1u);
+    for (std::uint64_t i = 0; i < kCapacity; ++i)
+      ASSERT_EQ(ring->writer.push(numbered(i)).value(), 1u);
     ring->indices.head = bad;
     EXPECT_EQ(ring->writer.push(numbered(9)).error().code, Code::kProtocol) << bad;
     ring->indices.head = 1;
@@ -134,7 +137,8 @@ TEST(Ring, WriterRefusesAHeadThatGoesBack) {
   EXPECT_EQ(ring->writer.room().error().code, Code::kProtocol);
 }
 
-// The own index lives in private memory: what the peer writes over its copy in shared memory changes nothing.
+// The own index lives in private memory: what the peer writes over its copy in shared memory
+// changes nothing.
 TEST(Ring, OwnIndexIsNeverReadBack) {
   auto ring = std::make_unique<SmallRing>();
   std::array<Submission, 4> out;
@@ -210,7 +214,8 @@ TEST(Ring, ReaderAgreesWithTheModelOnRandomTails) {
     auto ring = std::make_unique<SmallRing>();
     std::uint64_t head = 0;
     for (int step = 0; step < 6; ++step) {
-      const std::uint64_t tail = random.one_in(4) ? random.next() : head + random.below(kCapacity + 3);
+      const std::uint64_t tail =
+          random.one_in(4) ? random.next() : head + random.below(kCapacity + 3);
       ring->indices.tail = tail;
       std::array<Submission, kCapacity> out;
       const auto popped = ring->reader.pop(out);
@@ -226,22 +231,27 @@ TEST(Ring, ReaderAgreesWithTheModelOnRandomTails) {
   EXPECT_GT(broken_count, 1000u);
 }
 
-// Another thread writes random bytes over all that a client may write while the daemon's side works. The
-// daemon sees garbage entries or a broken ring; it never reads or writes outside and never goes on after a
-// broken ring.
+// Another thread writes random bytes over all that a client may write while the daemon's side
+// works. The daemon sees garbage entries or a broken ring; it never reads or writes outside and
+// never goes on after a broken ring.
 TEST(Ring, SurvivesRandomBytesOverTheControlMemory) {
   constexpr std::size_t kRingBytes = offsetof(ControlLayout, arguments);
-  auto memory = make_memfd("ring attack", sizeof(ControlLayout), MemfdAccess::kSharedWrite, false).value();
+  auto memory =
+      make_memfd("ring attack", sizeof(ControlLayout), MemfdAccess::kSharedWrite, false).value();
   auto* control = reinterpret_cast<ControlLayout*>(memory.mapping.data());
   std::atomic<bool> stop{false};
   std::thread attacker([&] {
     Random random(99);
     while (!stop.load(std::memory_order_relaxed)) {
-      // Mostly plausible indices, else the ring breaks at once and nothing behind the check is tried.
-      if (random.one_in(2)) control->submission.tail.store(random.below(2048), std::memory_order_relaxed);
-      if (random.one_in(2)) control->completion.head.store(random.below(2048), std::memory_order_relaxed);
+      // Mostly plausible indices, else the ring breaks at once and nothing behind the check is
+      // tried.
+      if (random.one_in(2))
+        control->submission.tail.store(random.below(2048), std::memory_order_relaxed);
+      if (random.one_in(2))
+        control->completion.head.store(random.below(2048), std::memory_order_relaxed);
       const std::uint64_t word = random.next();
-      const std::size_t offset = random.one_in(4) ? random.below(96) * 8 : random.below(kRingBytes / 8) * 8;
+      const std::size_t offset =
+          random.one_in(4) ? random.below(96) * 8 : random.below(kRingBytes / 8) * 8;
       copy_to_shared(memory.mapping.data() + offset, &word, sizeof(word));
     }
   });

@@ -1,5 +1,5 @@
-// What the tests of kernels share: guarded outputs, random rows, pages laid out like a slot cache or like
-// chunks.
+// What the tests of kernels share: guarded outputs, random rows, pages laid out like a slot cache
+// or like chunks.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -14,18 +14,21 @@
 
 namespace kvtier::testing {
 
-// `count` elements for a kernel to write, between canaries, at an address that is aligned to an element and
-// no more.
+// `count` elements for a kernel to write, between canaries, at an address that is aligned to an
+// element and no more.
 template <class T>
 class Guarded {
  public:
-  explicit Guarded(std::size_t count) : count_(count), bytes_(kBand + count * sizeof(T) + kBand, kCanary) {}
+  explicit Guarded(std::size_t count)
+      : count_(count), bytes_(kBand + count * sizeof(T) + kBand, kCanary) {}
   T* data() { return reinterpret_cast<T*>(bytes_.data() + kBand); }
   const T* data() const { return reinterpret_cast<const T*>(bytes_.data() + kBand); }
   std::size_t size() const { return count_; }
   T& operator[](std::size_t i) { return data()[i]; }
   const T& operator[](std::size_t i) const { return data()[i]; }
-  void fill(const std::vector<T>& values) { std::memcpy(data(), values.data(), values.size() * sizeof(T)); }
+  void fill(const std::vector<T>& values) {
+    std::memcpy(data(), values.data(), values.size() * sizeof(T));
+  }
   bool intact() const {
     for (std::size_t i = 0; i < kBand; ++i)
       if (bytes_[i] != kCanary || bytes_[bytes_.size() - 1 - i] != kCanary) return false;
@@ -85,11 +88,11 @@ inline void store_element(std::byte* row, Dtype dtype, std::size_t index, float 
   std::memcpy(row + index * 2, &half, 2);
 }
 
-// Rows of `tokens` tokens in pages of `page_tokens`, pages in shuffled order, K rows of a page before its V
-// rows. Memory is exactly as long as needed and off a vector's alignment.
+// Rows of `tokens` tokens in pages of `page_tokens`, pages in shuffled order, K rows of a page
+// before its V rows. Memory is exactly as long as needed and off a vector's alignment.
 struct PagedRows {
-  PagedRows(Random* random, Dtype dtype, std::size_t tokens, std::size_t page_tokens, std::uint32_t dim,
-            std::uint32_t v_dim, float (*draw)(Random*) = random_float) {
+  PagedRows(Random* random, Dtype dtype, std::size_t tokens, std::size_t page_tokens,
+            std::uint32_t dim, std::uint32_t v_dim, float (*draw)(Random*) = random_float) {
     const std::size_t element = dtype_bytes(dtype);
     const std::size_t page_bytes = page_tokens * (dim + v_dim) * element;
     const std::size_t count = (tokens + page_tokens - 1) / page_tokens;
@@ -106,7 +109,9 @@ struct PagedRows {
     rows.v_stride = v_dim * element;
     rows.dtype = dtype;
   }
-  double k(std::uint64_t token, std::uint32_t d) const { return element(token, rows.k_stride, 0, d); }
+  double k(std::uint64_t token, std::uint32_t d) const {
+    return element(token, rows.k_stride, 0, d);
+  }
   double v(std::uint64_t token, std::uint32_t d) const {
     return element(token, rows.v_stride, rows.v_offset, d);
   }
@@ -116,7 +121,8 @@ struct PagedRows {
   RowPages rows;
 
  private:
-  double element(std::uint64_t token, std::uint64_t stride, std::uint64_t offset, std::uint32_t d) const {
+  double element(std::uint64_t token, std::uint64_t stride, std::uint64_t offset,
+                 std::uint32_t d) const {
     const std::byte* page = rows.base + pages[token / rows.page_tokens];
     return static_cast<double>(
         load_element(page + offset + token % rows.page_tokens * stride, rows.dtype, d));

@@ -71,16 +71,23 @@ TEST_P(Refusals, WhatCannotBeIsRefused) {
 
   EXPECT_EQ(kernels.score_box({nullptr, zero, nullptr, 0, 1, 0, nullptr, 0}, nullptr).error().code,
             Code::kUnsupported);
-  EXPECT_EQ(kernels.score_mean({nullptr, nullptr, nullptr, 0, 1, 8, nullptr, 0}, nullptr).error().code,
+  EXPECT_EQ(
+      kernels.score_mean({nullptr, nullptr, nullptr, 0, 1, 8, nullptr, 0}, nullptr).error().code,
+      Code::kInvalid);
+  EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 0, GroupMode::kMax, 1.0f, nullptr}, nullptr)
+                .error()
+                .code,
             Code::kInvalid);
-  EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 0, GroupMode::kMax, 1.0f, nullptr}, nullptr).error().code,
+  EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 1, GroupMode::kMax, 0.0f, nullptr}, nullptr)
+                .error()
+                .code,
             Code::kInvalid);
-  EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 1, GroupMode::kMax, 0.0f, nullptr}, nullptr).error().code,
+  EXPECT_EQ(kernels.top_k({nullptr, zero, 1, true, nullptr, nullptr}, nullptr).error().code,
             Code::kInvalid);
-  EXPECT_EQ(kernels.top_k({nullptr, zero, 1, true, nullptr, nullptr}, nullptr).error().code, Code::kInvalid);
   EXPECT_TRUE(kernels.top_k({nullptr, zero, 1, true, nullptr, &found}, nullptr));
-  EXPECT_EQ(kernels.gather_rows({nullptr, nullptr, zero, 8, nullptr, 7, nullptr}, nullptr).error().code,
-            Code::kInvalid);
+  EXPECT_EQ(
+      kernels.gather_rows({nullptr, nullptr, zero, 8, nullptr, 7, nullptr}, nullptr).error().code,
+      Code::kInvalid);
 
   AttendArgs attend;
   attend.token_range = zero;
@@ -97,11 +104,13 @@ TEST_P(Refusals, WhatCannotBeIsRefused) {
 
   EXPECT_EQ(kernels.all_finite({nullptr, zero, Dtype::kOpaque, &found}, nullptr).error().code,
             Code::kUnsupported);
-  EXPECT_EQ(kernels.convert({nullptr, Dtype::kF16, zero, nullptr, Dtype::kBf16}, nullptr).error().code,
-            Code::kUnsupported);
+  EXPECT_EQ(
+      kernels.convert({nullptr, Dtype::kF16, zero, nullptr, Dtype::kBf16}, nullptr).error().code,
+      Code::kUnsupported);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, Refusals, ::testing::ValuesIn(all_kernels().begin(), all_kernels().end()),
+INSTANTIATE_TEST_SUITE_P(Kernels, Refusals,
+                         ::testing::ValuesIn(all_kernels().begin(), all_kernels().end()),
                          [](const auto& info) { return std::string(info.param->name); });
 
 }  // namespace

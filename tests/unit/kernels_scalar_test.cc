@@ -1,5 +1,5 @@
-// The scalar kernels against plain formulas in double precision. Everything else is compared with the scalar
-// kernels.
+// The scalar kernels against plain formulas in double precision. Everything else is compared with
+// the scalar kernels.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -40,7 +40,8 @@ TEST(Float16, EveryHalfWidensToItsValue) {
     const double wanted = f16_value(half);
     if (std::isnan(wanted)) {
       EXPECT_TRUE(std::isnan(value)) << half;
-      EXPECT_NE(std::bit_cast<std::uint32_t>(value) & 0x00400000u, 0u) << "signalling NaN from " << half;
+      EXPECT_NE(std::bit_cast<std::uint32_t>(value) & 0x00400000u, 0u)
+          << "signalling NaN from " << half;
       EXPECT_EQ(std::bit_cast<std::uint32_t>(value) >> 31, half >> 15);
     } else {
       EXPECT_EQ(static_cast<double>(value), wanted) << half;
@@ -50,7 +51,8 @@ TEST(Float16, EveryHalfWidensToItsValue) {
   }
 }
 
-// Between each two neighbours: exactly half way goes to the even one, anything else to the nearer one.
+// Between each two neighbours: exactly half way goes to the even one, anything else to the nearer
+// one.
 TEST(Float16, NarrowingRoundsToNearestEven) {
   for (std::uint32_t half = 0; half < 0x7BFF; ++half) {
     const double low = f16_value(half);
@@ -102,7 +104,8 @@ TEST_F(ScalarKernels, BoxHoldsItsKeysAndIsTight) {
       for (std::uint32_t d = 0; d < 24; ++d) {
         double low = HUGE_VAL;
         double high = -HUGE_VAL;
-        for (std::uint64_t t = unit * 16; t < std::min<std::uint64_t>(tokens, unit * 16 + 16); ++t) {
+        for (std::uint64_t t = unit * 16; t < std::min<std::uint64_t>(tokens, unit * 16 + 16);
+             ++t) {
           low = std::min(low, keys.k(t, d));
           high = std::max(high, keys.k(t, d));
         }
@@ -111,7 +114,8 @@ TEST_F(ScalarKernels, BoxHoldsItsKeysAndIsTight) {
         ASSERT_LE(f16_value(stored_low), low);
         ASSERT_GE(f16_value(stored_high), high);
         // The next f16 towards the keys would cut one off.
-        const double inner_low = f16_value((stored_low & 0x8000u) != 0 ? stored_low - 1u : stored_low + 1u);
+        const double inner_low =
+            f16_value((stored_low & 0x8000u) != 0 ? stored_low - 1u : stored_low + 1u);
         const double inner_high =
             f16_value((stored_high & 0x8000u) != 0 ? stored_high + 1u : stored_high - 1u);
         ASSERT_TRUE(stored_low == 0x8000 || inner_low > low);
@@ -162,12 +166,13 @@ TEST_F(ScalarKernels, BoxScoreIsAnUpperBound) {
         {keys.rows, &tokens, unit_tokens, dim, AbstractKind::kBox, boxes.data()}, nullptr));
     const std::vector<float> q = random_floats(&random, dim * 3);
     std::vector<float> scores(units * 3);
-    ASSERT_TRUE(
-        scalar.score_box({boxes.data(), &units, q.data(), dim, 3, dim, scores.data(), units}, nullptr));
+    ASSERT_TRUE(scalar.score_box(
+        {boxes.data(), &units, q.data(), dim, 3, dim, scores.data(), units}, nullptr));
     for (std::size_t i = 0; i < 3; ++i)
       for (std::uint64_t t = 0; t < tokens; ++t) {
         double dot = 0.0;
-        for (std::uint32_t d = 0; d < dim; ++d) dot += static_cast<double>(q[i * dim + d]) * keys.k(t, d);
+        for (std::uint32_t d = 0; d < dim; ++d)
+          dot += static_cast<double>(q[i * dim + d]) * keys.k(t, d);
         const double score = static_cast<double>(scores[i * units + t / unit_tokens]);
         EXPECT_GE(score, dot - 1e-5);
         if (unit_tokens == 1) {
@@ -184,11 +189,12 @@ TEST_F(ScalarKernels, MeanScoreIsTheDotProduct) {
   for (auto& half : means) half = f32_to_f16(random_float(&random));
   const std::vector<float> q = random_floats(&random, dim);
   std::vector<float> scores(units);
-  ASSERT_TRUE(
-      scalar.score_mean({means.data(), &units, q.data(), dim, 1, dim, scores.data(), units}, nullptr));
+  ASSERT_TRUE(scalar.score_mean({means.data(), &units, q.data(), dim, 1, dim, scores.data(), units},
+                                nullptr));
   for (std::uint64_t u = 0; u < units; ++u) {
     double dot = 0.0;
-    for (std::uint32_t d = 0; d < dim; ++d) dot += static_cast<double>(q[d]) * f16_value(means[u * dim + d]);
+    for (std::uint32_t d = 0; d < dim; ++d)
+      dot += static_cast<double>(q[d]) * f16_value(means[u * dim + d]);
     EXPECT_NEAR(static_cast<double>(scores[u]), dot, 1e-5);
   }
 }
@@ -202,7 +208,8 @@ TEST_F(ScalarKernels, GroupMeanOfSoftmax) {
   scores[units + 9] = kNan;        // head 1
   scores[2 * units + 9] = -50.0f;  // the same unit elsewhere
   std::vector<float> out(units);
-  const GroupScoresArgs args{scores.data(), units, &units, 3, GroupMode::kMeanSoftmax, scale, out.data()};
+  const GroupScoresArgs args{scores.data(),           units, &units,    3,
+                             GroupMode::kMeanSoftmax, scale, out.data()};
   ASSERT_TRUE(scalar.group_scores(args, nullptr));
   std::vector<double> wanted(units, 0.0);
   for (std::size_t i = 0; i < 3; ++i) {
@@ -228,12 +235,14 @@ TEST_F(ScalarKernels, GroupMax) {
   const std::vector<float> scores = {1.0f, -5.0f, kNan, -kInfinity, 2.0f, -7.0f, 3.0f, -kInfinity};
   const std::uint64_t units = 4;
   std::vector<float> out(units);
-  ASSERT_TRUE(scalar.group_scores({scores.data(), 4, &units, 2, GroupMode::kMax, 0.5f, out.data()}, nullptr));
+  ASSERT_TRUE(scalar.group_scores({scores.data(), 4, &units, 2, GroupMode::kMax, 0.5f, out.data()},
+                                  nullptr));
   EXPECT_EQ(out, (std::vector<float>{1.0f, -2.5f, kInfinity, -kInfinity}));
 }
 
 TEST_F(ScalarKernels, TopKOrder) {
-  const std::vector<float> scores = {1.0f, kNan, 3.0f, -0.0f, kInfinity, 3.0f, 0.0f, -kInfinity, -2.0f};
+  const std::vector<float> scores = {1.0f, kNan, 3.0f,       -0.0f, kInfinity,
+                                     3.0f, 0.0f, -kInfinity, -2.0f};
   const std::uint64_t count = scores.size();
   std::vector<std::uint32_t> out(count);
   std::uint64_t found = 0;
@@ -242,7 +251,8 @@ TEST_F(ScalarKernels, TopKOrder) {
   EXPECT_EQ(out, (std::vector<std::uint32_t>{1, 4, 2, 5, 0, 3, 6, 8, 7}));
   ASSERT_TRUE(scalar.top_k({scores.data(), &count, 3, false, out.data(), &found}, nullptr));
   ASSERT_EQ(found, 3u);
-  EXPECT_EQ(std::vector<std::uint32_t>(out.begin(), out.begin() + 3), (std::vector<std::uint32_t>{1, 2, 4}));
+  EXPECT_EQ(std::vector<std::uint32_t>(out.begin(), out.begin() + 3),
+            (std::vector<std::uint32_t>{1, 2, 4}));
   ASSERT_TRUE(scalar.top_k({scores.data(), &count, 0, true, out.data(), &found}, nullptr));
   EXPECT_EQ(found, 0u);
 }
@@ -254,7 +264,8 @@ void check_attention(const PagedRows& keys, const AttendArgs& args) {
     std::vector<std::uint64_t> tokens;
     for (std::uint64_t t = args.token_range[0]; t < args.token_range[1]; ++t) {
       const std::uint64_t page = t / args.rows.page_tokens;
-      if (args.row_masks != nullptr && (args.row_masks[page] >> (t % args.rows.page_tokens) & 1) == 0)
+      if (args.row_masks != nullptr &&
+          (args.row_masks[page] >> (t % args.rows.page_tokens) & 1) == 0)
         continue;
       double dot = 0.0;
       for (std::uint32_t d = 0; d < args.dim; ++d)
@@ -326,8 +337,8 @@ TEST_F(ScalarKernels, MergeOfPartsIsTheWhole) {
   };
   const auto merge = [&](std::vector<float>* a, std::vector<float>* la, const std::vector<float>& b,
                          const std::vector<float>& lb) {
-    ASSERT_TRUE(
-        scalar.merge_attention({a->data(), la->data(), b.data(), lb.data(), 16, 16, 1, 1, 2, 16}, nullptr));
+    ASSERT_TRUE(scalar.merge_attention(
+        {a->data(), la->data(), b.data(), lb.data(), 16, 16, 1, 1, 2, 16}, nullptr));
   };
   std::vector<float> whole, whole_lse, a, la, b, lb, none, none_lse;
   attend(0, 64, &whole, &whole_lse);
@@ -373,11 +384,11 @@ TEST_F(ScalarKernels, GatherCopiesRows) {
   const std::vector<std::uint64_t> targets = {20, 0, 10};
   const std::uint64_t count = 3;
   std::vector<std::byte> out(30, std::byte{0xEE});
-  ASSERT_TRUE(
-      scalar.gather_rows({source.data(), offsets.data(), &count, 10, out.data(), 10, nullptr}, nullptr));
+  ASSERT_TRUE(scalar.gather_rows(
+      {source.data(), offsets.data(), &count, 10, out.data(), 10, nullptr}, nullptr));
   for (std::size_t i = 0; i < 30; ++i) EXPECT_EQ(out[i], source[offsets[i / 10] + i % 10]);
-  ASSERT_TRUE(scalar.gather_rows({source.data(), offsets.data(), &count, 10, out.data(), 0, targets.data()},
-                                 nullptr));
+  ASSERT_TRUE(scalar.gather_rows(
+      {source.data(), offsets.data(), &count, 10, out.data(), 0, targets.data()}, nullptr));
   for (std::size_t i = 0; i < 30; ++i)
     EXPECT_EQ(out[targets[i / 10] + i % 10], source[offsets[i / 10] + i % 10]);
 }

@@ -1,4 +1,5 @@
-// Prefix index: chain hashes depend on everything before, first writer wins, the deepest filed block is found.
+// Prefix index: chain hashes depend on everything before, first writer wins, the deepest filed
+// block is found.
 #include "tiers/prefix_index.h"
 
 #include <gtest/gtest.h>
@@ -123,8 +124,10 @@ TEST(PrefixIndex, FollowsTheModel) {
       std::size_t expected = 0;  // whole blocks in common with anything stored
       for (const auto& other : stored) {
         const auto limit = std::min(ids.size(), other.size());
-        const auto same = std::mismatch(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(limit), other.begin());
-        expected = std::max(expected, static_cast<std::size_t>(same.first - ids.begin()) / kBlockTokens);
+        const auto same = std::mismatch(
+            ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(limit), other.begin());
+        expected =
+            std::max(expected, static_cast<std::size_t>(same.first - ids.begin()) / kBlockTokens);
       }
       PrefixIndex::Hit hit;
       const bool found = index.find_longest(ids, &hit);

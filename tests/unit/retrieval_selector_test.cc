@@ -24,7 +24,8 @@ struct World {
     for (const std::uint32_t tokens : visible) {
       // The segment goes on beyond what is visible.
       const std::uint32_t units = (tokens + unit - 1) / unit + 2;
-      std::vector<std::uint16_t> halves(static_cast<std::size_t>(units) * abstract_vectors(kind) * dim);
+      std::vector<std::uint16_t> halves(static_cast<std::size_t>(units) * abstract_vectors(kind) *
+                                        dim);
       for (std::size_t i = 0; i < halves.size(); ++i) halves[i] = f32_to_f16(random_float(random));
       if (kind == AbstractKind::kBox)
         for (std::size_t u = 0; u < units; ++u)
@@ -76,12 +77,13 @@ std::vector<Unit> brute_scores(const World& world, const Preset& preset) {
           for (std::uint32_t d = 0; d < world.dim; ++d) {
             const double q = static_cast<double>(world.queries[i * world.dim + d]);
             if (preset.abstract == AbstractKind::kBox) {
-              const std::uint16_t* box = segment.abstracts + static_cast<std::size_t>(u) * 2 * world.dim;
+              const std::uint16_t* box =
+                  segment.abstracts + static_cast<std::size_t>(u) * 2 * world.dim;
               score += std::max(q * static_cast<double>(f16_to_f32(box[d])),
                                 q * static_cast<double>(f16_to_f32(box[world.dim + d])));
             } else {
-              score += q * static_cast<double>(
-                               f16_to_f32(segment.abstracts[static_cast<std::size_t>(u) * world.dim + d]));
+              score += q * static_cast<double>(f16_to_f32(
+                               segment.abstracts[static_cast<std::size_t>(u) * world.dim + d]));
             }
           }
         }
@@ -94,7 +96,8 @@ std::vector<Unit> brute_scores(const World& world, const Preset& preset) {
     for (const Unit& unit : units)
       if (unit.head_scores[i] < HUGE_VAL) sum += std::exp(scale * unit.head_scores[i]);
     for (Unit& unit : units)
-      unit.score += unit.head_scores[i] < HUGE_VAL ? std::exp(scale * unit.head_scores[i]) / sum : HUGE_VAL;
+      unit.score +=
+          unit.head_scores[i] < HUGE_VAL ? std::exp(scale * unit.head_scores[i]) / sum : HUGE_VAL;
   }
   std::stable_sort(units.begin(), units.end(),
                    [](const Unit& a, const Unit& b) { return a.score > b.score; });
@@ -133,8 +136,12 @@ class SelectorTest : public ::testing::TestWithParam<const KernelTable*> {
 };
 
 TEST_P(SelectorTest, EqualsBruteForce) {
-  const std::vector<std::vector<std::uint32_t>> sequences = {
-      {1}, {16}, {33}, {2048, 2048, 500}, {64, 17, 1, 2048, 80}, std::vector<std::uint32_t>(40, 70)};
+  const std::vector<std::vector<std::uint32_t>> sequences = {{1},
+                                                             {16},
+                                                             {33},
+                                                             {2048, 2048, 500},
+                                                             {64, 17, 1, 2048, 80},
+                                                             std::vector<std::uint32_t>(40, 70)};
   for (const char* name : {"quest", "mean"}) {
     const Preset* preset = *find_preset(name);
     Selector selector(GetParam(), preset);
@@ -155,8 +162,8 @@ TEST_P(SelectorTest, EqualsBruteForce) {
               const auto selection = selector.select(world.input(ranges, budget));
               ASSERT_TRUE(selection);
               ASSERT_EQ(tokens_of(*selection), brute_select(world, units, ranges, budget))
-                  << name << " group " << group << " unit " << unit << " budget " << budget << " of "
-                  << world.end;
+                  << name << " group " << group << " unit " << unit << " budget " << budget
+                  << " of " << world.end;
             }
         }
   }
@@ -204,10 +211,11 @@ TEST_P(SelectorTest, MissingAbstractsAreFetchedFirst) {
   EXPECT_EQ(selection->units_missing, 4u);
   EXPECT_EQ(selection->units_scored, 40u);
   EXPECT_EQ(selection->abstract_bytes, 40u * 2 * 32 * 2);
-  EXPECT_EQ(tokens_of(*selection), brute_select(world, brute_scores(world, **find_preset("quest")), {}, 96));
+  EXPECT_EQ(tokens_of(*selection),
+            brute_select(world, brute_scores(world, **find_preset("quest")), {}, 96));
   const std::vector<std::uint32_t> wanted = range_of(320, 384);
-  EXPECT_TRUE(
-      std::includes(selection->tokens.begin(), selection->tokens.end(), wanted.begin(), wanted.end()));
+  EXPECT_TRUE(std::includes(selection->tokens.begin(), selection->tokens.end(), wanted.begin(),
+                            wanted.end()));
   // A sidecar that does not reach to the end of what is visible: the rest is missing too.
   world.segments[2].units = 19;
   selection = selector.select(world.input({}, 80));
@@ -237,7 +245,8 @@ TEST_P(SelectorTest, PresetsWithoutScores) {
   Selector window(GetParam(), *find_preset("window"));
   auto selection = window.select(world.input(kept, 64));
   ASSERT_TRUE(selection);
-  EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2, 3, 145, 146, 147, 148, 149}));
+  EXPECT_EQ(tokens_of(*selection),
+            (std::vector<std::uint32_t>{0, 1, 2, 3, 145, 146, 147, 148, 149}));
   EXPECT_EQ(selection->units_missing, 0u);
   Selector full(GetParam(), *find_preset("full"));
   selection = full.select(world.input(kept, 64));

@@ -135,7 +135,8 @@ TEST(SlotCache, FollowsTheModel) {
       }
       std::set<std::uint32_t> wanted;
       const std::uint64_t size = random.below(capacity + 1);
-      while (wanted.size() < size) wanted.insert(static_cast<std::uint32_t>(random.below(universe)));
+      while (wanted.size() < size)
+        wanted.insert(static_cast<std::uint32_t>(random.below(universe)));
       const std::vector<std::uint32_t> tokens(wanted.begin(), wanted.end());
 
       std::vector<std::uint32_t> missing_wanted;
@@ -154,7 +155,8 @@ TEST(SlotCache, FollowsTheModel) {
 
       const auto missing = cache.select(tokens);
       ASSERT_TRUE(missing);
-      ASSERT_EQ(std::vector<std::uint32_t>(missing->tokens.begin(), missing->tokens.end()), missing_wanted);
+      ASSERT_EQ(std::vector<std::uint32_t>(missing->tokens.begin(), missing->tokens.end()),
+                missing_wanted);
       const int way = static_cast<int>(random.below(10));
       if (way == 0) {
         cache.abandon();

@@ -13,8 +13,9 @@ namespace kvtier {
 namespace {
 
 // Offsets in the header that tests patch (docs/formats.md).
-constexpr std::size_t kVersionAt = 8, kIdAt = 16, kSpaceAt = 24, kParentAt = 48, kParentVisibleAt = 56, kTokensAt = 60,
-                      kStartAt = 64, kChunksAt = 96, kMetaBytesAt = 104, kFileBytesAt = 112, kRegionsAt = 120;
+constexpr std::size_t kVersionAt = 8, kIdAt = 16, kSpaceAt = 24, kParentAt = 48,
+                      kParentVisibleAt = 56, kTokensAt = 60, kStartAt = 64, kChunksAt = 96,
+                      kMetaBytesAt = 104, kFileBytesAt = 112, kRegionsAt = 120;
 
 template <class T>
 void patch(std::vector<std::byte>* bytes, std::size_t offset, T value) {
@@ -181,7 +182,8 @@ TEST(SegmentFormat, SignedNonsenseInTheHeaderIsCorrupt) {
       {"no id", [](auto* b) { patch<std::uint64_t>(b, kIdAt, 0); }},
       {"no space", [](auto* b) { patch<std::uint64_t>(b, kSpaceAt, 0); }},
       {"visible tokens without parent", [](auto* b) { patch<std::uint64_t>(b, kParentAt, 0); }},
-      {"parent without visible tokens", [](auto* b) { patch<std::uint32_t>(b, kParentVisibleAt, 0); }},
+      {"parent without visible tokens",
+       [](auto* b) { patch<std::uint32_t>(b, kParentVisibleAt, 0); }},
       {"too many visible tokens", [](auto* b) { patch<std::uint32_t>(b, kParentVisibleAt, 2049); }},
       {"no tokens", [](auto* b) { patch<std::uint32_t>(b, kTokensAt, 0); }},
       {"too many tokens", [](auto* b) { patch<std::uint32_t>(b, kTokensAt, 2049); }},
@@ -197,7 +199,8 @@ TEST(SegmentFormat, SignedNonsenseInTheHeaderIsCorrupt) {
       {"file_bytes too long", [](auto* b) { patch<std::uint64_t>(b, kFileBytesAt, 1ull << 40); }},
       {"region offset", [](auto* b) { patch<std::uint64_t>(b, kRegionsAt + 24, 8000); }},
       {"region size", [](auto* b) { patch<std::uint64_t>(b, kRegionsAt + 48 + 8, 8000); }},
-      {"region size huge", [](auto* b) { patch<std::uint64_t>(b, kRegionsAt + 72 + 8, UINT64_MAX - 7); }},
+      {"region size huge",
+       [](auto* b) { patch<std::uint64_t>(b, kRegionsAt + 72 + 8, UINT64_MAX - 7); }},
       {"text above its limit",
        [](auto* b) { patch<std::uint64_t>(b, kRegionsAt + 48 + 8, kSegmentTextBytesMax + 1); }},
       {"padding of the header", [](auto* b) { patch<char>(b, 1000, 1); }},
@@ -219,27 +222,44 @@ TEST(SegmentFormat, SignedNonsenseInTheRegionsIsRefused) {
   };
   constexpr std::size_t kTable = 4;
   const Case cases[] = {
-      {"no layers", 0, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint16_t>(b, at + 6, 0); }},
-      {"many layers", 0, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint16_t>(b, at + 6, 65535); }},
-      {"fewer layers", 0, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint16_t>(b, at + 6, 2); }},
-      {"chunk_tokens 7", 0, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint16_t>(b, at, 7); }},
-      {"chunk_tokens 16", 0, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint16_t>(b, at, 16); }},
-      {"odd truth", 0, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint8_t>(b, at + 8 + 2, 2); }},
-      {"layer kind", 0, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint8_t>(b, at + 8, 3); }},
-      {"row bytes", 0, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint32_t>(b, at + 8 + 8, 32); }},
-      {"chunk odd", kTable, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint64_t>(b, at, 8193); }},
-      {"chunk in metadata", kTable, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint64_t>(b, at, 4096); }},
-      {"chunk far away", kTable, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint64_t>(b, at, 1ull << 40); }},
+      {"no layers", 0, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint16_t>(b, at + 6, 0); }},
+      {"many layers", 0, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint16_t>(b, at + 6, 65535); }},
+      {"fewer layers", 0, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint16_t>(b, at + 6, 2); }},
+      {"chunk_tokens 7", 0, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint16_t>(b, at, 7); }},
+      {"chunk_tokens 16", 0, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint16_t>(b, at, 16); }},
+      {"odd truth", 0, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint8_t>(b, at + 8 + 2, 2); }},
+      {"layer kind", 0, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint8_t>(b, at + 8, 3); }},
+      {"row bytes", 0, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint32_t>(b, at + 8 + 8, 32); }},
+      {"chunk odd", kTable, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint64_t>(b, at, 8193); }},
+      {"chunk in metadata", kTable, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint64_t>(b, at, 4096); }},
+      {"chunk far away", kTable, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint64_t>(b, at, 1ull << 40); }},
       {"chunk wraps", kTable, Code::kCorrupt,
        [](auto* b, auto at) { patch<std::uint64_t>(b, at, UINT64_MAX - 4095); }},
       {"chunks overlap", kTable, Code::kCorrupt,
        [](auto* b, auto at) { patch(b, at + 64, peek<std::uint64_t>(*b, at)); }},
-      {"chunk short", kTable, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint32_t>(b, at + 8, 255); }},
-      {"chunk long", kTable, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint32_t>(b, at + 8, UINT32_MAX); }},
-      {"codec", kTable, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint16_t>(b, at + 12, 2); }},
-      {"chunk flags", kTable, Code::kCorrupt, [](auto* b, auto at) { patch<std::uint16_t>(b, at + 14, 1); }},
-      {"chunk reserved", kTable, Code::kCorrupt, [](auto* b, auto at) { patch<char>(b, at + 63, 1); }},
-      {"encrypted", kTable, Code::kVersion, [](auto* b, auto at) { patch<std::uint64_t>(b, at + 24, 1); }},
+      {"chunk short", kTable, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint32_t>(b, at + 8, 255); }},
+      {"chunk long", kTable, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint32_t>(b, at + 8, UINT32_MAX); }},
+      {"codec", kTable, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint16_t>(b, at + 12, 2); }},
+      {"chunk flags", kTable, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint16_t>(b, at + 14, 1); }},
+      {"chunk reserved", kTable, Code::kCorrupt,
+       [](auto* b, auto at) { patch<char>(b, at + 63, 1); }},
+      {"encrypted", kTable, Code::kVersion,
+       [](auto* b, auto at) { patch<std::uint64_t>(b, at + 24, 1); }},
       {"tagged", kTable, Code::kVersion, [](auto* b, auto at) { patch<char>(b, at + 32, 1); }},
   };
   for (const Case& one : cases) {
@@ -274,7 +294,8 @@ TEST(SegmentFormat, SalvageNamesWhatIsDamagedAndKeepsTheRest) {
     EXPECT_EQ(salvage.meta.chunks.size(), i != 4 ? sample.meta.chunks.size() : 0u);
   }
   std::vector<std::byte> head = sample.head;
-  patch<std::uint64_t>(&head, kIdAt, 0);  // unsigned: the header is damaged, but still says where things are
+  patch<std::uint64_t>(&head, kIdAt,
+                       0);  // unsigned: the header is damaged, but still says where things are
   SegmentSalvage salvage = salvage_segment_meta(head);
   ASSERT_EQ(salvage.damaged.size(), 1u);
   EXPECT_STREQ(salvage.damaged[0], "header");
@@ -294,8 +315,9 @@ TEST(SegmentFormat, ChunkChecksumKnowsSegmentPlaceAndEveryBit) {
   const Sample sample = make_sample();
   for (std::uint32_t i = 0; i < sample.meta.chunks.size(); ++i) {
     const ChunkEntry& chunk = sample.meta.chunks[i];
-    std::vector<std::byte> stored(sample.file.begin() + static_cast<std::ptrdiff_t>(chunk.offset),
-                                  sample.file.begin() + static_cast<std::ptrdiff_t>(chunk.offset + chunk.stored_bytes));
+    std::vector<std::byte> stored(
+        sample.file.begin() + static_cast<std::ptrdiff_t>(chunk.offset),
+        sample.file.begin() + static_cast<std::ptrdiff_t>(chunk.offset + chunk.stored_bytes));
     EXPECT_EQ(chunk_checksum(sample.meta.id, i, stored), chunk.checksum);
     EXPECT_NE(chunk_checksum(SegmentId{sample.meta.id.value + 1}, i, stored), chunk.checksum);
     EXPECT_NE(chunk_checksum(sample.meta.id, i + 1, stored), chunk.checksum);
@@ -312,9 +334,9 @@ TEST(SegmentFormat, NamesGoBothWays) {
   EXPECT_EQ(segment_path(SegmentId{0xA2F}), "segments/0000000000000a2f.kvs");
   EXPECT_EQ(segment_id_of("0000000000000a2f.kvs"), SegmentId{0xA2F});
   EXPECT_EQ(segment_id_of("ffffffffffffffff.kvs"), SegmentId{UINT64_MAX});
-  for (const char* name : {"", ".kvs", "a2f.kvs", "0000000000000a2f.kva", "0000000000000A2F.kvs", "0000000000000000.kvs",
-                           "00000000000000a2f.kvs", "0000000000000a2g.kvs", "0000000000000a2f.kvs.tmp",
-                           "segments/0000000000000a2f.kvs"})
+  for (const char* name : {"", ".kvs", "a2f.kvs", "0000000000000a2f.kva", "0000000000000A2F.kvs",
+                           "0000000000000000.kvs", "00000000000000a2f.kvs", "0000000000000a2g.kvs",
+                           "0000000000000a2f.kvs.tmp", "segments/0000000000000a2f.kvs"})
     EXPECT_EQ(segment_id_of(name).error().code, Code::kInvalid) << name;
 }
 

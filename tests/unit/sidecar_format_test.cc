@@ -14,7 +14,9 @@ namespace {
 
 constexpr SegmentId kSegment{0xA2F};
 
-std::vector<std::byte> sample() { return samples::make_sidecar(kSegment, samples::small_geometry(), 11, 5); }
+std::vector<std::byte> sample() {
+  return samples::make_sidecar(kSegment, samples::small_geometry(), 11, 5);
+}
 
 // Parses a whole file as a reader would.
 Code read_code(ByteSpan file) {
@@ -41,13 +43,14 @@ TEST(SidecarFormat, RoundTrips) {
   const ByteSpan payload = ByteSpan(file).subspan(kSidecarHeaderBytes);
   EXPECT_TRUE(check_sidecar_payload(*header, payload).has_value());
   EXPECT_TRUE(check_sidecar_payload(*header, payload.first(header->payload_bytes)).has_value());
-  EXPECT_FALSE(check_sidecar_payload(*header, payload.first(header->payload_bytes + 1)).has_value());
+  EXPECT_FALSE(
+      check_sidecar_payload(*header, payload.first(header->payload_bytes + 1)).has_value());
   EXPECT_EQ(encode_sidecar(*header, payload.first(header->payload_bytes)), file);
 }
 
 TEST(SidecarFormat, AnEmptyPayloadRoundTrips) {
-  const std::vector<std::byte> file = encode_sidecar({.segment = kSegment, .fingerprint = {}, .kind = 1000,
-                                                      .tokens = 1}, {});
+  const std::vector<std::byte> file =
+      encode_sidecar({.segment = kSegment, .fingerprint = {}, .kind = 1000, .tokens = 1}, {});
   EXPECT_EQ(file.size(), kSidecarHeaderBytes);
   EXPECT_EQ(read_code(file), Code::kOk);
 }
@@ -79,15 +82,14 @@ TEST(SidecarFormat, SignedNonsenseIsRefused) {
     Code code;
   };
   const Case cases[] = {
-      {8, 2, Code::kVersion},        // version
-      {12, 1, Code::kCorrupt},       // flags
-      {16, 0, Code::kCorrupt},       // segment
-      {40, 0, Code::kCorrupt},       // kind
-      {48, 2049, Code::kCorrupt},    // unit_tokens
-      {52, 0, Code::kCorrupt},       // tokens
-      {52, 2049, Code::kCorrupt},
-      {60, 1, Code::kCorrupt},       // payload_bytes, upper half
-      {72, 1, Code::kCorrupt},       // behind the fields
+      {8, 2, Code::kVersion},                               // version
+      {12, 1, Code::kCorrupt},                              // flags
+      {16, 0, Code::kCorrupt},                              // segment
+      {40, 0, Code::kCorrupt},                              // kind
+      {48, 2049, Code::kCorrupt},                           // unit_tokens
+      {52, 0, Code::kCorrupt},                              // tokens
+      {52, 2049, Code::kCorrupt}, {60, 1, Code::kCorrupt},  // payload_bytes, upper half
+      {72, 1, Code::kCorrupt},                              // behind the fields
   };
   for (const Case& one : cases) {
     std::vector<std::byte> file = sample();
@@ -105,9 +107,10 @@ TEST(SidecarFormat, NamesGoBothWays) {
   ASSERT_TRUE(name.has_value());
   EXPECT_EQ(name->segment, kSegment);
   EXPECT_EQ(name->kind, 1000u);
-  for (const char* bad : {"", "0000000000000a2f-.kva", "0000000000000a2f-0.kva", "0000000000000a2f-01.kva",
-                          "0000000000000a2f-4294967296.kva", "0000000000000a2f--1.kva", "0000000000000a2f-1.kvs",
-                          "0000000000000000-1.kva", "0000000000000a2f-1x.kva", "0000000000000A2F-1.kva"})
+  for (const char* bad :
+       {"", "0000000000000a2f-.kva", "0000000000000a2f-0.kva", "0000000000000a2f-01.kva",
+        "0000000000000a2f-4294967296.kva", "0000000000000a2f--1.kva", "0000000000000a2f-1.kvs",
+        "0000000000000000-1.kva", "0000000000000a2f-1x.kva", "0000000000000A2F-1.kva"})
     EXPECT_EQ(sidecar_name_of(bad).error().code, Code::kInvalid) << bad;
 }
 

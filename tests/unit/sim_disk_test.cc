@@ -1,4 +1,5 @@
-// The simulated disk: a file system that works, and at a power cut every outcome of its fault model and no other.
+// The simulated disk: a file system that works, and at a power cut every outcome of its fault model
+// and no other.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -84,7 +85,8 @@ TEST(SimDisk, DirectoriesAndPaths) {
   EXPECT_TRUE(disk.exists("/d/e/f"));
   EXPECT_EQ(code_of(disk.create("d/../f", true)), Code::kInvalid);
   EXPECT_EQ(disk.list("d").value_or(std::vector<std::string>{}), std::vector<std::string>{"e"});
-  EXPECT_EQ(disk.list("/").value_or(std::vector<std::string>{}), (std::vector<std::string>{"d", "d-x"}));
+  EXPECT_EQ(disk.list("/").value_or(std::vector<std::string>{}),
+            (std::vector<std::string>{"d", "d-x"}));
   EXPECT_EQ(code_of(disk.unlink("d/e")), Code::kExists);  // not empty
   ASSERT_TRUE(disk.unlink("d/e/f"));
   ASSERT_TRUE(disk.unlink("d/e"));
@@ -103,8 +105,10 @@ TEST(SimDisk, SyncedDataSurvivesEveryPowerCut) {
     const auto bytes = contents(disk, "f");
     ASSERT_GE(bytes.size(), 20'000u);
     for (std::size_t i = 0; i < 20'000; ++i)
-      ASSERT_EQ(bytes[i], std::byte(i >= 5'000 && i < 10'000 ? 2 : 1)) << "seed " << seed << " byte " << i;
-    for (std::size_t i = 20'000; i < bytes.size(); ++i) ASSERT_TRUE(bytes[i] == std::byte{0} || bytes[i] == std::byte{3});
+      ASSERT_EQ(bytes[i], std::byte(i >= 5'000 && i < 10'000 ? 2 : 1))
+          << "seed " << seed << " byte " << i;
+    for (std::size_t i = 20'000; i < bytes.size(); ++i)
+      ASSERT_TRUE(bytes[i] == std::byte{0} || bytes[i] == std::byte{3});
     disk.crash();  // what survived counts as synced
     ASSERT_EQ(contents(disk, "f"), bytes);
   }
@@ -167,7 +171,8 @@ TEST(SimDisk, AWriteMayLandOnAnotherUnsyncedBlock) {
     const auto bytes = contents(disk, "f");
     ASSERT_EQ(bytes[2 * kDiskAlign], std::byte{1}) << "a synced block was hit";
     for (std::size_t i = 0; i < 2 * kDiskAlign; ++i) {
-      const bool own = bytes[i] == std::byte{1} || bytes[i] == (i < kDiskAlign ? std::byte{2} : std::byte{3});
+      const bool own =
+          bytes[i] == std::byte{1} || bytes[i] == (i < kDiskAlign ? std::byte{2} : std::byte{3});
       misdirected += !own && i % kDiskAlign == 0;
     }
   }
@@ -181,10 +186,12 @@ TEST(SimDisk, TheSizeAfterAPowerCutIsOneOfThePossible) {
   for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
     SimDisk disk({seed});
     make_durable(disk, "f", filled(512, 1));
-    for (int i = 1; i < 4; ++i) ASSERT_TRUE(disk.write("f", static_cast<std::uint64_t>(i) * 512, filled(512, i + 1)));
+    for (int i = 1; i < 4; ++i)
+      ASSERT_TRUE(disk.write("f", static_cast<std::uint64_t>(i) * 512, filled(512, i + 1)));
     disk.crash();
     const auto bytes = contents(disk, "f");
-    ASSERT_TRUE(bytes.size() % 512 == 0 && bytes.size() >= 512 && bytes.size() <= 2'048) << bytes.size();
+    ASSERT_TRUE(bytes.size() % 512 == 0 && bytes.size() >= 512 && bytes.size() <= 2'048)
+        << bytes.size();
     sizes.insert(bytes.size());
     zeros_where_written |= bytes.size() == 2'048 && bytes[2'047] == std::byte{0};
     EXPECT_EQ(disk.used_bytes(), bytes.size());
@@ -226,7 +233,8 @@ TEST(SimDisk, NamesWithoutADirectorySyncAreKeptOrLost) {
   EXPECT_EQ(seen, (std::set<std::string>{"", "old ", "new", "old new"}));
 }
 
-// Replacing by rename is whole: the name holds the old or the new file, and both file names never hold it at once.
+// Replacing by rename is whole: the name holds the old or the new file, and both file names never
+// hold it at once.
 TEST(SimDisk, ARenameIsKeptOrLostAsAWhole) {
   int replaced = 0;
   for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {

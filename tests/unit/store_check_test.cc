@@ -1,4 +1,5 @@
-// Store check: a sound store is sound; every changed byte, cut, swap and missing file is named; nothing is written.
+// Store check: a sound store is sound; every changed byte, cut, swap and missing file is named;
+// nothing is written.
 #include "tiers/store_check.h"
 
 #include <gtest/gtest.h>
@@ -17,7 +18,8 @@ namespace {
 constexpr std::uint64_t kSeed = 31;
 constexpr SequenceId kSequence{0x77};
 
-// A store of two segments, their abstracts, and a sequence of both with a tail log, on a simulated disk.
+// A store of two segments, their abstracts, and a sequence of both with a tail log, on a simulated
+// disk.
 class StoreCheck : public ::testing::Test {
  protected:
   StoreCheck() : disk_(SimDiskOptions{.latency_ns_max = 1}) {
@@ -37,7 +39,8 @@ class StoreCheck : public ::testing::Test {
     sequence.log_generation = 3;
     rows_.sequences.push_back(sequence);
     log_ = tail_log_path(kSequence, 3);
-    put(log_, samples::make_log(samples::make_log_header(kSequence, 3, 79), samples::small_geometry(), kSeed, {3, 1, 33}));
+    put(log_, samples::make_log(samples::make_log_header(kSequence, 3, 79),
+                                samples::small_geometry(), kSeed, {3, 1, 33}));
   }
 
   std::string add_segment(SegmentId id, std::uint32_t tokens, std::uint64_t start) {
@@ -80,8 +83,8 @@ class StoreCheck : public ::testing::Test {
     for (const Finding& one : report.findings) {
       EXPECT_FALSE(one.what.empty());
       if (one.path == path)
-        lines.push_back(std::string(finding_kind_name(one.kind)) + "/" + finding_severity_name(one.severity) + "/" +
-                        one.region);
+        lines.push_back(std::string(finding_kind_name(one.kind)) + "/" +
+                        finding_severity_name(one.severity) + "/" + one.region);
     }
     return lines;
   }
@@ -102,7 +105,8 @@ TEST_F(StoreCheck, ASoundStoreIsSoundAndUnchanged) {
     for (const bool with_rows : {false, true}) {
       const StoreReport report = check(deep, with_rows);
       EXPECT_TRUE(report.sound());
-      EXPECT_TRUE(report.findings.empty()) << report.findings[0].path << ": " << report.findings[0].what;
+      EXPECT_TRUE(report.findings.empty())
+          << report.findings[0].path << ": " << report.findings[0].what;
       EXPECT_EQ(report.segments, 2u);
       EXPECT_EQ(report.sidecars, 2u);
       EXPECT_EQ(report.logs, 1u);
@@ -121,7 +125,8 @@ TEST_F(StoreCheck, AnEmptyStoreIsSound) {
   EXPECT_TRUE(check_store(*io, nullptr, {.deep = true, .progress = {}}).findings.empty());
 }
 
-// Every byte of metadata, and of every page its first 512 and then every 64th, in a store of that file alone.
+// Every byte of metadata, and of every page its first 512 and then every 64th, in a store of that
+// file alone.
 TEST_F(StoreCheck, EveryFlippedByteIsNamed) {
   for (const std::string& path : {second_, log_, sidecar_path(SegmentId{2}, 1)}) {
     SimDisk one_file{SimDiskOptions{.latency_ns_max = 1}};
@@ -177,8 +182,8 @@ TEST_F(StoreCheck, RegionsAreNamedAndTheRestIsStillRead) {
 
 TEST_F(StoreCheck, CutsAndExtraBytes) {
   const std::vector<std::byte> file = get(first_);
-  for (const std::size_t size : {std::size_t{0}, std::size_t{100}, std::size_t{4096}, std::size_t{5000},
-                                 file.size() - 4096, file.size() - 1}) {
+  for (const std::size_t size : {std::size_t{0}, std::size_t{100}, std::size_t{4096},
+                                 std::size_t{5000}, file.size() - 4096, file.size() - 1}) {
     ASSERT_TRUE(disk_.resize(first_, size).has_value());
     for (const bool deep : {false, true}) {
       const StoreReport report = check(deep);
@@ -204,7 +209,8 @@ TEST_F(StoreCheck, SwappedFilesAreNamed) {
   put(x, get(y));
   expect_one(x, "mismatch/damage/header", false);
   put(x, samples::make_sidecar(SegmentId{1}, samples::small_geometry(), 70, kSeed));
-  put(log_, samples::make_log(samples::make_log_header(SequenceId{0x78}, 3, 79), samples::small_geometry(), kSeed, {3}));
+  put(log_, samples::make_log(samples::make_log_header(SequenceId{0x78}, 3, 79),
+                              samples::small_geometry(), kSeed, {3}));
   expect_one(log_, "mismatch/damage/header", false);
 }
 
@@ -215,8 +221,10 @@ TEST_F(StoreCheck, MissingFilesAreNamed) {
   const StoreReport report = check(false);
   EXPECT_EQ(named(report, first_), std::vector<std::string>{"missing/damage/"});
   EXPECT_EQ(named(report, log_), std::vector<std::string>{"missing/damage/"});
-  EXPECT_EQ(named(report, sidecar_path(SegmentId{2}, 1)), std::vector<std::string>{"missing/note/"});
-  EXPECT_EQ(named(report, sidecar_path(SegmentId{1}, 1)), std::vector<std::string>{"orphan/warning/"});
+  EXPECT_EQ(named(report, sidecar_path(SegmentId{2}, 1)),
+            std::vector<std::string>{"missing/note/"});
+  EXPECT_EQ(named(report, sidecar_path(SegmentId{1}, 1)),
+            std::vector<std::string>{"orphan/warning/"});
   EXPECT_TRUE(check(false, false).sound());
 }
 
@@ -230,8 +238,10 @@ TEST_F(StoreCheck, OrphansAreWarningsOnly) {
   const StoreReport report = check(false);
   for (const char* path : {"segments/notes.txt", "sidecars/core", "logs/x.kvl"})
     EXPECT_EQ(named(report, path), std::vector<std::string>{"orphan/warning/"}) << path;
-  EXPECT_EQ(named(report, tail_log_path(kSequence, 2)), std::vector<std::string>{"orphan/warning/"});
-  EXPECT_EQ(named(report, tail_log_path(SequenceId{0x99}, 1)), std::vector<std::string>{"orphan/warning/"});
+  EXPECT_EQ(named(report, tail_log_path(kSequence, 2)),
+            std::vector<std::string>{"orphan/warning/"});
+  EXPECT_EQ(named(report, tail_log_path(SequenceId{0x99}, 1)),
+            std::vector<std::string>{"orphan/warning/"});
   EXPECT_EQ(named(report, "segments/0000000000000009.kvs"),
             (std::vector<std::string>{"mismatch/damage/header", "orphan/warning/"}));
 }
@@ -252,7 +262,8 @@ TEST_F(StoreCheck, ATornLogIsAWarningAndAHoleIsDamage) {
   torn.resize(torn.size() + 8192);  // reserved space
   put(log_, torn);
   EXPECT_TRUE(check().findings.empty());
-  put(log_, samples::make_log(samples::make_log_header(kSequence, 3, 78), samples::small_geometry(), kSeed, {3}));
+  put(log_, samples::make_log(samples::make_log_header(kSequence, 3, 78), samples::small_geometry(),
+                              kSeed, {3}));
   expect_one(log_, "mismatch/damage/header");
 }
 
@@ -266,20 +277,29 @@ TEST_F(StoreCheck, RowsThatDoNotFitTheirFiles) {
   const std::string sequence = "catalogue/sequence/0000000000000077";
   const std::string row = "catalogue/segment/0000000000000002";
   const Case cases[] = {
-      {"parent", second_, "mismatch/damage/header", [](StoreRows* r) { r->segments[1].parent_visible = 3; }},
-      {"start", second_, "mismatch/damage/header", [](StoreRows* r) { r->segments[1].start_token = 69; }},
-      {"tokens", second_, "mismatch/damage/header", [](StoreRows* r) { r->segments[1].tokens = 12; }},
-      {"length", second_, "mismatch/damage/header", [](StoreRows* r) { r->segments[1].file_bytes += 4096; }},
-      {"blocks", second_, "mismatch/damage/header", [](StoreRows* r) { r->segments[1].blocks.resize(2); }},
-      {"digest", second_, "mismatch/damage/header", [](StoreRows* r) { r->spaces[0].digest.low ^= 1; }},
+      {"parent", second_, "mismatch/damage/header",
+       [](StoreRows* r) { r->segments[1].parent_visible = 3; }},
+      {"start", second_, "mismatch/damage/header",
+       [](StoreRows* r) { r->segments[1].start_token = 69; }},
+      {"tokens", second_, "mismatch/damage/header",
+       [](StoreRows* r) { r->segments[1].tokens = 12; }},
+      {"length", second_, "mismatch/damage/header",
+       [](StoreRows* r) { r->segments[1].file_bytes += 4096; }},
+      {"blocks", second_, "mismatch/damage/header",
+       [](StoreRows* r) { r->segments[1].blocks.resize(2); }},
+      {"digest", second_, "mismatch/damage/header",
+       [](StoreRows* r) { r->spaces[0].digest.low ^= 1; }},
       {"geometry", second_, "mismatch/damage/geometry",
        [](StoreRows* r) { r->spaces[0].geometry.layers[1].query_heads = 2; }},
       {"bad", second_, "damaged/note/", [](StoreRows* r) { r->segments[1].bad = true; }},
       {"no row", second_, "orphan/warning/", [](StoreRows* r) { r->segments.pop_back(); }},
-      {"part without row", sequence, "missing/damage/", [](StoreRows* r) { r->segments.pop_back(); }},
-      {"parent without row", row, "missing/warning/", [](StoreRows* r) { r->segments.erase(r->segments.begin()); }},
+      {"part without row", sequence, "missing/damage/",
+       [](StoreRows* r) { r->segments.pop_back(); }},
+      {"parent without row", row, "missing/warning/",
+       [](StoreRows* r) { r->segments.erase(r->segments.begin()); }},
       {"no space", row, "missing/damage/", [](StoreRows* r) { r->spaces.clear(); }},
-      {"sequence without space", sequence, "missing/damage/", [](StoreRows* r) { r->spaces.clear(); }},
+      {"sequence without space", sequence, "missing/damage/",
+       [](StoreRows* r) { r->spaces.clear(); }},
       {"too many visible", sequence, "mismatch/damage/parts",
        [](StoreRows* r) { r->sequences[0].parts[1].visible_tokens = 12; }},
       {"none visible", sequence, "mismatch/damage/parts",
@@ -289,7 +309,9 @@ TEST_F(StoreCheck, RowsThatDoNotFitTheirFiles) {
       {"part of another space", sequence, "mismatch/damage/parts",
        [](StoreRows* r) { r->segments[1].space = SpaceId{8}; }},
       {"damaged row", "catalogue/segment 5", "damaged/damage/",
-       [](StoreRows* r) { r->damaged.push_back({"segment 5", {Code::kCorrupt, 0, "its checksum is wrong"}}); }},
+       [](StoreRows* r) {
+         r->damaged.push_back({"segment 5", {Code::kCorrupt, 0, "its checksum is wrong"}});
+       }},
   };
   const StoreRows good = rows_;
   for (const Case& one : cases) {
@@ -312,16 +334,18 @@ TEST_F(StoreCheck, ReadErrorsAreFindings) {
 TEST_F(StoreCheck, ProgressIsToldAndCancels) {
   const std::unique_ptr<Io> io = make_sim_io(disk_, clock_);
   std::uint64_t last = 0, total = 0;
-  StoreReport report = check_store(*io, &rows_, {.deep = true, .progress = [&](auto done, auto files, auto) {
-                                                   EXPECT_GE(done, last);
-                                                   last = done;
-                                                   total = files;
-                                                   return true;
-                                                 }});
+  StoreReport report =
+      check_store(*io, &rows_, {.deep = true, .progress = [&](auto done, auto files, auto) {
+                                  EXPECT_GE(done, last);
+                                  last = done;
+                                  total = files;
+                                  return true;
+                                }});
   EXPECT_EQ(last, 5u);
   EXPECT_EQ(total, 5u);
   EXPECT_FALSE(report.cancelled);
-  report = check_store(*io, &rows_, {.deep = true, .progress = [](auto, auto, auto) { return false; }});
+  report =
+      check_store(*io, &rows_, {.deep = true, .progress = [](auto, auto, auto) { return false; }});
   EXPECT_TRUE(report.cancelled);
   EXPECT_FALSE(report.sound());
   EXPECT_LT(report.segments, 2u);
@@ -331,7 +355,8 @@ TEST_F(StoreCheck, FindingsAreBounded) {
   const std::uint64_t chunks_at = parse_segment_header(get(first_)).value();
   for (std::uint64_t i = 0; i < 27; ++i) disk_.rot(first_, chunks_at + i * 4096, 1);
   const std::unique_ptr<Io> io = make_sim_io(disk_, clock_);
-  const StoreReport report = check_store(*io, &rows_, {.deep = true, .findings_max = 5, .progress = {}});
+  const StoreReport report =
+      check_store(*io, &rows_, {.deep = true, .findings_max = 5, .progress = {}});
   EXPECT_EQ(report.findings.size(), 5u);
   EXPECT_EQ(report.damage, 27u);
 }
@@ -342,8 +367,8 @@ TEST(StoreCheckOnDisk, RowsComeFromTheCatalogue) {
   ASSERT_NE(::mkdtemp(name), nullptr);
   const std::filesystem::path root(name);
   {
-    Result<std::unique_ptr<Catalogue>> made =
-        Catalogue::open({.path = (root / "catalogue").string(), .env = nullptr, .read_only = false});
+    Result<std::unique_ptr<Catalogue>> made = Catalogue::open(
+        {.path = (root / "catalogue").string(), .env = nullptr, .read_only = false});
     ASSERT_TRUE(made.has_value()) << made.error().message();
     CatalogueBatch batch;
     SegmentRow row;

@@ -1,5 +1,5 @@
-// Tail log: whatever happens to the file, replay gives tokens and rows exactly as they were after some whole number of
-// records, or an error, and never writes outside the half.
+// Tail log: whatever happens to the file, replay gives tokens and rows exactly as they were after
+// some whole number of records, or an error, and never writes outside the half.
 #include "tiers/tail_log_format.h"
 
 #include <gtest/gtest.h>
@@ -23,8 +23,10 @@ class Half {
  public:
   static constexpr std::size_t kGuard = 4096;
   explicit Half(const Geometry& geometry)
-      : geometry_(geometry), layout_(geometry, kSegmentTokensMax),
-        tokens_(kSegmentTokensMax + 2 * kGuard / sizeof(TokenRecord)), plane_(layout_.size_bytes() + 2 * kGuard) {
+      : geometry_(geometry),
+        layout_(geometry, kSegmentTokensMax),
+        tokens_(kSegmentTokensMax + 2 * kGuard / sizeof(TokenRecord)),
+        plane_(layout_.size_bytes() + 2 * kGuard) {
     clear();
   }
   void clear() {
@@ -45,11 +47,12 @@ class Half {
   }
   [[nodiscard]] bool guards_intact() {
     const auto same = [](ByteSpan bytes) {
-      return std::all_of(bytes.begin(), bytes.end(), [](std::byte one) { return one == std::byte{0x5A}; });
+      return std::all_of(bytes.begin(), bytes.end(),
+                         [](std::byte one) { return one == std::byte{0x5A}; });
     };
     const ByteSpan tokens = std::as_bytes(std::span(tokens_));
-    return same(tokens.first(kGuard)) && same(tokens.last(kGuard)) && same(ByteSpan(plane_).first(kGuard)) &&
-           same(ByteSpan(plane_).last(kGuard));
+    return same(tokens.first(kGuard)) && same(tokens.last(kGuard)) &&
+           same(ByteSpan(plane_).first(kGuard)) && same(ByteSpan(plane_).last(kGuard));
   }
 
  private:
@@ -63,18 +66,27 @@ class Half {
 class Writer {
  public:
   explicit Writer(const TailLogHeader& header, const Geometry& geometry)
-      : header_(header), geometry_(geometry), source_(geometry), file_(encode_tail_log_header(header)) {
+      : header_(header),
+        geometry_(geometry),
+        source_(geometry),
+        file_(encode_tail_log_header(header)) {
     states_.emplace_back();
     ends_.push_back(file_.size());
   }
   // Tokens [first, first + count) of the stream `seed`.
   void append(std::uint32_t first, std::uint32_t count, std::uint64_t seed) {
-    samples::fill_plane(geometry_, source_.layout(), seed, header_.base_token, first, count, source_.tokens(),
-                        source_.plane());
-    const std::vector<std::byte> record = encode_tail_record(
-        {.header = &header_, .geometry = &geometry_, .layout = &source_.layout(), .tokens = source_.tokens(),
-         .plane = source_.plane(), .first = first, .count = count, .start_token = header_.base_token + first,
-         .order = states_.size() - 1});
+    samples::fill_plane(geometry_, source_.layout(), seed, header_.base_token, first, count,
+                        source_.tokens(), source_.plane());
+    const std::vector<std::byte> record =
+        encode_tail_record({.header = &header_,
+                            .geometry = &geometry_,
+                            .layout = &source_.layout(),
+                            .tokens = source_.tokens(),
+                            .plane = source_.plane(),
+                            .first = first,
+                            .count = count,
+                            .start_token = header_.base_token + first,
+                            .order = states_.size() - 1});
     EXPECT_EQ(record.size(), tail_record_bytes(geometry_, count));
     file_.insert(file_.end(), record.begin(), record.end());
     states_.push_back(source_.content(0, first + count));
@@ -113,8 +125,8 @@ class TailLog : public ::testing::Test {
     Writer writer(header_, geometry_);
     writer.append(0, 3, 1);
     writer.append(3, 1, 1);
-    writer.append(2, 4, 2);   // replaces tokens 2 and 3
-    writer.append(5, 0, 2);   // cuts to 5
+    writer.append(2, 4, 2);  // replaces tokens 2 and 3
+    writer.append(5, 0, 2);  // cuts to 5
     writer.append(5, 40, 3);
     return writer;
   }
@@ -176,7 +188,8 @@ TEST_F(TailLog, AFullHalfReplaysAndNotOneTokenMore) {
   writer.append(kSegmentTokensMax - 1, 1, 4);
   expect_prefix(writer, writer.file(), 2);
   EXPECT_TRUE(half_.guards_intact());
-  // A record that begins at the half's end, and one that crosses it, made by a writer whose base lies lower.
+  // A record that begins at the half's end, and one that crosses it, made by a writer whose base
+  // lies lower.
   for (const std::uint32_t first : {kSegmentTokensMax, kSegmentTokensMax - 1}) {
     half_.clear();
     TailLogHeader lower = header_;
@@ -184,9 +197,15 @@ TEST_F(TailLog, AFullHalfReplaysAndNotOneTokenMore) {
     std::vector<std::byte> file = writer.file();
     std::vector<TokenRecord> tokens(kSegmentTokensMax);
     std::vector<std::byte> plane(half_.layout().size_bytes());
-    const std::vector<std::byte> record = encode_tail_record(
-        {.header = &lower, .geometry = &geometry_, .layout = &half_.layout(), .tokens = tokens.data(),
-         .plane = plane.data(), .first = 0, .count = 2, .start_token = kBase + first, .order = 2});
+    const std::vector<std::byte> record = encode_tail_record({.header = &lower,
+                                                              .geometry = &geometry_,
+                                                              .layout = &half_.layout(),
+                                                              .tokens = tokens.data(),
+                                                              .plane = plane.data(),
+                                                              .first = 0,
+                                                              .count = 2,
+                                                              .start_token = kBase + first,
+                                                              .order = 2});
     file.insert(file.end(), record.begin(), record.end());
     const Result<TailReplay> result = replay(file);
     ASSERT_TRUE(result.has_value());
@@ -236,14 +255,16 @@ TEST_F(TailLog, EveryTruncationGivesAPrefixOrAnError) {
 TEST_F(TailLog, ATornLastRecordLosesOnlyItself) {
   const Writer writer = sample();
   for (const std::byte fill : {std::byte{0x00}, std::byte{0xFF}}) {
-    std::vector<std::byte> file = writer.file();  // the last record's second half never reached the disk
+    std::vector<std::byte> file =
+        writer.file();  // the last record's second half never reached the disk
     const std::size_t from = writer.ends()[4] + 4096;
     ASSERT_LT(from, file.size());
     std::fill(file.begin() + static_cast<std::ptrdiff_t>(from), file.end(), fill);
     expect_prefix(writer, file, 4);
     EXPECT_TRUE(replay(file)->torn);
   }
-  std::vector<std::byte> file = writer.file();  // nothing of it did: space that was reserved is not a torn record
+  std::vector<std::byte> file =
+      writer.file();  // nothing of it did: space that was reserved is not a torn record
   std::fill(file.begin() + static_cast<std::ptrdiff_t>(writer.ends()[4]), file.end(), std::byte{0});
   expect_prefix(writer, file, 4);
   EXPECT_FALSE(replay(file)->torn);
@@ -251,7 +272,9 @@ TEST_F(TailLog, ATornLastRecordLosesOnlyItself) {
 
 TEST_F(TailLog, RecordsOutOfOrderOrTwiceStopTheReplay) {
   const Writer writer = sample();
-  const auto at = [&](std::size_t record) { return writer.file().begin() + static_cast<std::ptrdiff_t>(writer.ends()[record]); };
+  const auto at = [&](std::size_t record) {
+    return writer.file().begin() + static_cast<std::ptrdiff_t>(writer.ends()[record]);
+  };
   std::vector<std::byte> swapped(at(0) - 4096, at(0));
   swapped.insert(swapped.end(), at(1), at(2));
   swapped.insert(swapped.end(), at(0), at(1));
@@ -278,8 +301,10 @@ TEST_F(TailLog, AnotherFilesRecordsStopTheReplay) {
   const Writer writer = sample();
   for (int which = 0; which < 2; ++which) {
     TailLogHeader other = header_;
-    if (which == 0) other.sequence = SequenceId{0x78};
-    else other.generation = 2;
+    if (which == 0)
+      other.sequence = SequenceId{0x78};
+    else
+      other.generation = 2;
     Writer foreign(other, geometry_);
     foreign.append(0, 3, 9);
     std::vector<std::byte> file(writer.file().begin(), writer.file().begin() + 4096);
@@ -320,7 +345,7 @@ TEST_F(TailLog, SignedNonsenseInARecordStopsTheReplay) {
     std::size_t offset;
     std::uint32_t value;
   };
-  const Case cases[] = {{0, 1}, {4, 60}, {4, UINT32_MAX}, {8, 1}, {16, 1}, {24, 1},
+  const Case cases[] = {{0, 1},     {4, 60},    {4, UINT32_MAX},  {8, 1},  {16, 1},        {24, 1},
                         {32, 2047}, {32, 2049}, {36, UINT32_MAX}, {40, 0}, {40, 1u << 30}, {44, 1}};
   const Writer writer = sample();
   for (const Case& one : cases) {
@@ -338,8 +363,10 @@ TEST_F(TailLog, SignedNonsenseInARecordStopsTheReplay) {
 TEST_F(TailLog, RandomHistoriesReplayExactly) {
   for (std::uint64_t seed = 0; seed < 200; ++seed) {
     Random random(seed);
-    if (seed % 2 == 1) geometry_.heads_per_chunk = 0;
-    else geometry_.heads_per_chunk = 1;
+    if (seed % 2 == 1)
+      geometry_.heads_per_chunk = 0;
+    else
+      geometry_.heads_per_chunk = 1;
     Half half(geometry_);
     Writer writer(header_, geometry_);
     std::uint32_t tokens = 0;
@@ -349,11 +376,14 @@ TEST_F(TailLog, RandomHistoriesReplayExactly) {
       writer.append(first, count, random.next());
       tokens = first + count;
     }
-    const std::size_t cut = kTailLogHeaderBytes + random.below(writer.file().size() - kTailLogHeaderBytes + 1);
+    const std::size_t cut =
+        kTailLogHeaderBytes + random.below(writer.file().size() - kTailLogHeaderBytes + 1);
     const Result<TailReplay> result =
-        replay_tail_log(ByteSpan(writer.file()).first(cut), header_, geometry_, half.layout(), half.tokens(), half.plane());
+        replay_tail_log(ByteSpan(writer.file()).first(cut), header_, geometry_, half.layout(),
+                        half.tokens(), half.plane());
     ASSERT_TRUE(result.has_value());
-    ASSERT_EQ(half.content(0, result->tokens), writer.states()[result->next_order]) << "seed " << seed;
+    ASSERT_EQ(half.content(0, result->tokens), writer.states()[result->next_order])
+        << "seed " << seed;
   }
 }
 
@@ -366,7 +396,8 @@ TEST_F(TailLog, RecordSizesAreWhatTheFormatSays) {
   EXPECT_EQ(tail_record_tokens_max(geometry_), kSegmentTokensMax);
   Geometry large = geometry_;
   large.chunk_tokens = 8;
-  large.layers.assign(kLayersMax, {.kv_heads = 64, .query_heads = 64, .k_row_bytes = 16384, .v_row_bytes = 16384});
+  large.layers.assign(
+      kLayersMax, {.kv_heads = 64, .query_heads = 64, .k_row_bytes = 16384, .v_row_bytes = 16384});
   ASSERT_TRUE(large.validate().has_value());
   EXPECT_EQ(tail_record_tokens_max(large), 1u);
   EXPECT_LE(tail_record_bytes(large, 1), kTailLogRecordBytesMax);
@@ -378,9 +409,10 @@ TEST(TailLogName, GoesBothWays) {
   ASSERT_TRUE(name.has_value());
   EXPECT_EQ(name->sequence, SequenceId{0x77});
   EXPECT_EQ(name->generation, 3u);
-  for (const char* bad : {"", "0000000000000077-0000000000000003.kvs", "0000000000000077_0000000000000003.kvl",
-                          "0000000000000000-0000000000000003.kvl", "77-3.kvl", "0000000000000077-000000000000000G.kvl",
-                          "0000000000000077-00000000000000003.kvl"})
+  for (const char* bad :
+       {"", "0000000000000077-0000000000000003.kvs", "0000000000000077_0000000000000003.kvl",
+        "0000000000000000-0000000000000003.kvl", "77-3.kvl",
+        "0000000000000077-000000000000000G.kvl", "0000000000000077-00000000000000003.kvl"})
     EXPECT_EQ(tail_log_name_of(bad).error().code, Code::kInvalid) << bad;
 }
 

@@ -1,5 +1,6 @@
-// Bench: the frame of kvtier-bench. A benchmark measures its subject and its ceiling (or peer) in the same run,
-// interleaved, and reports medians and their ratio: absolute figures of one machine say little.
+// Bench: the frame of kvtier-bench. A benchmark measures its subject and its ceiling (or peer) in
+// the same run, interleaved, and reports medians and their ratio: absolute figures of one machine
+// say little.
 //
 // Adding one: a file with a function and a line in main.cc's table.
 #pragma once
@@ -22,8 +23,8 @@ enum class Size {
 
 struct Context {
   Size size = Size::kFull;
-  std::string directory;     // scratch; made and removed by main
-  std::string daemon_path;   // kvtierd
+  std::string directory;    // scratch; made and removed by main
+  std::string daemon_path;  // kvtierd
   bool json = false;
 
   [[nodiscard]] bool smoke() const noexcept { return size == Size::kSmoke; }
@@ -37,13 +38,13 @@ enum class Better { kHigher, kLower };
 
 struct Figure {
   std::string metric;
-  double value = 0;        // median
+  double value = 0;  // median
   std::string unit;
-  double ceiling = 0;      // median of what it is compared with
+  double ceiling = 0;  // median of what it is compared with
   std::string ceiling_name;
-  double goal = 0;         // of value / ceiling; 0: none, for information
+  double goal = 0;  // of value / ceiling; 0: none, for information
   Better better = Better::kLower;
-  std::size_t n = 0;       // pairs
+  std::size_t n = 0;  // pairs
   std::string note;
 
   [[nodiscard]] double ratio() const noexcept { return ceiling > 0 ? value / ceiling : 0; }
@@ -64,7 +65,8 @@ struct Bench {
 struct Pairs {
   std::vector<double> ours, theirs;
 };
-[[nodiscard]] Result<Pairs> interleave(std::size_t pairs, const std::function<Result<double>()>& ours,
+[[nodiscard]] Result<Pairs> interleave(std::size_t pairs,
+                                       const std::function<Result<double>()>& ours,
                                        const std::function<Result<double>()>& theirs);
 
 // Writes data back and drops the page cache where permitted; says whether it could.
@@ -101,18 +103,31 @@ class OwnDaemon {
   std::string socket_;
 };
 
-[[nodiscard]] Result<void> bench_ring(const Context& context, std::vector<Figure>* figures);     // ring.cc
-[[nodiscard]] Result<void> bench_fetch(const Context& context, std::vector<Figure>* figures);    // fetch.cc
-[[nodiscard]] Result<void> bench_disk(const Context& context, std::vector<Figure>* figures);     // disk.cc
-[[nodiscard]] Result<void> bench_seal(const Context& context, std::vector<Figure>* figures);     // write.cc
-[[nodiscard]] Result<void> bench_commit(const Context& context, std::vector<Figure>* figures);   // write.cc
-[[nodiscard]] Result<void> bench_restore(const Context& context, std::vector<Figure>* figures);  // restore.cc
-[[nodiscard]] Result<void> bench_resume(const Context& context, std::vector<Figure>* figures);   // restore.cc
-[[nodiscard]] Result<void> bench_match(const Context& context, std::vector<Figure>* figures);    // match.cc
-[[nodiscard]] Result<void> bench_open(const Context& context, std::vector<Figure>* figures);     // open.cc
-[[nodiscard]] Result<void> bench_score(const Context& context, std::vector<Figure>* figures);    // kernels.cc
-[[nodiscard]] Result<void> bench_attend(const Context& context, std::vector<Figure>* figures);   // kernels.cc
-[[nodiscard]] Result<void> bench_decode(const Context& context, std::vector<Figure>* figures);   // restore.cc
-[[nodiscard]] Result<void> bench_idle(const Context& context, std::vector<Figure>* figures);     // match.cc
+[[nodiscard]] Result<void> bench_ring(const Context& context,
+                                      std::vector<Figure>* figures);  // ring.cc
+[[nodiscard]] Result<void> bench_fetch(const Context& context,
+                                       std::vector<Figure>* figures);  // fetch.cc
+[[nodiscard]] Result<void> bench_disk(const Context& context,
+                                      std::vector<Figure>* figures);  // disk.cc
+[[nodiscard]] Result<void> bench_seal(const Context& context,
+                                      std::vector<Figure>* figures);  // write.cc
+[[nodiscard]] Result<void> bench_commit(const Context& context,
+                                        std::vector<Figure>* figures);  // write.cc
+[[nodiscard]] Result<void> bench_restore(const Context& context,
+                                         std::vector<Figure>* figures);  // restore.cc
+[[nodiscard]] Result<void> bench_resume(const Context& context,
+                                        std::vector<Figure>* figures);  // restore.cc
+[[nodiscard]] Result<void> bench_match(const Context& context,
+                                       std::vector<Figure>* figures);  // match.cc
+[[nodiscard]] Result<void> bench_open(const Context& context,
+                                      std::vector<Figure>* figures);  // open.cc
+[[nodiscard]] Result<void> bench_score(const Context& context,
+                                       std::vector<Figure>* figures);  // kernels.cc
+[[nodiscard]] Result<void> bench_attend(const Context& context,
+                                        std::vector<Figure>* figures);  // kernels.cc
+[[nodiscard]] Result<void> bench_decode(const Context& context,
+                                        std::vector<Figure>* figures);  // restore.cc
+[[nodiscard]] Result<void> bench_idle(const Context& context,
+                                      std::vector<Figure>* figures);  // match.cc
 
 }  // namespace kvtier::bench

@@ -74,7 +74,8 @@ Result<std::string> output_of(const std::string& command) {
   std::string text;
   char room[4096];
   for (std::size_t n = 0; (n = std::fread(room, 1, sizeof room, pipe)) > 0;) text.append(room, n);
-  if (::pclose(pipe) != 0) return error(Code::kNotFound, "fio did not run: install the package fio");
+  if (::pclose(pipe) != 0)
+    return error(Code::kNotFound, "fio did not run: install the package fio");
   return text;
 }
 
@@ -82,12 +83,15 @@ Result<std::string> output_of(const std::string& command) {
 
 Result<double> run_fio(const FioJob& job) {
   std::ostringstream command;
-  command << "fio --name=peer --filename='" << job.path << "' --rw=" << (job.sequential ? "read" : "randread")
-          << " --bs=" << job.block_bytes << " --iodepth=" << job.depth << " --ioengine=io_uring --direct=1"
-          << " --time_based --runtime=" << job.seconds << " --readonly --output-format=json 2>/dev/null";
+  command << "fio --name=peer --filename='" << job.path
+          << "' --rw=" << (job.sequential ? "read" : "randread") << " --bs=" << job.block_bytes
+          << " --iodepth=" << job.depth << " --ioengine=io_uring --direct=1"
+          << " --time_based --runtime=" << job.seconds
+          << " --readonly --output-format=json 2>/dev/null";
   KVT_TRY(const std::string text, output_of(command.str()));
   KVT_TRY(const Json report, parse_json(text.substr(std::min(text.find('{'), text.size()))));
-  if (!report.contains("jobs") || report["jobs"].empty()) return error(Code::kIo, "fio gave no figures");
+  if (!report.contains("jobs") || report["jobs"].empty())
+    return error(Code::kIo, "fio gave no figures");
   return report["jobs"][0]["read"]["bw_bytes"].get<double>();
 }
 
@@ -96,7 +100,8 @@ Result<OwnDaemon> OwnDaemon::start(const Context& context, const std::string& st
   OwnDaemon daemon;
   daemon.socket_ = store + ".sockets/kvtierd.sock";
   ::mkdir((store + ".sockets").c_str(), 0700);
-  std::vector<std::string> words = {context.daemon_path, "--store", store, "--socket", daemon.socket_};
+  std::vector<std::string> words = {context.daemon_path, "--store", store, "--socket",
+                                    daemon.socket_};
   for (const std::string& setting : settings) words.insert(words.end(), {"--set", setting});
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());

@@ -1,5 +1,5 @@
-// Random 256 KiB reads at queue depth 16 through our disk layer (scheduler, back end, registered memory) against fio on
-// the same file; and fio against fio, which is the noise of this disk.
+// Random 256 KiB reads at queue depth 16 through our disk layer (scheduler, back end, registered
+// memory) against fio on the same file; and fio against fio, which is the noise of this disk.
 #include "base/random.h"
 #include "base/unique_fd.h"
 #include "tiers/io_scheduler.h"
@@ -25,7 +25,8 @@ Result<Reader> make_reader(const Context& context, const char* name) {
   options.root = context.directory;
   options.depth = 64;
   KVT_TRY(reader.io, make_io(options));
-  KVT_TRY(reader.memory, make_memfd("bench-disk", kBlock * kDepth, MemfdAccess::kSharedWrite, true));
+  KVT_TRY(reader.memory,
+          make_memfd("bench-disk", kBlock * kDepth, MemfdAccess::kSharedWrite, true));
   reader.io->register_memory(reader.memory.mapping.data(), reader.memory.mapping.size_bytes());
   IoSchedulerOptions scheduler_options;
   scheduler_options.bytes_in_flight_max = kBlock * kDepth;
@@ -75,13 +76,19 @@ Result<void> bench_disk(const Context& context, std::vector<Figure>* figures) {
   FioJob job;
   job.path = path;
   job.seconds = seconds;
-  KVT_TRY(const Pairs pairs, interleave(context.pairs(5), [&] { return read_rate(reader, seconds, random); },
-                                        [&] { return run_fio(job); }));
-  figures->push_back({"disk read 256 KiB QD 16", median(pairs.ours) / 1e9, "GB/s", median(pairs.theirs) / 1e9, "GB/s fio",
-                      0.95, Better::kHigher, pairs.ours.size(), std::string("through ") + reader.io->name()});
-  KVT_TRY(const Pairs noise, interleave(context.pairs(3), [&] { return run_fio(job); }, [&] { return run_fio(job); }));
-  figures->push_back({"disk noise: fio against fio", median(noise.ours) / 1e9, "GB/s", median(noise.theirs) / 1e9,
-                      "GB/s fio", 0, Better::kHigher, noise.ours.size(), ""});
+  KVT_TRY(const Pairs pairs,
+          interleave(
+              context.pairs(5), [&] { return read_rate(reader, seconds, random); },
+              [&] { return run_fio(job); }));
+  figures->push_back({"disk read 256 KiB QD 16", median(pairs.ours) / 1e9, "GB/s",
+                      median(pairs.theirs) / 1e9, "GB/s fio", 0.95, Better::kHigher,
+                      pairs.ours.size(), std::string("through ") + reader.io->name()});
+  KVT_TRY(const Pairs noise,
+          interleave(
+              context.pairs(3), [&] { return run_fio(job); }, [&] { return run_fio(job); }));
+  figures->push_back({"disk noise: fio against fio", median(noise.ours) / 1e9, "GB/s",
+                      median(noise.theirs) / 1e9, "GB/s fio", 0, Better::kHigher, noise.ours.size(),
+                      ""});
   reader.io->close(reader.file);
   return {};
 }

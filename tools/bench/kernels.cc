@@ -1,4 +1,5 @@
-// Scoring and attention against the read bandwidth of this machine's memory, measured in the same run.
+// Scoring and attention against the read bandwidth of this machine's memory, measured in the same
+// run.
 #include <cstring>
 
 #include "base/random.h"
@@ -42,7 +43,8 @@ Result<void> bench_score(const Context& context, std::vector<Figure>* figures) {
   Random random(5);
   for (float& value : q) value = static_cast<float>(random.unit() - 0.5);
   for (const auto& [name, vectors, score] :
-       {std::tuple{"scoring, box abstracts", 2u, table->score_box}, std::tuple{"scoring, mean abstracts", 1u, table->score_mean}}) {
+       {std::tuple{"scoring, box abstracts", 2u, table->score_box},
+        std::tuple{"scoring, mean abstracts", 1u, table->score_mean}}) {
     const std::uint64_t units = words.size() * 8 / (kDim * 2 * vectors);
     std::vector<float> out(units);
     ScoreArgs args;
@@ -59,9 +61,11 @@ Result<void> bench_score(const Context& context, std::vector<Figure>* figures) {
       KVT_TRY_VOID(score(args, nullptr));
       return static_cast<double>(words.size() * 8) / (seconds_now() - start);
     };
-    KVT_TRY(const Pairs pairs, interleave(context.pairs(), ours, [&] { return read_bandwidth(words); }));
-    figures->push_back({name, median(pairs.ours) / 1e9, "GB/s", median(pairs.theirs) / 1e9, "GB/s read, one core", 0.75,
-                        Better::kHigher, pairs.ours.size(), table->name});
+    KVT_TRY(const Pairs pairs,
+            interleave(context.pairs(), ours, [&] { return read_bandwidth(words); }));
+    figures->push_back({name, median(pairs.ours) / 1e9, "GB/s", median(pairs.theirs) / 1e9,
+                        "GB/s read, one core", 0.75, Better::kHigher, pairs.ours.size(),
+                        table->name});
   }
   return {};
 }
@@ -75,7 +79,13 @@ Result<void> bench_attend(const Context& context, std::vector<Figure>* figures) 
   for (std::size_t i = 0; i < pages.size(); ++i) pages[i] = i * 32 * 2 * row;
   const std::uint64_t range[2] = {0, pages.size() * 32};
   AttendArgs args;
-  args.rows = {reinterpret_cast<const std::byte*>(words.data()), pages.data(), 32, row, 32 * row, row, Dtype::kF16};
+  args.rows = {reinterpret_cast<const std::byte*>(words.data()),
+               pages.data(),
+               32,
+               row,
+               32 * row,
+               row,
+               Dtype::kF16};
   args.token_range = range;
   args.q = q.data();
   args.q_stride = args.out_stride = args.dim = args.v_dim = kDim;
@@ -88,9 +98,11 @@ Result<void> bench_attend(const Context& context, std::vector<Figure>* figures) 
     KVT_TRY_VOID(table->attend(args, nullptr));
     return static_cast<double>(words.size() * 8) / (seconds_now() - start);
   };
-  KVT_TRY(const Pairs pairs, interleave(context.pairs(), ours, [&] { return read_bandwidth(words); }));
-  figures->push_back({"attention, 3 queries, f16 rows", median(pairs.ours) / 1e9, "GB/s", median(pairs.theirs) / 1e9,
-                      "GB/s read, one core", 0, Better::kHigher, pairs.ours.size(), table->name});
+  KVT_TRY(const Pairs pairs,
+          interleave(context.pairs(), ours, [&] { return read_bandwidth(words); }));
+  figures->push_back({"attention, 3 queries, f16 rows", median(pairs.ours) / 1e9, "GB/s",
+                      median(pairs.theirs) / 1e9, "GB/s read, one core", 0, Better::kHigher,
+                      pairs.ours.size(), table->name});
   return {};
 }
 

@@ -1,4 +1,5 @@
-// kvtier-bench: measures what the product promises, each figure against its ceiling or peer in the same run.
+// kvtier-bench: measures what the product promises, each figure against its ceiling or peer in the
+// same run.
 #include <CLI/CLI.hpp>
 
 #include <unistd.h>
@@ -40,16 +41,25 @@ std::string beside_us(const char* name) {
 }
 
 Json line_of(const Figure& f) {
-  return Json{{"metric", f.metric},   {"value", f.value}, {"unit", f.unit},   {"ceiling", f.ceiling},
-              {"ceiling_name", f.ceiling_name}, {"ratio", f.ratio()}, {"goal", f.goal}, {"better", f.better == Better::kLower ? "lower" : "higher"},
-              {"held", f.held()},     {"n", f.n},         {"note", f.note}};
+  return Json{{"metric", f.metric},
+              {"value", f.value},
+              {"unit", f.unit},
+              {"ceiling", f.ceiling},
+              {"ceiling_name", f.ceiling_name},
+              {"ratio", f.ratio()},
+              {"goal", f.goal},
+              {"better", f.better == Better::kLower ? "lower" : "higher"},
+              {"held", f.held()},
+              {"n", f.n},
+              {"note", f.note}};
 }
 
 void print_figure(const Figure& f, bool verdict) {
-  std::printf("%-34s %12.4g %-9s %12.4g %-22s %7.3f", f.metric.c_str(), f.value, f.unit.c_str(), f.ceiling,
-              f.ceiling_name.c_str(), f.ratio());
+  std::printf("%-34s %12.4g %-9s %12.4g %-22s %7.3f", f.metric.c_str(), f.value, f.unit.c_str(),
+              f.ceiling, f.ceiling_name.c_str(), f.ratio());
   if (f.goal > 0 && verdict)
-    std::printf("  %s %-6.3g %s", f.better == Better::kLower ? "<=" : ">=", f.goal, f.held() ? "held" : "MISSED");
+    std::printf("  %s %-6.3g %s", f.better == Better::kLower ? "<=" : ">=", f.goal,
+                f.held() ? "held" : "MISSED");
   std::printf("%s%s\n", f.note.empty() ? "" : "  ", f.note.c_str());
   std::fflush(stdout);
 }
@@ -65,8 +75,10 @@ int main(int argc, char** argv) {
   app.add_flag("--quick", quick, "every row within 6 minutes");
   app.add_flag("--smoke", smoke, "does it run; no verdicts");
   app.add_flag("--list", list, "what there is");
-  app.add_option("--json", json_path, "append one line per figure to this file; - for standard output");
-  app.add_option("--dir", directory, "scratch directory on the disk to be measured; default build/ or the current one");
+  app.add_option("--json", json_path,
+                 "append one line per figure to this file; - for standard output");
+  app.add_option("--dir", directory,
+                 "scratch directory on the disk to be measured; default build/ or the current one");
   CLI11_PARSE(app, argc, argv);
   if (list || names.empty()) {
     for (const Bench& bench : benches()) std::printf("%-9s %s\n", bench.name, bench.help);
@@ -93,7 +105,9 @@ int main(int argc, char** argv) {
   }
   context.directory = pattern;
 
-  FILE* json = json_path.empty() ? nullptr : json_path == "-" ? stdout : std::fopen(json_path.c_str(), "a");
+  FILE* json = json_path.empty()  ? nullptr
+               : json_path == "-" ? stdout
+                                  : std::fopen(json_path.c_str(), "a");
   if (!context.json)
     std::printf("%-34s %12s %-9s %12s %-22s %7s\n", "figure", "value", "", "ceiling", "", "ratio");
   bool failed = false, missed = false;

@@ -1,5 +1,5 @@
-// The longest stored prefix of 64k tokens through the daemon, against hashing and comparing the same ids in memory; and
-// an idle daemon's processor time.
+// The longest stored prefix of 64k tokens through the daemon, against hashing and comparing the
+// same ids in memory; and an idle daemon's processor time.
 #include <unistd.h>
 
 #include <cstdio>
@@ -29,7 +29,8 @@ double processor_seconds(int pid) {
 
 Result<void> bench_match(const Context& context, std::vector<Figure>* figures) {
   const std::uint64_t tokens = context.smoke() ? 4096 : 65536;
-  KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, context.directory + "/match", {"host.arena_bytes=2GiB"}));
+  KVT_TRY(const OwnDaemon daemon,
+          OwnDaemon::start(context, context.directory + "/match", {"host.arena_bytes=2GiB"}));
   KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
   KVT_TRY(const SpacePtr space, open_space(client.get(), KVT_DTYPE_F16));
   KVT_TRY(const SequencePtr sequence, create_sequence(space.get(), "match"));
@@ -46,27 +47,32 @@ Result<void> bench_match(const Context& context, std::vector<Figure>* figures) {
     const double start = seconds_now();
     KVT_TRY_VOID(check(kvt_space_match(space.get(), ids.data(), ids.size(), &match)));
     const double seconds = seconds_now() - start;
-    if (match.tokens != tokens) return error(Code::kInternal, "the stored prefix was not found whole");
+    if (match.tokens != tokens)
+      return error(Code::kInternal, "the stored prefix was not found whole");
     return seconds * 1e3;
   };
   const auto theirs = [&]() -> Result<double> {
     const double start = seconds_now();
     BlockHash hash;
     for (std::size_t i = 0; i + 64 <= ids.size(); i += 64)
-      hash = hash128(as_bytes(std::string_view(reinterpret_cast<const char*>(&ids[i]), 256)), hash.low);
+      hash = hash128(as_bytes(std::string_view(reinterpret_cast<const char*>(&ids[i]), 256)),
+                     hash.low);
     const bool equal = ids == copy;
     volatile std::uint64_t keep = hash.high + (equal ? 1 : 0);
     static_cast<void>(keep);
     return (seconds_now() - start) * 1e3;
   };
   KVT_TRY(const Pairs pairs, interleave(context.pairs(), ours, theirs));
-  figures->push_back({"match of 64k tokens", median(pairs.ours), "ms", median(pairs.theirs), "ms hash + compare", 0,
-                      Better::kLower, pairs.ours.size(), "with the socket's round trip"});
+  figures->push_back({"match of 64k tokens", median(pairs.ours), "ms", median(pairs.theirs),
+                      "ms hash + compare", 0, Better::kLower, pairs.ours.size(),
+                      "with the socket's round trip"});
   return {};
 }
 
 Result<void> bench_idle(const Context& context, std::vector<Figure>* figures) {
-  KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, context.directory + "/idle", {"host.arena_bytes=256MiB", "host.leased_bytes_per_client_max=128MiB"}));
+  KVT_TRY(const OwnDaemon daemon,
+          OwnDaemon::start(context, context.directory + "/idle",
+                           {"host.arena_bytes=256MiB", "host.leased_bytes_per_client_max=128MiB"}));
   KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
   const double seconds = context.smoke() ? 1 : 5;
   std::vector<double> shares;
@@ -75,8 +81,8 @@ Result<void> bench_idle(const Context& context, std::vector<Figure>* figures) {
     ::usleep(static_cast<useconds_t>(seconds * 1e6));
     shares.push_back((processor_seconds(daemon.pid()) - before) / seconds * 100);
   }
-  figures->push_back({"idle daemon, one client attached", median(shares), "% core", 100, "% one core", 0.005, Better::kLower,
-                      shares.size(), ""});
+  figures->push_back({"idle daemon, one client attached", median(shares), "% core", 100,
+                      "% one core", 0.005, Better::kLower, shares.size(), ""});
   return {};
 }
 

@@ -64,7 +64,8 @@ Writer::Writer(std::uint8_t dtype) : row_bytes_(kDim * (dtype == KVT_DTYPE_F32 ?
   // Finite in every dtype: small exponents, random mantissas.
   if (dtype == KVT_DTYPE_F32) {
     auto* values = reinterpret_cast<float*>(rows_.data());
-    for (std::size_t i = 0; i < rows_.size() / 4; ++i) values[i] = static_cast<float>(random.unit() * 2 - 1);
+    for (std::size_t i = 0; i < rows_.size() / 4; ++i)
+      values[i] = static_cast<float>(random.unit() * 2 - 1);
   } else {
     auto* values = reinterpret_cast<std::uint16_t*>(rows_.data());
     for (std::size_t i = 0; i < rows_.size() / 2; ++i)
@@ -82,7 +83,8 @@ Result<void> Writer::append(kvt_sequence* sequence, std::uint64_t tokens) {
     KVT_TRY_VOID(check(kvt_sequence_append(sequence, piece.data(), count)));
     for (std::uint32_t layer = 0; layer < kLayers; ++layer) {
       const std::size_t shift = (layer * 7919 + done) % (kPiece - count + 1) * row_bytes_;
-      const kvt_rows rows = {rows_.data() + shift, static_cast<std::uint64_t>(kPiece) * row_bytes_, row_bytes_};
+      const kvt_rows rows = {rows_.data() + shift, static_cast<std::uint64_t>(kPiece) * row_bytes_,
+                             row_bytes_};
       KVT_TRY_VOID(check(kvt_sequence_write(sequence, layer, 0, count, &rows, &rows)));
     }
     KVT_TRY_VOID(check(kvt_sequence_finish_piece(sequence)));

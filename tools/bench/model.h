@@ -1,4 +1,5 @@
-// A synthetic sequence of SmolLM2-135M's geometry, through the public C interface: what several benchmarks need.
+// A synthetic sequence of SmolLM2-135M's geometry, through the public C interface: what several
+// benchmarks need.
 #pragma once
 
 #include <cstdint>
@@ -36,12 +37,15 @@ using ViewPtr = std::unique_ptr<kvt_view, CloseView>;
 [[nodiscard]] Result<SpacePtr> open_space(kvt_client* client, std::uint8_t dtype);
 [[nodiscard]] Result<SequencePtr> create_sequence(kvt_space* space, const char* name);
 
-// Random rows of one piece, written to all layers of `sequence`, again and again until `tokens` are there.
+// Random rows of one piece, written to all layers of `sequence`, again and again until `tokens` are
+// there.
 class Writer {
  public:
   explicit Writer(std::uint8_t dtype);
   [[nodiscard]] Result<void> append(kvt_sequence* sequence, std::uint64_t tokens);
-  [[nodiscard]] std::uint64_t token_bytes() const noexcept { return 2ull * kLayers * kKvHeads * row_bytes_; }
+  [[nodiscard]] std::uint64_t token_bytes() const noexcept {
+    return 2ull * kLayers * kKvHeads * row_bytes_;
+  }
 
  private:
   std::uint32_t row_bytes_;

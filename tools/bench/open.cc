@@ -1,5 +1,6 @@
-// A store of 5,000 segments and 160,000 blocks: time from start to the first answer, and the daemon's memory beside its
-// arenas. The catalogue is real; the segment files are sparse, for opening must not read them.
+// A store of 5,000 segments and 160,000 blocks: time from start to the first answer, and the
+// daemon's memory beside its arenas. The catalogue is real; the segment files are sparse, for
+// opening must not read them.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -42,7 +43,8 @@ Result<void> make_sparse(const std::string& path, std::uint64_t bytes) {
 
 // `chains` sequences of 25 segments each.
 Result<void> make_store(const std::string& store, std::uint32_t chains) {
-  for (const char* folder : {"", "/segments", "/sidecars", "/logs", "/objects"}) ::mkdir((store + folder).c_str(), 0700);
+  for (const char* folder : {"", "/segments", "/sidecars", "/logs", "/objects"})
+    ::mkdir((store + folder).c_str(), 0700);
   CatalogueOptions options;
   options.path = store + "/catalogue";
   KVT_TRY(auto catalogue, Catalogue::open(options));
@@ -100,13 +102,17 @@ Result<void> bench_open(const Context& context, std::vector<Figure>* figures) {
   for (std::size_t i = 0; i < context.pairs(5); ++i) {
     drop_page_cache();
     const double start = seconds_now();
-    KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, store, {"host.arena_bytes=256MiB", "host.leased_bytes_per_client_max=128MiB"}));
+    KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, store,
+                                                     {"host.arena_bytes=256MiB",
+                                                      "host.leased_bytes_per_client_max=128MiB"}));
     seconds.push_back(seconds_now() - start);
     bytes.push_back(static_cast<double>(private_bytes(daemon.pid())) / 1e6);
   }
   const std::string what = context.smoke() ? "500 segments" : "5,000 segments, 160,000 blocks";
-  figures->push_back({"open to serving, cold", median(seconds), "s", 1, "s", 1, Better::kLower, seconds.size(), what});
-  figures->push_back({"daemon's memory beside arenas", median(bytes), "MB", 200, "MB", 1, Better::kLower, bytes.size(), what});
+  figures->push_back({"open to serving, cold", median(seconds), "s", 1, "s", 1, Better::kLower,
+                      seconds.size(), what});
+  figures->push_back({"daemon's memory beside arenas", median(bytes), "MB", 200, "MB", 1,
+                      Better::kLower, bytes.size(), what});
   return {};
 }
 

@@ -1,5 +1,6 @@
-// Coming back: a whole session read into host memory against fio's sequential rate; and a 64k-token sequence to its first
-// decode step at budget 1,024 against loading the saved whole cache plus a step.
+// Coming back: a whole session read into host memory against fio's sequential rate; and a 64k-token
+// sequence to its first decode step at budget 1,024 against loading the saved whole cache plus a
+// step.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -13,7 +14,8 @@ namespace {
 const std::vector<std::string> kSettings = {"host.arena_bytes=2GiB", "daemon.admission=false"};
 
 // A committed sequence of `tokens` tokens in `store`, and no daemon.
-Result<std::uint64_t> make_store(const Context& context, const std::string& store, std::uint64_t tokens) {
+Result<std::uint64_t> make_store(const Context& context, const std::string& store,
+                                 std::uint64_t tokens) {
   KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, store, {"host.arena_bytes=512MiB"}));
   KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
   KVT_TRY(const SpacePtr space, open_space(client.get(), KVT_DTYPE_F16));
@@ -38,7 +40,8 @@ Result<double> load_file(const std::string& path, std::vector<std::byte>* memory
   if (!fd.valid()) return error(Code::kIo, "cannot open the saved cache", errno);
   std::size_t done = 0;
   while (done < memory->size()) {
-    const ssize_t got = ::read(fd.get(), memory->data() + done, std::min<std::size_t>(memory->size() - done, 8u << 20));
+    const ssize_t got = ::read(fd.get(), memory->data() + done,
+                               std::min<std::size_t>(memory->size() - done, 8u << 20));
     if (got <= 0) return error(Code::kIo, "cannot read the saved cache", errno);
     done += static_cast<std::size_t>(got);
   }
@@ -50,7 +53,8 @@ Result<double> step(kvt_view* view) {
   std::vector<float> q(kQueryHeads * kDim, 0.05f), out(q.size());
   const double start = seconds_now();
   for (std::uint32_t layer = 0; layer < kLayers; ++layer) {
-    for (std::size_t i = 0; i < q.size(); ++i) q[i] = 0.01f * static_cast<float>((i * 31 + layer * 17) % 23) - 0.1f;
+    for (std::size_t i = 0; i < q.size(); ++i)
+      q[i] = 0.01f * static_cast<float>((i * 31 + layer * 17) % 23) - 0.1f;
     KVT_TRY_VOID(check(kvt_view_attend(view, layer, 1, q.data(), 0.125f, out.data(), nullptr)));
   }
   return seconds_now() - start;
@@ -79,14 +83,16 @@ Result<void> bench_restore(const Context& context, std::vector<Figure>* figures)
     drop_page_cache();
     const double start = seconds_now();
     char* reply = nullptr;
-    KVT_TRY_VOID(check(kvt_client_request(client.get(), R"({"op":"warm","target":"session","priority":"prefetch"})", &reply)));
+    KVT_TRY_VOID(check(kvt_client_request(
+        client.get(), R"({"op":"warm","target":"session","priority":"prefetch"})", &reply)));
     const double seconds = seconds_now() - start;
     kvt_free(reply);
     return static_cast<double>(bytes) / seconds;
   };
   KVT_TRY(const Pairs pairs, interleave(context.pairs(5), ours, [&] { return run_fio(job); }));
-  figures->push_back({"full restore of a session", median(pairs.ours) / 1e9, "GB/s", median(pairs.theirs) / 1e9,
-                      "GB/s fio sequential", 0.9, Better::kHigher, pairs.ours.size(), "checksums on"});
+  figures->push_back({"full restore of a session", median(pairs.ours) / 1e9, "GB/s",
+                      median(pairs.theirs) / 1e9, "GB/s fio sequential", 0.9, Better::kHigher,
+                      pairs.ours.size(), "checksums on"});
   return {};
 }
 
@@ -120,8 +126,9 @@ Result<void> bench_resume(const Context& context, std::vector<Figure>* figures) 
     return seconds + full_step;
   };
   KVT_TRY(const Pairs pairs, interleave(context.pairs(5), ours, theirs));
-  figures->push_back({"resume of " + std::to_string(tokens / 1024) + "k tokens to first step, cold", median(pairs.ours), "s",
-                      median(pairs.theirs), "s load all + 1 step", 0.10, Better::kLower, pairs.ours.size(), "attention part of a step"});
+  figures->push_back({"resume of " + std::to_string(tokens / 1024) + "k tokens to first step, cold",
+                      median(pairs.ours), "s", median(pairs.theirs), "s load all + 1 step", 0.10,
+                      Better::kLower, pairs.ours.size(), "attention part of a step"});
   return {};
 }
 
@@ -140,9 +147,12 @@ Result<void> bench_decode(const Context& context, std::vector<Figure>* figures) 
     KVT_TRY(const double value, std::move(seconds));
     return value * 1e3;
   };
-  KVT_TRY(const Pairs pairs, interleave(context.pairs(9), [&] { return ms(step(budget.get())); }, [&] { return ms(step(all.get())); }));
-  figures->push_back({"decode step, budget 1,024", median(pairs.ours), "ms", median(pairs.theirs), "ms budget = all", 0,
-                      Better::kLower, pairs.ours.size(), "attention of 30 layers, everything in host memory"});
+  KVT_TRY(const Pairs pairs, interleave(
+                                 context.pairs(9), [&] { return ms(step(budget.get())); },
+                                 [&] { return ms(step(all.get())); }));
+  figures->push_back({"decode step, budget 1,024", median(pairs.ours), "ms", median(pairs.theirs),
+                      "ms budget = all", 0, Better::kLower, pairs.ours.size(),
+                      "attention of 30 layers, everything in host memory"});
   return {};
 }
 

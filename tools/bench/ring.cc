@@ -1,4 +1,5 @@
-// The ring's round trip against a bare ping-pong of two threads over one cache line, both sides spinning.
+// The ring's round trip against a bare ping-pong of two threads over one cache line, both sides
+// spinning.
 #include <atomic>
 #include <memory>
 #include <thread>
@@ -34,11 +35,14 @@ double bare_us(std::uint64_t rounds) {
 }
 
 Result<double> ring_us(std::uint64_t rounds) {
-  KVT_TRY(Memfd memory, make_memfd("bench-ring", sizeof(ControlLayout), MemfdAccess::kSharedWrite, false));
+  KVT_TRY(Memfd memory,
+          make_memfd("bench-ring", sizeof(ControlLayout), MemfdAccess::kSharedWrite, false));
   auto* layout = reinterpret_cast<ControlLayout*>(memory.mapping.data());
   std::thread daemon([&] {
-    RingReader<Submission> submissions(&layout->submission, layout->submissions, kSubmissionEntries);
-    RingWriter<Completion> completions(&layout->completion, layout->completions, kCompletionEntries, -1);
+    RingReader<Submission> submissions(&layout->submission, layout->submissions,
+                                       kSubmissionEntries);
+    RingWriter<Completion> completions(&layout->completion, layout->completions, kCompletionEntries,
+                                       -1);
     Submission one{};
     for (std::uint64_t done = 0; done < rounds;) {
       const Result<std::uint32_t> got = submissions.pop({&one, 1});
@@ -53,7 +57,8 @@ Result<double> ring_us(std::uint64_t rounds) {
       ++done;
     }
   });
-  RingWriter<Submission> submissions(&layout->submission, layout->submissions, kSubmissionEntries, -1);
+  RingWriter<Submission> submissions(&layout->submission, layout->submissions, kSubmissionEntries,
+                                     -1);
   RingReader<Completion> completions(&layout->completion, layout->completions, kCompletionEntries);
   const double start = seconds_now();
   Submission request{};
@@ -78,10 +83,11 @@ double bare_ping_pong_us(std::uint64_t rounds) { return bare_us(rounds); }
 
 Result<void> bench_ring(const Context& context, std::vector<Figure>* figures) {
   const std::uint64_t rounds = context.smoke() ? 20'000 : 400'000;
-  KVT_TRY(const Pairs pairs, interleave(context.pairs(), [&] { return ring_us(rounds); },
-                                        [&]() -> Result<double> { return bare_us(rounds); }));
-  figures->push_back({"ring round trip", median(pairs.ours), "us", median(pairs.theirs), "us bare ping-pong", 1.5,
-                      Better::kLower, pairs.ours.size(), ""});
+  KVT_TRY(const Pairs pairs, interleave(
+                                 context.pairs(), [&] { return ring_us(rounds); },
+                                 [&]() -> Result<double> { return bare_us(rounds); }));
+  figures->push_back({"ring round trip", median(pairs.ours), "us", median(pairs.theirs),
+                      "us bare ping-pong", 1.5, Better::kLower, pairs.ours.size(), ""});
   return {};
 }
 

@@ -1,5 +1,5 @@
-// Command: one row of the table that the parser, the help, the shell completion and the manual page are made of.
-// Adding a command is one file with its row and one line in commands.cc.
+// Command: one row of the table that the parser, the help, the shell completion and the manual page
+// are made of. Adding a command is one file with its row and one line in commands.cc.
 #pragma once
 
 #include <map>
@@ -12,22 +12,23 @@
 namespace kvtier::cli {
 
 struct Argument {
-  const char* name;      // positional, e.g. "SEQUENCE"
+  const char* name;  // positional, e.g. "SEQUENCE"
   const char* help;
   bool required = true;
 };
 
 struct Flag {
-  const char* name;      // "--wipe"; with a value if `value` is not null
-  const char* value;     // "PATH", or null: a switch
+  const char* name;   // "--wipe"; with a value if `value` is not null
+  const char* value;  // "PATH", or null: a switch
   const char* help;
 };
 
-// What the user typed, checked against the table. Absent ones are not in the map; switches map to "true".
+// What the user typed, checked against the table. Absent ones are not in the map; switches map to
+// "true".
 struct Invocation {
   std::map<std::string, std::string> values;  // by argument name or by flag without dashes
-  bool json = false;                          // --json: one JSON value on standard output, nothing else
-  std::string socket;                         // --socket; empty: the default
+  bool json = false;   // --json: one JSON value on standard output, nothing else
+  std::string socket;  // --socket; empty: the default
 
   [[nodiscard]] bool has(const std::string& name) const { return values.count(name) != 0; }
   [[nodiscard]] std::string get(const std::string& name, const std::string& fallback = "") const {
@@ -38,19 +39,22 @@ struct Invocation {
 
 struct Command {
   const char* name;
-  const char* help;               // one line
+  const char* help;  // one line
   std::vector<Argument> arguments;
   std::vector<Flag> flags;
-  int (*run)(const Invocation& invocation);  // exit code: 0 done, 1 failed, 2 wrong use, 3 found something wrong
+  int (*run)(const Invocation&
+                 invocation);  // exit code: 0 done, 1 failed, 2 wrong use, 3 found something wrong
 };
 
 [[nodiscard]] const std::vector<Command>& commands();
 
 // ---- what commands share ----
 
-// One request to the daemon; an error is printed (as text, or as JSON where asked for) and its exit code returned in
+// One request to the daemon; an error is printed (as text, or as JSON where asked for) and its exit
+// code returned in
 // `*exit_code`. `timeout_s` 0: as long as it takes.
-[[nodiscard]] bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code, unsigned timeout_s = 30);
+[[nodiscard]] bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code,
+                           unsigned timeout_s = 30);
 int print_error(const Invocation& invocation, const Status& status, const std::string& text);
 void print_json(const Json& value);
 // Columns aligned; numbers right, texts left. The first row is the head.

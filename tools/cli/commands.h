@@ -5,11 +5,11 @@
 
 namespace kvtier::cli {
 
-[[nodiscard]] Command start_command();       // daemon_control.cc
+[[nodiscard]] Command start_command();  // daemon_control.cc
 [[nodiscard]] Command stop_command();
 [[nodiscard]] Command status_command();
-[[nodiscard]] Command stats_command();       // stats.cc
-[[nodiscard]] Command ls_command();          // sequences.cc
+[[nodiscard]] Command stats_command();  // stats.cc
+[[nodiscard]] Command ls_command();     // sequences.cc
 [[nodiscard]] Command show_command();
 [[nodiscard]] Command rm_command();
 [[nodiscard]] Command rename_command();
@@ -19,7 +19,7 @@ namespace kvtier::cli {
 [[nodiscard]] Command fork_command();
 [[nodiscard]] Command export_command();
 [[nodiscard]] Command import_command();
-[[nodiscard]] Command verify_command();      // store.cc
+[[nodiscard]] Command verify_command();  // store.cc
 [[nodiscard]] Command repair_command();
 [[nodiscard]] Command gc_command();
 [[nodiscard]] Command config_command();      // config.cc

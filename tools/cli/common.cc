@@ -1,6 +1,6 @@
-#include <ctime>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 
 #include <unistd.h>
 
@@ -33,25 +33,32 @@ int print_error(const Invocation& invocation, const Status& status, const std::s
   return 1;
 }
 
-bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code, unsigned timeout_s) {
+bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code,
+             unsigned timeout_s) {
   const std::string path = socket_path(invocation);
   Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(5000));
   if (!socket) {
     const bool absent = socket.error().code == Code::kNotFound;
-    *exit_code = print_error(invocation, socket.error(),
-                             absent ? "no kvtierd listens at " + path + ": run `kvtier start`"
-                                    : "cannot connect to " + path + ": " + describe(socket.error()));
+    *exit_code =
+        print_error(invocation, socket.error(),
+                    absent ? "no kvtierd listens at " + path + ": run `kvtier start`"
+                           : "cannot connect to " + path + ": " + describe(socket.error()));
     return false;
   }
   ControlChannel channel(std::move(*socket));
-  Result<ControlMessage> hello = channel.call(
-      Json{{"op", "hello"}, {"version", kProtocolVersion}, {"name", "kvtier"}, {"pid", ::getpid()}, {"data", false}}, {},
-      0, Deadline::after_ms(5000));
-  const Deadline deadline = timeout_s == 0 ? Deadline::never() : Deadline::after_ms(timeout_s * 1000);
+  Result<ControlMessage> hello = channel.call(Json{{"op", "hello"},
+                                                   {"version", kProtocolVersion},
+                                                   {"name", "kvtier"},
+                                                   {"pid", ::getpid()},
+                                                   {"data", false}},
+                                              {}, 0, Deadline::after_ms(5000));
+  const Deadline deadline =
+      timeout_s == 0 ? Deadline::never() : Deadline::after_ms(timeout_s * 1000);
   Result<ControlMessage> answer = error(hello ? Status{} : hello.error());
   if (hello) answer = channel.call(std::move(body), {}, 0, deadline);
   if (!answer) {
-    const std::string text = channel.error_text().empty() ? describe(answer.error()) : channel.error_text();
+    const std::string text =
+        channel.error_text().empty() ? describe(answer.error()) : channel.error_text();
     *exit_code = print_error(invocation, answer.error(), text);
     return false;
   }
@@ -69,7 +76,8 @@ void print_table(const std::vector<std::vector<std::string>>& rows) {
   for (std::size_t r = 0; r < rows.size(); ++r)
     for (std::size_t c = 0; c < widths.size(); ++c) {
       widths[c] = std::max(widths[c], rows[r][c].size());
-      if (r > 0 && !rows[r][c].empty() && std::strchr("0123456789-", rows[r][c][0]) == nullptr) numeric[c] = false;
+      if (r > 0 && !rows[r][c].empty() && std::strchr("0123456789-", rows[r][c][0]) == nullptr)
+        numeric[c] = false;
     }
   for (const auto& row : rows) {
     std::string line;
@@ -92,7 +100,8 @@ std::string human_bytes(std::uint64_t bytes) {
     ++unit;
   }
   char text[32];
-  std::snprintf(text, sizeof text, unit == 0 || value >= 100 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
+  std::snprintf(text, sizeof text, unit == 0 || value >= 100 ? "%.0f %s" : "%.1f %s", value,
+                kUnits[unit]);
   return text;
 }
 
@@ -124,7 +133,8 @@ std::string text_of(const Json& object, const char* key) {
 }
 
 Json target_of(const std::string& text) {
-  if (!text.empty() && text.size() < 20 && text.find_first_not_of("0123456789") == std::string::npos)
+  if (!text.empty() && text.size() < 20 &&
+      text.find_first_not_of("0123456789") == std::string::npos)
     return Json(static_cast<std::uint64_t>(std::stoull(text)));
   return Json(text);
 }

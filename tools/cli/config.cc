@@ -21,7 +21,8 @@ int run_config(const Invocation& invocation) {
     for (const Json& key : reply["keys"])
       if (text_of(key, "key") == wanted) found = key;
     if (found.is_null()) {
-      print_error(invocation, {Code::kNotFound}, "no setting '" + wanted + "'; `kvtier config` lists all");
+      print_error(invocation, {Code::kNotFound},
+                  "no setting '" + wanted + "'; `kvtier config` lists all");
       return 2;
     }
     if (invocation.json)
@@ -34,10 +35,11 @@ int run_config(const Invocation& invocation) {
     print_json(reply);
     return 0;
   }
-  std::vector<std::vector<std::string>> rows = {{"KEY", "VALUE", "DEFAULT", "MIN", "MAX", "FROM", "MEANING"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"KEY", "VALUE", "DEFAULT", "MIN", "MAX", "FROM", "MEANING"}};
   for (const Json& key : reply["keys"])
-    rows.push_back({text_of(key, "key"), show(key["value"]), show(key["default"]), show(key["min"]), show(key["max"]),
-                    text_of(key, "source"), text_of(key, "help")});
+    rows.push_back({text_of(key, "key"), show(key["value"]), show(key["default"]), show(key["min"]),
+                    show(key["max"]), text_of(key, "source"), text_of(key, "help")});
   print_table(rows);
   return 0;
 }
@@ -45,8 +47,11 @@ int run_config(const Invocation& invocation) {
 }  // namespace
 
 Command config_command() {
-  return {"config", "show the daemon's settings, their bounds and where they come from",
-          {{"KEY", "only this one", false}}, {}, run_config};
+  return {"config",
+          "show the daemon's settings, their bounds and where they come from",
+          {{"KEY", "only this one", false}},
+          {},
+          run_config};
 }
 
 }  // namespace kvtier::cli

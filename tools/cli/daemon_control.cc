@@ -4,9 +4,9 @@
 
 #include <unistd.h>
 
-#include "kvtier/kvtier.h"
 #include "client/ipc/paths.h"
 #include "client/ipc/unix_socket.h"
+#include "kvtier/kvtier.h"
 #include "tools/cli/commands.h"
 
 namespace kvtier::cli {
@@ -27,7 +27,8 @@ int run_start(const Invocation& invocation) {
   kvt_client* client = nullptr;
   const kvt_status status = kvt_client_open(&options, &client);
   if (status != KVT_OK)
-    return print_error(invocation, {static_cast<Code>(status)}, std::string("cannot start kvtierd: ") + kvt_last_error());
+    return print_error(invocation, {static_cast<Code>(status)},
+                       std::string("cannot start kvtierd: ") + kvt_last_error());
   kvt_client_close(client);
   if (invocation.json)
     print_json(Json{{"ok", true}, {"started", !running}});
@@ -48,7 +49,9 @@ int run_stop(const Invocation& invocation) {
   int exit_code = 0;
   if (!request(invocation, Json{{"op", "stop"}}, &reply, &exit_code)) return exit_code;
   for (int i = 0; i < 300 && listening(invocation); ++i) ::usleep(100'000);
-  if (listening(invocation)) return print_error(invocation, {Code::kTimeout}, "kvtierd has not stopped within 30 s; see its log");
+  if (listening(invocation))
+    return print_error(invocation, {Code::kTimeout},
+                       "kvtierd has not stopped within 30 s; see its log");
   if (invocation.json)
     print_json(Json{{"ok", true}, {"stopped", true}});
   else
@@ -65,18 +68,23 @@ int run_status(const Invocation& invocation) {
     return 0;
   }
   std::printf("kvtierd %s, pid %llu, up %s\n", text_of(reply, "daemon_version").c_str(),
-              static_cast<unsigned long long>(number_of(reply, "pid")), human_duration(number_of(reply, "uptime_s")).c_str());
-  std::printf("store   %s\nsocket  %s\n", text_of(reply, "store").c_str(), text_of(reply, "socket").c_str());
+              static_cast<unsigned long long>(number_of(reply, "pid")),
+              human_duration(number_of(reply, "uptime_s")).c_str());
+  std::printf("store   %s\nsocket  %s\n", text_of(reply, "store").c_str(),
+              text_of(reply, "socket").c_str());
   if (reply.contains("modes"))
     for (const auto& [name, value] : reply["modes"].items())
-      std::printf("%-7s %s\n", name.c_str(), value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
+      std::printf("%-7s %s\n", name.c_str(),
+                  value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
   if (reply.contains("off"))
-    for (const Json& line : reply["off"]) std::printf("off     %s\n", line.get<std::string>().c_str());
+    for (const Json& line : reply["off"])
+      std::printf("off     %s\n", line.get<std::string>().c_str());
   std::vector<std::vector<std::string>> rows = {{"CLIENT", "PID", "SEQUENCES", "LEASED"}};
   if (reply.contains("clients"))
     for (const Json& client : reply["clients"])
       rows.push_back({text_of(client, "name"), std::to_string(number_of(client, "pid")),
-                      std::to_string(number_of(client, "sequences")), human_bytes(number_of(client, "leased_bytes"))});
+                      std::to_string(number_of(client, "sequences")),
+                      human_bytes(number_of(client, "leased_bytes"))});
   std::printf("\n");
   if (rows.size() > 1)
     print_table(rows);
@@ -87,8 +95,14 @@ int run_status(const Invocation& invocation) {
 
 }  // namespace
 
-Command start_command() { return {"start", "start the daemon, if it does not run", {}, {}, run_start}; }
-Command stop_command() { return {"stop", "finish what has begun and stop the daemon", {}, {}, run_stop}; }
-Command status_command() { return {"status", "what runs, with which back ends, and what is off and why", {}, {}, run_status}; }
+Command start_command() {
+  return {"start", "start the daemon, if it does not run", {}, {}, run_start};
+}
+Command stop_command() {
+  return {"stop", "finish what has begun and stop the daemon", {}, {}, run_stop};
+}
+Command status_command() {
+  return {"status", "what runs, with which back ends, and what is off and why", {}, {}, run_status};
+}
 
 }  // namespace kvtier::cli

@@ -1,5 +1,5 @@
-// kvtier: the admin command line. The table of commands.cc says what there is; CLI11 parses; every command validates all
-// of its flags before it acts, and has --json.
+// kvtier: the admin command line. The table of commands.cc says what there is; CLI11 parses; every
+// command validates all of its flags before it acts, and has --json.
 #include <CLI/CLI.hpp>
 
 #include <cstdio>
@@ -25,21 +25,26 @@ void add_command(CLI::App* root, const Command& command, Parsed* parsed, Invocat
   parsed->command = &command;
   parsed->app = root->add_subcommand(command.name, command.help);
   for (const Argument& argument : command.arguments) {
-    auto* option = parsed->app->add_option(argument.name, parsed->texts[argument.name], argument.help);
+    auto* option =
+        parsed->app->add_option(argument.name, parsed->texts[argument.name], argument.help);
     if (argument.required) option->required();
   }
   for (const Flag& flag : command.flags) {
     if (flag.value == nullptr)
       parsed->app->add_flag(flag.name, parsed->switches[flag.name], flag.help);
     else
-      parsed->app->add_option(flag.name, parsed->texts[flag.name], flag.help)->type_name(flag.value);
+      parsed->app->add_option(flag.name, parsed->texts[flag.name], flag.help)
+          ->type_name(flag.value);
   }
   parsed->app->add_flag("--json", common->json, "print one JSON value");
-  parsed->app->add_option("--socket", common->socket, "the daemon's control socket")->type_name("PATH");
+  parsed->app->add_option("--socket", common->socket, "the daemon's control socket")
+      ->type_name("PATH");
 }
 
 void collect(const Parsed& parsed, Invocation* invocation) {
-  const auto bare = [](const std::string& name) { return name.substr(name.find_first_not_of('-')); };
+  const auto bare = [](const std::string& name) {
+    return name.substr(name.find_first_not_of('-'));
+  };
   for (const auto& [name, value] : parsed.texts)
     if (!value.empty()) invocation->values[bare(name)] = value;
   for (const auto& [name, on] : parsed.switches)
@@ -55,7 +60,8 @@ int main(int argc, char** argv) {
   Invocation invocation;
   std::vector<Parsed> parsed(kvtier::cli::commands().size());
   std::size_t i = 0;
-  for (const Command& command : kvtier::cli::commands()) add_command(&app, command, &parsed[i++], &invocation);
+  for (const Command& command : kvtier::cli::commands())
+    add_command(&app, command, &parsed[i++], &invocation);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& failed) {

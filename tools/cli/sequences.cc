@@ -1,4 +1,5 @@
-// ls, show, rm, rename, pin, expire, warm, fork, export, import: what one does with stored sequences.
+// ls, show, rm, rename, pin, expire, warm, fork, export, import: what one does with stored
+// sequences.
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
@@ -34,17 +35,21 @@ std::string marks(const Json& entry) {
   if (entry.value("pinned", false)) text += "pinned ";
   if (entry.value("private", false)) text += "private ";
   if (number_of(entry, "writer_pid") != 0) text += "open ";
-  if (number_of(entry, "expires_unix_s") != 0) text += "expires " + human_time(number_of(entry, "expires_unix_s")) + " ";
+  if (number_of(entry, "expires_unix_s") != 0)
+    text += "expires " + human_time(number_of(entry, "expires_unix_s")) + " ";
   if (!text.empty()) text.pop_back();
   return text;
 }
 
 void print_list(const Json& reply) {
-  std::vector<std::vector<std::string>> rows = {{"ID", "NAME", "TOKENS", "ON DISK", "SHARED", "IN MEMORY", "USED", ""}};
+  std::vector<std::vector<std::string>> rows = {
+      {"ID", "NAME", "TOKENS", "ON DISK", "SHARED", "IN MEMORY", "USED", ""}};
   for (const Json& entry : reply["sequences"])
     rows.push_back({std::to_string(number_of(entry, "sequence")), text_of(entry, "name"),
-                    std::to_string(number_of(entry, "tokens")), human_bytes(number_of(entry, "bytes_disk")),
-                    human_bytes(number_of(entry, "bytes_shared")), human_bytes(number_of(entry, "bytes_resident")),
+                    std::to_string(number_of(entry, "tokens")),
+                    human_bytes(number_of(entry, "bytes_disk")),
+                    human_bytes(number_of(entry, "bytes_shared")),
+                    human_bytes(number_of(entry, "bytes_resident")),
                     human_time(number_of(entry, "used_unix_s")), marks(entry)});
   if (rows.size() == 1) {
     std::printf("Nothing is stored yet.\n");
@@ -53,47 +58,63 @@ void print_list(const Json& reply) {
   print_table(rows);
 }
 
-int run_ls(const Invocation& invocation) { return simple(invocation, Json{{"op", "ls"}}, print_list); }
+int run_ls(const Invocation& invocation) {
+  return simple(invocation, Json{{"op", "ls"}}, print_list);
+}
 
 void print_show(const Json& reply) {
-  std::printf("%s: sequence %llu, %llu tokens (%llu of them in the tail log)\n", label(reply).c_str(),
-              static_cast<unsigned long long>(number_of(reply, "sequence")),
+  std::printf("%s: sequence %llu, %llu tokens (%llu of them in the tail log)\n",
+              label(reply).c_str(), static_cast<unsigned long long>(number_of(reply, "sequence")),
               static_cast<unsigned long long>(number_of(reply, "tokens")),
               static_cast<unsigned long long>(number_of(reply, "tail_tokens")));
-  std::printf("space %llu; created %s; used %s; %s\n\n", static_cast<unsigned long long>(number_of(reply, "space")),
-              human_time(number_of(reply, "created_unix_s")).c_str(), human_time(number_of(reply, "used_unix_s")).c_str(),
+  std::printf("space %llu; created %s; used %s; %s\n\n",
+              static_cast<unsigned long long>(number_of(reply, "space")),
+              human_time(number_of(reply, "created_unix_s")).c_str(),
+              human_time(number_of(reply, "used_unix_s")).c_str(),
               marks(reply).empty() ? "no marks" : marks(reply).c_str());
-  std::vector<std::vector<std::string>> rows = {{"SEGMENT", "FIRST", "TOKENS", "ON DISK", "IN MEMORY", "SHARED BY", "FILE"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"SEGMENT", "FIRST", "TOKENS", "ON DISK", "IN MEMORY", "SHARED BY", "FILE"}};
   for (const Json& segment : reply["segments"])
-    rows.push_back({std::to_string(number_of(segment, "segment")), std::to_string(number_of(segment, "first_token")),
-                    std::to_string(number_of(segment, "visible_tokens")), human_bytes(number_of(segment, "bytes_disk")),
-                    human_bytes(number_of(segment, "bytes_resident")), std::to_string(number_of(segment, "shared_by")),
-                    text_of(segment, "file")});
+    rows.push_back({std::to_string(number_of(segment, "segment")),
+                    std::to_string(number_of(segment, "first_token")),
+                    std::to_string(number_of(segment, "visible_tokens")),
+                    human_bytes(number_of(segment, "bytes_disk")),
+                    human_bytes(number_of(segment, "bytes_resident")),
+                    std::to_string(number_of(segment, "shared_by")), text_of(segment, "file")});
   print_table(rows);
 }
 
 int run_show(const Invocation& invocation) {
-  return simple(invocation, Json{{"op", "show"}, {"target", target_of(invocation.get("SEQUENCE"))}}, print_show);
+  return simple(invocation, Json{{"op", "show"}, {"target", target_of(invocation.get("SEQUENCE"))}},
+                print_show);
 }
 
 int run_rm(const Invocation& invocation) {
-  return simple(invocation,
-                Json{{"op", "rm"}, {"target", target_of(invocation.get("SEQUENCE"))}, {"wipe", invocation.has("wipe")}},
-                [](const Json& reply) {
-                  std::printf("removed; %s freed\n", human_bytes(number_of(reply, "bytes_freed")).c_str());
-                },
-                0);
+  return simple(
+      invocation,
+      Json{{"op", "rm"},
+           {"target", target_of(invocation.get("SEQUENCE"))},
+           {"wipe", invocation.has("wipe")}},
+      [](const Json& reply) {
+        std::printf("removed; %s freed\n", human_bytes(number_of(reply, "bytes_freed")).c_str());
+      },
+      0);
 }
 
 int run_rename(const Invocation& invocation) {
-  return simple(invocation, Json{{"op", "rename"}, {"target", target_of(invocation.get("SEQUENCE"))}, {"name", invocation.get("NAME")}},
+  return simple(invocation,
+                Json{{"op", "rename"},
+                     {"target", target_of(invocation.get("SEQUENCE"))},
+                     {"name", invocation.get("NAME")}},
                 [](const Json&) { std::printf("renamed\n"); });
 }
 
 int run_pin(const Invocation& invocation) {
   const bool pinned = !invocation.has("off");
-  return simple(invocation, Json{{"op", "pin"}, {"target", target_of(invocation.get("SEQUENCE"))}, {"pinned", pinned}},
-                [pinned](const Json&) { std::printf(pinned ? "pinned\n" : "no longer pinned\n"); });
+  return simple(
+      invocation,
+      Json{{"op", "pin"}, {"target", target_of(invocation.get("SEQUENCE"))}, {"pinned", pinned}},
+      [pinned](const Json&) { std::printf(pinned ? "pinned\n" : "no longer pinned\n"); });
 }
 
 // "30m", "12h", "7d", "never" -> seconds from now; false for anything else.
@@ -106,10 +127,14 @@ bool parse_duration(const std::string& text, std::uint64_t* seconds) {
   const unsigned long long value = std::strtoull(text.c_str(), &end, 10);
   if (end == text.c_str() || value == 0 || value > 100000) return false;
   const std::string unit = end;
-  if (unit == "m") *seconds = value * 60;
-  else if (unit == "h") *seconds = value * 3600;
-  else if (unit == "d") *seconds = value * 86400;
-  else return false;
+  if (unit == "m")
+    *seconds = value * 60;
+  else if (unit == "h")
+    *seconds = value * 3600;
+  else if (unit == "d")
+    *seconds = value * 86400;
+  else
+    return false;
   return true;
 }
 
@@ -119,20 +144,24 @@ int run_expire(const Invocation& invocation) {
     print_error(invocation, {Code::kInvalid}, "IN must be like 30m, 12h or 7d, or the word never");
     return 2;
   }
-  const std::uint64_t at = seconds == 0 ? 0 : static_cast<std::uint64_t>(std::time(nullptr)) + seconds;
-  return simple(invocation, Json{{"op", "expire"}, {"target", target_of(invocation.get("SEQUENCE"))}, {"at_unix_s", at}},
-                [at](const Json&) { std::printf("expires: %s\n", human_time(at).c_str()); });
+  const std::uint64_t at =
+      seconds == 0 ? 0 : static_cast<std::uint64_t>(std::time(nullptr)) + seconds;
+  return simple(
+      invocation,
+      Json{{"op", "expire"}, {"target", target_of(invocation.get("SEQUENCE"))}, {"at_unix_s", at}},
+      [at](const Json&) { std::printf("expires: %s\n", human_time(at).c_str()); });
 }
 
 int run_warm(const Invocation& invocation) {
-  return simple(invocation, Json{{"op", "warm"}, {"target", target_of(invocation.get("SEQUENCE"))}},
-                [](const Json& reply) {
-                  std::printf("%llu of %llu chunks are in memory; %s read\n",
-                              static_cast<unsigned long long>(number_of(reply, "chunks_resident")),
-                              static_cast<unsigned long long>(number_of(reply, "chunks")),
-                              human_bytes(number_of(reply, "bytes_read")).c_str());
-                },
-                0);
+  return simple(
+      invocation, Json{{"op", "warm"}, {"target", target_of(invocation.get("SEQUENCE"))}},
+      [](const Json& reply) {
+        std::printf("%llu of %llu chunks are in memory; %s read\n",
+                    static_cast<unsigned long long>(number_of(reply, "chunks_resident")),
+                    static_cast<unsigned long long>(number_of(reply, "chunks")),
+                    human_bytes(number_of(reply, "bytes_read")).c_str());
+      },
+      0);
 }
 
 int run_fork(const Invocation& invocation) {
@@ -148,37 +177,44 @@ int run_fork(const Invocation& invocation) {
     body["tokens"] = tokens;
   }
   return simple(invocation, std::move(body), [](const Json& reply) {
-    std::printf("sequence %llu, %llu tokens, nothing copied\n", static_cast<unsigned long long>(number_of(reply, "sequence")),
+    std::printf("sequence %llu, %llu tokens, nothing copied\n",
+                static_cast<unsigned long long>(number_of(reply, "sequence")),
                 static_cast<unsigned long long>(number_of(reply, "tokens_sealed")));
   });
 }
 
 std::string absolute(const std::string& path) {
   char directory[PATH_MAX];
-  if (path.empty() || path[0] == '/' || ::getcwd(directory, sizeof directory) == nullptr) return path;
+  if (path.empty() || path[0] == '/' || ::getcwd(directory, sizeof directory) == nullptr)
+    return path;
   return std::string(directory) + "/" + path;
 }
 
 int run_export(const Invocation& invocation) {
-  return simple(invocation,
-                Json{{"op", "export"}, {"target", target_of(invocation.get("SEQUENCE"))}, {"path", absolute(invocation.get("FILE"))}},
-                [](const Json& reply) {
-                  std::printf("%llu tokens, %s\n", static_cast<unsigned long long>(number_of(reply, "tokens")),
-                              human_bytes(number_of(reply, "bytes")).c_str());
-                },
-                0);
+  return simple(
+      invocation,
+      Json{{"op", "export"},
+           {"target", target_of(invocation.get("SEQUENCE"))},
+           {"path", absolute(invocation.get("FILE"))}},
+      [](const Json& reply) {
+        std::printf("%llu tokens, %s\n",
+                    static_cast<unsigned long long>(number_of(reply, "tokens")),
+                    human_bytes(number_of(reply, "bytes")).c_str());
+      },
+      0);
 }
 
 int run_import(const Invocation& invocation) {
   Json body{{"op", "import"}, {"path", absolute(invocation.get("FILE"))}};
   if (invocation.has("name")) body["name"] = invocation.get("name");
-  return simple(invocation, std::move(body),
-                [](const Json& reply) {
-                  std::printf("%s: sequence %llu, %llu tokens\n", label(reply).c_str(),
-                              static_cast<unsigned long long>(number_of(reply, "sequence")),
-                              static_cast<unsigned long long>(number_of(reply, "tokens")));
-                },
-                0);
+  return simple(
+      invocation, std::move(body),
+      [](const Json& reply) {
+        std::printf("%s: sequence %llu, %llu tokens\n", label(reply).c_str(),
+                    static_cast<unsigned long long>(number_of(reply, "sequence")),
+                    static_cast<unsigned long long>(number_of(reply, "tokens")));
+      },
+      0);
 }
 
 const Argument kSequence = {"SEQUENCE", "name, or id as `kvtier ls` shows it"};
@@ -186,28 +222,60 @@ const Argument kSequence = {"SEQUENCE", "name, or id as `kvtier ls` shows it"};
 }  // namespace
 
 Command ls_command() { return {"ls", "list the stored sequences", {}, {}, run_ls}; }
-Command show_command() { return {"show", "show one sequence and its segments", {kSequence}, {}, run_show}; }
-Command rm_command() {
-  return {"rm", "remove a sequence", {kSequence}, {{"--wipe", nullptr, "overwrite what only it used"}}, run_rm};
+Command show_command() {
+  return {"show", "show one sequence and its segments", {kSequence}, {}, run_show};
 }
-Command rename_command() { return {"rename", "give a sequence another name", {kSequence, {"NAME", "the new name"}}, {}, run_rename}; }
+Command rm_command() {
+  return {"rm",
+          "remove a sequence",
+          {kSequence},
+          {{"--wipe", nullptr, "overwrite what only it used"}},
+          run_rm};
+}
+Command rename_command() {
+  return {"rename",
+          "give a sequence another name",
+          {kSequence, {"NAME", "the new name"}},
+          {},
+          run_rename};
+}
 Command pin_command() {
-  return {"pin", "keep a sequence on disk whatever the limits say", {kSequence}, {{"--off", nullptr, "no longer"}}, run_pin};
+  return {"pin",
+          "keep a sequence on disk whatever the limits say",
+          {kSequence},
+          {{"--off", nullptr, "no longer"}},
+          run_pin};
 }
 Command expire_command() {
-  return {"expire", "remove a sequence by itself later", {kSequence, {"IN", "30m, 12h, 7d or never"}}, {}, run_expire};
+  return {"expire",
+          "remove a sequence by itself later",
+          {kSequence, {"IN", "30m, 12h, 7d or never"}},
+          {},
+          run_expire};
 }
-Command warm_command() { return {"warm", "read a sequence into memory", {kSequence}, {}, run_warm}; }
+Command warm_command() {
+  return {"warm", "read a sequence into memory", {kSequence}, {}, run_warm};
+}
 Command fork_command() {
-  return {"fork", "make a sequence that shares another's beginning", {kSequence, {"NAME", "name of the new one"}},
-          {{"--tokens", "N", "share only the first N tokens"}}, run_fork};
+  return {"fork",
+          "make a sequence that shares another's beginning",
+          {kSequence, {"NAME", "name of the new one"}},
+          {{"--tokens", "N", "share only the first N tokens"}},
+          run_fork};
 }
 Command export_command() {
-  return {"export", "write a sequence into one verified file", {kSequence, {"FILE", "must not exist"}}, {}, run_export};
+  return {"export",
+          "write a sequence into one verified file",
+          {kSequence, {"FILE", "must not exist"}},
+          {},
+          run_export};
 }
 Command import_command() {
-  return {"import", "read a sequence from an exported file", {{"FILE", "made by export"}},
-          {{"--name", "NAME", "name it so"}}, run_import};
+  return {"import",
+          "read a sequence from an exported file",
+          {{"FILE", "made by export"}},
+          {{"--name", "NAME", "name it so"}},
+          run_import};
 }
 
 }  // namespace kvtier::cli

@@ -24,7 +24,9 @@ void print_section(const std::string& name, const Json& section) {
   if (section.is_array()) {
     std::printf("%s\n", name.c_str());
     if (section.empty()) std::printf("  nothing\n");
-    for (const Json& line : section) std::printf("  %s\n", line.is_string() ? line.get<std::string>().c_str() : line.dump().c_str());
+    for (const Json& line : section)
+      std::printf("  %s\n",
+                  line.is_string() ? line.get<std::string>().c_str() : line.dump().c_str());
     return;
   }
   std::printf("%s\n", name.c_str());
@@ -48,7 +50,8 @@ void print_prometheus(const std::string& prefix, const Json& value) {
     else if (field.is_number())
       std::printf("# TYPE %s gauge\n%s %s\n", name.c_str(), name.c_str(), field.dump().c_str());
     else if (field.is_boolean())
-      std::printf("# TYPE %s gauge\n%s %d\n", name.c_str(), name.c_str(), field.get<bool>() ? 1 : 0);
+      std::printf("# TYPE %s gauge\n%s %d\n", name.c_str(), name.c_str(),
+                  field.get<bool>() ? 1 : 0);
   }
 }
 
@@ -84,8 +87,11 @@ int run_stats(const Invocation& invocation) {
 }  // namespace
 
 Command stats_command() {
-  return {"stats", "what is where, hits and misses with their reasons, bytes, limits, what is off and why", {},
-          {{"--watch", "SECONDS", "again and again"}, {"--prometheus", nullptr, "text exposition format"}},
+  return {"stats",
+          "what is where, hits and misses with their reasons, bytes, limits, what is off and why",
+          {},
+          {{"--watch", "SECONDS", "again and again"},
+           {"--prometheus", nullptr, "text exposition format"}},
           run_stats};
 }
 

@@ -1,4 +1,5 @@
-// verify, repair, gc: the soundness of the store. A running daemon does it; `verify --store` needs none and never writes.
+// verify, repair, gc: the soundness of the store. A running daemon does it; `verify --store` needs
+// none and never writes.
 #include <cstdio>
 
 #include "tiers/store_check.h"
@@ -21,7 +22,8 @@ Result<Json> check_offline(const std::string& store, bool deep) {
   if (Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(catalogue_options); catalogue)
     rows = load_store_rows(**catalogue);
   if (!rows)
-    problems.push_back(Json{{"object", "catalogue"}, {"region", ""}, {"reason", rows.error().message()}});
+    problems.push_back(
+        Json{{"object", "catalogue"}, {"region", ""}, {"reason", rows.error().message()}});
   StoreCheckOptions options;
   options.deep = deep;
   const StoreReport report = check_store(*io, rows ? &*rows : nullptr, options);
@@ -40,7 +42,8 @@ Result<Json> check_offline(const std::string& store, bool deep) {
 void print_problems(const Json& reply) {
   std::vector<std::vector<std::string>> rows = {{"OBJECT", "WHERE", "WHAT"}};
   for (const Json& problem : reply["problems"])
-    rows.push_back({text_of(problem, "object"), text_of(problem, "region"), text_of(problem, "reason")});
+    rows.push_back(
+        {text_of(problem, "object"), text_of(problem, "region"), text_of(problem, "reason")});
   if (rows.size() > 1) print_table(rows);
 }
 
@@ -50,10 +53,12 @@ int finish_verify(const Invocation& invocation, const Json& reply) {
     print_json(reply);
   } else {
     print_problems(reply);
-    std::printf("%s: %llu segments, %llu chunks, %s checked%s\n", sound ? "sound" : "NOT sound",
-                static_cast<unsigned long long>(number_of(reply, "segments")),
-                static_cast<unsigned long long>(number_of(reply, "chunks")), human_bytes(number_of(reply, "bytes")).c_str(),
-                sound ? "" : "; `kvtier repair` drops what is damaged, so that storing it again heals it");
+    std::printf(
+        "%s: %llu segments, %llu chunks, %s checked%s\n", sound ? "sound" : "NOT sound",
+        static_cast<unsigned long long>(number_of(reply, "segments")),
+        static_cast<unsigned long long>(number_of(reply, "chunks")),
+        human_bytes(number_of(reply, "bytes")).c_str(),
+        sound ? "" : "; `kvtier repair` drops what is damaged, so that storing it again heals it");
   }
   return sound ? 0 : 3;
 }
@@ -66,7 +71,8 @@ int run_verify(const Invocation& invocation) {
     if (!checked) return print_error(invocation, checked.error(), checked.error().message());
     return finish_verify(invocation, *checked);
   }
-  if (!request(invocation, Json{{"op", "verify"}, {"deep", !invocation.has("quick")}}, &reply, &exit_code, 0))
+  if (!request(invocation, Json{{"op", "verify"}, {"deep", !invocation.has("quick")}}, &reply,
+               &exit_code, 0))
     return exit_code;
   return finish_verify(invocation, reply);
 }
@@ -79,7 +85,8 @@ int run_repair(const Invocation& invocation) {
     print_json(reply);
   } else {
     print_problems(reply);
-    std::printf("%llu damaged objects dropped\n", static_cast<unsigned long long>(number_of(reply, "dropped")));
+    std::printf("%llu damaged objects dropped\n",
+                static_cast<unsigned long long>(number_of(reply, "dropped")));
   }
   return 0;
 }
@@ -101,12 +108,16 @@ int run_gc(const Invocation& invocation) {
 }  // namespace
 
 Command verify_command() {
-  return {"verify", "check everything that is stored against its checksums (exit 3: something is damaged)", {},
+  return {"verify",
+          "check everything that is stored against its checksums (exit 3: something is damaged)",
+          {},
           {{"--quick", nullptr, "structure only, not every byte"},
            {"--store", "PATH", "check this directory without a daemon; never writes"}},
           run_verify};
 }
 Command repair_command() { return {"repair", "drop what is damaged", {}, {}, run_repair}; }
-Command gc_command() { return {"gc", "merge small segments and remove what nothing uses", {}, {}, run_gc}; }
+Command gc_command() {
+  return {"gc", "merge small segments and remove what nothing uses", {}, {}, run_gc};
+}
 
 }  // namespace kvtier::cli

@@ -1,13 +1,15 @@
-/* kvtier.h: the C interface of the kvtier client library. C99 and C++. Since 0.1 unless a line says otherwise.
+/* kvtier.h: the C interface of the kvtier client library. C99 and C++. Since 0.1 unless a line says
+ * otherwise.
  *
- * kvtier keeps the KV cache of language models in a local daemon: host memory and NVMe, shared by every runtime of the
- * user. A client opens a *space* (one model + runtime + KV layout), in it a *sequence* (an append-only stream of tokens
- * with their K and V), appends tokens layer by layer, and reads it through *views*: exact, or a budget of rows chosen
- * per step.
+ * kvtier keeps the KV cache of language models in a local daemon: host memory and NVMe, shared by
+ * every runtime of the user. A client opens a *space* (one model + runtime + KV layout), in it a
+ * *sequence* (an append-only stream of tokens with their K and V), appends tokens layer by layer,
+ * and reads it through *views*: exact, or a budget of rows chosen per step.
  *
- * Every function returns kvt_status: 0, or a positive code of this header. Handles are opaque; destroying null does
- * nothing. A client handle may be used from several threads; a sequence and its views from one at a time. After fork() a
- * child gets KVT_ERROR_FORK. Nothing here installs signal handlers, calls back, or lets the caller free our memory.
+ * Every function returns kvt_status: 0, or a positive code of this header. Handles are opaque;
+ * destroying null does nothing. A client handle may be used from several threads; a sequence and
+ * its views from one at a time. After fork() a child gets KVT_ERROR_FORK. Nothing here installs
+ * signal handlers, calls back, or lets the caller free our memory.
  */
 #ifndef KVTIER_KVTIER_H_
 #define KVTIER_KVTIER_H_
@@ -64,19 +66,21 @@ KVT_API uint32_t kvt_abi_version(void);
 KVT_API const char* kvt_version(void);
 /* The meaning of a status. Static; never null. */
 KVT_API const char* kvt_strerror(kvt_status status);
-/* What the last failed call of this thread has to say beyond its code ("layer 3, token 17: NaN"). Valid until the
- * next call of the thread; never null. */
+/* What the last failed call of this thread has to say beyond its code ("layer 3, token 17: NaN").
+ * Valid until the next call of the thread; never null. */
 KVT_API const char* kvt_last_error(void);
 
-/* ---- client ---------------------------------------------------------------------------------------------------- */
+/* ---- client ---------------------------------------------------------------------------------- */
 
 typedef struct kvt_client_options {
   uint32_t struct_size;
-  uint32_t autostart;       /* 1: start kvtierd if nobody listens (default) */
-  const char* socket_path;  /* null: $KVTIER_SOCKET, else $XDG_RUNTIME_DIR/kvtier/kvtierd.sock, else under /tmp */
-  const char* daemon_path;  /* null: $KVTIER_DAEMON, else beside the library, else `kvtierd` of PATH */
-  const char* name;         /* shown by `kvtier status`; null: the program's name */
-  uint32_t timeout_ms;      /* of connecting and of control requests; default 10000 */
+  uint32_t autostart;      /* 1: start kvtierd if nobody listens (default) */
+  const char* socket_path; /* null: $KVTIER_SOCKET, else $XDG_RUNTIME_DIR/kvtier/kvtierd.sock, else
+                              under /tmp */
+  const char*
+      daemon_path;     /* null: $KVTIER_DAEMON, else beside the library, else `kvtierd` of PATH */
+  const char* name;    /* shown by `kvtier status`; null: the program's name */
+  uint32_t timeout_ms; /* of connecting and of control requests; default 10000 */
   uint32_t reserved;
 } kvt_client_options;
 KVT_API void kvt_client_options_init(kvt_client_options* options);
@@ -84,17 +88,19 @@ KVT_API void kvt_client_options_init(kvt_client_options* options);
 /* Connects, and starts the daemon where wanted. Blocks up to timeout_ms. */
 KVT_API kvt_status kvt_client_open(const kvt_client_options* options, kvt_client** out);
 KVT_API void kvt_client_close(kvt_client* client);
-/* Sends one admin request (docs/protocol.md) and gives the reply's JSON. `*out_json` is freed with kvt_free. */
+/* Sends one admin request (docs/protocol.md) and gives the reply's JSON. `*out_json` is freed with
+ * kvt_free. */
 KVT_API kvt_status kvt_client_request(kvt_client* client, const char* json, char** out_json);
 KVT_API void kvt_free(void* memory);
 
-/* ---- space ----------------------------------------------------------------------------------------------------- */
+/* ---- space ----------------------------------------------------------------------------------- */
 
 typedef struct kvt_layer {
-  uint8_t kind;   /* 0 full attention, 1 sliding window, 2 recurrent (the latter two: snapshots only) */
-  uint8_t rope;   /* keys: 0 after RoPE, 1 before, 2 none */
+  uint8_t
+      kind; /* 0 full attention, 1 sliding window, 2 recurrent (the latter two: snapshots only) */
+  uint8_t rope; /* keys: 0 after RoPE, 1 before, 2 none */
   uint8_t v_transposed;
-  uint8_t dtype;  /* KVT_DTYPE_* */
+  uint8_t dtype; /* KVT_DTYPE_* */
   uint16_t kv_heads;
   uint16_t query_heads;
   uint32_t k_row_bytes; /* one token of one head */
@@ -103,25 +109,27 @@ typedef struct kvt_layer {
 
 typedef struct kvt_space_options {
   uint32_t struct_size;
-  uint16_t chunk_tokens;       /* default 32 */
-  uint16_t heads_per_chunk;    /* 1 (default), or 0: all heads of a layer */
-  uint16_t positions_per_token;/* default 1 */
-  uint16_t unit_tokens;        /* tokens per abstract; default 16 */
-  uint32_t abstract_kind;      /* 0 none, 1 box (default), 2 mean */
-  const char* model;           /* identity of weights and tokenizer */
+  uint16_t chunk_tokens;        /* default 32 */
+  uint16_t heads_per_chunk;     /* 1 (default), or 0: all heads of a layer */
+  uint16_t positions_per_token; /* default 1 */
+  uint16_t unit_tokens;         /* tokens per abstract; default 16 */
+  uint32_t abstract_kind;       /* 0 none, 1 box (default), 2 mean */
+  const char* model;            /* identity of weights and tokenizer */
   const char* runtime;
-  const char* detail;          /* what else makes KV different; null: "" */
+  const char* detail; /* what else makes KV different; null: "" */
   const kvt_layer* layers;
   uint32_t layer_count;
-  uint32_t private_only;       /* 1: nothing of this space is ever written to disk */
+  uint32_t private_only; /* 1: nothing of this space is ever written to disk */
 } kvt_space_options;
 KVT_API void kvt_space_options_init(kvt_space_options* options);
 
-/* Opens a space; makes it if new. KVT_ERROR_INVALID or KVT_ERROR_TOO_LARGE for a geometry that cannot be. */
-KVT_API kvt_status kvt_space_open(kvt_client* client, const kvt_space_options* options, kvt_space** out);
+/* Opens a space; makes it if new. KVT_ERROR_INVALID or KVT_ERROR_TOO_LARGE for a geometry that
+ * cannot be. */
+KVT_API kvt_status kvt_space_open(kvt_client* client, const kvt_space_options* options,
+                                  kvt_space** out);
 KVT_API void kvt_space_close(kvt_space* space);
 
-/* ---- sequence -------------------------------------------------------------------------------------------------- */
+/* ---- sequence -------------------------------------------------------------------------------- */
 
 typedef struct kvt_token {
   uint32_t id;
@@ -131,55 +139,65 @@ typedef struct kvt_token {
 } kvt_token;
 
 typedef struct kvt_match {
-  uint64_t tokens;        /* length of the longest stored prefix */
-  uint64_t differs_at;    /* first token that differs or is not stored; = tokens */
-  uint32_t stored_token;  /* what is stored there, or UINT32_MAX: nothing */
-  uint32_t reason;        /* 0 all matched, 1 token differs, 2 nothing stored beyond, 3 nothing stored at all */
+  uint64_t tokens;       /* length of the longest stored prefix */
+  uint64_t differs_at;   /* first token that differs or is not stored; = tokens */
+  uint32_t stored_token; /* what is stored there, or UINT32_MAX: nothing */
+  uint32_t
+      reason; /* 0 all matched, 1 token differs, 2 nothing stored beyond, 3 nothing stored at all */
 } kvt_match;
 
 typedef struct kvt_sequence_options {
   uint32_t struct_size;
-  uint32_t private_only;  /* 1: never written to disk */
-  const char* name;       /* null: nameless */
+  uint32_t private_only; /* 1: never written to disk */
+  const char* name;      /* null: nameless */
 } kvt_sequence_options;
 KVT_API void kvt_sequence_options_init(kvt_sequence_options* options);
 
 /* The longest stored prefix of `count` token ids in this space. */
-KVT_API kvt_status kvt_space_match(kvt_space* space, const uint32_t* ids, uint64_t count, kvt_match* out);
-/* A new sequence that shares the longest stored prefix of at most `count` ids (0: empty). `match` may be null.
- * Positions are 0, 1, 2, ... Append goes on after the matched tokens. */
-KVT_API kvt_status kvt_sequence_create(kvt_space* space, const kvt_sequence_options* options, const uint32_t* ids,
-                                       uint64_t count, kvt_match* match, kvt_sequence** out);
-/* An existing one by name (or by id where name is null). `writable` 0: reads only, any number at once; 1: exclusive,
- * KVT_ERROR_BUSY if somebody else writes. KVT_ERROR_WRONG_SPACE if it belongs to another space. */
-KVT_API kvt_status kvt_sequence_open(kvt_space* space, const char* name, uint64_t id, int32_t writable,
-                                     kvt_sequence** out);
-/* A new sequence with the first `tokens` tokens of this one (UINT64_MAX: all), sharing what is stored. */
-KVT_API kvt_status kvt_sequence_fork(kvt_sequence* sequence, uint64_t tokens, const kvt_sequence_options* options,
-                                     kvt_sequence** out);
-/* Seals what is in the tail (not for private or read-only ones: dropped unless sealed) and closes. */
+KVT_API kvt_status kvt_space_match(kvt_space* space, const uint32_t* ids, uint64_t count,
+                                   kvt_match* out);
+/* A new sequence that shares the longest stored prefix of at most `count` ids (0: empty). `match`
+ * may be null. Positions are 0, 1, 2, ... Append goes on after the matched tokens. */
+KVT_API kvt_status kvt_sequence_create(kvt_space* space, const kvt_sequence_options* options,
+                                       const uint32_t* ids, uint64_t count, kvt_match* match,
+                                       kvt_sequence** out);
+/* An existing one by name (or by id where name is null). `writable` 0: reads only, any number at
+ * once; 1: exclusive, KVT_ERROR_BUSY if somebody else writes. KVT_ERROR_WRONG_SPACE if it belongs
+ * to another space. */
+KVT_API kvt_status kvt_sequence_open(kvt_space* space, const char* name, uint64_t id,
+                                     int32_t writable, kvt_sequence** out);
+/* A new sequence with the first `tokens` tokens of this one (UINT64_MAX: all), sharing what is
+ * stored. */
+KVT_API kvt_status kvt_sequence_fork(kvt_sequence* sequence, uint64_t tokens,
+                                     const kvt_sequence_options* options, kvt_sequence** out);
+/* Seals what is in the tail (not for private or read-only ones: dropped unless sealed) and closes.
+ */
 KVT_API kvt_status kvt_sequence_close(kvt_sequence* sequence);
 
 KVT_API uint64_t kvt_sequence_id(const kvt_sequence* sequence);
 /* Tokens appended (and complete in all layers). */
 KVT_API uint64_t kvt_sequence_length(const kvt_sequence* sequence);
-/* Copies token records [first, first + count) to `out`. Blocks on the daemon for what is not in the tail. */
-KVT_API kvt_status kvt_sequence_tokens(kvt_sequence* sequence, uint64_t first, uint64_t count, kvt_token* out);
+/* Copies token records [first, first + count) to `out`. Blocks on the daemon for what is not in the
+ * tail. */
+KVT_API kvt_status kvt_sequence_tokens(kvt_sequence* sequence, uint64_t first, uint64_t count,
+                                       kvt_token* out);
 
-/* Begins a piece of 1 to 1024 new tokens; the piece before must be complete in all layers. May block while the tail
- * is full and the daemon seals (back-pressure). */
-KVT_API kvt_status kvt_sequence_append(kvt_sequence* sequence, const kvt_token* tokens, uint32_t count);
-/* Writes K and V of layer `layer` for tokens [first, first + count) of the piece. Element strides are in bytes:
- * head_stride between KV heads, token_stride between tokens; a row is contiguous. NaN or infinity is refused
- * (KVT_ERROR_NOT_FINITE) and nothing of the call is kept. */
+/* Begins a piece of 1 to 1024 new tokens; the piece before must be complete in all layers. May
+ * block while the tail is full and the daemon seals (back-pressure). */
+KVT_API kvt_status kvt_sequence_append(kvt_sequence* sequence, const kvt_token* tokens,
+                                       uint32_t count);
+/* Writes K and V of layer `layer` for tokens [first, first + count) of the piece. Element strides
+ * are in bytes: head_stride between KV heads, token_stride between tokens; a row is contiguous. NaN
+ * or infinity is refused (KVT_ERROR_NOT_FINITE) and nothing of the call is kept. */
 typedef struct kvt_rows {
   const void* data;
   uint64_t head_stride;
   uint64_t token_stride;
 } kvt_rows;
-KVT_API kvt_status kvt_sequence_write(kvt_sequence* sequence, uint32_t layer, uint32_t first, uint32_t count,
-                                      const kvt_rows* k, const kvt_rows* v);
-/* Ends the piece where all full layers are written; called by append, commit and close by themselves. */
+KVT_API kvt_status kvt_sequence_write(kvt_sequence* sequence, uint32_t layer, uint32_t first,
+                                      uint32_t count, const kvt_rows* k, const kvt_rows* v);
+/* Ends the piece where all full layers are written; called by append, commit and close by
+ * themselves. */
 KVT_API kvt_status kvt_sequence_finish_piece(kvt_sequence* sequence);
 /* Gives up the piece that was begun. */
 KVT_API kvt_status kvt_sequence_abort_piece(kvt_sequence* sequence);
@@ -187,61 +205,67 @@ KVT_API kvt_status kvt_sequence_abort_piece(kvt_sequence* sequence);
 KVT_API kvt_status kvt_sequence_commit(kvt_sequence* sequence);
 /* Keeps the first `tokens` tokens. */
 KVT_API kvt_status kvt_sequence_truncate(kvt_sequence* sequence, uint64_t tokens);
-/* Exact rows of tokens [first, first + count), the piece in progress included where that layer is written, to
- * k[head][token][row] and v[head][token][row], contiguous. A chunk that fails its checksum is KVT_ERROR_MISS. */
-KVT_API kvt_status kvt_sequence_read(kvt_sequence* sequence, uint32_t layer, uint64_t first, uint64_t count, void* k,
-                                     void* v);
+/* Exact rows of tokens [first, first + count), the piece in progress included where that layer is
+ * written, to k[head][token][row] and v[head][token][row], contiguous. A chunk that fails its
+ * checksum is KVT_ERROR_MISS. */
+KVT_API kvt_status kvt_sequence_read(kvt_sequence* sequence, uint32_t layer, uint64_t first,
+                                     uint64_t count, void* k, void* v);
 
-/* ---- view ------------------------------------------------------------------------------------------------------ */
+/* ---- view ------------------------------------------------------------------------------------ */
 
 typedef struct kvt_view_options {
   uint32_t struct_size;
-  uint32_t sinks;          /* first tokens, always attended; default 16 */
-  uint32_t window;         /* newest sealed tokens, always attended; default 64. The tail is always attended */
+  uint32_t sinks; /* first tokens, always attended; default 16 */
+  uint32_t
+      window; /* newest sealed tokens, always attended; default 64. The tail is always attended */
   uint32_t reserved;
-  uint64_t budget;         /* rows per KV head and layer beside sinks, window, tail; 0: everything, exact */
-  uint64_t capacity;       /* rows that the slot cache holds per KV head and layer; 0: 2 x budget */
-  const char* preset;      /* null: "quest" (pages with box abstracts). Others: "mean", "window", "full" */
+  uint64_t budget; /* rows per KV head and layer beside sinks, window, tail; 0: everything, exact */
+  uint64_t capacity; /* rows that the slot cache holds per KV head and layer; 0: 2 x budget */
+  const char*
+      preset; /* null: "quest" (pages with box abstracts). Others: "mean", "window", "full" */
 } kvt_view_options;
 KVT_API void kvt_view_options_init(kvt_view_options* options);
 
 typedef struct kvt_view_stats {
   uint32_t struct_size;
   uint32_t reserved;
-  uint64_t steps;            /* attend calls */
-  uint64_t selections;       /* of them, with a new selection */
-  uint64_t rows_attended;    /* over all KV heads */
-  uint64_t rows_fetched;     /* copied into the slot cache */
-  uint64_t chunks_fetched;   /* entries of fetch requests */
-  uint64_t bytes_host;       /* rows copied from the host tier */
-  uint64_t bytes_disk;       /* read from disk on behalf of this view */
-  uint64_t wait_ns;          /* waited for the daemon */
-  uint64_t client_bytes;     /* private memory of this view: slot cache, tables, buffers */
-  uint64_t abstract_bytes;   /* mapped abstracts that it scores */
+  uint64_t steps;          /* attend calls */
+  uint64_t selections;     /* of them, with a new selection */
+  uint64_t rows_attended;  /* over all KV heads */
+  uint64_t rows_fetched;   /* copied into the slot cache */
+  uint64_t chunks_fetched; /* entries of fetch requests */
+  uint64_t bytes_host;     /* rows copied from the host tier */
+  uint64_t bytes_disk;     /* read from disk on behalf of this view */
+  uint64_t wait_ns;        /* waited for the daemon */
+  uint64_t client_bytes;   /* private memory of this view: slot cache, tables, buffers */
+  uint64_t abstract_bytes; /* mapped abstracts that it scores */
 } kvt_view_stats;
 
-KVT_API kvt_status kvt_view_open(kvt_sequence* sequence, const kvt_view_options* options, kvt_view** out);
+KVT_API kvt_status kvt_view_open(kvt_sequence* sequence, const kvt_view_options* options,
+                                 kvt_view** out);
 KVT_API void kvt_view_close(kvt_view* view);
-/* Attention of `queries` consecutive newest tokens over the sequence, each causal (the last query sees everything, the
- * one before it one token less). q: [queries][query_heads][dim] f32, contiguous; out the same; lse: [queries]
- * [query_heads] f32 or null. One query: as the view's preset and budget say. Several: exact. KVT_ERROR_DAEMON_LOST
- * within 200 ms where a missing row cannot be had. */
-KVT_API kvt_status kvt_view_attend(kvt_view* view, uint32_t layer, uint32_t queries, const float* q, float scale,
-                                   float* out, float* lse);
+/* Attention of `queries` consecutive newest tokens over the sequence, each causal (the last query
+ * sees everything, the one before it one token less). q: [queries][query_heads][dim] f32,
+ * contiguous; out the same; lse: [queries] [query_heads] f32 or null. One query: as the view's
+ * preset and budget say. Several: exact. KVT_ERROR_DAEMON_LOST within 200 ms where a missing row
+ * cannot be had. */
+KVT_API kvt_status kvt_view_attend(kvt_view* view, uint32_t layer, uint32_t queries, const float* q,
+                                   float scale, float* out, float* lse);
 KVT_API kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out);
 
-/* ---- opaque keys: for store plug-ins --------------------------------------------------------------------------- */
+/* ---- opaque keys: for store plug-ins
+ * --------------------------------------------------------------------------- */
 
 typedef struct kvt_object {
   const void* key;
-  uint32_t key_bytes;   /* 1 to 1024 */
+  uint32_t key_bytes; /* 1 to 1024 */
   uint32_t reserved;
   void* value;          /* caller's, untouched until the batch is polled; set: read, get: written */
   uint64_t value_bytes; /* set: length; get: room */
 } kvt_object;
 typedef struct kvt_object_result {
-  uint64_t batch;       /* as returned by submit */
-  uint32_t index;       /* in the batch */
+  uint64_t batch; /* as returned by submit */
+  uint32_t index; /* in the batch */
   kvt_status status;
   uint64_t value_bytes; /* get: length */
 } kvt_object_result;
@@ -249,14 +273,15 @@ typedef struct kvt_object_result {
 #define KVT_OBJECT_GET 1
 #define KVT_OBJECT_EXISTS 2
 #define KVT_OBJECT_DELETE 3
-/* Queues a batch of up to 256 and returns its number; the objects array is copied, values are not. */
-KVT_API kvt_status kvt_objects_submit(kvt_client* client, int32_t verb, const kvt_object* objects, uint32_t count,
-                                      uint64_t* out_batch);
+/* Queues a batch of up to 256 and returns its number; the objects array is copied, values are not.
+ */
+KVT_API kvt_status kvt_objects_submit(kvt_client* client, int32_t verb, const kvt_object* objects,
+                                      uint32_t count, uint64_t* out_batch);
 /* Readable while results wait to be polled. Borrowed; never close it. */
 KVT_API int kvt_objects_event_fd(kvt_client* client);
 /* Up to `room` results, waiting at most timeout_ms (0: none) for the first. */
-KVT_API kvt_status kvt_objects_poll(kvt_client* client, kvt_object_result* out, uint32_t room, uint32_t timeout_ms,
-                                    uint32_t* out_count);
+KVT_API kvt_status kvt_objects_poll(kvt_client* client, kvt_object_result* out, uint32_t room,
+                                    uint32_t timeout_ms, uint32_t* out_count);
 
 #ifdef __cplusplus
 }
