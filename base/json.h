@@ -18,8 +18,8 @@ using Json = nlohmann::ordered_json;
 
 // An object or array no deeper than 32; anything else is kProtocol.
 [[nodiscard]] Result<Json> parse_json(std::string_view text);
-// The field, or the fallback where it is absent; kInvalid where it has another kind or is out of
-// range.
+// The field, or the fallback where it is absent or null; kInvalid where it has another kind or is
+// out of range.
 [[nodiscard]] Result<std::uint64_t> json_uint(const Json& object, const char* key,
                                               std::uint64_t fallback,
                                               std::uint64_t max = UINT64_MAX);

@@ -261,7 +261,7 @@ Result<void> ExportReader::read_description(Place* at) {
   return {};
 }
 
-Result<ExportSegment> ExportReader::read_segment_at(Place* at) {
+Result<ExportSegment> ExportReader::read_segment_at(std::uint32_t index, Place* at) {
   KVT_TRY(const Frame frame, read_frame(*at, kSegment, kSegmentPayloadMax));
   ByteReader reader(frame.payload);
   ExportSegment segment;
@@ -273,8 +273,9 @@ Result<ExportSegment> ExportReader::read_segment_at(Place* at) {
   const ByteSpan text = reader.read_bytes(text_bytes);
   const ByteSpan snapshot = reader.read_bytes(snapshot_bytes);
   if (!reader.ok() || reader.remaining() != 0 || tokens == 0 || tokens > kSegmentTokensMax ||
-      segment.start_token != at->start_token || tokens > description_.tokens - at->start_token ||
-      text_bytes > kSegmentTextBytesMax || snapshot_bytes > kSegmentSnapshotBytesMax)
+      frame.header.index != index || segment.start_token != at->start_token ||
+      tokens > description_.tokens - at->start_token || text_bytes > kSegmentTextBytesMax ||
+      snapshot_bytes > kSegmentSnapshotBytesMax)
     return error(Code::kCorrupt, "a segment of the export file is wrong");
   segment.tokens.resize(tokens);
   std::memcpy(static_cast<void*>(segment.tokens.data()), token_span.data(), token_span.size());
@@ -326,7 +327,7 @@ Result<ExportReader> ExportReader::open(
   KVT_TRY_VOID(reader.read_description(&at));
   for (std::uint32_t i = 0; i < reader.description_.segments; ++i) {
     reader.offsets_.push_back(at);
-    KVT_TRY(const ExportSegment segment, reader.read_segment_at(&at));
+    KVT_TRY(const ExportSegment segment, reader.read_segment_at(i, &at));
     KVT_TRY_VOID(reader.read_chunks_at(&at, static_cast<std::uint32_t>(segment.tokens.size()),
                                        [](std::uint32_t, ByteSpan) -> Result<void> { return {}; }));
     if (progress && !progress(at.offset))
@@ -339,13 +340,13 @@ Result<ExportReader> ExportReader::open(
 Result<ExportSegment> ExportReader::read_segment(std::uint32_t index) {
   if (index >= offsets_.size()) return error(Code::kInvalid, "the export file has fewer segments");
   Place at = offsets_[index];
-  return read_segment_at(&at);
+  return read_segment_at(index, &at);
 }
 
 Result<void> ExportReader::read_chunks(std::uint32_t index, const ChunkVisitor& visit) {
   if (index >= offsets_.size()) return error(Code::kInvalid, "the export file has fewer segments");
   Place at = offsets_[index];
-  KVT_TRY(const ExportSegment segment, read_segment_at(&at));
+  KVT_TRY(const ExportSegment segment, read_segment_at(index, &at));
   return read_chunks_at(&at, static_cast<std::uint32_t>(segment.tokens.size()), visit);
 }
 

@@ -127,7 +127,7 @@ class ExportReader {
   [[nodiscard]] Result<Frame> read_frame(const Place& at, std::uint32_t kind,
                                          std::uint64_t bytes_max);
   [[nodiscard]] Result<void> read_description(Place* at);
-  [[nodiscard]] Result<ExportSegment> read_segment_at(Place* at);
+  [[nodiscard]] Result<ExportSegment> read_segment_at(std::uint32_t index, Place* at);
   [[nodiscard]] Result<void> read_chunks_at(Place* at, std::uint32_t tokens,
                                             const ChunkVisitor& visit);
   [[nodiscard]] Result<void> read_end(const Place& at);

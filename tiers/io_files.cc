@@ -118,8 +118,8 @@ Result<std::vector<std::string>> FileTable::list(std::string_view directory) con
   std::vector<std::string> names;
   errno = 0;
   while (const dirent* const entry = ::readdir(stream)) {
-    if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0)
-      names.emplace_back(entry->d_name);
+    const std::string_view name = entry->d_name;
+    if (name != "." && name != "..") names.emplace_back(name);
     errno = 0;
   }
   const int os_error = errno;

@@ -1,8 +1,8 @@
-// Segment file, format version 1 (docs/formats.md has the byte tables; keep both in step, and the
-// golden files).
+// Segment file, format version 1 (byte tables in docs/formats.md: keep both in step, and the golden
+// files).
 //
-//   [header, 4096 bytes][metadata: geometry, tokens, text, snapshot, chunk table][chunks, each at a
-//   multiple of 4096]
+//   [header, 4096][metadata: geometry, tokens, text, snapshot, chunk table][chunks at multiples of
+//   4096]
 //
 // Header and every metadata region carry an xxh3-64; each chunk's is in the table. Immutable once
 // published. A parser trusts no length before its checksum and bounds are checked; wrong bytes are
@@ -87,8 +87,8 @@ void place_raw_chunks(SegmentMeta* meta);
 // region whose own checksum is right.
 struct SegmentSalvage {
   SegmentMeta meta;  // of what is sound; the rest is empty
-  std::vector<const char*>
-      damaged;  // "header", "geometry", "tokens", "text", "snapshot", "chunk table", "padding"
+  // "header", "geometry", "tokens", "text", "snapshot", "chunk table", "padding"
+  std::vector<const char*> damaged;
   bool chunks_known = false;     // meta.chunks can be followed
   std::uint64_t meta_bytes = 0;  // 0: nothing says where the regions are
   std::uint64_t file_bytes = 0;

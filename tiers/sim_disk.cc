@@ -161,8 +161,8 @@ Result<void> SimDisk::State::write(SimNode& node, std::uint64_t offset, ByteSpan
   Result<void> result;
   if (options.write_error_one_in != 0 && random.one_in(options.write_error_one_in)) {
     // A failed write may have done some of its sectors.
-    source = source.first(static_cast<std::size_t>(
-        random.below(source.size() / kSimSectorBytes + 1) * kSimSectorBytes));
+    const std::uint64_t sectors = random.below(source.size() / kSimSectorBytes + 1);
+    source = source.first(static_cast<std::size_t>(sectors * kSimSectorBytes));
     result = error(Code::kIo, "simulated write error", 5);
   }
   if (source.empty()) return result;
@@ -346,9 +346,8 @@ Result<void> SimDisk::rename(std::string_view from, std::string_view to) {
 Result<void> SimDisk::unlink(std::string_view path) { return state_->unlink(path, true); }
 std::uint64_t SimDisk::used_bytes() const { return state_->used_bytes; }
 std::uint64_t SimDisk::free_bytes() const {
-  return state_->options.capacity_bytes > state_->used_bytes
-             ? state_->options.capacity_bytes - state_->used_bytes
-             : 0;
+  const std::uint64_t capacity = state_->options.capacity_bytes, used = state_->used_bytes;
+  return capacity > used ? capacity - used : 0;
 }
 
 void SimDisk::crash() { state_->cut_power(); }

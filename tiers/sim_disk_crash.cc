@@ -74,16 +74,15 @@ void apply_change(const SimChange& change, const std::vector<SimChange>& all, Mo
     if (draw < 20) view->resize(change.offset);
     return;
   }
+  const std::uint64_t end = change.offset + change.bytes.size();
   if (draw < 16) {
     view->write(change.offset, change.bytes);
   } else if (draw < 23) {
     tear(change, random, view);
   } else if (draw == 23 && misdirect(change, all, random, view)) {
     return;
-  } else if (mood == Mood::kMixed && change.offset + change.bytes.size() > view->size_bytes() &&
-             random->one_in(2)) {
-    view->resize(change.offset +
-                 change.bytes.size());  // the size came to the disk, the bytes did not
+  } else if (mood == Mood::kMixed && end > view->size_bytes() && random->one_in(2)) {
+    view->resize(end);  // the size came to the disk, the bytes did not
   }
 }
 

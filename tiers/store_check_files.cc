@@ -227,8 +227,8 @@ std::optional<TailLogHeader> read_log_header(Io& io, const std::string& path,
 
 namespace {
 
-// A record of this log that is sound and comes later than `order`, at any multiple of 4096 from
-// `offset` on.
+// Whether a sound record header of this log with a later order lies at any multiple of 4096 behind
+// `offset`.
 bool later_record(ReadFile& file, std::uint64_t offset, const TailLogHeader& header,
                   std::uint64_t order) {
   for (offset += kDiskAlign; offset < file.size_bytes(); offset += kDiskAlign) {

@@ -2,8 +2,8 @@
 // generation, appended and synced; replayed at start and on attach; a new generation begins when
 // the tail was sealed.
 //
-//   [file header, 4096 bytes][record]*    record = [record header 64 bytes][tokens][rows,
-//   token-major][padding to 4096]
+//   [file header, 4096 bytes][record]*
+//   record = [record header, 64 bytes][tokens][rows, token-major][padding to 4096]
 //
 // Rows are token-major: for each token, each full layer, each KV head: K row, V row. A record says
 // at which token of the sequence it starts; a record that starts before the end of what was

@@ -1,9 +1,11 @@
 // Every Io back end against one suite: names, transfers, order of callbacks, ends of files.
 #include <poll.h>
+
 #include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <numeric>
+#include <thread>
 
 #include "io_suite.h"
 #include "tiers/io_faulty.h"
@@ -192,8 +194,8 @@ TEST_P(IoSuite, DirectWantsAlignedOffsetLengthAndMemory) {
 }
 
 // Pieces at shuffled places of one arena, some of them neighbours in memory, some not.
-void scattered(IoSuite*, Io& io, FileId file, std::size_t piece_bytes, std::size_t count,
-               std::byte* arena, const std::function<Status(IoOp, std::vector<IoVec>)>& run) {
+void scattered(Io& io, FileId file, std::size_t piece_bytes, std::size_t count, std::byte* arena,
+               const std::function<Status(IoOp, std::vector<IoVec>)>& run) {
   std::vector<std::size_t> places(2 * count);
   std::iota(places.begin(), places.end(), 0);
   Random random(count);
@@ -224,7 +226,7 @@ TEST_P(IoSuite, VectoredTransfersScatter) {
           io_->open(std::to_string(count) + (direct ? "d" : "b"), {OpenMode::kCreateNew, direct});
       ASSERT_TRUE(file);
       scattered(
-          this, *io_, *file, direct ? kDiskAlign : 1'001, count, arena.data(),
+          *io_, *file, direct ? kDiskAlign : 1'001, count, arena.data(),
           [&](IoOp op, std::vector<IoVec> pieces) { return run(op, *file, 0, std::move(pieces)); });
     }
 }
@@ -443,6 +445,30 @@ TEST_P(IoSuite, MayBeDestroyedWithOperationsInFlight) {
   EXPECT_FALSE(called);
   std::memset(memory->data(), 0x77, memory->size_bytes());  // nobody writes there any more
   for (const std::byte byte : memory->span()) ASSERT_EQ(byte, std::byte{0x77});
+}
+
+// The daemon makes its Io on one thread and runs it on another.
+TEST_P(IoSuite, TheThreadThatSubmitsFirstOwnsIt) {
+  const auto bytes = pattern(4 * kDiskAlign, 14);
+  std::ofstream(ground_.root + "/made")
+      .write(reinterpret_cast<const char*>(bytes.data()), 4 * kDiskAlign);
+  if (!GetParam().real) make_file("made", bytes);
+  AlignedBuffer arena(4 * kDiskAlign);
+  io_->register_memory(arena.data(), arena.size_bytes());
+  const auto file = io_->open("made", {OpenMode::kRead, true});
+  ASSERT_TRUE(file);
+  std::thread owner([&] {
+    EXPECT_TRUE(read_fully(*io_, *file, 0, arena.span()));
+    const auto written = io_->open("written", {OpenMode::kCreateNew, true});
+    ASSERT_TRUE(written);
+    EXPECT_TRUE(write_fully(*io_, *written, 0, arena.span()));
+    io_->close(*file);
+    io_->close(*written);
+  });
+  owner.join();
+  EXPECT_EQ(std::memcmp(arena.data(), bytes.data(), bytes.size()), 0);
+  EXPECT_EQ(io_->list("").value_or(std::vector<std::string>{}),
+            (std::vector<std::string>{"made", "written"}));
 }
 
 TEST_P(IoSuite, NamesItself) {

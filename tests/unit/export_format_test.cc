@@ -1,5 +1,5 @@
-// Export file: round trips, tokens that must not leak, every changed byte, every cut, frames moved
-// about, misuse.
+// Export file: round trips, tokens that must not leak, every changed byte and cut, frames moved,
+// misuse.
 #include "tiers/export_format.h"
 
 #include <gtest/gtest.h>

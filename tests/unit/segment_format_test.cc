@@ -294,8 +294,7 @@ TEST(SegmentFormat, SalvageNamesWhatIsDamagedAndKeepsTheRest) {
     EXPECT_EQ(salvage.meta.chunks.size(), i != 4 ? sample.meta.chunks.size() : 0u);
   }
   std::vector<std::byte> head = sample.head;
-  patch<std::uint64_t>(&head, kIdAt,
-                       0);  // unsigned: the header is damaged, but still says where things are
+  patch<std::uint64_t>(&head, kIdAt, 0);  // not signed: damaged, but it still says where things are
   SegmentSalvage salvage = salvage_segment_meta(head);
   ASSERT_EQ(salvage.damaged.size(), 1u);
   EXPECT_STREQ(salvage.damaged[0], "header");
