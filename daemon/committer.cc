@@ -267,6 +267,9 @@ void log_replayed(EngineState& engine, const std::shared_ptr<LogRead>& read) {
     ++engine.metrics.logs_torn;
     ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kChecksum)];
     engine.io->io().close(read->file);
+    if (sequence.log.file.value != 0) engine.io->io().close(sequence.log.file);
+    sequence.log.file = {};
+    sequence.log.tokens = 0;
     sequence.log.suspect = true;
     sequence.log.loaded = true;
     return read->done({});
@@ -314,6 +317,7 @@ void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tai
             sequence.row.id.value);
     ++engine.metrics.logs_torn;
     log.suspect = log.loaded = true;
+    log.tokens = 0;
     return done({});
   }
   if (!file) return done(error(file.error()));
@@ -358,7 +362,11 @@ void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tai
 }
 
 void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, MetaDone done) {
-  if (sequence.log.generation == 0 || tokens >= sequence.log.tokens) return done({});
+  // A suspect log is cut even where nothing of it goes: the catalogue may name tokens that are cut
+  // off.
+  if (!sequence.log.suspect && (sequence.log.generation == 0 || tokens >= sequence.log.tokens))
+    return done({});
+  tokens = std::min(tokens, sequence.log.tokens);
   // A new generation with what is kept, instead of a record that cuts: damage to that record would
   // bring back what was cut off.
   TailWork work;

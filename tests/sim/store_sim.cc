@@ -21,7 +21,6 @@ struct ModelSequence {
   bool acknowledged = false;          // it must exist
   Ids durable;                        // its content, where acknowledged
   std::vector<std::optional<Ids>> maybe;
-  bool damaged = false;  // the run broke its files: it may be shorter
 };
 
 class StoreSim {
@@ -119,16 +118,16 @@ class StoreSim {
           !sequence.acknowledged || std::any_of(sequence.maybe.begin(), sequence.maybe.end(),
                                                 [](const auto& m) { return !m; });
       if (reply.status.code == Code::kNotFound && may_be_absent) return;
-      if (lenient_ || sequence.damaged) return;
+      if (lenient_ || rotten_) return;
       return fail("sequence " + sequence.name + " cannot be opened: " + reply.status.message());
     }
-    Ids found = read_ids(*open);
-    if (!result_.failure.empty()) return;
+    Ids found;
+    if (!read_ids(*open, &found)) return;  // damaged, and said so: nothing to compare
     bool allowed = sequence.acknowledged && found == sequence.durable;
     for (const auto& maybe : sequence.maybe) allowed = allowed || (maybe && found == *maybe);
     if (!sequence.acknowledged)
       allowed = allowed || is_prefix(found, sequence.ids) || found.empty();
-    if (!allowed && sequence.damaged)
+    if (!allowed && rotten_)
       allowed = is_prefix(found, sequence.durable) || prefix_of_any(found, sequence.maybe);
     if (!allowed && !lenient_) return fail(describe(sequence, found));
     note("open " + sequence.name + " " + std::to_string(open->tokens_sealed) + "+" +
@@ -153,14 +152,14 @@ class StoreSim {
   }
 
   // Ids of the sealed tokens by request, of the tail from shared memory.
-  Ids read_ids(const SimSequence& open) {
-    Ids ids;
+  bool read_ids(const SimSequence& open, Ids* ids_out) {
+    Ids& ids = *ids_out;
     const Reply reply = writer_->control(Json{
         {"op", "tokens"}, {"handle", open.handle}, {"first", 0}, {"count", open.tokens_sealed}});
     if (!reply.ok()) {
       if (!lenient_ && !rotten_)
         fail(std::string("tokens cannot be read: ") + reply.status.message());
-      return ids;
+      return false;
     }
     for (std::size_t at = 0; at + sizeof(TokenRecord) <= reply.payload.size();
          at += sizeof(TokenRecord)) {
@@ -175,7 +174,7 @@ class StoreSim {
                   sizeof(record));
       ids.push_back(record.id);
     }
-    return ids;
+    return true;
   }
 
   void check_fetch(SimClient& client, const DirectoryView& directory,
@@ -388,7 +387,6 @@ class StoreSim {
     made.open = writer_->opened(std::move(reply), geometry_);
     made.ids.assign(sequence.ids.begin(),
                     sequence.ids.begin() + static_cast<std::ptrdiff_t>(tokens));
-    made.damaged = sequence.damaged;
     made.maybe.push_back(std::nullopt);
     made.maybe.push_back(made.ids);
     sequences_.emplace(made.name, std::move(made));
@@ -404,6 +402,10 @@ class StoreSim {
       return ids;
     };
     if (!reply.ok()) {
+      const std::vector<std::optional<Ids>> before = sequence.maybe;
+      for (const auto& maybe : before) {
+        if (maybe) sequence.maybe.push_back(cut(*maybe));
+      }
       sequence.maybe.push_back(cut(sequence.durable));
       return expect_fault("truncate", reply.status);
     }
@@ -466,7 +468,6 @@ class StoreSim {
     ++result_.faults;
     if (folder == "sidecars") return;
     rotten_ = true;
-    for (auto& [name, sequence] : sequences_) sequence.damaged = true;
   }
 
   void disk_fault() {

@@ -14,7 +14,7 @@ namespace kvtier::sim {
 
 struct StoreSimOptions {
   std::uint64_t seed = 1;
-  std::uint32_t operations = 60;
+  std::uint32_t operations = 150;
   bool power_cuts = true;
   bool disk_faults = true;  // bit rot, EIO, a full disk
 };
