@@ -1,4 +1,4 @@
-// The C interface: views and opaque keys.
+// The C interface: views.
 #include <algorithm>
 
 #include "client/c_abi.h"
@@ -9,15 +9,6 @@ using kvtier::Result;
 struct kvt_view {
   std::shared_ptr<kvtier::View> object;
 };
-
-namespace {
-
-kvt_status unsupported() {
-  kvtier::set_error_text("this build of the client library cannot do that yet");
-  return KVT_ERROR_UNSUPPORTED;
-}
-
-}  // namespace
 
 void kvt_view_options_init(kvt_view_options* options) {
   *options = {};
@@ -85,12 +76,4 @@ kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
     std::memcpy(out, &all, std::min<std::size_t>(size, sizeof all));
     return {};
   });
-}
-
-kvt_status kvt_objects_submit(kvt_client*, int32_t, const kvt_object*, uint32_t, uint64_t*) {
-  return unsupported();
-}
-int kvt_objects_event_fd(kvt_client*) { return -1; }
-kvt_status kvt_objects_poll(kvt_client*, kvt_object_result*, uint32_t, uint32_t, uint32_t*) {
-  return unsupported();
 }

@@ -10,6 +10,7 @@
 #include "client/autostart.h"
 #include "client/ipc/paths.h"
 #include "client/last_error.h"
+#include "client/objects.h"
 #include "client/process.h"
 
 namespace kvtier {
@@ -26,7 +27,10 @@ std::string program_name() {
 
 }  // namespace
 
-Client::Client(ClientOptions options) : options_(std::move(options)), stamp_(process_stamp()) {}
+Client::Client(ClientOptions options)
+    : options_(std::move(options)),
+      stamp_(process_stamp()),
+      objects_(std::make_unique<Objects>(this)) {}
 
 Client::~Client() = default;
 

@@ -30,6 +30,8 @@ enum class Patience {
 };
 inline constexpr std::uint32_t kQuickMs = 60;
 
+class Objects;
+
 class Client {
  public:
   [[nodiscard]] static Result<std::shared_ptr<Client>> open(ClientOptions options);
@@ -51,6 +53,7 @@ class Client {
   [[nodiscard]] Deadline deadline() const noexcept {
     return Deadline::after_ms(options_.timeout_ms);
   }
+  [[nodiscard]] Objects& objects() noexcept { return *objects_; }
   // kFork in a child of the process that opened it. Costs one load.
   [[nodiscard]] Result<void> check_process() noexcept;
 
@@ -62,7 +65,8 @@ class Client {
 
   const ClientOptions options_;
   const std::uint64_t stamp_;
-  std::mutex reconnect_mutex_;  // held while a new connection is made
+  std::unique_ptr<Objects> objects_;  // constant after construction
+  std::mutex reconnect_mutex_;        // held while a new connection is made
   mutable std::mutex mutex_;
   std::shared_ptr<Connection> connection_;     // guarded by mutex_
   bool closed_ = false;                        // guarded by mutex_

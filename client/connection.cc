@@ -120,6 +120,7 @@ void Connection::mark_lost() {
   if (lost_.exchange(true, std::memory_order_acq_rel)) return;
   KVT_LOG(kInfo, "connection to daemon %lld lost", static_cast<long long>(daemon_pid_));
   changed_.notify_all();
+  if (news_ >= 0) ring_doorbell(news_);
 }
 
 bool Connection::daemon_stopped() const noexcept {
@@ -202,6 +203,7 @@ void Connection::complete(const Completion& completion) {
   }
   slot->completion = completion;
   slot->done = true;
+  if (news_ >= 0 && slot->op >= static_cast<std::uint16_t>(Op::kObjectSet)) ring_doorbell(news_);
   if (!slot->abandoned) return;
   if (slot->op == static_cast<std::uint16_t>(Op::kFetch) && completion.value0 != 0)
     pending_releases_.push_back(completion.value0);
@@ -337,9 +339,10 @@ void Connection::tie_arguments(Ticket ticket, std::uint64_t offset) noexcept {
   }
 }
 
-void Connection::watch_completions(bool wanted) {
+void Connection::watch_completions(bool wanted, int news) {
   std::lock_guard<std::mutex> lock(mutex_);
   watched_ = wanted;
+  news_ = news;
   if (!wanted || polling_ || lost()) return;
   polling_ = true;
   leave_poll();

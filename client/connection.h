@@ -72,9 +72,10 @@ class Connection {
   // The block goes back when the request completes or is abandoned, whichever is last.
   void tie_arguments(Ticket ticket, std::uint64_t offset) noexcept;
 
-  // While true, the doorbell rings for completions that nobody waits for: event_fd() becomes
-  // readable.
-  void watch_completions(bool wanted);
+  // While wanted, the doorbell rings for completions that nobody waits for: event_fd() becomes
+  // readable. `news`, an eventfd or -1, becomes readable when another thread dispatched the
+  // completion of an object request, or on loss.
+  void watch_completions(bool wanted, int news);
   [[nodiscard]] int event_fd() const noexcept { return client_bell_.get(); }
   void clear_event() noexcept { drain_doorbell(client_bell_.get()); }
 
@@ -142,6 +143,7 @@ class Connection {
   std::uint64_t submitted_ = 0;  // guarded by mutex_
   bool polling_ = false;         // guarded by mutex_
   bool watched_ = false;         // guarded by mutex_
+  int news_ = -1;                // guarded by mutex_, borrowed
   RingReader<Completion> completions_;  // the poller's
   Waiter waiter_;                       // the poller's
 };

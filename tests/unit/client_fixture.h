@@ -66,6 +66,7 @@ class Daemon {
     options.daemon.store_path = root_ + "/store";
     options.daemon.socket_path = socket();
     options.daemon.host_bytes = 64ull << 20;
+    options.daemon.leased_bytes_per_client_max = 16ull << 20;
     options.daemon.abstracts_bytes = 16ull << 20;
     options.daemon.io_backend = "threads";
     options.daemon.idle_seal_s = 0;
@@ -95,6 +96,7 @@ class ClientTest : public ::testing::Test {
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     root_ = pattern;
     daemon_ = std::make_unique<Daemon>(root_);
+    ASSERT_FALSE(HasFatalFailure());
     client_ = open_client();
   }
   void TearDown() override {

@@ -1,0 +1,116 @@
+// A runtime in miniature: stores the KV of a context, decodes over it on a budget, and has it back
+// by name.
+//
+//   decode NAME [TOKENS]
+//
+// The first run with a name fills the sequence; later ones, also after a restart of the machine,
+// find it stored. The "model" here is a formula: a real runtime puts its own keys, values and
+// queries in the same places.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "kvtier/kvtier.hpp"
+
+namespace {
+
+constexpr std::uint32_t kLayers = 2, kHeads = 2, kQueryHeads = 4, kDim = 32;
+
+// [head][token][dim] of tokens [first, first + count): what a forward pass would leave.
+std::vector<float> make_rows(std::uint32_t layer, std::uint64_t first, std::uint32_t count,
+                             float phase) {
+  std::vector<float> rows;
+  for (std::uint32_t head = 0; head < kHeads; ++head)
+    for (std::uint64_t token = first; token < first + count; ++token)
+      for (std::uint32_t d = 0; d < kDim; ++d)
+        rows.push_back(std::sin(phase + 0.001f * static_cast<float>(token * (d + 1)) +
+                                static_cast<float>(layer + head)));
+  return rows;
+}
+
+// One piece: tokens, then K and V layer by layer as they are computed. With a view, attends to
+// everything so far.
+void forward(kvtier::Sequence& sequence, std::uint32_t count, kvtier::View* view) {
+  const std::uint64_t first = sequence.length();
+  std::vector<kvt_token> tokens;
+  for (std::uint32_t i = 0; i < count; ++i)
+    tokens.push_back({static_cast<std::uint32_t>((first + i) % 997),
+                      static_cast<std::uint32_t>(first + i), 0, 0});
+  sequence.append(tokens);
+  for (std::uint32_t layer = 0; layer < kLayers; ++layer) {
+    const std::vector<float> k = make_rows(layer, first, count, 0.0f),
+                             v = make_rows(layer, first, count, 1.0f);
+    const std::uint64_t row = kDim * sizeof(float);
+    sequence.write(layer, 0, count, {k.data(), count * row, row}, {v.data(), count * row, row});
+    if (view == nullptr) continue;
+    const std::vector<float> q(kQueryHeads * kDim, 0.1f);
+    std::vector<float> out(q.size());
+    view->attend(layer, 1, q.data(), 1.0f / std::sqrt(static_cast<float>(kDim)), out.data());
+    if (layer + 1 == kLayers)
+      std::printf("token %llu: %.6f\n", static_cast<unsigned long long>(first), out[0]);
+  }
+  sequence.finish_piece();
+}
+
+kvtier::Sequence open_or_create(kvtier::Space& space, const std::string& name) {
+  try {
+    return space.open(name, true);
+  } catch (const kvtier::Error& error) {
+    if (error.status() != KVT_ERROR_NOT_FOUND) throw;
+    return space.create(name);
+  }
+}
+
+int run(const std::string& name, std::uint64_t context) {
+  kvtier::Client client;  // starts kvtierd if nobody listens
+
+  kvt_layer layer{};
+  layer.dtype = KVT_DTYPE_F32;
+  layer.kv_heads = kHeads;
+  layer.query_heads = kQueryHeads;
+  layer.k_row_bytes = layer.v_row_bytes = kDim * sizeof(float);
+  const std::vector<kvt_layer> layers(kLayers, layer);
+  kvt_space_options options = kvtier::defaults(kvt_space_options_init);
+  options.model = "example-formula";
+  options.runtime = "kvtier-example/1";
+  options.layers = layers.data();
+  options.layer_count = kLayers;
+  kvtier::Space space = client.open_space(options);
+
+  kvtier::Sequence sequence = open_or_create(space, name);
+  std::printf("%llu tokens are stored\n", static_cast<unsigned long long>(sequence.length()));
+  while (sequence.length() < context) {
+    const std::uint64_t left = context - sequence.length();
+    forward(sequence, static_cast<std::uint32_t>(left < 1024 ? left : 1024), nullptr);
+  }
+  sequence.commit();  // from here on it survives kill -9 and power loss
+
+  kvt_view_options budget = kvtier::defaults(kvt_view_options_init);
+  budget.budget = 256;  // rows per KV head and layer; 0 would be everything
+  kvtier::View view = sequence.view(budget);
+  for (int i = 0; i < 4; ++i) forward(sequence, 1, &view);
+  const kvt_view_stats stats = view.stats();
+  std::printf("%llu rows attended, %llu fetched\n",
+              static_cast<unsigned long long>(stats.rows_attended),
+              static_cast<unsigned long long>(stats.rows_fetched));
+  sequence.close();  // seals what is in the tail, and says if that failed
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: %s NAME [TOKENS]\n", argv[0]);
+    return 2;
+  }
+  try {
+    return run(argv[1], argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 5000);
+  } catch (const kvtier::Error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

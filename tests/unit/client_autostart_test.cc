@@ -1,0 +1,172 @@
+// The daemon starts by itself on first use: a real kvtierd, and the example program as its client.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <thread>
+
+#include "base/json.h"
+#include "client/autostart.h"
+#include "kvtier/kvtier.h"
+
+namespace kvtier {
+namespace {
+
+class Autostart : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (std::filesystem::temp_directory_path() / "kvtier-start-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    root_ = pattern;
+    socket_ = root_ + "/run/kvtierd.sock";
+    ::setenv("KVTIER_SOCKET", socket_.c_str(), 1);
+    ::setenv("KVTIER_STORE_PATH", (root_ + "/store").c_str(), 1);
+    ::setenv("KVTIER_HOST_ARENA_BYTES", "1073741824", 1);
+    ::setenv("KVTIER_DAEMON", KVTIERD, 1);
+  }
+  void TearDown() override {
+    if (pid_ > 0) {
+      ::kill(pid_, SIGKILL);
+      wait_gone();
+    }
+    std::error_code ignored;
+    std::filesystem::remove_all(root_, ignored);
+  }
+  void wait_gone() {
+    for (int i = 0; i < 1000 && ::kill(pid_, 0) == 0; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    EXPECT_NE(::kill(pid_, 0), 0);
+  }
+  kvt_client* connect(bool autostart) {
+    kvt_client_options options;
+    kvt_client_options_init(&options);
+    options.autostart = autostart ? 1 : 0;
+    options.timeout_ms = 30000;
+    kvt_client* client = nullptr;
+    EXPECT_EQ(kvt_client_open(&options, &client), KVT_OK) << kvt_last_error();
+    return client;
+  }
+  Json request(kvt_client* client, const char* json) {
+    char* reply = nullptr;
+    EXPECT_EQ(kvt_client_request(client, json, &reply), KVT_OK) << kvt_last_error();
+    const Json parsed = reply != nullptr ? Json::parse(reply) : Json();
+    kvt_free(reply);
+    return parsed;
+  }
+  void note_pid(kvt_client* client) {
+    pid_ = request(client, R"({"op": "status"})")["pid"].get<pid_t>();
+  }
+  static std::string output_of(const std::string& command) {
+    std::FILE* pipe = ::popen(command.c_str(), "r");
+    std::string text;
+    std::array<char, 4096> part;
+    for (std::size_t n; (n = std::fread(part.data(), 1, part.size(), pipe)) > 0;)
+      text.append(part.data(), n);
+    EXPECT_EQ(::pclose(pipe), 0) << text;
+    return text;
+  }
+
+  std::string root_, socket_;
+  pid_t pid_ = 0;
+};
+
+TEST_F(Autostart, TheExampleStoresAndResumesAcrossADaemonKilled) {
+  const std::string first = output_of(std::string(EXAMPLE) + " book 3000 2>&1");
+  EXPECT_NE(first.find("0 tokens are stored"), std::string::npos) << first;
+  kvt_client* client = connect(false);
+  note_pid(client);
+  EXPECT_NE(pid_, ::getpid());
+  struct stat info {};
+  ASSERT_EQ(::stat((root_ + "/run").c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0700u);
+  EXPECT_NE(::getsid(pid_), ::getsid(0)) << "the daemon has a session of its own";
+  ::kill(pid_, SIGKILL);
+  wait_gone();
+  kvt_client_close(client);
+
+  const std::string second = output_of(std::string(EXAMPLE) + " book 3000 2>&1");
+  EXPECT_NE(second.find("3004 tokens are stored"), std::string::npos) << second;
+  client = connect(false);
+  note_pid(client);
+  request(client, R"({"op": "stop"})");
+  wait_gone();
+  pid_ = 0;
+  kvt_client_close(client);
+}
+
+TEST_F(Autostart, ManyClientsStartOneDaemon) {
+  std::array<kvt_client*, 4> clients{};
+  std::array<std::thread, 4> threads;
+  for (std::size_t i = 0; i < threads.size(); ++i)
+    threads[i] = std::thread([&, i] { clients[i] = connect(true); });
+  for (std::thread& thread : threads) thread.join();
+  note_pid(clients[0]);
+  for (kvt_client* client : clients) {
+    EXPECT_EQ(request(client, R"({"op": "status"})")["pid"].get<pid_t>(), pid_);
+    kvt_client_close(client);
+  }
+}
+
+TEST_F(Autostart, ADaemonThatCannotRunSaysWhy) {
+  ::setenv("KVTIER_STORE_PATH", "/proc/kvtier-cannot-be", 1);
+  kvt_client_options options;
+  kvt_client_options_init(&options);
+  options.timeout_ms = 15000;
+  kvt_client* client = nullptr;
+  EXPECT_EQ(kvt_client_open(&options, &client), KVT_ERROR_NOT_FOUND);
+  EXPECT_NE(std::string(kvt_last_error()).find("does not answer"), std::string::npos)
+      << kvt_last_error();
+  EXPECT_NE(std::string(kvt_last_error()).find("kvtierd.log"), std::string::npos);
+  EXPECT_FALSE(last_line_of(daemon_log_path(socket_)).empty());
+}
+
+TEST_F(Autostart, AStoppedDaemonIsAFastError) {
+  kvt_client* client = connect(true);
+  note_pid(client);
+  kvt_layer layer{};
+  layer.kv_heads = layer.query_heads = 1;
+  layer.k_row_bytes = layer.v_row_bytes = 64;
+  kvt_space_options options;
+  kvt_space_options_init(&options);
+  options.model = "m";
+  options.runtime = "r";
+  options.layers = &layer;
+  options.layer_count = 1;
+  kvt_space* space = nullptr;
+  ASSERT_EQ(kvt_space_open(client, &options, &space), KVT_OK) << kvt_last_error();
+  kvt_sequence* sequence = nullptr;
+  ASSERT_EQ(kvt_sequence_create(space, nullptr, nullptr, 0, nullptr, &sequence), KVT_OK)
+      << kvt_last_error();
+  std::array<kvt_token, 1000> tokens{};
+  std::array<float, 16000> rows{};
+  const kvt_rows data{rows.data(), 64000, 64};
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_EQ(kvt_sequence_append(sequence, tokens.data(), 1000), KVT_OK) << kvt_last_error();
+    ASSERT_EQ(kvt_sequence_write(sequence, 0, 0, 1000, &data, &data), KVT_OK) << kvt_last_error();
+  }
+  ASSERT_EQ(kvt_sequence_commit(sequence), KVT_OK) << kvt_last_error();
+  ASSERT_EQ(kvt_sequence_read(sequence, 0, 0, 100, rows.data(), rows.data() + 8000), KVT_OK)
+      << kvt_last_error();
+  ::kill(pid_, SIGSTOP);
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(kvt_sequence_read(sequence, 0, 0, 100, rows.data(), rows.data() + 8000),
+            KVT_ERROR_DAEMON_LOST);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(200));
+  ::kill(pid_, SIGCONT);
+  EXPECT_EQ(kvt_sequence_read(sequence, 0, 0, 100, rows.data(), rows.data() + 8000), KVT_OK)
+      << kvt_last_error();
+  EXPECT_EQ(kvt_sequence_close(sequence), KVT_OK) << kvt_last_error();
+  kvt_space_close(space);
+  kvt_client_close(client);
+}
+
+}  // namespace
+}  // namespace kvtier
