@@ -1,0 +1,10 @@
+# The command line: scripts with expected exit codes and output (tests/cli/cases).
+find_package(Python3 REQUIRED COMPONENTS Interpreter)
+add_executable(make_store support/make_store.cc)
+target_link_libraries(make_store PRIVATE kvt_options kvt_test_support)
+set_target_properties(make_store PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
+add_test(NAME cli_golden COMMAND Python3::Interpreter ${CMAKE_CURRENT_LIST_DIR}/cli/run.py ${PROJECT_BINARY_DIR})
+set_tests_properties(cli_golden PROPERTIES TIMEOUT 300)
+# The benchmarks run; what they measure is for a quiet machine.
+add_test(NAME bench_smoke COMMAND kvtier-bench all --smoke --dir ${PROJECT_BINARY_DIR})
+set_tests_properties(bench_smoke PROPERTIES TIMEOUT 300 LABELS "no-sanitizer")
