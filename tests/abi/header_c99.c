@@ -9,7 +9,7 @@ SAME(layer_is_16_bytes, sizeof(kvt_layer) == 16);
 SAME(rows_are_24_bytes, sizeof(kvt_rows) == 24);
 SAME(match_is_24_bytes, sizeof(kvt_match) == 24);
 SAME(client_options_are_40_bytes, sizeof(kvt_client_options) == 40);
-SAME(space_options_are_64_bytes, sizeof(kvt_space_options) == 64);
+SAME(space_options_are_56_bytes, sizeof(kvt_space_options) == 56);
 SAME(sequence_options_are_16_bytes, sizeof(kvt_sequence_options) == 16);
 SAME(view_options_are_40_bytes, sizeof(kvt_view_options) == 40);
 SAME(view_stats_are_88_bytes, sizeof(kvt_view_stats) == 88);
