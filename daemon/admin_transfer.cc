@@ -261,7 +261,8 @@ void fail_import(EngineState& engine, const ImportPtr& job, const Status& status
   Sequence* sequence = find_sequence(engine, job->sequence);
   if (sequence == nullptr || sequence->working || sequence->busy != 0)
     return job->done(error(status));
-  remove_sequence(engine, *sequence, [job, status](Result<void>) { job->done(error(status)); });
+  remove_sequence(engine, *sequence, LogFile::kUnlink,
+                  [job, status](Result<void>) { job->done(error(status)); });
 }
 
 void finish_import(EngineState& engine, const ImportPtr& job) {

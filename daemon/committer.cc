@@ -100,9 +100,9 @@ void abandon_file(EngineState& engine, CommitJob& job) {
   static_cast<void>(engine.io->io().unlink(tail_log_path(job.sequence, job.header.generation)));
 }
 
-void remove_log_file(EngineState& engine, SequenceId sequence, TailLog& log) {
+void remove_log_file(EngineState& engine, SequenceId sequence, TailLog& log, LogFile file) {
   if (log.file.value != 0) engine.io->io().close(log.file);
-  if (log.generation != 0)
+  if (log.generation != 0 && file == LogFile::kUnlink)
     static_cast<void>(engine.io->io().unlink(tail_log_path(sequence, log.generation)));
   log.file = {};
 }
@@ -133,7 +133,7 @@ void publish_new_log(EngineState& engine, const std::shared_ptr<CommitJob>& job)
       return finish(engine, job, result);
     }
     found.row_durable = true;
-    remove_log_file(engine, job->sequence, found.log);
+    remove_log_file(engine, job->sequence, found.log, LogFile::kUnlink);
     found.log.generation = job->header.generation;
     found.log.file = job->file;
     finish(engine, job, {});
@@ -238,8 +238,8 @@ void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work)
   run_commit(engine, std::move(job));
 }
 
-void drop_log(EngineState& engine, Sequence& sequence) {
-  remove_log_file(engine, sequence.row.id, sequence.log);
+void drop_log(EngineState& engine, Sequence& sequence, LogFile file) {
+  remove_log_file(engine, sequence.row.id, sequence.log, file);
   sequence.log = TailLog{};
   sequence.log.loaded = true;
 }

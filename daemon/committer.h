@@ -16,7 +16,7 @@ namespace kvtier {
 void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work);
 
 // Drops the log: after the batch that published its tokens in a segment, or when the sequence goes.
-void drop_log(EngineState& engine, Sequence& sequence);
+void drop_log(EngineState& engine, Sequence& sequence, LogFile file = LogFile::kUnlink);
 
 // Reads the committed tail into half 0 of `tail`; `done` with the number of tokens in sequence.log.
 void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tail, MetaDone done);

@@ -69,7 +69,7 @@ void abandon(EngineState& engine, const CompactionPtr& all, const RunPtr& run,
           status.message());
   if (Sequence* scratch = find_sequence(engine, run->scratch);
       scratch != nullptr && at_rest(*scratch))
-    remove_sequence(engine, *scratch, [](Result<void>) {});
+    remove_sequence(engine, *scratch, LogFile::kUnlink, [](Result<void>) {});
   next_sequence(engine, all);
 }
 
@@ -116,7 +116,7 @@ void swap_parts(EngineState& engine, const CompactionPtr& all, const RunPtr& run
     all->report.segments_merged += run->before.size() - run->first_part;
     all->report.segments_made += run->made;
     Sequence* leftover = find_sequence(engine, run->scratch);
-    remove_sequence(engine, *leftover, [&engine, all, run](Result<void>) {
+    remove_sequence(engine, *leftover, LogFile::kUnlink, [&engine, all, run](Result<void>) {
       if (Sequence* kept = find_sequence(engine, run->target); kept != nullptr)
         retire_old(engine, *run, *kept);
       next_sequence(engine, all);

@@ -1,9 +1,13 @@
 // Requests about names and lifetimes: rename, pin, expire, rm; and stop.
 #include <algorithm>
+#include <cstring>
 
 #include "daemon/control_ops.h"
 #include "daemon/engine_state.h"
 #include "daemon/wipe.h"
+#include "tiers/segment_format.h"
+#include "tiers/sidecar_format.h"
+#include "tiers/tail_log_format.h"
 
 namespace kvtier {
 
@@ -91,23 +95,81 @@ std::uint64_t condemn_unused(EngineState& engine, const std::vector<SegmentId>& 
   return bytes;
 }
 
-void finish_rm(EngineState& engine, const std::vector<SegmentId>& segments, bool wipe,
-               const ControlDone& done) {
-  const auto reply = [&engine, segments, done](Result<void> wiped) {
-    const std::uint64_t bytes = condemn_unused(engine, segments);
-    sweep_condemned(engine);
-    if (!wiped) return done(error(wiped.error()));
-    ControlReply reply;
-    reply.body["bytes_freed"] = bytes;
-    done(std::move(reply));
-  };
-  if (!wipe) return reply({});
+void answer_rm(std::uint64_t bytes, const ControlDone& done) {
+  ControlReply reply;
+  reply.body["bytes_freed"] = bytes;
+  done(std::move(reply));
+}
+
+// The segments that nobody refers to and all that continues them, which nobody can refer to either.
+std::vector<SegmentId> unused_with_descendants(EngineState& engine,
+                                               const std::vector<SegmentId>& segments) {
   std::vector<SegmentId> unused;
   for (const SegmentId id : segments) {
     const Segment* segment = find_segment(engine, id);
-    if (segment != nullptr && !segment->referenced()) unused.push_back(id);
+    if (segment != nullptr && !segment->condemned && !segment->referenced()) unused.push_back(id);
   }
-  wipe_segments(engine, std::move(unused), reply);
+  for (std::size_t i = 0; i < unused.size(); ++i) {
+    for (const SegmentId child : find_segment(engine, unused[i])->children) {
+      const Segment* found = find_segment(engine, child);
+      const bool known = std::find(unused.begin(), unused.end(), child) != unused.end();
+      if (found != nullptr && !found->referenced() && !known) unused.push_back(child);
+    }
+  }
+  return unused;
+}
+
+void zero_resident(EngineState& engine, Segment& segment) {
+  if (segment.leases != 0) return;
+  for (std::uint32_t chunk = 0; chunk < segment.slots.size(); ++chunk) {
+    if (!segment.slots[chunk].valid()) continue;
+    const PlaneLayout::ChunkPlace place = segment.layout->place_of(chunk);
+    std::memset(engine.arena->data(segment.slots[chunk]), 0,
+                segment.space->row.geometry.slot_bytes(place.layer));
+  }
+}
+
+// The rows go first and durably, so that no file that a row names is ever overwritten; a crash in
+// between leaves files without rows, which the next start unlinks.
+void wipe_unused(EngineState& engine, const std::vector<SegmentId>& segments, std::string log,
+                 const ControlDone& done) {
+  const std::vector<SegmentId> unused = unused_with_descendants(engine, segments);
+  std::vector<std::string> paths;
+  if (!log.empty()) paths.push_back(std::move(log));
+  CatalogueBatch rows;
+  std::uint64_t bytes = 0;
+  for (auto id = unused.rbegin(); id != unused.rend(); ++id) {
+    Segment& segment = *find_segment(engine, *id);
+    zero_resident(engine, segment);
+    ++segment.busy;  // its file is ours until it is overwritten
+    condemn_segment(engine, segment);
+    if (segment.state == SegmentState::kInMemory) continue;
+    rows.remove_segment(*id);
+    bytes += segment.row.file_bytes;
+    paths.push_back(segment_path(*id));
+    if (segment.space->abstract_kind() != AbstractKind::kNone)
+      paths.push_back(sidecar_path(*id, segment.space->row.abstract_kind));
+  }
+  const auto wiped = [&engine, unused, bytes, done](Result<void> result) {
+    for (const SegmentId id : unused) --find_segment(engine, id)->busy;
+    sweep_condemned(engine);
+    if (!result) return done(error(result.error()));
+    answer_rm(bytes, done);
+  };
+  if (paths.empty()) return wiped({});
+  const auto overwrite = [&engine, paths = std::move(paths), wiped](Result<void> removed) {
+    if (!removed) return wiped(removed);
+    wipe_files(engine, paths, wiped);
+  };
+  if (rows.empty()) return overwrite({});
+  post_batch(engine, std::move(rows), true, overwrite);
+}
+
+void finish_rm(EngineState& engine, const std::vector<SegmentId>& segments,
+               const ControlDone& done) {
+  const std::uint64_t bytes = condemn_unused(engine, segments);
+  sweep_condemned(engine);
+  answer_rm(bytes, done);
 }
 
 void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
@@ -120,10 +182,15 @@ void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone do
     return done(error(Code::kBusy, "the sequence is in use: close it first"));
   std::vector<SegmentId> segments;
   for (const SequencePart& part : sequence.parts) segments.push_back(part.segment->row.id);
-  remove_sequence(engine, sequence,
-                  [&engine, segments, wipe = *wipe, done = std::move(done)](Result<void> removed) {
-                    removed ? finish_rm(engine, segments, wipe, done)
-                            : done(error(removed.error()));
+  std::string log;
+  if (*wipe && sequence.log.generation != 0)
+    log = tail_log_path(sequence.row.id, sequence.log.generation);
+  remove_sequence(engine, sequence, *wipe ? LogFile::kKeep : LogFile::kUnlink,
+                  [&engine, segments, wipe = *wipe, log = std::move(log),
+                   done = std::move(done)](Result<void> removed) {
+                    if (!removed) return done(error(removed.error()));
+                    wipe ? wipe_unused(engine, segments, log, done)
+                         : finish_rm(engine, segments, done);
                   });
 }
 

@@ -53,7 +53,7 @@ std::size_t run_timers(EngineState& engine) {
   }
   for (const SequenceId id : expired) {
     KVT_LOG(kInfo, "sequence %" PRIx64 " has expired", id.value);
-    remove_sequence(engine, *find_sequence(engine, id), [](Result<void>) {});
+    remove_sequence(engine, *find_sequence(engine, id), LogFile::kUnlink, [](Result<void>) {});
   }
   return work + expired.size();
 }

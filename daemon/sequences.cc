@@ -207,10 +207,10 @@ void drop_if_ephemeral(EngineState& engine, Sequence& sequence) {
   if (!keep && !sequence.removed) forget_sequence(engine, sequence);
 }
 
-void remove_sequence(EngineState& engine, Sequence& sequence, MetaDone done) {
+void remove_sequence(EngineState& engine, Sequence& sequence, LogFile log_file, MetaDone done) {
   const SequenceId id = sequence.row.id;
   sequence.removed = true;
-  const auto finish = [&engine, id, done = std::move(done)](Result<void> result) {
+  const auto finish = [&engine, id, log_file, done = std::move(done)](Result<void> result) {
     Sequence& gone = *engine.sequences.all.at(id);
     --gone.busy;
     if (!result) {
@@ -218,7 +218,7 @@ void remove_sequence(EngineState& engine, Sequence& sequence, MetaDone done) {
       gone.log.suspect = true;  // its row may be gone: the next commit writes it anew
       return done(result);
     }
-    drop_log(engine, gone);
+    drop_log(engine, gone, log_file);
     forget_sequence(engine, gone);
     done({});
   };

@@ -151,7 +151,8 @@ void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaD
 // Removes an in-memory sequence that is in nobody's way: nameless, closed and never stored.
 void drop_if_ephemeral(EngineState& engine, Sequence& sequence);
 // Takes the sequence out of catalogue and memory; `done` when that is durable. Not open, no work.
-void remove_sequence(EngineState& engine, Sequence& sequence, MetaDone done);
+enum class LogFile : std::uint8_t { kUnlink, kKeep };  // kKeep: the caller disposes of it
+void remove_sequence(EngineState& engine, Sequence& sequence, LogFile log_file, MetaDone done);
 
 void add_work(EngineState& engine, Sequence& sequence, TailWork work);
 void work_finished(EngineState& engine, Sequence& sequence);

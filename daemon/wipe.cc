@@ -9,8 +9,10 @@ namespace kvtier {
 namespace {
 
 struct Wipe {
-  std::vector<SegmentId> segments;
+  std::vector<std::string> paths;
   std::size_t next = 0;
+  FileId file;
+  std::uint64_t file_bytes = 0;
   Result<void> result;
   MetaDone done;
   AlignedBuffer zeros{kReadBytesMax};
@@ -18,62 +20,56 @@ struct Wipe {
 
 void wipe_next(EngineState& engine, const std::shared_ptr<Wipe>& wipe);
 
-void wiped(EngineState& engine, const std::shared_ptr<Wipe>& wipe, Segment& segment, FileId file,
-           Result<void> result) {
-  engine.io->io().close(file);
-  --segment.busy;
-  if (!result && wipe->result) wipe->result = result;
-  wipe_next(engine, wipe);
+void note(Wipe& wipe, const Result<void>& result) {
+  if (!result && wipe.result) wipe.result = result;
 }
 
-void write_zeros(EngineState& engine, const std::shared_ptr<Wipe>& wipe, Segment& segment,
-                 FileId file, std::uint64_t at) {
+void write_zeros(EngineState& engine, const std::shared_ptr<Wipe>& wipe, std::uint64_t at) {
   IoRequest request;
   request.priority = IoPriority::kBackground;
-  request.file = file;
-  Segment* target = &segment;
-  if (at >= segment.row.file_bytes) {
-    request.op = IoOp::kSync;
-    request.done = [&engine, wipe, target, file](Result<void> result) {
-      wiped(engine, wipe, *target, file, result);
-    };
-    return engine.io->submit(std::move(request));
+  request.file = wipe->file;
+  request.op = IoOp::kSync;
+  const std::uint64_t bytes = std::min(kReadBytesMax, wipe->file_bytes - at);
+  if (bytes != 0) {
+    request.op = IoOp::kWrite;
+    request.offset = at;
+    request.pieces.push_back({wipe->zeros.data(), bytes});
   }
-  const std::uint64_t bytes = std::min(kReadBytesMax, segment.row.file_bytes - at);
-  request.op = IoOp::kWrite;
-  request.offset = at;
-  request.pieces.push_back({wipe->zeros.data(), bytes});
-  request.done = [&engine, wipe, target, file, at, bytes](Result<void> result) {
-    if (!result) return wiped(engine, wipe, *target, file, result);
-    write_zeros(engine, wipe, *target, file, at + bytes);
+  request.done = [&engine, wipe, at, bytes](Result<void> result) {
+    if (result && bytes != 0) return write_zeros(engine, wipe, at + bytes);
+    note(*wipe, result);
+    engine.io->io().close(wipe->file);
+    note(*wipe, engine.io->io().unlink(wipe->paths[wipe->next++]));
+    wipe_next(engine, wipe);
   };
   engine.io->submit(std::move(request));
 }
 
 void wipe_next(EngineState& engine, const std::shared_ptr<Wipe>& wipe) {
-  while (wipe->next < wipe->segments.size()) {
-    Segment* segment = find_segment(engine, wipe->segments[wipe->next++]);
-    if (segment == nullptr || segment->state != SegmentState::kOnDisk || segment->referenced())
-      continue;
-    unindex_with_descendants(engine, *segment);  // nobody finds what is being overwritten
-    const Result<FileId> file =
-        engine.io->io().open(segment_path(segment->row.id),
-                             {.mode = OpenMode::kWrite, .direct = engine.options.direct_io});
-    if (!file) {
-      if (wipe->result) wipe->result = error(file.error());
+  Io& io = engine.io->io();
+  for (; wipe->next < wipe->paths.size(); ++wipe->next) {
+    const Result<FileId> file = io.open(
+        wipe->paths[wipe->next], {.mode = OpenMode::kWrite, .direct = engine.options.direct_io});
+    if (!file && file.error().code == Code::kNotFound) continue;
+    const Result<std::uint64_t> size =
+        file ? io.size_bytes(*file) : Result<std::uint64_t>(error(file.error()));
+    if (!size) {
+      note(*wipe, error(size.error()));
+      if (file) io.close(*file);
       continue;
     }
-    ++segment->busy;
-    return write_zeros(engine, wipe, *segment, *file, 0);
+    wipe->file = *file;
+    wipe->file_bytes = align_up(*size, kDiskAlign);
+    return write_zeros(engine, wipe, 0);
   }
   wipe->done(wipe->result);
 }
 
 }  // namespace
 
-void wipe_segments(EngineState& engine, std::vector<SegmentId> segments, MetaDone done) {
+void wipe_files(EngineState& engine, std::vector<std::string> paths, MetaDone done) {
   auto wipe = std::make_shared<Wipe>();
-  wipe->segments = std::move(segments);
+  wipe->paths = std::move(paths);
   wipe->done = std::move(done);
   wipe_next(engine, wipe);
 }

@@ -1,14 +1,17 @@
-// Wipe: overwrites segment files with zeros before they are removed, so that their bytes are gone
-// from the file system's point of view (a drive may keep copies of its own). Engine's thread.
+// Wipe: overwrites files with zeros before they are unlinked, so that their bytes are gone from the
+// file system's point of view (a drive may keep copies of its own). Engine's thread.
 #pragma once
 
+#include <string>
 #include <vector>
 
+#include "base/result.h"
 #include "daemon/segments.h"
 
 namespace kvtier {
 
-// Segments that nobody refers to. `done` with the first error, after all were tried.
-void wipe_segments(EngineState& engine, std::vector<SegmentId> segments, MetaDone done);
+// Files that no catalogue row names any more; one that is absent is done. `done` with the first
+// error, after all were tried.
+void wipe_files(EngineState& engine, std::vector<std::string> paths, MetaDone done);
 
 }  // namespace kvtier

@@ -492,6 +492,35 @@ TEST_F(EngineTest, RemovedSequencesFreeTheirDisk) {
   EXPECT_EQ(state().metrics.segments_missing, 0u);
 }
 
+// A wiped file is never served again: not what continues it either, and not after a crash.
+TEST_F(EngineTest, WipedTokensAreNoCacheForOthers) {
+  const auto ids = make_ids(150);
+  auto chat = client->create(space, {}, "chat");
+  store(*chat, ids, 50);
+  // The third segment stays as a cache without a sequence.
+  ASSERT_TRUE(
+      client->control(Json{{"op", "truncate"}, {"handle", chat->handle}, {"tokens", 90}}).ok());
+  chat->tokens_sealed = 90;
+  chat->half = 0;
+  client->append(*chat, geometry, ids, 90, 5);
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", chat->handle}}).ok());
+  world.settle();
+  EXPECT_EQ(world.disk().list("segments")->size(), 3u);
+  EXPECT_EQ(world.disk().list("logs")->size(), 1u);
+  ASSERT_TRUE(client->control(Json{{"op", "rm"}, {"target", "chat"}, {"wipe", true}}).ok());
+  world.settle();
+  for (const char* folder : {"segments", "sidecars", "logs"})
+    EXPECT_TRUE(world.disk().list(folder)->empty()) << folder;
+  Reply reply;
+  ASSERT_NE(client->create(space, ids, "next", false, &reply), nullptr);
+  EXPECT_EQ(reply.body["tokens"].get<std::uint64_t>(), 0u);
+  crash();
+  EXPECT_EQ(state().metrics.segments_missing, 0u);
+  ASSERT_NE(client->create(space, ids, "again", false, &reply), nullptr);
+  EXPECT_EQ(reply.body["tokens"].get<std::uint64_t>(), 0u);
+}
+
 TEST_F(EngineTest, TokensRenamePinAndStop) {
   const auto ids = make_ids(150);
   auto sequence = client->create(space, {}, "chat");
@@ -534,7 +563,8 @@ TEST_F(EngineTest, DiskLimitEvictsUnusedSegmentsSuffixFirst) {
   // Without its sequence it stays as a cache of prefixes.
   Sequence& stored = *find_sequence_by_name(state(), "old");
   bool removed = false;
-  remove_sequence(state(), stored, [&](Result<void> result) { removed = result.has_value(); });
+  remove_sequence(state(), stored, LogFile::kUnlink,
+                  [&](Result<void> result) { removed = result.has_value(); });
   world.settle();
   ASSERT_TRUE(removed);
   ASSERT_EQ(segments.size(), 2u);
