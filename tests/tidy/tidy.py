@@ -37,7 +37,7 @@ DOORS = {
     "toml++": (r"toml", r"daemon/options\.cc"),
     "CLI11": (r"CLI/", r"(daemon/main|tools/cli/main|tools/bench/main)\.cc"),
     "Highway": (r"hwy/", r"kernels/simd/.*"),
-    "nanobind": (r"nanobind/", r"client/python/module.*\.cc"),
+    "nanobind": (r"nanobind/", r"client/python/module.*\.(cc|h)"),
     "GoogleTest": (r"g(test|mock)/", r"tests/.*"),
 }
 

@@ -1,0 +1,132 @@
+// Sequence: tokens and their rows.
+#include "client/python/module.h"
+
+namespace kvtier::python {
+namespace {
+
+std::shared_ptr<Sequence> sequence_fork(Sequence& self, std::optional<std::uint64_t> tokens,
+                                        const std::optional<std::string>& name, bool private_only) {
+  const kvt_sequence_options options = sequence_options(name, private_only);
+  kvt_sequence* handle = nullptr;
+  self.run([&](kvt_sequence* s) {
+    return kvt_sequence_fork(s, tokens.value_or(UINT64_MAX), &options, &handle);
+  });
+  return wrap_sequence(self.space, handle);
+}
+
+std::uint64_t sequence_id(Sequence& self) {
+  std::uint64_t id = 0;
+  self.run([&](kvt_sequence* s) {
+    id = kvt_sequence_id(s);
+    return KVT_OK;
+  });
+  return id;
+}
+
+std::uint64_t sequence_length(Sequence& self) {
+  std::uint64_t length = 0;
+  self.run([&](kvt_sequence* s) {
+    length = kvt_sequence_length(s);
+    return KVT_OK;
+  });
+  return length;
+}
+
+// [count, 4] uint32: id, position, flags, span.
+nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<2>> sequence_tokens(
+    Sequence& self, std::uint64_t first, std::optional<std::uint64_t> count) {
+  static_assert(sizeof(kvt_token) == 4 * sizeof(std::uint32_t));
+  const std::uint64_t length = sequence_length(self);
+  if (first > length || count.value_or(0) > length - first)
+    invalid("tokens beyond the end of the sequence");
+  const std::uint64_t n = count.value_or(length - first);
+  auto rows = std::make_unique<kvt_token[]>(n);
+  if (n > 0)
+    self.run([&](kvt_sequence* s) { return kvt_sequence_tokens(s, first, n, rows.get()); });
+  auto* data = reinterpret_cast<std::uint32_t*>(rows.get());
+  nb::capsule owner(rows.release(), [](void* p) noexcept { delete[] static_cast<kvt_token*>(p); });
+  return {data, {n, 4}, owner};
+}
+
+void sequence_append(Sequence& self, const nb::object& ids, const nb::object& positions,
+                     const nb::object& flags, const nb::object& spans) {
+  const std::vector<std::uint32_t> id = to_ids(ids);
+  const std::vector<std::uint32_t> position = to_ids(positions), flag = to_ids(flags),
+                                   span = to_ids(spans);
+  for (const auto* list : {&position, &flag, &span}) {
+    if (!list->empty() && list->size() != id.size())
+      invalid("positions, flags and spans: one per id, or none");
+  }
+  std::vector<kvt_token> tokens(id.size());
+  self.run([&](kvt_sequence* s) {
+    // The piece before this one counts: it must be complete, or this call fails with what is
+    // missing.
+    if (const kvt_status status = kvt_sequence_finish_piece(s); status != KVT_OK) return status;
+    const std::uint64_t start = kvt_sequence_length(s);
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      tokens[i].id = id[i];
+      tokens[i].position = position.empty() ? static_cast<std::uint32_t>(start + i) : position[i];
+      tokens[i].flags = flag.empty() ? 0 : flag[i];
+      tokens[i].span = span.empty() ? 0 : span[i];
+    }
+    return kvt_sequence_append(s, tokens.data(), static_cast<std::uint32_t>(tokens.size()));
+  });
+}
+
+void sequence_write(Sequence& self, std::uint32_t layer, std::uint32_t first, const ConstArray& k,
+                    const ConstArray& v) {
+  const Layer& geometry = self.space->layer(layer);
+  const kvt_rows k_rows = to_rows(k, geometry, geometry.k_dim, "k");
+  const kvt_rows v_rows = to_rows(v, geometry, geometry.v_dim, "v");
+  if (k.shape(1) != v.shape(1)) invalid("k and v differ in length");
+  if (k.shape(1) > UINT32_MAX) invalid("more rows than a piece can hold");
+  const auto count = static_cast<std::uint32_t>(k.shape(1));
+  self.run([&](kvt_sequence* s) {
+    return kvt_sequence_write(s, layer, first, count, &k_rows, &v_rows);
+  });
+}
+
+nb::tuple sequence_read(Sequence& self, std::uint32_t layer, std::uint64_t first,
+                        std::uint64_t count, const nb::object& k, const nb::object& v) {
+  const Layer& geometry = self.space->layer(layer);
+  if (count > (std::uint64_t{1} << 32)) invalid("count above 2^32");
+  const Target keys = make_target(k, geometry, count, geometry.k_dim, "k");
+  const Target values = make_target(v, geometry, count, geometry.v_dim, "v");
+  self.run([&](kvt_sequence* s) {
+    return kvt_sequence_read(s, layer, first, count, keys.data, values.data);
+  });
+  return nb::make_tuple(keys.object, values.object);
+}
+
+}  // namespace
+
+void bind_sequence(nb::module_& m) {
+  auto sequence = nb::class_<Sequence>(m, "Sequence");
+  sequence.def_prop_ro("id", &sequence_id)
+      .def_prop_ro("length", &sequence_length)
+      .def("__len__", &sequence_length)
+      .def_prop_ro("layer_count", [](const Sequence& self) { return self.space->layers.size(); })
+      .def_prop_ro("match", [](const Sequence& self) { return self.match; })
+      .def("tokens", &sequence_tokens, "first"_a = 0, "count"_a = nb::none())
+      .def("append", &sequence_append, "ids"_a, "positions"_a = nb::none(), "flags"_a = nb::none(),
+           "spans"_a = nb::none())
+      .def("write", &sequence_write, "layer"_a, "first"_a, "k"_a, "v"_a)
+      .def("read", &sequence_read, "layer"_a, "first"_a, "count"_a, "k"_a = nb::none(),
+           "v"_a = nb::none())
+      .def("finish_piece", [](Sequence& self) { self.run(kvt_sequence_finish_piece); })
+      .def("abort_piece", [](Sequence& self) { self.run(kvt_sequence_abort_piece); })
+      .def("commit", [](Sequence& self) { self.run(kvt_sequence_commit); })
+      .def(
+          "truncate",
+          [](Sequence& self, std::uint64_t tokens) {
+            self.run([&](kvt_sequence* s) { return kvt_sequence_truncate(s, tokens); });
+          },
+          "tokens"_a)
+      .def("fork", &sequence_fork, "tokens"_a = nb::none(), "name"_a = nb::none(),
+           "private"_a = false)
+      .def("view", &sequence_view, nb::kw_only(), "budget"_a = 0, "sinks"_a = 16, "window"_a = 64,
+           "capacity"_a = 0, "preset"_a = "quest");
+  closable(sequence);
+}
+
+}  // namespace kvtier::python

@@ -1,0 +1,89 @@
+// View: attention over a sequence.
+#include <cmath>
+
+#include "client/python/module.h"
+
+namespace kvtier::python {
+namespace {
+
+nb::tuple view_attend(View& self, std::uint32_t layer, const ConstFloatArray& q,
+                      std::optional<float> scale, const nb::object& out, const nb::object& lse) {
+  const Layer& geometry = self.sequence->space->layer(layer);
+  const bool single = q.ndim() == 2;
+  const std::size_t queries = single ? 1 : q.ndim() == 3 ? q.shape(0) : 0;
+  const std::size_t heads = geometry.raw.query_heads;
+  if (queries == 0 || queries > UINT32_MAX || q.shape(q.ndim() - 2) != heads ||
+      q.shape(q.ndim() - 1) != geometry.k_dim) {
+    invalid("q must be [queries, query_heads, dim] or [query_heads, dim] = [" +
+            std::to_string(heads) + ", " + std::to_string(geometry.k_dim) + "]");
+  }
+  const auto numpy_empty = [&](std::vector<std::size_t> shape) {
+    if (!single) shape.insert(shape.begin(), queries);
+    return nb::object(
+        nb::module_::import_("numpy").attr("empty")(nb::cast(shape), "dtype"_a = "float32"));
+  };
+  const nb::object out_object = out.is_none() ? numpy_empty({heads, geometry.v_dim}) : out;
+  const nb::object lse_object = lse.is_none() ? numpy_empty({heads}) : lse;
+  // Never converted: what is written to a copy would be lost.
+  FloatArray out_array, lse_array;
+  if (!nb::try_cast(out_object, out_array, false) || !nb::try_cast(lse_object, lse_array, false) ||
+      out_array.size() != queries * heads * geometry.v_dim || lse_array.size() != queries * heads) {
+    invalid(
+        "out must be [.., query_heads, v_dim] and lse [.., query_heads], float32 and contiguous");
+  }
+  const float factor = scale.value_or(1.0F / std::sqrt(static_cast<float>(geometry.k_dim)));
+  self.run([&](kvt_view* view) {
+    return kvt_view_attend(view, layer, static_cast<std::uint32_t>(queries), q.data(), factor,
+                           out_array.data(), lse_array.data());
+  });
+  return nb::make_tuple(out_object, lse_object);
+}
+
+nb::dict view_stats(View& self) {
+  kvt_view_stats stats{};
+  stats.struct_size = sizeof(stats);
+  self.run([&](kvt_view* view) { return kvt_view_get_stats(view, &stats); });
+  nb::dict d;
+  d["steps"] = stats.steps;
+  d["selections"] = stats.selections;
+  d["rows_attended"] = stats.rows_attended;
+  d["rows_fetched"] = stats.rows_fetched;
+  d["chunks_fetched"] = stats.chunks_fetched;
+  d["bytes_host"] = stats.bytes_host;
+  d["bytes_disk"] = stats.bytes_disk;
+  d["wait_ns"] = stats.wait_ns;
+  d["client_bytes"] = stats.client_bytes;
+  d["abstract_bytes"] = stats.abstract_bytes;
+  return d;
+}
+
+}  // namespace
+
+std::shared_ptr<View> sequence_view(const std::shared_ptr<Sequence>& self, std::uint64_t budget,
+                                    std::uint32_t sinks, std::uint32_t window,
+                                    std::uint64_t capacity, const std::string& preset) {
+  kvt_view_options options;
+  kvt_view_options_init(&options);
+  options.budget = budget;
+  options.sinks = sinks;
+  options.window = window;
+  options.capacity = capacity;
+  options.preset = preset.c_str();
+  auto view = std::make_shared<View>();
+  view->open = false;
+  view->sequence = self;
+  self->run([&](kvt_sequence* s) { return kvt_view_open(s, &options, &view->handle); });
+  view->open = true;
+  self->adopt(view);
+  return view;
+}
+
+void bind_view(nb::module_& m) {
+  auto view = nb::class_<View>(m, "View");
+  view.def("attend", &view_attend, "layer"_a, "q"_a, "scale"_a = nb::none(), "out"_a = nb::none(),
+           "lse"_a = nb::none())
+      .def("stats", &view_stats);
+  closable(view);
+}
+
+}  // namespace kvtier::python
