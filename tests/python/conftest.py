@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,20 @@ class Daemon:
         self.environment |= {k: str(v) for k, v in settings.items()}
         self._clients: list[kvtier.Client] = []
 
-    def client(self, **options: object) -> kvtier.Client:
+    @contextmanager
+    def settings(self):
+        """A daemon that the library starts meanwhile is this one: it reads the environment."""
         before = dict(os.environ)
-        os.environ.update(self.environment)  # the daemon that the library starts reads them
+        os.environ.update(self.environment)
         try:
-            self._clients.append(kvtier.Client(name="pytest", **options))
+            yield
         finally:
             os.environ.clear()
             os.environ.update(before)
+
+    def client(self, **options: object) -> kvtier.Client:
+        with self.settings():
+            self._clients.append(kvtier.Client(name="pytest", **options))
         return self._clients[-1]
 
     @property
@@ -70,11 +77,12 @@ class Daemon:
             self.client(autostart=False, timeout_ms=2000).request({"op": "stop"})
         except kvtier.Error:
             pass
-        for client in self._clients:
-            try:
-                client.close()
-            except kvtier.Error:
-                pass
+        with self.settings():
+            for client in self._clients:
+                try:
+                    client.close()
+                except kvtier.Error:
+                    pass
 
 
 @pytest.fixture
