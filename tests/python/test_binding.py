@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -53,6 +56,52 @@ def test_strided_rows_are_taken_as_they_lie(space):
             sequence.write(layer, 0, k[:3].transpose(0, 1), k[:3].transpose(0, 1))
             sequence.write(layer, 3, k[3:].transpose(0, 1), k[3:].transpose(0, 1))
         np.testing.assert_array_equal(sequence.read(0, 0, 7)[0], k.transpose(0, 1).numpy())
+
+
+class Exporter:
+    """An array of some other library: nothing but DLPack."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack__(self, **kwargs):
+        return self._array.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+
+def test_dlpack_both_ways(space):
+    k = torch.randn(2, 3, 16)
+    with space.create() as sequence:
+        sequence.append([1, 2, 3])
+        for layer in range(2):
+            sequence.write(layer, 0, Exporter(k), Exporter(2 * k))
+        into = torch.zeros(2, 3, 16), torch.zeros(2, 3, 16)
+        sequence.read(0, 0, 3, *map(Exporter, into))
+        assert torch.equal(into[0], k) and torch.equal(into[1], 2 * k)
+        rows, _ = sequence.read(0, 0, 3)
+        assert torch.equal(torch.from_dlpack(rows), k)
+        sequence.finish_piece()
+        tokens = torch.from_dlpack(sequence.tokens())
+        assert tokens[:, 0].tolist() == [1, 2, 3]
+        out = torch.zeros(4, 16)
+        given, _ = sequence.view().attend(0, Exporter(torch.ones(4, 16)), 0.25, out)
+        assert given is out and out.abs().sum() > 0
+
+
+def test_results_are_never_written_to_a_copy(client, space):
+    """An output of another dtype or not contiguous is refused: converted, it would stay as it was."""
+    with space.create() as sequence:
+        fill(sequence, space, [1, 2, 3])
+        view, q = sequence.view(), np.ones((4, 16), np.float32)
+        for out in (np.zeros((4, 16)), np.zeros((4, 32), np.float32)[:, ::2], np.zeros((4, 8), np.float32)):
+            with pytest.raises(kvtier.InvalidArgument, match="float32 and contiguous"):
+                view.attend(0, q, out=out)
+    for verb, value in (("get", np.zeros((4, 32), np.uint8)[:, ::2]), ("get", b"read only"), ("set", "text"),
+                        ("set", np.zeros((4, 32), np.uint8)[:, ::2])):
+        with pytest.raises(kvtier.InvalidArgument, match="contiguous"):
+            client.objects_submit(verb, [b"key"], [value])
 
 
 def test_attention_agrees_with_the_reference(space):
@@ -267,19 +316,44 @@ def test_opaque_objects(client):
         client.objects_submit("get", keys)
 
 
-def test_the_stub_names_what_the_module_has():
-    stub = ast.parse((Path(kvtier.__file__).parent / "__init__.pyi").read_text())
-    skip = {"_Array", "_Closable", "ViewStats"}
-    for node in stub.body:
-        if isinstance(node, ast.ClassDef) and node.name not in skip:
-            real = getattr(kvtier, node.name)
-            bases = [stub_class for stub_class in stub.body if isinstance(stub_class, ast.ClassDef)
-                     and stub_class.name in {getattr(b, "id", "") for b in node.bases}]
-            declared = {f.name for c in (node, *bases) for f in c.body if isinstance(f, ast.FunctionDef)}
-            public = {name for name in dir(real) if not name.startswith("_")}
-            if not issubclass(real, Exception):
-                assert public == {n for n in declared if not n.startswith("_")}, node.name
-        elif isinstance(node, ast.FunctionDef):
-            assert callable(getattr(kvtier, node.name))
-    declared = {n.name for n in stub.body if isinstance(n, (ast.ClassDef, ast.FunctionDef))} - skip
-    assert declared == set(kvtier.__all__)
+def signatures(stub: ast.Module) -> dict[str, dict[str, str]]:
+    """What a stub declares, without its types: class ("" for functions) -> name -> "property" or the arguments."""
+    classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
+
+    def one(function: ast.FunctionDef) -> str:
+        if any(isinstance(d, ast.Name) and d.id == "property" for d in function.decorator_list):
+            return "property"
+        arguments = ast.parse(ast.unparse(function)).body[0].args
+        for argument in (*arguments.args, *arguments.kwonlyargs, *filter(None, (arguments.vararg, arguments.kwarg))):
+            argument.annotation = None
+        return ast.unparse(arguments)
+
+    def members(node: ast.ClassDef) -> dict[str, str]:
+        inherited = [members(classes[b.id]) for b in node.bases if isinstance(b, ast.Name) and b.id in classes]
+        own = {f.name: one(f) for f in node.body if isinstance(f, ast.FunctionDef)}
+        return {k: v for d in (*inherited, own) for k, v in d.items()}
+
+    functions = {f.name: one(f) for f in stub.body if isinstance(f, ast.FunctionDef)}
+    return {"": functions} | {name: members(node) for name, node in classes.items()}
+
+
+def test_the_stub_is_what_the_module_has(space, tmp_path):
+    """__init__.pyi, written for people, against the stub that nanobind makes of the module itself."""
+    made = tmp_path / "made.pyi"
+    subprocess.run([sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "kvtier._kvtier", "-o", str(made)], check=True,
+                   env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    package = Path(kvtier.__file__).parent
+    stub = ast.parse((package / "__init__.pyi").read_text())
+    written, real = signatures(stub), signatures(ast.parse(made.read_text()))
+    for name, members in real.items():
+        assert written[name] == members, name
+    errors = {n for n, c in vars(kvtier).items() if isinstance(c, type) and issubclass(c, Exception)}
+    bases = {n.name: [b.id for b in n.bases] for n in stub.body if isinstance(n, ast.ClassDef) and n.name in errors}
+    assert bases == {n: [getattr(kvtier, n).__base__.__name__] for n in errors}
+    helpers = {"_Array", "_Closable", "ViewStats"}
+    assert set(written) - helpers == {"", *real, *errors}
+    assert {*written, *written[""]} - helpers - {""} == set(kvtier.__all__)
+    assert (package / "py.typed").exists()
+    with space.create() as sequence:
+        assert list(sequence.view().stats()) == [f.target.id for n in stub.body if getattr(n, "name", "") == "ViewStats"
+                                      for f in n.body]

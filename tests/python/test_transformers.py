@@ -57,10 +57,11 @@ def test_a_stored_prefix_is_found_by_tokens_and_not_computed(model, model_space,
     hook = model.model.register_forward_pre_hook(
         lambda _, __, kwargs: ran.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
     cache = adapter.attach(model_space, text_ids[:420])
-    assert cache.length == PREFILLED
+    found = cache.length
+    assert PREFILLED <= found < 420  # a test before this one may have stored more
     logits = adapter.prefill(model, cache, text_ids[:420])
     hook.remove()
-    assert ran == [20]
+    assert ran == [420 - found]
     assert differ(logits, full_logits[419]) < TOLERANCE
     cache.close()
 
@@ -80,7 +81,7 @@ def test_restored_and_fresh_go_on_alike(model, model_space, stored, text_ids, fu
 
 
 def test_generate_takes_the_full_prompt(model, model_space, stored, text_ids):
-    prompt = torch.tensor([text_ids[:440]])
+    prompt = torch.tensor([text_ids[:PREFILLED] + text_ids[100:140]])  # goes on as no other test does
     plain = model.generate(prompt, max_new_tokens=8, do_sample=False)
     cache = adapter.attach(model_space, prompt)
     assert cache.length == PREFILLED
