@@ -25,6 +25,11 @@ std::string program_name() {
   return program_invocation_short_name != nullptr ? program_invocation_short_name : "client";
 }
 
+// A daemon that is being killed still takes connections, and resets them.
+bool nobody_there(const Status& status) {
+  return status.code == Code::kNotFound || status.code == Code::kDaemonLost;
+}
+
 }  // namespace
 
 Client::Client(ClientOptions options)
@@ -39,15 +44,11 @@ Result<std::shared_ptr<Client>> Client::open(ClientOptions options) {
   if (options.name.empty()) options.name = program_name();
   if (options.timeout_ms == 0) options.timeout_ms = 10'000;
   std::shared_ptr<Client> client(new Client(std::move(options)));
-  const Deadline deadline = client->deadline();
-  auto connection = client->connect_once(deadline);
-  if (!connection && connection.error().code == Code::kNotFound) {
-    if (!client->options_.autostart)
-      return error_with(Code::kNotFound,
-                        "nobody listens at %s: run `kvtier start`, or allow autostart",
-                        client->options_.socket_path.c_str());
-    connection = client->start_and_connect(deadline);
-  }
+  auto connection = client->connect(Deadline::after_ms(0));
+  if (!connection && connection.error().code == Code::kNotFound && !client->options_.autostart)
+    return error_with(Code::kNotFound,
+                      "nobody listens at %s: run `kvtier start`, or allow autostart",
+                      client->options_.socket_path.c_str());
   if (!connection) return error(connection.error());
   std::lock_guard<std::mutex> lock(client->mutex_);
   client->connection_ = *std::move(connection);
@@ -76,7 +77,7 @@ Result<std::shared_ptr<Connection>> Client::start_and_connect(const Deadline& de
   auto gone_since = Deadline::Clock::time_point::max();
   while (!deadline.passed()) {
     auto connection = connect_once(deadline);
-    if (connection || connection.error().code != Code::kNotFound) return connection;
+    if (connection || !nobody_there(connection.error())) return connection;
     const auto now = Deadline::Clock::now();
     if (gone_since == Deadline::Clock::time_point::max()) {
       if (::kill(pid, 0) != 0) gone_since = now;
@@ -91,15 +92,14 @@ Result<std::shared_ptr<Connection>> Client::start_and_connect(const Deadline& de
       program.c_str(), options_.socket_path.c_str(), log.c_str(), last_line_of(log).c_str());
 }
 
-Result<std::shared_ptr<Connection>> Client::connect(Patience patience) {
-  if (patience == Patience::kQuick) return connect_once(Deadline::after_ms(kQuickMs));
+Result<std::shared_ptr<Connection>> Client::connect(const Deadline& somebody_else_starts_it) {
   const Deadline deadline = this->deadline();
-  const Deadline restart = Deadline::after_ms(std::min(kRestartMs, options_.timeout_ms));
   for (;;) {
     auto connection = connect_once(deadline);
-    if (connection || connection.error().code != Code::kNotFound) return connection;
-    if (options_.autostart) return start_and_connect(deadline);
-    if (restart.passed()) return connection;
+    if (connection || !nobody_there(connection.error())) return connection;
+    const bool dying = connection.error().code == Code::kDaemonLost;
+    if (!dying && options_.autostart) return start_and_connect(deadline);
+    if ((!dying && somebody_else_starts_it.passed()) || deadline.passed()) return connection;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
 }
@@ -110,21 +110,26 @@ Result<std::shared_ptr<Connection>> Client::connection(Patience patience) {
     if (closed_) return error(Code::kStale, "the client was closed");
     if (!connection_->lost()) return connection_;
   }
-  std::lock_guard<std::mutex> reconnecting(reconnect_mutex_);
+  std::unique_lock<std::mutex> reconnecting(reconnect_mutex_, std::defer_lock);
+  if (patience == Patience::kFull)
+    reconnecting.lock();
+  else if (!reconnecting.try_lock())
+    return error(Code::kDaemonLost, "the daemon went away; another thread connects again");
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (closed_) return error(Code::kStale, "the client was closed");
     if (!connection_->lost()) return connection_;
   }
-  if (Deadline::Clock::now() < next_try_[static_cast<int>(patience)])
+  if (patience == Patience::kQuick && Deadline::Clock::now() < next_try_)
     return error(Code::kDaemonLost, "the daemon went away and does not answer yet");
-  auto fresh = connect(patience);
+  std::this_thread::sleep_until(next_try_);
+  auto fresh = patience == Patience::kQuick
+                   ? connect_once(Deadline::after_ms(kQuickMs))
+                   : connect(Deadline::after_ms(std::min(kRestartMs, options_.timeout_ms)));
   if (!fresh) {
     describe_error(fresh.error());
     backoff_ms_ = std::clamp(backoff_ms_ * 2, kBackoffMsMin, kBackoffMsMax);
-    const auto next = Deadline::Clock::now() + std::chrono::milliseconds(backoff_ms_);
-    next_try_[static_cast<int>(Patience::kQuick)] = next;
-    if (patience == Patience::kFull) next_try_[static_cast<int>(Patience::kFull)] = next;
+    next_try_ = Deadline::Clock::now() + std::chrono::milliseconds(backoff_ms_);
     return error(Code::kDaemonLost, "the daemon went away and cannot be reached");
   }
   backoff_ms_ = 0;

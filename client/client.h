@@ -39,8 +39,9 @@ class Client {
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
 
-  // The live connection; a new one where the last was lost. After a failure the next tries fail at
-  // once for a while (back-off, 50 ms to 2 s). kDaemonLost, kStale after close.
+  // The live connection; a new one where the last was lost. After a failure quick tries fail at
+  // once for a while (back-off, 50 ms to 2 s) and full ones wait for its end. kDaemonLost, kStale
+  // after close.
   [[nodiscard]] Result<std::shared_ptr<Connection>> connection(Patience patience);
   // The connection as it is, maybe lost. Null after close.
   [[nodiscard]] std::shared_ptr<Connection> current() const;
@@ -59,7 +60,8 @@ class Client {
 
  private:
   explicit Client(ClientOptions options);
-  Result<std::shared_ptr<Connection>> connect(Patience patience);
+  // Starts the daemon where that is allowed; else waits until the deadline for somebody to do it.
+  Result<std::shared_ptr<Connection>> connect(const Deadline& somebody_else_starts_it);
   Result<std::shared_ptr<Connection>> connect_once(const Deadline& deadline);
   Result<std::shared_ptr<Connection>> start_and_connect(const Deadline& deadline);
 
@@ -68,10 +70,10 @@ class Client {
   std::unique_ptr<Objects> objects_;  // constant after construction
   std::mutex reconnect_mutex_;        // held while a new connection is made
   mutable std::mutex mutex_;
-  std::shared_ptr<Connection> connection_;     // guarded by mutex_
-  bool closed_ = false;                        // guarded by mutex_
-  std::uint32_t backoff_ms_ = 0;               // guarded by reconnect_mutex_
-  Deadline::Clock::time_point next_try_[2]{};  // guarded by reconnect_mutex_; by Patience
+  std::shared_ptr<Connection> connection_;  // guarded by mutex_
+  bool closed_ = false;                     // guarded by mutex_
+  std::uint32_t backoff_ms_ = 0;            // guarded by reconnect_mutex_
+  Deadline::Clock::time_point next_try_{};  // guarded by reconnect_mutex_
 };
 
 }  // namespace kvtier
