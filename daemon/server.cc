@@ -130,7 +130,9 @@ void Server::State::loop() {
       drain_until_ns = clock.now_ns() + kDrainDeadlineNs;
       engine->drain([&drained] { drained = true; });
     }
-    if (engine->step() > 0) {
+    const bool worked = engine->step() > 0;
+    if (drained) break;
+    if (worked) {
       if (spin.allowed()) last_work_ns = clock.now_ns();
       continue;
     }
