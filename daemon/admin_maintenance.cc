@@ -12,6 +12,7 @@
 #include "daemon/engine_state.h"
 #include "daemon/reclaim.h"
 #include "daemon/segment_files.h"
+#include "daemon/stored_tail.h"
 #include "tiers/sidecar_format.h"
 #include "tiers/tail_log_format.h"
 
@@ -23,13 +24,17 @@ struct Problem {
   SegmentId segment;     // what repair drops: a segment ...
   SequenceId sequence;   // ... or a sequence's log
   bool sidecar = false;  // ... or a segment's sidecar
+  // Nothing that was acknowledged need be missing.
+  bool warning = false;
 };
 
 Json problems_json(const std::vector<Problem>& problems) {
   Json list = Json::array();
   for (const Problem& problem : problems)
-    list.push_back(
-        Json{{"object", problem.object}, {"region", problem.region}, {"reason", problem.reason}});
+    list.push_back(Json{{"object", problem.object},
+                        {"region", problem.region},
+                        {"severity", problem.warning ? "warning" : "damage"},
+                        {"reason", problem.reason}});
   return list;
 }
 
@@ -110,13 +115,14 @@ void check_segment(Check& check, const Check::SegmentItem& item) {
 
 void check_log(Check& check, const Check::LogItem& item) {
   const std::string path = tail_log_path(item.header.sequence, item.header.generation);
-  const auto problem = [&](const char* reason) {
-    check.problems.push_back({"tail log of sequence " + std::to_string(item.header.sequence.value),
-                              "records",
-                              reason,
-                              {},
-                              item.header.sequence,
-                              false});
+  const auto problem = [&](const std::string& reason, bool warning = false) {
+    Problem found{"tail log of sequence " + std::to_string(item.header.sequence.value),
+                  "records",
+                  reason,
+                  {},
+                  item.header.sequence};
+    found.warning = warning;
+    check.problems.push_back(std::move(found));
   };
   const Result<FileId> file =
       check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
@@ -132,7 +138,12 @@ void check_log(Check& check, const Check::LogItem& item) {
       replay_tail_log(bytes, item.header, item.space->row.geometry, item.space->tail.plane,
                       tokens.data(), plane.data());
   if (!replay) return problem(replay.error().message());
-  if (replay->tokens < item.tokens) problem("holds fewer tokens than were committed");
+  const std::string left = ": " + std::to_string(replay->tokens) + " tokens before it are left";
+  if (replay->tokens < item.tokens) return problem("holds fewer tokens than were committed");
+  if (!replay->torn || item.tokens != 0) return;  // one that is in use goes on in a new file
+  later_record_follows(bytes, item.header, *replay)
+      ? problem("a record is damaged and sound ones follow it" + left)
+      : problem("the last record is not whole, as after a power cut" + left, true);
 }
 
 CheckPtr collect(EngineState& engine, bool deep) {
@@ -209,7 +220,9 @@ void op_verify(EngineState& engine, Session&, ControlRequest request, ControlDon
   run_check(engine, check, [&engine, check, done](Result<void> result) {
     if (!result) return done(error(result.error()));
     forget_stale(engine, *check);
-    done(ControlReply{Json{{"sound", check->problems.empty()},
+    const bool sound = std::all_of(check->problems.begin(), check->problems.end(),
+                                   [](const Problem& problem) { return problem.warning; });
+    done(ControlReply{Json{{"sound", sound},
                            {"segments", check->segments_checked},
                            {"chunks", check->chunks},
                            {"bytes", check->files != nullptr ? check->files->bytes_read() : 0},
@@ -261,37 +274,72 @@ bool mend(EngineState& engine, const Problem& problem) {
           engine.io->io().unlink(sidecar_path(problem.segment, segment->space->row.abstract_kind)));
     return true;
   }
-  if (problem.segment.valid()) {
-    Segment* segment = find_segment(engine, problem.segment);
-    return segment == nullptr || segment->condemned || drop_segment(engine, *segment);
+  Segment* segment = find_segment(engine, problem.segment);
+  return segment == nullptr || segment->condemned || drop_segment(engine, *segment);
+}
+
+struct Repair {
+  CheckPtr check;
+  std::size_t next = 0;
+  std::uint64_t dropped = 0;
+  ControlDone done;
+};
+
+void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair);
+
+// What is sound of a log becomes a segment, the rest goes. In the sequence's queue.
+void mend_log(EngineState& engine, const std::shared_ptr<Repair>& repair, SequenceId id) {
+  seal_stored_tail(engine, id, [&engine, repair, id](Result<void> sealed) {
+    Sequence& sequence = *engine.sequences.all.at(id);
+    if (sealed && sequence.row.log_generation != 0) {  // nothing of it was sound
+      drop_log(engine, sequence);
+      sequence.row.log_generation = 0;
+      post_sequence_row(engine, sequence, true, [](Result<void>) {});
+    }
+    Problem& problem = repair->check->problems[repair->next - 1];
+    if (sealed)
+      ++repair->dropped;
+    else
+      problem.reason += std::string("; not mended: ") + sealed.error().message();
+    run_repair(engine, repair);
+  });
+}
+
+// One problem after the other; a log takes a seal.
+void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
+  std::vector<Problem>& problems = repair->check->problems;
+  while (repair->next < problems.size()) {
+    Problem& problem = problems[repair->next++];
+    if (!problem.segment.valid() && !problem.sequence.valid()) continue;
+    Sequence* sequence =
+        problem.sequence.valid() ? find_sequence(engine, problem.sequence) : nullptr;
+    const bool in_use = sequence != nullptr && (!sequence->open.empty() || sequence->working);
+    if (sequence != nullptr && !in_use) {
+      TailWork work;
+      work.kind = TailWork::Kind::kOther;
+      work.run = [&engine, repair, id = problem.sequence] { mend_log(engine, repair, id); };
+      return add_work(engine, *sequence, std::move(work));
+    }
+    if (!in_use && (!problem.segment.valid() || mend(engine, problem)))
+      ++repair->dropped;
+    else
+      problem.reason += "; in use: close the sequence and repair again";
   }
-  Sequence* sequence = problem.sequence.valid() ? find_sequence(engine, problem.sequence) : nullptr;
-  if (sequence == nullptr) return true;
-  if (!sequence->open.empty() || sequence->working) return false;
-  drop_log(engine, *sequence);
-  sequence->row.log_generation = 0;
-  post_sequence_row(engine, *sequence, true, [](Result<void>) {});
-  return true;
+  engine.metrics.rows_damaged =
+      0;  // their objects are gone; the rows go with the next write of their keys
+  sweep_condemned(engine);
+  repair->done(ControlReply{
+      Json{{"dropped", repair->dropped}, {"problems", problems_json(problems)}}, {}, {}});
 }
 
 void op_repair(EngineState& engine, Session&, ControlRequest, ControlDone done) {
-  const CheckPtr check = collect(engine, true);
-  run_check(engine, check, [&engine, check, done](Result<void> result) {
-    if (!result) return done(error(result.error()));
-    forget_stale(engine, *check);
-    std::uint64_t dropped = 0;
-    for (Problem& problem : check->problems) {
-      if (!problem.segment.valid() && !problem.sequence.valid()) continue;
-      if (mend(engine, problem))
-        ++dropped;
-      else
-        problem.reason += "; in use: close the sequence and repair again";
-    }
-    engine.metrics.rows_damaged =
-        0;  // their objects are gone; the rows go with the next write of their keys
-    sweep_condemned(engine);
-    done(ControlReply{
-        Json{{"dropped", dropped}, {"problems", problems_json(check->problems)}}, {}, {}});
+  auto repair = std::make_shared<Repair>();
+  repair->check = collect(engine, true);
+  repair->done = std::move(done);
+  run_check(engine, repair->check, [&engine, repair](Result<void> result) {
+    if (!result) return repair->done(error(result.error()));
+    forget_stale(engine, *repair->check);
+    run_repair(engine, repair);
   });
 }
 

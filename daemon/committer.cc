@@ -251,7 +251,8 @@ struct LogRead {
   std::shared_ptr<Tail> tail;
   FileId file;
   AlignedBuffer bytes;
-  std::uint64_t file_bytes = 0;
+  std::uint64_t file_bytes = 0;  // whole pages
+  bool cut_in_page = false;      // and a part of one: we write whole ones only
   TailLogHeader expected;
   Result<TailReplay> replay = error(Code::kInternal);
   MetaDone done;
@@ -281,9 +282,9 @@ void log_replayed(EngineState& engine, const std::shared_ptr<LogRead>& read) {
   log.end_offset = read->replay->end_offset;
   log.next_order = read->replay->next_order;
   log.half = 0;
-  log.suspect = read->replay->torn;
+  log.suspect = read->replay->torn || read->cut_in_page;
   log.loaded = true;
-  if (read->replay->torn) ++engine.metrics.logs_torn;
+  if (log.suspect) ++engine.metrics.logs_torn;
   // A daemon that was killed may have left records that nobody synced: what is told now must stay.
   IoRequest sync;
   sync.op = IoOp::kSync;
@@ -330,6 +331,7 @@ void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tai
   read->tail = std::move(tail);
   read->file = *file;
   read->file_bytes = *size / kDiskAlign * kDiskAlign;
+  read->cut_in_page = *size % kDiskAlign != 0;
   read->bytes = AlignedBuffer(std::max<std::uint64_t>(read->file_bytes, kDiskAlign));
   read->expected = header_of(sequence, log.generation);
   read->done = std::move(done);

@@ -10,6 +10,7 @@
 #include "daemon/committer.h"
 #include "daemon/engine_state.h"
 #include "daemon/matcher.h"
+#include "daemon/stored_tail.h"
 
 namespace kvtier {
 
@@ -447,39 +448,12 @@ void fork_now(EngineState& engine, ForkRequest fork) {
                     });
 }
 
-// A committed tail that nobody writes on: replayed and sealed before the fork. In the source's
-// queue.
+// A committed tail that nobody writes on is sealed before the fork. In the source's queue.
 void seal_then_fork(EngineState& engine, ForkRequest fork) {
   const SequenceId id = fork.source;
-  Sequence& source = *engine.sequences.all.at(id);
   const auto shared = std::make_shared<ForkRequest>(std::move(fork));
-  const auto fail = [&engine, id, shared](const Status& status) {
-    shared->done(error(status));
-    work_finished(engine, *engine.sequences.all.at(id));
-  };
-  const Result<std::shared_ptr<Tail>> tail = make_tail(*source.space);
-  if (!tail) return fail(tail.error());
-  load_log(engine, source, *tail, [&engine, id, shared, fail, tail = *tail](Result<void> loaded) {
-    Sequence& found = *engine.sequences.all.at(id);
-    if (!loaded) return fail(loaded.error());
-    if (found.log.tokens == 0) {
-      fork_now(engine, *shared);
-      return work_finished(engine, found);
-    }
-    learn_chain(engine, found, [&engine, id, shared, fail, tail](Result<void> known) {
-      Sequence& sealing = *engine.sequences.all.at(id);
-      if (!known) return fail(known.error());
-      TailWork seal;
-      seal.tail = tail;
-      seal.count = sealing.log.tokens;
-      seal.done = [&engine, id, shared](Result<TailResult> sealed) {
-        Sequence& done = *engine.sequences.all.at(id);
-        if (done.writer == nullptr) done.chain_known = false;
-        sealed ? fork_now(engine, *shared) : shared->done(error(sealed.error()));
-      };
-      sealing.work.push_front(std::move(seal));
-      work_finished(engine, sealing);
-    });
+  seal_stored_tail(engine, id, [&engine, shared](Result<void> sealed) {
+    sealed ? fork_now(engine, *shared) : shared->done(error(sealed.error()));
   });
 }
 

@@ -82,30 +82,46 @@ Result<void> drop_orphans(EngineState& engine) {
   return {};
 }
 
+// Segments that a sequence shows.
+std::unordered_set<std::uint64_t> wanted_segments(const Loaded& loaded) {
+  std::unordered_set<std::uint64_t> wanted;
+  for (const SequenceRow& row : loaded.sequences)
+    for (const SequenceRow::Part& part : row.parts) wanted.insert(part.segment.value);
+  return wanted;
+}
+
+// A segment whose file is gone stays as lost where a sequence shows it: reading it is a miss that
+// says so, verify names it, repair drops it, and where the file comes back it is served again. One
+// that was a cache only is forgotten.
 void add_segments(EngineState& engine, Loaded& loaded,
                   const std::unordered_set<std::uint64_t>& files, CatalogueBatch* mend) {
+  const std::unordered_set<std::uint64_t> wanted = wanted_segments(loaded);
   // Parents first, so that children find them.
   std::sort(loaded.segments.begin(), loaded.segments.end(),
             [](const SegmentRow& a, const SegmentRow& b) { return a.id < b.id; });
   for (SegmentRow& row : loaded.segments) {
     loaded.next_segment = std::max(loaded.next_segment, row.id.value + 1);
     Space* space = find_space(engine, row.space);
-    if (space == nullptr || files.count(row.id.value) == 0) {
-      KVT_LOG(kWarn, "segment %" PRIx64 ": its %s is gone; what it held is lost", row.id.value,
+    const bool file_there = files.count(row.id.value) != 0;
+    if (space == nullptr || !file_there) {
+      KVT_LOG(kWarn, "segment %" PRIx64 ": its %s is gone; what it held is a miss", row.id.value,
               space == nullptr ? "space" : "file");
       ++engine.metrics.segments_missing;
-      mend->remove_segment(row.id);
-      continue;
+      if (space == nullptr || wanted.count(row.id.value) == 0) {
+        mend->remove_segment(row.id);
+        continue;
+      }
     }
     ++engine.metrics.recovered_segments;
-    add_segment(engine, std::move(row), *space, SegmentState::kOnDisk);
+    add_segment(engine, std::move(row), *space,
+                file_there ? SegmentState::kOnDisk : SegmentState::kLost);
   }
   // A block is served only through sound parents.
   for (const SegmentRow& moved : loaded.segments) {
     Segment* segment = find_segment(engine, moved.id);
     if (segment == nullptr) continue;
     const Segment* parent = find_segment(engine, segment->row.parent);
-    const bool sound = !segment->row.bad &&
+    const bool sound = !segment->row.bad && segment->state == SegmentState::kOnDisk &&
                        (!segment->row.parent.valid() || (parent != nullptr && parent->indexed));
     if (sound) index_segment(*segment);
   }

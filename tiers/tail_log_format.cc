@@ -208,8 +208,20 @@ Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected,
     replay.end_offset += record.record_bytes;
     ++replay.next_order;
   }
-  replay.torn = !all_zero(file.subspan(std::min<std::uint64_t>(replay.end_offset, file.size())));
+  replay.torn = file.size() % kDiskAlign != 0 ||
+                !all_zero(file.subspan(std::min<std::uint64_t>(replay.end_offset, file.size())));
   return replay;
+}
+
+bool later_record_follows(ByteSpan file, const TailLogHeader& header, const TailReplay& replay) {
+  for (std::uint64_t offset = replay.end_offset + kDiskAlign;
+       offset + kTailRecordHeaderBytes <= file.size(); offset += kDiskAlign) {
+    const Result<TailRecordInfo> record = parse_tail_record_header(file.subspan(offset));
+    if (record && record->sequence == header.sequence && record->generation == header.generation &&
+        record->order > replay.next_order)
+      return true;
+  }
+  return false;
 }
 
 std::string tail_log_path(SequenceId sequence, std::uint64_t generation) {

@@ -85,12 +85,17 @@ struct TailReplay {
   std::uint32_t tokens = 0;
   std::uint64_t end_offset = kTailLogHeaderBytes;
   std::uint64_t next_order = 0;
-  bool torn = false;  // something other than zeros follows end_offset
+  bool torn = false;  // something other than zeros follows end_offset, or part of a page
 };
 [[nodiscard]] Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected,
                                                  const Geometry& geometry,
                                                  const PlaneLayout& layout, TokenRecord* tokens,
                                                  std::byte* plane);
+
+// Whether a sound record of this log, of a later order than the replay's next, lies behind the
+// replay's end: then what is between was damaged, not just unfinished.
+[[nodiscard]] bool later_record_follows(ByteSpan file, const TailLogHeader& header,
+                                        const TailReplay& replay);
 
 // "logs/<sequence>-<generation>.kvl", hexadecimal.
 [[nodiscard]] std::string tail_log_path(SequenceId sequence, std::uint64_t generation);

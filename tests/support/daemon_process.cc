@@ -1,11 +1,15 @@
 #include "tests/support/daemon_process.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <sstream>
 
 #include "client/ipc/unix_socket.h"
 
@@ -29,9 +33,14 @@ bool DaemonProcess::start(const DaemonSettings& settings) {
   argv.push_back(nullptr);
   pid_ = ::fork();
   if (pid_ == 0) {
-    ::setenv("KVTIER_CONFIG", "/dev/null", 1);
+    ::setenv("KVTIER_CONFIG", settings.config.c_str(), 1);
     ::setenv("KVTIER_FAULTS", settings.faults.c_str(), 1);
-    ::setenv("KVTIER_LOG", "error", 1);
+    ::setenv("KVTIER_LOG", settings.log_level.c_str(), 1);
+    if (!settings.log_path.empty()) {
+      const int log = ::open(settings.log_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+      if (log < 0 || ::dup2(log, STDERR_FILENO) < 0) ::_exit(126);
+    }
+    if (settings.before_exec) settings.before_exec();
     ::execv(argv[0], argv.data());
     ::_exit(127);
   }
@@ -63,6 +72,27 @@ bool DaemonProcess::stop() {
   ::waitpid(pid_, &status_, 0);
   pid_ = -1;
   return WIFEXITED(status_) && WEXITSTATUS(status_) == 0;
+}
+
+CommandResult run_kvtier(const std::string& arguments) {
+  CommandResult result;
+  const std::string program =
+      (std::filesystem::path(daemon_path()).parent_path() / "kvtier").string();
+  std::FILE* pipe = ::popen((program + " " + arguments + " 2>&1").c_str(), "r");
+  if (pipe == nullptr) return result;
+  char part[4096];
+  for (std::size_t got = 0; (got = std::fread(part, 1, sizeof part, pipe)) > 0;)
+    result.output.append(part, got);
+  const int status = ::pclose(pipe);
+  result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return result;
+}
+
+std::string read_text(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
 }
 
 ScratchDirectory::ScratchDirectory() {

@@ -1,6 +1,7 @@
 // DaemonProcess: a real kvtierd over a store of its own, for tests that kill it. One thread.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,10 @@ struct DaemonSettings {
   std::string store, socket;
   std::vector<std::string> settings;  // KEY=VALUE
   std::string faults;                 // KVTIER_FAULTS
+  std::string config = "/dev/null";   // KVTIER_CONFIG
+  std::string log_path;               // where standard error goes; "": nowhere else
+  std::string log_level = "error";
+  std::function<void()> before_exec;  // in the child: limits, another user, a seccomp filter
 };
 
 class DaemonProcess {
@@ -34,6 +39,13 @@ class DaemonProcess {
   int status_ = 0;
 };
 
+// What a command of the build's `kvtier` gave.
+struct CommandResult {
+  int exit_code = -1;
+  std::string output;  // standard output and error
+};
+[[nodiscard]] CommandResult run_kvtier(const std::string& arguments);
+[[nodiscard]] std::string read_text(const std::string& path);  // "" where there is none
 // kvtierd of this build: $KVTIER_BUILD/bin or beside the test program.
 [[nodiscard]] std::string daemon_path();
 // A fresh directory that is removed with the object.
