@@ -213,7 +213,7 @@ TEST_F(DamagedFiles, EveryRegionOfASegment) {
   // All of the metadata, and of the chunks the first, some between and the last.
   std::vector<Region> aimed;
   for (std::size_t i = 0; i < regions.size(); ++i)
-    if X aimed.push_back(regions[i]);
+    if (i < 7 || i + 2 >= regions.size() || i % 29 == 0) aimed.push_back(regions[i]);
   for (const Damage& damage : damages_of(file, aimed, 1)) live(damage, {file}, {"short"});
 }
 
