@@ -1,5 +1,7 @@
 # Shell functions of tools/quickstart and tools/check. Sourced with the repository as working directory.
 
+export CCACHE_NOHASHDIR=1 # the tree of the wheel takes what the release tree has compiled
+
 # Debian packages of tools/packages.txt that are missing. Asks nothing; needs root or a sudo that asks nothing either.
 install_packages() {
   local wanted missing=() package runner=()
@@ -44,6 +46,18 @@ install_python_package() {
   rm -rf "$site/kvtier"
   cmake --install build --component python --prefix "$site" >/dev/null || return 1
   ln -sf ../../build/bin/kvtierd ../../build/bin/kvtier .venv/bin/
+}
+
+# A wheel, and the first steps of somebody who installs it: in a virtual environment of its own, with .venv's numpy.
+check_wheel() {
+  local at=build/wheels site
+  rm -rf "$at"
+  .venv/bin/python -m pip wheel . --disable-pip-version-check --no-build-isolation --no-deps -w "$at" || return 1
+  .venv/bin/python -m venv --without-pip "$at/venv" || return 1
+  .venv/bin/python -m pip --disable-pip-version-check --python "$at/venv/bin/python" install --no-deps --no-index "$at"/kvtier-*.whl || return 1
+  site=$("$at/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$site/numpy.pth" || return 1
+  "$at/venv/bin/python" tests/python/try_wheel.py
 }
 
 # with_bar LABEL COMMAND...: runs it with its output in build/logs, shows how long it takes and, where it prints [n/m], how far it is.
