@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,6 +85,7 @@ def problem(arguments: argparse.Namespace) -> str | None:
 
 def main() -> int:
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: what was started is stopped
     if text := problem(arguments):
         print(text, file=sys.stderr)
         return 2

@@ -33,6 +33,7 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
             "kv_bytes": full["kv_bytes"], "saved_cache_bytes": full["saved_bytes"],
             "host_arena_bytes": decode["arena_bytes"], "prefill_tokens": everything["prefill_tokens"],
             "full_prefill_s": full["prefill_s"], "daemon_start_s": resume["daemon_start_s"],
+            "first_token_read": {"kvtier_cold": resume["read_cold"], "kvtier_ram": resume["read_ram"]},
             "found_by_tokens": budget["found_by_tokens"], "committed_tokens": budget["committed_tokens"],
             "resumed_tokens": resume["found_tokens"], "question_tokens": resume["question_tokens"],
             "greedy_tokens": len(full["tokens"]), "scored_tokens": settings.scored_tokens,

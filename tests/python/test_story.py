@@ -1,0 +1,88 @@
+"""The story of tools/quickstart on a short document: every figure is there, and those that must hold do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+FIELDS = {
+    "document_tokens": int, "prefill_s": float, "resume_s": float, "tokens_forwarded_on_resume": int,
+    "first_token_s": {"full_load": float, "kvtier_cold": float, "kvtier_ram": float},
+    "tokens_equal_budget_all": bool,
+    "perplexity": {"full": float, "all": float, "budget": float},
+    "budget_tokens": int,
+    "bytes": {"device": int, "host": int, "disk": int, "read": int, "written": int, "read_during_decode": int,
+              "client_private": int},
+    "tokens_per_s": {"full": float, "all": float, "budget": float},
+}
+
+
+def story(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.run([sys.executable, "-m", "kvtier.story", *map(str, arguments)], env=environment,
+                          capture_output=True, text=True)
+
+
+def has(figures: dict, fields: dict) -> bool:
+    return all(has(figures[k], kind) if isinstance(kind, dict) else type(figures[k]) is kind for k, kind in fields.items())
+
+
+def test_the_whole_story(tmp_path):
+    text = (ROOT / "examples" / "skarholm.txt").read_text()[:4000]
+    document = tmp_path / "document.txt"
+    document.write_text(text)
+    run = story("--json", tmp_path / "figures.json", "--png", tmp_path / "picture.png", document, "Who wrote this?",
+                "--tokens", 6, "--scored-tokens", 12, "--budget", 128)
+    assert run.returncode == 0, run.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert has(figures, FIELDS)
+    details = figures["details"]
+    assert figures["tokens_equal_budget_all"] and figures["budget_tokens"] == 128
+    assert figures["perplexity"]["all"] == pytest.approx(figures["perplexity"]["full"], rel=1e-4)
+    assert figures["perplexity"]["budget"] == pytest.approx(figures["perplexity"]["full"], rel=0.3)
+    assert figures["tokens_forwarded_on_resume"] <= details["question_tokens"] + 1
+    assert details["resumed_tokens"] == details["committed_tokens"] > figures["document_tokens"]
+    size = figures["bytes"]
+    assert size["device"] == 0 and 0 < size["host"] <= details["host_arena_bytes"] < details["kv_bytes"] < size["disk"]
+    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+    for words in ("Who wrote this?", "after kill -9", "the same as full attention"):
+        assert words in run.stdout
+    assert not Path(f"/proc/{details['killed_pid']}").exists()
+
+
+def test_a_story_that_is_ended_leaves_nothing(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TMPDIR": str(tmp_path)}
+    run = subprocess.Popen([sys.executable, "-m", "kvtier.story", "--example", str(ROOT / "examples" / "skarholm.txt")],
+                           env=environment, stderr=subprocess.PIPE, text=True)
+    run.stderr.readline()  # the first step shows that it goes on: the model is being loaded
+    part = next(tmp_path.glob("kvtier-story-*/settings.json"))
+    run.terminate()
+    assert run.wait(30) == 143
+    assert not part.parent.exists()
+    mine = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(part).encode() in read(p)]
+    assert not mine
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ((), "which document"),
+    (("/no/such/file", "q"), "no such file: /no/such/file"),
+    ((__file__, "q", "--json", "/no/such/place/x.json"), "no such directory: /no/such/place"),
+    ((__file__, "q", "--budget", "3"), "--budget 3: at least 64"),
+    ((ROOT / "requirements.txt", "q"), "give a text of at least 512 tokens"),
+])
+def test_what_cannot_work_is_said_at_once(arguments, words):
+    run = story(*arguments)
+    assert run.returncode == 2 and words in run.stderr and "Traceback" not in run.stderr
