@@ -144,7 +144,7 @@ def tree() -> dict[str, str]:
 
 def cmake_lists() -> str:
     names = [*ROOT.rglob("CMakeLists.txt"), *ROOT.rglob("*.cmake")]
-    return "\n".join(p.read_text() for p in names if "build" not in p.relative_to(ROOT).parts)
+    return "\n".join(p.read_text() for p in names if p.is_file() and "build" not in p.relative_to(ROOT).parts)
 
 
 def self_test() -> int:
