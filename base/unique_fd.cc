@@ -2,8 +2,15 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
 #include <cerrno>
+#ifdef __SANITIZE_THREAD__
+#include <map>
+#include <mutex>
+#include <tuple>
+#endif
 
 namespace kvtier {
 
@@ -11,13 +18,66 @@ void UniqueFd::reset() noexcept {
   if (fd_ >= 0) ::close(std::exchange(fd_, -1));
 }
 
+namespace {
+
+#ifdef __SANITIZE_THREAD__
+// ThreadSanitizer goes by address: a daemon and a client in one process must see one mapping, or it
+// sees neither their races nor what orders them. So a file is mapped once, writable, and counted.
+struct SharedMappings {
+  using File = std::tuple<dev_t, ino_t, std::size_t>;
+  struct Use {
+    void* data = nullptr;
+    int count = 0;
+  };
+  std::mutex mutex;
+  std::map<File, Use> by_file;  // guarded by mutex
+};
+
+SharedMappings& shared_mappings() {
+  static auto* const all = new SharedMappings;
+  return *all;
+}
+
+void* map_pages(int fd, std::size_t size_bytes, bool) {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) return MAP_FAILED;
+  SharedMappings& all = shared_mappings();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  SharedMappings::Use& use = all.by_file[{status.st_dev, status.st_ino, size_bytes}];
+  if (use.count == 0)
+    use.data = ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (use.data != MAP_FAILED) ++use.count;
+  return use.data;
+}
+
+void unmap_pages(void* data, std::size_t size_bytes) noexcept {
+  SharedMappings& all = shared_mappings();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  for (auto& [file, use] : all.by_file) {
+    if (use.data != data || use.count == 0) continue;
+    if (--use.count == 0) {
+      ::munmap(data, size_bytes);
+      all.by_file.erase(file);
+    }
+    return;
+  }
+}
+#else
+void* map_pages(int fd, std::size_t size_bytes, bool writable) {
+  return ::mmap(nullptr, size_bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd,
+                0);
+}
+void unmap_pages(void* data, std::size_t size_bytes) noexcept { ::munmap(data, size_bytes); }
+#endif
+
+}  // namespace
+
 void Mapping::reset() noexcept {
-  if (data_ != nullptr) ::munmap(std::exchange(data_, nullptr), std::exchange(size_bytes_, 0));
+  if (data_ != nullptr) unmap_pages(std::exchange(data_, nullptr), std::exchange(size_bytes_, 0));
 }
 
 Result<Mapping> Mapping::map(int fd, std::size_t size_bytes, bool writable) {
-  void* data =
-      ::mmap(nullptr, size_bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+  void* data = map_pages(fd, size_bytes, writable);
   if (data == MAP_FAILED) return error(Code::kIo, "cannot map shared memory", errno);
   ::madvise(data, size_bytes, MADV_DONTDUMP);
   ::madvise(data, size_bytes, MADV_DONTFORK);

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -27,7 +28,7 @@ class Guarded {
   T& operator[](std::size_t i) { return data()[i]; }
   const T& operator[](std::size_t i) const { return data()[i]; }
   void fill(const std::vector<T>& values) {
-    std::memcpy(data(), values.data(), values.size() * sizeof(T));
+    std::copy(values.begin(), values.end(), data());
   }
   bool intact() const {
     for (std::size_t i = 0; i < kBand; ++i)
@@ -43,7 +44,8 @@ class Guarded {
   bool same_bits(const Guarded& other) const { return bytes_ == other.bytes_; }
 
  private:
-  static constexpr std::size_t kBand = 128 + alignof(T);  // off a vector's alignment
+  // Off a vector's alignment, but fit for elements of up to four bytes in raw memory.
+  static constexpr std::size_t kBand = 128 + std::max<std::size_t>(alignof(T), 4);
   static constexpr std::uint8_t kCanary = 0xA5;
   std::size_t count_;
   std::vector<std::uint8_t> bytes_;
