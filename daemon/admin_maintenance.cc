@@ -168,7 +168,8 @@ CheckPtr collect(EngineState& engine, bool deep) {
     check->problems.push_back({"catalogue",
                                "rows",
                                std::to_string(engine.metrics.rows_damaged) +
-                                   " rows could not be trusted at start and were left out",
+                                   " rows could not be trusted at start and were left out: stop "
+                                   "kvtierd and run `kvtier repair --store PATH`",
                                {},
                                {},
                                false});
@@ -325,8 +326,6 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
     else
       problem.reason += "; in use: close the sequence and repair again";
   }
-  engine.metrics.rows_damaged =
-      0;  // their objects are gone; the rows go with the next write of their keys
   sweep_condemned(engine);
   repair->done(ControlReply{
       Json{{"dropped", repair->dropped}, {"problems", problems_json(problems)}}, {}, {}});

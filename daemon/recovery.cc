@@ -19,6 +19,8 @@ struct Loaded {
   std::vector<SequenceRow> sequences;
   std::uint64_t chain_key = 0;
   std::uint64_t next_segment = 1, next_sequence = 1, next_log = 1;
+  bool newer = false;    // a row of a newer version
+  bool damaged = false;  // a row that cannot be trusted: what it named is unknown
 };
 
 Result<void> load_rows(EngineState& engine, Loaded* loaded) {
@@ -33,15 +35,40 @@ Result<void> load_rows(EngineState& engine, Loaded* loaded) {
     if (name == "next_sequence") loaded->next_sequence = value;
     if (name == "next_log") loaded->next_log = value;
   };
-  visitor.damaged = [&engine](std::string key, Status status) {
+  visitor.damaged = [&engine, loaded](const std::string& key, Status status) {
     ++engine.metrics.rows_damaged;
-    KVT_LOG(kWarn, "catalogue: row %s is damaged (%s) and is left out", key.c_str(),
-            status.message());
+    loaded->newer = loaded->newer || status.code == Code::kVersion;
+    loaded->damaged = true;
+    KVT_LOG(kWarn, "catalogue: a row of kind %c is damaged (%s) and is left out",
+            key.empty() ? '?' : key[0], status.message());
   };
   return engine.world.catalogue->load(visitor);
 }
 
+// A catalogue that cannot speak for the files must not have them removed.
+Result<void> check_rows(Io& io, const Loaded& loaded) {
+  if (loaded.newer)
+    return error(Code::kVersion,
+                 "the store was written by a newer kvtier: upgrade this one, or set store.path");
+  if (loaded.chain_key != 0) return {};
+  for (const char* directory : {"segments", "logs"}) {
+    KVT_TRY(const std::vector<std::string> names, io.list(directory));
+    const bool any = std::any_of(names.begin(), names.end(), [](const std::string& name) {
+      return segment_id_of(name).has_value() || tail_log_name_of(name).has_value();
+    });
+    if (any)
+      return error(Code::kCorrupt,
+                   "the catalogue is empty and the store is not: `kvtier repair --store PATH` "
+                   "makes a new one from the files");
+  }
+  return {};
+}
+
 void drop_file(EngineState& engine, const std::string& path) {
+  if (engine.metrics.rows_damaged != 0) {
+    KVT_LOG(kWarn, "%s: a damaged row may have named it: left where it is", path.c_str());
+    return;
+  }
   ++engine.metrics.files_dropped;
   KVT_LOG(kInfo, "%s was never published: removed", path.c_str());
   static_cast<void>(engine.io->io().unlink(path));
@@ -108,7 +135,7 @@ void add_segments(EngineState& engine, Loaded& loaded,
               space == nullptr ? "space" : "file");
       ++engine.metrics.segments_missing;
       if (space == nullptr || wanted.count(row.id.value) == 0) {
-        mend->remove_segment(row.id);
+        if (!loaded.damaged) mend->remove_segment(row.id);
         continue;
       }
     }
@@ -131,7 +158,7 @@ void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
   Space* space = find_space(engine, row.space);
   if (space == nullptr) {
     KVT_LOG(kWarn, "sequence %" PRIx64 ": its space is gone; it is dropped", row.id.value);
-    mend->remove_sequence(row.id);
+    if (engine.metrics.rows_damaged == 0) mend->remove_sequence(row.id);
     return;
   }
   auto made = std::make_unique<Sequence>();
@@ -156,7 +183,8 @@ void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
     ++engine.metrics.sequences_cut;
     sequence.row.parts.resize(parts.size());
     sequence.row.log_generation = 0;  // it went on behind what is missing
-    mend->put_sequence(sequence.row);
+    // Where the row of a segment is damaged, a rebuild of the catalogue may find the segment again.
+    if (engine.metrics.rows_damaged == 0) mend->put_sequence(sequence.row);
   }
   sequence.log.generation = sequence.row.log_generation;
   sequence.log.loaded = sequence.log.generation == 0;
@@ -179,6 +207,7 @@ Result<void> recover_engine(EngineState& engine) {
   KVT_TRY_VOID(io.sync_directory("."));
   Loaded loaded;
   KVT_TRY_VOID(load_rows(engine, &loaded));
+  KVT_TRY_VOID(check_rows(io, loaded));
   CatalogueBatch mend;
   if (loaded.chain_key == 0) {
     loaded.chain_key = engine.world.random->next() | 1;

@@ -6,3 +6,5 @@ add_dependencies(kvt_fault_support kvtierd kvtier_cli)
 
 kvt_test(damaged_files_test SOURCES fault/damaged_files_test.cc LIBS kvt_fault_support
          LABELS fault TIMEOUT 600)
+kvt_test(damaged_catalogue_test SOURCES fault/damaged_catalogue_test.cc LIBS kvt_fault_support
+         LABELS fault TIMEOUT 600)

@@ -7,6 +7,7 @@
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <exception>
@@ -65,6 +66,29 @@ Status to_status(const rocksdb::Status& status) {
   if (status.IsPathNotFound() || status.IsNotFound())
     return {Code::kNotFound, 0, "catalogue: not found"};
   return {Code::kIo, 0, "catalogue: RocksDB failed"};
+}
+
+// Of an open: what is not the moment's fault is damage, and says what mends it.
+Status to_open_status(const rocksdb::Status& status) {
+  static constexpr const char* kMend =
+      "the catalogue is damaged: `kvtier repair --store PATH` makes a new one from the files";
+  if (status.IsNotSupported())
+    return {Code::kVersion, 0, "the catalogue was written by a newer kvtier: upgrade this one"};
+  const Status plain = to_status(status);
+  if (plain.code == Code::kCorrupt || plain.code == Code::kNotFound || status.IsInvalidArgument() ||
+      (plain.code == Code::kIo && mentions(status, "No such file")))
+    return {Code::kCorrupt, 0, kMend};
+  return plain;
+}
+
+// RocksDB would begin anew where CURRENT is missing, whatever else lies there.
+bool lost_current(rocksdb::Env* env, const std::string& path) {
+  if (env->FileExists(path + "/CURRENT").ok()) return false;
+  std::vector<std::string> names;
+  if (!env->GetChildren(path, &names).ok()) return false;
+  return std::any_of(names.begin(), names.end(), [](const std::string& name) {
+    return name.ends_with(".log") || name.ends_with(".sst") || name.starts_with("MANIFEST-");
+  });
 }
 
 tl::unexpected<Status> failed(const char* what, const rocksdb::Status& status) {
@@ -306,8 +330,12 @@ Result<std::unique_ptr<Catalogue>> Catalogue::open(const CatalogueOptions& optio
     if (options.env) options.env->start();
     if (options.read_only && !state.env->FileExists(options.path + "/CURRENT").ok())
       return error(Code::kNotFound, "catalogue: there is none at this path");
-    if (const rocksdb::Status status = state.open(false); !status.ok())
-      return failed("open", status);
+    if (lost_current(state.env, options.path))
+      return error(to_open_status(rocksdb::Status::Corruption()));
+    if (const rocksdb::Status status = state.open(false); !status.ok()) {
+      KVT_LOG(kError, "catalogue: open: %s", status.ToString().c_str());
+      return error(to_open_status(status));
+    }
     return catalogue;
   });
 }
@@ -324,8 +352,9 @@ Result<void> Catalogue::load(const CatalogueVisitor& visitor) {
       rows::visit({row->key().data(), row->key().size()},
                   as_bytes(std::string_view(value.data(), value.size())), visitor);
     }
-    if (!row->status().ok()) return failed("load", row->status());
-    return {};
+    if (row->status().ok()) return {};
+    KVT_LOG(kError, "catalogue: load: %s", row->status().ToString().c_str());
+    return error(to_open_status(row->status()));
   });
 }
 

@@ -3,6 +3,7 @@
 // reason for the rest and never a wrong byte; verify names it, repair drops it, and storing the
 // same again heals it, also across the next start.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <functional>
@@ -242,6 +243,67 @@ TEST_F(DamagedFiles, EveryRegionOfATailLog) {
 TEST_F(DamagedFiles, TailLogsInEachOthersPlace) {
   const std::string a = files().logs[0], b = files().logs[1];
   live(swap_of(a, b), {a, b}, {"tail", "tail2"});
+}
+
+// A budgeted attention over the story, once its abstracts are there: until then a view goes by
+// position.
+std::vector<float> attend(FaultStore& store, const Story& story) {
+  std::vector<float> out(kKnownHeads * 2 * kKnownDim), q(out.size());
+  for (std::size_t i = 0; i < q.size(); ++i) q[i] = known_value(99, 0, 0, i, 0, false);
+  kvt_sequence* sequence = nullptr;
+  kvt_view* view = nullptr;
+  kvt_view_options options;
+  kvt_view_options_init(&options);
+  options.sinks = 4;
+  options.window = 8;
+  options.budget = 48;
+  kvt_status status = kvt_sequence_open(store.space(), story.name, 0, 0, &sequence);
+  for (int i = 0; status == KVT_OK && i < 500; ++i, ::usleep(10000)) {
+    const Json abstracts = store.request("stats")["abstracts"];
+    if (abstracts.value("loaded", 0u) + abstracts.value("rebuilt", 0u) > 0) break;
+  }
+  if (status == KVT_OK) status = kvt_view_open(sequence, &options, &view);
+  if (status == KVT_OK) status = kvt_view_attend(view, 1, 1, q.data(), 0.35f, out.data(), nullptr);
+  EXPECT_EQ(status, KVT_OK) << kvt_last_error();
+  kvt_view_close(view);
+  kvt_sequence_close(sequence);
+  return out;
+}
+
+// Abstracts are derived: whatever happens to the sidecar, every row is served, selection works, and
+// the file is made again, byte for byte.
+TEST_F(DamagedFiles, EveryRegionOfASidecarAndItsRebuild) {
+  const std::string file = sidecar_of(files().short_segment);
+  const Story& story = story_named("short");
+  FaultStore whole;
+  const std::string right = whole.get(file);
+  ASSERT_TRUE(whole.start());
+  const std::vector<float> expected = attend(whole, story);
+  EXPECT_EQ(whole.request("stats")["abstracts"].value("rebuilt", 1u), 0u);
+  whole.close_client();
+  std::vector<Damage> damages = damages_of(file, sidecar_regions(right), 1);
+  damages.push_back(swap_of(file, sidecar_of(files().other_segment)));
+  for (const Damage& damage : damages) {
+    SCOPED_TRACE(damage.what);
+    FaultStore store;
+    damage.apply(store);
+    ASSERT_TRUE(damage.what.starts_with("delete") || store.get(file) != right);
+    ASSERT_TRUE(store.start());
+    int exit_code = -1;
+    const Json verified = store.verify(&exit_code);
+    if (!damage.harmless && !damage.what.starts_with("delete"))
+      expect_named(verified, exit_code, {object_of(file)}, false);
+    EXPECT_EQ(attend(store, story), expected);
+    for (const Story& other : kStories) {
+      const Reading reading = store.read(other);
+      EXPECT_TRUE(reading.whole(other)) << other.name << ": " << reading.text << reading.wrong;
+    }
+    const Json abstracts = store.request("stats")["abstracts"];
+    EXPECT_EQ(abstracts.value("rebuilt", 0u) > 0, !damage.harmless) << abstracts.dump();
+    store.close_client();
+    ASSERT_TRUE(store.stop());
+    EXPECT_TRUE(damage.harmless || store.get(file) == right) << "not made again";
+  }
 }
 
 }  // namespace

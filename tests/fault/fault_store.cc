@@ -64,7 +64,7 @@ std::string make_sample(const std::string& directory) {
 }
 
 const std::string& sample_store() {
-  static const ScratchDirectory directory;
+  static const ScratchDirectory directory(true);
   static const std::string problem = make_sample(directory.path());
   static const std::string path = directory.path() + "/store";
   if (!problem.empty()) ADD_FAILURE() << "the sample store: " << problem;
@@ -168,7 +168,9 @@ kvt_status FaultStore::heal(const Story& story) {
 Json FaultStore::command(const std::string& arguments, int* exit_code) const {
   const CommandResult result = run_kvtier(arguments);
   *exit_code = result.exit_code;
-  const Result<Json> parsed = parse_json(result.output);
+  const std::size_t line = result.output.find("\n{");  // behind what was logged
+  const Result<Json> parsed =
+      parse_json(line == std::string::npos ? result.output : result.output.substr(line));
   if (!parsed) ADD_FAILURE() << "kvtier " << arguments << ": " << result.output;
   return parsed.value_or(Json::object());
 }

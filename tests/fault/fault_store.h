@@ -71,7 +71,7 @@ class FaultStore {
   [[nodiscard]] Json verify(int* exit_code) const;
   [[nodiscard]] Json command(const std::string& arguments, int* exit_code) const;
 
-  const ScratchDirectory directory;
+  const ScratchDirectory directory{true};
   DaemonSettings settings;
   DaemonProcess daemon;
 

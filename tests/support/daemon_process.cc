@@ -11,6 +11,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "client/ipc/control_channel.h"
+#include "client/ipc/shm_layout.h"
 #include "client/ipc/unix_socket.h"
 
 namespace kvtier::testing {
@@ -21,6 +23,23 @@ std::string daemon_path() {
   const auto self = std::filesystem::read_symlink("/proc/self/exe", failed);
   return (self.parent_path().parent_path() / "bin" / "kvtierd").string();
 }
+
+namespace {
+
+// It listens before it has opened its store: only an answer says that it serves.
+bool answers(const std::string& socket_path) {
+  Result<UniqueFd> socket = connect_unix(socket_path, Deadline::after_ms(1000));
+  if (!socket) return false;
+  const Json hello{{"op", "hello"},
+                   {"version", kProtocolVersion},
+                   {"name", "test"},
+                   {"pid", ::getpid()},
+                   {"data", false}};
+  ControlChannel channel(std::move(*socket));
+  return channel.call(hello, {}, 0, Deadline::after_ms(20000)).has_value();
+}
+
+}  // namespace
 
 bool DaemonProcess::start(const DaemonSettings& settings) {
   kill_now();
@@ -45,7 +64,7 @@ bool DaemonProcess::start(const DaemonSettings& settings) {
     ::_exit(127);
   }
   for (int i = 0; i < 12000; ++i) {
-    if (connect_unix(settings.socket, Deadline::after_ms(1000))) return true;
+    if (answers(settings.socket)) return true;
     if (ended()) return false;
     ::usleep(5000);
   }
@@ -95,8 +114,10 @@ std::string read_text(const std::string& path) {
   return text.str();
 }
 
-ScratchDirectory::ScratchDirectory() {
-  std::string pattern = (std::filesystem::temp_directory_path() / "kvtier-test.XXXXXX").string();
+ScratchDirectory::ScratchDirectory(bool in_memory) {
+  const bool memory = in_memory && ::access("/dev/shm", W_OK) == 0;
+  const std::filesystem::path base = memory ? "/dev/shm" : std::filesystem::temp_directory_path();
+  std::string pattern = (base / "kvtier-test.XXXXXX").string();
   path_ = ::mkdtemp(pattern.data());
 }
 

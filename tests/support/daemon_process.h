@@ -48,10 +48,12 @@ struct CommandResult {
 [[nodiscard]] std::string read_text(const std::string& path);  // "" where there is none
 // kvtierd of this build: $KVTIER_BUILD/bin or beside the test program.
 [[nodiscard]] std::string daemon_path();
-// A fresh directory that is removed with the object.
+// A fresh directory that is removed with the object. `in_memory`: where the machine has a file
+// system in memory, there: for tests that start hundreds of daemons and whose subject is not the
+// disk.
 class ScratchDirectory {
  public:
-  ScratchDirectory();
+  explicit ScratchDirectory(bool in_memory = false);
   ~ScratchDirectory();
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
 

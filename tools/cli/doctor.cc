@@ -13,6 +13,7 @@
 #include "client/ipc/control_channel.h"
 #include "client/ipc/paths.h"
 #include "tiers/io.h"
+#include "tiers/store_check.h"
 #include "tools/cli/commands.h"
 
 namespace kvtier::cli {
@@ -136,6 +137,19 @@ Finding check_disk_backend(const std::string& store) {
   return {Grade::kSlow, "disk I/O", std::string((*io)->name()) + ": " + (*io)->note(), mend};
 }
 
+// Without a daemon: whether one could start over this store.
+void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
+  std::error_code ignored;
+  CatalogueOptions options;
+  options.path = store + "/catalogue";
+  options.read_only = true;
+  if (store.empty() || !std::filesystem::exists(options.path, ignored)) return;
+  const Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(options);
+  if (catalogue && load_store_rows(**catalogue)) return;
+  findings->push_back({Grade::kBad, "catalogue", "damaged: the daemon will not start",
+                       "kvtier repair --store " + store});
+}
+
 Finding check_memlock() {
   rlimit limit{};
   ::getrlimit(RLIMIT_MEMLOCK, &limit);
@@ -178,6 +192,7 @@ int run_doctor(const Invocation& invocation) {
                                 ? text_of(status, "store")
                                 : default_store();
   check_store(store, &findings);
+  if (!status.is_object() || status.empty()) check_catalogue(store, &findings);
   findings.push_back(check_disk_backend(store));
   findings.push_back(check_memlock());
   findings.push_back(check_huge_pages());

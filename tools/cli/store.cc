@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "tiers/store_check.h"
+#include "tiers/store_rebuild.h"
 #include "tools/cli/commands.h"
 
 namespace kvtier::cli {
@@ -19,20 +20,27 @@ Result<Json> check_offline(const std::string& store, bool deep) {
   catalogue_options.read_only = true;
   Json problems = Json::array();
   Result<StoreRows> rows = error(Code::kNotFound);
-  if (Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(catalogue_options); catalogue)
-    rows = load_store_rows(**catalogue);
-  if (!rows)
-    problems.push_back(
-        Json{{"object", "catalogue"}, {"region", ""}, {"reason", rows.error().message()}});
+  Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(catalogue_options);
+  rows = catalogue ? load_store_rows(**catalogue) : error(catalogue.error());
   StoreCheckOptions options;
   options.deep = deep;
   const StoreReport report = check_store(*io, rows ? &*rows : nullptr, options);
+  const bool empty = rows && rows->spaces.empty() && rows->segments.empty() &&
+                     rows->sequences.empty() && rows->damaged.empty();
+  const bool catalogue_lost = !rows || (empty && report.segments + report.logs != 0);
+  if (catalogue_lost)
+    problems.push_back(Json{{"object", "catalogue"},
+                            {"region", ""},
+                            {"severity", "damage"},
+                            {"reason", rows ? "it is empty and the store is not: `kvtier repair "
+                                              "--store PATH` makes a new one from the files"
+                                            : rows.error().message()}});
   for (const Finding& finding : report.findings)
     problems.push_back(Json{{"object", finding.path},
                             {"region", finding.region},
                             {"severity", finding_severity_name(finding.severity)},
                             {"reason", finding.what}});
-  return Json{{"sound", report.sound() && rows.has_value()},
+  return Json{{"sound", report.sound() && !catalogue_lost},
               {"segments", report.segments},
               {"chunks", deep ? report.chunks_checked : report.chunks},
               {"bytes", report.read_bytes},
@@ -77,7 +85,44 @@ int run_verify(const Invocation& invocation) {
   return finish_verify(invocation, reply);
 }
 
+// A damaged catalogue keeps the daemon from starting, so this is done without one.
+int repair_offline(const Invocation& invocation) {
+  const Result<RebuildReport> report = rebuild_catalogue(invocation.get("store"));
+  if (!report && report.error().code == Code::kExists) {  // nothing to do
+    if (invocation.json)
+      print_json(Json{{"rebuilt", false}, {"reason", report.error().message()}});
+    else
+      std::printf("%s\n", report.error().message());
+    return 0;
+  }
+  if (!report) return print_error(invocation, report.error(), report.error().message());
+  if (invocation.json) {
+    print_json(Json{{"rebuilt", true},
+                    {"moved_to", report->moved_to},
+                    {"rows_kept", report->rows_kept},
+                    {"spaces", report->spaces},
+                    {"segments", report->segments},
+                    {"sequences", report->sequences},
+                    {"sequences_from_logs", report->sequences_from_logs},
+                    {"segments_left_out", report->segments_left_out},
+                    {"logs_left_out", report->logs_left_out}});
+    return 0;
+  }
+  const auto number = [](std::uint64_t value) { return static_cast<unsigned long long>(value); };
+  if (!report->moved_to.empty())
+    std::printf("the old catalogue is kept as %s\n", report->moved_to.c_str());
+  std::printf("a new one has %llu segments and %llu sequences (%llu from logs alone)\n",
+              number(report->segments), number(report->sequences),
+              number(report->sequences_from_logs));
+  if (report->segments_left_out != 0 || report->logs_left_out != 0)
+    std::printf("left out as damaged or without an owner: %llu segments, %llu logs\n",
+                number(report->segments_left_out), number(report->logs_left_out));
+  std::printf("what no sequence shows any more is found again by its tokens; now: kvtier start\n");
+  return 0;
+}
+
 int run_repair(const Invocation& invocation) {
+  if (invocation.has("store")) return repair_offline(invocation);
   Json reply;
   int exit_code = 0;
   if (!request(invocation, Json{{"op", "repair"}}, &reply, &exit_code, 0)) return exit_code;
@@ -115,7 +160,14 @@ Command verify_command() {
            {"--store", "PATH", "check this directory without a daemon; never writes"}},
           run_verify};
 }
-Command repair_command() { return {"repair", "drop what is damaged", {}, {}, run_repair}; }
+Command repair_command() {
+  return {
+      "repair",
+      "drop what is damaged, so that storing it again heals it",
+      {},
+      {{"--store", "PATH", "without a daemon: make a new catalogue where the old one is broken"}},
+      run_repair};
+}
 Command gc_command() {
   return {"gc", "merge small segments and remove what nothing uses", {}, {}, run_gc};
 }

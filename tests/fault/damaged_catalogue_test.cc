@@ -1,0 +1,193 @@
+// Every file of the catalogue flipped, cut, emptied, deleted and put in the place of another
+// store's: the daemon refuses in one line that says what mends it and leaves every file where it
+// is, or it serves what the catalogue still says and never a wrong byte. After `kvtier repair
+// --store` it starts again, and storing the same again heals the rest.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "tests/fault/fault_store.h"
+#include "tiers/catalogue.h"
+
+namespace kvtier::testing {
+namespace {
+
+struct Outcome {
+  int refused = 0, served = 0;
+};
+
+class DamagedCatalogue : public ::testing::Test {
+ protected:
+  // Brings the rows into a table file, so that there is something other than a log to damage.
+  static void flush(FaultStore& store) {
+    CatalogueOptions options;
+    options.path = store.path() + "/catalogue";
+    auto catalogue = Catalogue::open(options);
+    ASSERT_TRUE(catalogue);
+    ASSERT_TRUE((*catalogue)->resume());
+  }
+
+  static void expect_all(FaultStore& store, bool must_be_whole) {
+    for (const Story& story : kStories) {
+      const Reading reading = store.read(story);
+      EXPECT_EQ(reading.wrong, "") << story.name;
+      EXPECT_TRUE(!must_be_whole || reading.whole(story)) << story.name << ": " << reading.text;
+    }
+    store.close_client();
+  }
+
+  static std::vector<std::string> data_files(FaultStore& store) {
+    std::vector<std::string> files = store.files("segments");
+    for (const std::string& log : store.files("logs")) files.push_back(log);
+    return files;
+  }
+
+  // Where RocksDB itself cannot read it. (An empty one is sound to it.)
+  static void expect_doctor(FaultStore& store) {
+    if (store.log().find("the catalogue is damaged") == std::string::npos) return;
+    ::setenv("KVTIER_STORE_PATH", store.path().c_str(), 1);
+    int exit_code = -1;
+    const std::string found =
+        store.command("doctor --json --socket " + store.settings.socket, &exit_code).dump();
+    ::unsetenv("KVTIER_STORE_PATH");
+    EXPECT_EQ(exit_code, 3);
+    EXPECT_NE(found.find("kvtier repair --store"), std::string::npos) << found;
+  }
+
+  // One line for the user, in which the mend is named; nothing was removed.
+  static void expect_refusal(FaultStore& store, const std::vector<std::string>& before) {
+    EXPECT_TRUE(WIFEXITED(store.daemon.last_status())) << "the daemon did not end by itself";
+    const std::string log = store.log();
+    const std::size_t at = log.find("kvtierd: ");
+    EXPECT_NE(at, std::string::npos) << log;
+    EXPECT_NE(log.find("kvtier repair --store", at), std::string::npos) << log;
+    EXPECT_EQ(data_files(store), before);
+    int exit_code = -1;
+    const Json offline = store.verify_offline(&exit_code);
+    EXPECT_EQ(exit_code, 3);
+    EXPECT_TRUE(names(offline, "catalogue")) << offline.dump(1);
+    expect_doctor(store);
+    const Json repaired = store.command("repair --json --store " + store.path(), &exit_code);
+    EXPECT_EQ(exit_code, 0) << repaired.dump(1);
+    EXPECT_TRUE(repaired.value("rebuilt", false)) << repaired.dump(1);
+    EXPECT_EQ(repaired.value("segments_left_out", 1u), 0u) << repaired.dump(1);
+    ASSERT_TRUE(store.start()) << store.log();
+    // What has no name any more is found by its tokens, without storing it again.
+    for (const Story& story : kStories) {
+      std::vector<std::uint32_t> ids;
+      for (std::uint64_t i = 0; i < story.tokens; ++i) ids.push_back(known_token(story.seed, i).id);
+      kvt_match match{};
+      EXPECT_EQ(kvt_space_match(store.space(), ids.data(), ids.size(), &match), KVT_OK);
+      EXPECT_TRUE(!story.sealed || match.tokens == story.tokens) << story.name;
+    }
+    store.close_client();
+  }
+
+  void live(const std::string& what, FaultStore& store, Outcome* outcome) {
+    SCOPED_TRACE(what);
+    const std::vector<std::string> before = data_files(store);
+    if (store.start()) {
+      ++outcome->served;
+    } else {
+      ++outcome->refused;
+      expect_refusal(store, before);
+    }
+    expect_all(store, false);
+    for (const Story& story : kStories)
+      EXPECT_EQ(store.heal(story), KVT_OK) << story.name << ": " << kvt_last_error();
+    expect_all(store, true);
+    ASSERT_TRUE(store.stop()) << store.log();
+    ASSERT_TRUE(store.start()) << store.log();
+    expect_all(store, true);
+    int exit_code = -1;
+    const Json verified = store.verify(&exit_code);
+    EXPECT_EQ(exit_code, 0) << verified.dump(1);
+    ASSERT_TRUE(store.stop()) << store.log();
+  }
+
+  static std::vector<std::string> catalogue_files(bool flushed) {
+    FaultStore store;
+    if (flushed) flush(store);
+    std::vector<std::string> files;
+    for (const std::string& file : store.files("catalogue"))
+      if (!store.get(file).empty()) files.push_back(file);  // LOCK is empty
+    return files;
+  }
+
+  static Outcome damage_all(DamagedCatalogue* test, bool flushed) {
+    Outcome outcome;
+    for (const std::string& file : catalogue_files(flushed)) {
+      const auto run = [&](const std::string& what, const auto& change) {
+        FaultStore store;
+        if (flushed) flush(store);
+        const std::string before = store.get(file);
+        ASSERT_FALSE(before.empty()) << file;
+        change(store, before);
+        ASSERT_NE(store.get(file), before) << what << ": nothing was damaged";
+        test->live(what + " " + file, store, &outcome);
+      };
+      for (const int part : {0, 3, 7})
+        run("flip in eighth " + std::to_string(part), [&](FaultStore& store, std::string bytes) {
+          const std::size_t at = bytes.size() * static_cast<std::size_t>(part) / 8;
+          bytes[at] = static_cast<char>(bytes[at] ^ 0x10);
+          store.put(file, bytes);
+        });
+      run("cut", [&](FaultStore& store, const std::string& bytes) {
+        store.put(file, bytes.substr(0, bytes.size() / 2));
+      });
+      run("empty", [&](FaultStore& store, const std::string&) { store.put(file, ""); });
+      run("delete", [&](FaultStore& store, const std::string&) { store.remove(file); });
+    }
+    return outcome;
+  }
+};
+
+TEST_F(DamagedCatalogue, EveryFileWhereAllIsInTheLog) {
+  const Outcome outcome = damage_all(this, false);
+  EXPECT_GT(outcome.refused, 5);
+  EXPECT_GT(outcome.served, 0);
+}
+
+TEST_F(DamagedCatalogue, EveryFileWhereATableHoldsTheRows) {
+  const Outcome outcome = damage_all(this, true);
+  EXPECT_GT(outcome.refused, 5);
+  EXPECT_GT(outcome.served, 0);
+}
+
+TEST_F(DamagedCatalogue, GoneAsAWhole) {
+  FaultStore store;
+  std::filesystem::remove_all(store.path() + "/catalogue");
+  Outcome outcome;
+  live("no catalogue", store, &outcome);
+  EXPECT_EQ(outcome.refused, 1);
+}
+
+// A catalogue that is sound and knows nothing of these files.
+TEST_F(DamagedCatalogue, OfAnotherStore) {
+  FaultStore store, empty;
+  std::filesystem::remove_all(empty.path());
+  ASSERT_TRUE(empty.start());
+  ASSERT_TRUE(empty.stop());
+  std::filesystem::remove_all(store.path() + "/catalogue");
+  std::filesystem::copy(empty.path() + "/catalogue", store.path() + "/catalogue");
+  Outcome outcome;
+  live("of an empty store", store, &outcome);
+}
+
+TEST_F(DamagedCatalogue, RepairOfASoundStoreDoesNothing) {
+  FaultStore store;
+  int exit_code = -1;
+  const Json repaired = store.command("repair --json --store " + store.path(), &exit_code);
+  EXPECT_EQ(exit_code, 0);
+  EXPECT_FALSE(repaired.value("rebuilt", true));
+  ASSERT_TRUE(store.start());
+  const Json busy = store.command("repair --json --store " + store.path(), &exit_code);
+  EXPECT_EQ(exit_code, 1);
+  EXPECT_NE(busy.value("error", "").find("stop it first"), std::string::npos) << busy.dump(1);
+  expect_all(store, true);
+}
+
+}  // namespace
+}  // namespace kvtier::testing

@@ -1,0 +1,295 @@
+#include "tiers/store_rebuild.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <random>
+
+#include "base/log.h"
+#include "base/unique_fd.h"
+#include "tiers/io.h"
+#include "tiers/prefix_index.h"
+#include "tiers/segment_format.h"
+#include "tiers/sidecar_format.h"
+#include "tiers/tail_log_format.h"
+
+namespace kvtier {
+namespace {
+
+constexpr std::size_t kAsideMax = 1000;
+constexpr std::uint64_t kIdsSkipped = 1024;  // the daemon reserves sequence ids in such steps
+
+// What one segment file says, and the chain of hashes at its first token.
+struct Found {
+  SegmentRow row;
+  std::vector<std::uint32_t> ids;
+  BlockHash chain;
+  std::vector<std::uint32_t> open_ids;  // since the last whole block before it
+};
+
+class Rebuild {
+ public:
+  Rebuild(Io& io, std::string store) : io_(io), store_(std::move(store)) {}
+
+  // What the old catalogue still gives; true where it is sound and in step with the files.
+  bool read_old();
+  Result<void> move_old_aside();
+  Result<void> read_files();
+  Result<void> write_new();
+  [[nodiscard]] const RebuildReport& report() const noexcept { return report_; }
+
+ private:
+  Result<std::vector<std::byte>> read(const std::string& path, std::uint64_t bytes_max);
+  void add_segment(SegmentId id);
+  void add_log(const TailLogName& name);
+  void keep_sequences();
+  SpaceRow& space_of(const SegmentMeta& meta);
+
+  Io& io_;
+  std::string store_;
+  RebuildReport report_;
+  std::map<SpaceId, SpaceRow> spaces_;
+  std::map<SegmentId, Found> segments_;
+  std::map<SequenceId, SequenceRow> sequences_;
+  std::map<SegmentId, SegmentRow> old_segments_;
+  std::vector<ObjectRow> objects_;
+  std::map<std::string, std::uint64_t> numbers_;
+  std::uint64_t last_segment_ = 0, last_sequence_ = 0, last_log_ = 0;
+};
+
+bool Rebuild::read_old() {
+  CatalogueOptions options;
+  options.path = store_ + "/catalogue";
+  options.read_only = true;
+  Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(options);
+  if (!catalogue) return false;
+  bool damaged = false;
+  CatalogueVisitor visitor;
+  visitor.space = [&](SpaceRow row) { spaces_[row.id] = std::move(row); };
+  visitor.segment = [&](SegmentRow row) { old_segments_[row.id] = std::move(row); };
+  visitor.sequence = [&](SequenceRow row) { sequences_[row.id] = std::move(row); };
+  visitor.object = [&](ObjectRow row) { objects_.push_back(std::move(row)); };
+  visitor.number = [&](std::string_view name, std::uint64_t value) {
+    numbers_[std::string(name)] = value;
+  };
+  visitor.damaged = [&](const std::string&, Status) { damaged = true; };
+  const bool whole = (*catalogue)->load(visitor).has_value();
+  report_.rows_kept = spaces_.size() + sequences_.size() + objects_.size();
+  return whole && !damaged && numbers_["chain_key"] != 0;
+}
+
+Result<void> Rebuild::move_old_aside() {
+  KVT_TRY(const std::vector<std::string> names, io_.list("."));
+  if (std::count(names.begin(), names.end(), "catalogue") == 0) return {};
+  for (std::size_t i = 1; i < kAsideMax; ++i) {
+    const std::string aside = "catalogue.damaged-" + std::to_string(i);
+    if (std::count(names.begin(), names.end(), aside) != 0) continue;
+    KVT_TRY_VOID(io_.rename("catalogue", aside));
+    KVT_TRY_VOID(io_.sync_directory("."));
+    report_.moved_to = aside;
+    return {};
+  }
+  return error(Code::kFull, "too many catalogue.damaged-* beside it: remove old ones");
+}
+
+// At most `bytes_max` from the front of the file.
+Result<std::vector<std::byte>> Rebuild::read(const std::string& path, std::uint64_t bytes_max) {
+  KVT_TRY(const FileId file, io_.open(path, {.mode = OpenMode::kRead, .direct = false}));
+  Result<std::uint64_t> size = io_.size_bytes(file);
+  std::vector<std::byte> bytes(size ? std::min(*size, bytes_max) : 0);
+  Result<void> got = size ? read_fully(io_, file, 0, bytes) : error(size.error());
+  io_.close(file);
+  if (!got) return error(got.error());
+  return bytes;
+}
+
+// The kept row, or one made from the file: the texts are not in it, and come back when a client
+// opens the space.
+SpaceRow& Rebuild::space_of(const SegmentMeta& meta) {
+  SpaceRow& row = spaces_[meta.space];
+  if (row.id.valid()) return row;
+  row.id = meta.space;
+  row.digest = meta.fingerprint;
+  row.geometry = meta.geometry;
+  row.created_unix_ns = meta.created_unix_ns;
+  for (const std::uint32_t kind : {1u, 2u}) {
+    const auto sidecar = read(sidecar_path(meta.id, kind), kSidecarHeaderBytes);
+    if (!sidecar) continue;
+    const Result<SidecarHeader> header = parse_sidecar_header(*sidecar);
+    if (!header || header->unit_tokens == 0) continue;
+    row.abstract_kind = kind;
+    row.unit_tokens = header->unit_tokens;
+  }
+  return row;
+}
+
+// Parents have smaller ids and are there already.
+void Rebuild::add_segment(SegmentId id) {
+  last_segment_ = std::max(last_segment_, id.value);
+  ++report_.segments_left_out;
+  const std::string path = segment_path(id);
+  const Result<std::vector<std::byte>> head = read(path, kSegmentHeaderBytes);
+  const Result<std::uint64_t> meta_bytes = head ? parse_segment_header(*head) : error(head.error());
+  if (!meta_bytes) return;
+  const Result<std::vector<std::byte>> bytes = read(path, *meta_bytes);
+  Result<SegmentMeta> meta = bytes ? parse_segment_meta(*bytes) : error(bytes.error());
+  if (!meta || meta->id != id) return;
+  const SpaceRow& space = space_of(*meta);
+  if (space.digest != meta->fingerprint || space.geometry != meta->geometry) return;
+  const PrefixIndex index(numbers_["chain_key"]);
+  Found found;
+  if (meta->parent.valid()) {
+    const auto parent = segments_.find(meta->parent);
+    if (parent == segments_.end() || meta->parent_visible > parent->second.row.tokens ||
+        parent->second.row.space != meta->space ||
+        parent->second.row.start_token + meta->parent_visible != meta->start_token)
+      return;
+    found.chain = parent->second.chain;
+    found.open_ids = parent->second.open_ids;
+    for (std::uint32_t i = 0; i < meta->parent_visible; ++i) {
+      found.open_ids.push_back(parent->second.ids[i]);
+      if (found.open_ids.size() < kBlockTokens) continue;
+      found.chain = index.extend(found.chain, found.open_ids);
+      found.open_ids.clear();
+    }
+  } else if (meta->start_token != 0) {
+    return;
+  }
+  BlockHash chain = found.chain;
+  std::vector<std::uint32_t> open = found.open_ids;
+  for (const TokenRecord& token : meta->tokens) {
+    found.ids.push_back(token.id);
+    open.push_back(token.id);
+    if (open.size() < kBlockTokens) continue;
+    chain = index.extend(chain, open);
+    found.row.blocks.push_back(chain);
+    open.clear();
+  }
+  found.row.id = id;
+  found.row.space = meta->space;
+  found.row.parent = meta->parent;
+  found.row.parent_visible = meta->parent_visible;
+  found.row.start_token = meta->start_token;
+  found.row.tokens = static_cast<std::uint32_t>(meta->tokens.size());
+  found.row.file_bytes = meta->file_bytes();
+  found.row.created_unix_ns = found.row.last_used_unix_ns = meta->created_unix_ns;
+  const auto old = old_segments_.find(id);
+  found.row.bad = old != old_segments_.end() && old->second.bad;
+  segments_.emplace(id, std::move(found));
+  --report_.segments_left_out;
+}
+
+// A sequence is cut before its first part that is not there.
+void Rebuild::keep_sequences() {
+  for (auto& [id, row] : sequences_) {
+    last_sequence_ = std::max(last_sequence_, id.value);
+    last_log_ = std::max(last_log_, row.log_generation);
+    std::uint64_t tokens = 0;
+    std::size_t sound = 0;
+    for (const SequenceRow::Part& part : row.parts) {
+      const auto segment = segments_.find(part.segment);
+      if (segment == segments_.end() || segment->second.row.space != row.space ||
+          segment->second.row.start_token != tokens || part.visible_tokens == 0 ||
+          part.visible_tokens > segment->second.row.tokens)
+        break;
+      tokens += part.visible_tokens;
+      ++sound;
+    }
+    if (sound == row.parts.size()) continue;
+    row.parts.resize(sound);
+    row.log_generation = 0;
+  }
+}
+
+void Rebuild::add_log(const TailLogName& name) {
+  last_sequence_ = std::max(last_sequence_, name.sequence.value);
+  last_log_ = std::max(last_log_, name.generation);
+  const auto known = sequences_.find(name.sequence);
+  if (known != sequences_.end() && known->second.log_generation == name.generation) return;
+  ++report_.logs_left_out;
+  const Result<std::vector<std::byte>> head =
+      read(tail_log_path(name.sequence, name.generation), kTailLogHeaderBytes);
+  const Result<TailLogHeader> header = head ? parse_tail_log_header(*head) : error(head.error());
+  if (!header || header->sequence != name.sequence || header->generation != name.generation ||
+      header->base_token != 0 || known != sequences_.end())
+    return;
+  const auto space = spaces_.find(header->space);
+  if (space == spaces_.end() || space->second.digest != header->fingerprint) return;
+  SequenceRow& row = sequences_[name.sequence];
+  row.id = name.sequence;
+  row.space = header->space;
+  row.name = "recovered " + std::to_string(name.sequence.value);
+  row.log_generation = name.generation;
+  ++report_.sequences_from_logs;
+  --report_.logs_left_out;
+}
+
+Result<void> Rebuild::read_files() {
+  if (numbers_["chain_key"] == 0) {
+    std::random_device device;
+    numbers_["chain_key"] = (std::uint64_t{device()} << 32 | device()) | 1;
+  }
+  std::vector<SegmentId> ids;
+  const Result<std::vector<std::string>> segments = io_.list("segments");
+  if (!segments && segments.error().code != Code::kNotFound) return error(segments.error());
+  for (const std::string& name : segments.value_or(std::vector<std::string>{}))
+    if (const Result<SegmentId> id = segment_id_of(name); id) ids.push_back(*id);
+  std::sort(ids.begin(), ids.end());
+  for (const SegmentId id : ids) add_segment(id);
+  keep_sequences();
+  const Result<std::vector<std::string>> logs = io_.list("logs");
+  if (!logs && logs.error().code != Code::kNotFound) return error(logs.error());
+  for (const std::string& name : logs.value_or(std::vector<std::string>{}))
+    if (const Result<TailLogName> log = tail_log_name_of(name); log) add_log(*log);
+  return {};
+}
+
+Result<void> Rebuild::write_new() {
+  CatalogueOptions options;
+  options.path = store_ + "/catalogue";
+  KVT_TRY(const std::unique_ptr<Catalogue> catalogue, Catalogue::open(options));
+  CatalogueBatch batch;
+  for (const auto& [id, row] : spaces_) batch.put_space(row);
+  for (const auto& [id, found] : segments_) batch.put_segment(found.row);
+  for (const auto& [id, row] : sequences_) batch.put_sequence(row);
+  for (const ObjectRow& row : objects_) batch.put_object(row);
+  const auto at_least = [&](const char* name, std::uint64_t value) {
+    numbers_[name] = std::max(numbers_[name], value);
+  };
+  at_least("next_segment", last_segment_ + 1);
+  at_least("next_sequence", last_sequence_ + kIdsSkipped);
+  at_least("next_log", last_log_ + 1);
+  for (const auto& [name, value] : numbers_) batch.put_number(name, value);
+  report_.spaces = spaces_.size();
+  report_.segments = segments_.size();
+  report_.sequences = sequences_.size();
+  return catalogue->write(std::move(batch), true);
+}
+
+}  // namespace
+
+Result<RebuildReport> rebuild_catalogue(const std::string& store_path) {
+  const UniqueFd lock(::open((store_path + "/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!lock.valid()) return error(Code::kNotFound, "there is no store that can be written", errno);
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
+    return error(Code::kBusy, "a kvtierd serves this store: stop it first (kvtier stop)");
+  IoOptions options;
+  options.root = store_path;
+  options.backend = "threads";
+  options.threads = 1;
+  KVT_TRY(const std::unique_ptr<Io> io, make_io(options));
+  Rebuild rebuild(*io, store_path);
+  if (rebuild.read_old())
+    return error(Code::kExists,
+                 "the catalogue is sound: start kvtierd, and `kvtier repair` mends the rest");
+  KVT_TRY_VOID(rebuild.read_files());
+  KVT_TRY_VOID(rebuild.move_old_aside());
+  KVT_TRY_VOID(rebuild.write_new());
+  return rebuild.report();
+}
+
+}  // namespace kvtier
