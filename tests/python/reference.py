@@ -14,7 +14,7 @@ import torch
 
 class ReferenceSequence:
     def __init__(self, layers: int, kv_heads: int, dim: int, dtype: torch.dtype = torch.float32):
-        self.layers, self.kv_heads, self.dim, self.dtype = layers, kv_heads, dim, dtype
+        self.layer_count, self.kv_heads, self.dim, self.dtype = layers, kv_heads, dim, dtype
         self.ids: list[int] = []
         self._piece: list[int] = []
         self._written = [0] * layers
@@ -29,7 +29,7 @@ class ReferenceSequence:
     def append(self, ids, **_) -> None:
         self.finish_piece()
         self._piece = [int(i) for i in ids]
-        self._written = [0] * self.layers
+        self._written = [0] * self.layer_count
 
     def write(self, layer: int, first: int, k, v) -> None:
         assert first == self._written[layer], "the reference takes rows in order"
@@ -66,7 +66,7 @@ class ReferenceSequence:
         return keys.numpy().copy(), values.numpy().copy()
 
     def fork(self, tokens: int | None = None, **_) -> "ReferenceSequence":
-        other = ReferenceSequence(self.layers, self.kv_heads, self.dim, self.dtype)
+        other = ReferenceSequence(self.layer_count, self.kv_heads, self.dim, self.dtype)
         n = self.length if tokens is None else tokens
         other.ids = self.ids[:n]
         other._k = [k[:, :n].clone() for k in self._k]

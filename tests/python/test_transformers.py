@@ -209,6 +209,35 @@ def test_what_it_cannot_do_it_says(model, reference_cache, call, words):
         call(model, reference_cache)
 
 
+SMALL = {"vocab_size": 96, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3,
+         "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256}
+
+
+@pytest.mark.parametrize("family, options", [
+    ("Llama", {}), ("Llama", {"num_key_value_heads": 6}), ("Llama", {"head_dim": 16}), ("Qwen2", {}),
+    ("Qwen3", {"head_dim": 8}), ("Mistral", {"sliding_window": None}), ("Phi3", {"pad_token_id": 0}),
+    ("Granite", {"attention_multiplier": 0.1}), ("Olmo2", {}),
+])
+def test_families_of_models(family, options):
+    """Small random models of each kind: pieces, then steps, give the logits of plain attention."""
+    import transformers
+
+    torch.manual_seed(7)
+    config = getattr(transformers, f"{family}Config")(**SMALL | options)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    ids = torch.randint(0, 96, (1, 70))
+    with torch.inference_mode():
+        want = model(input_ids=ids).logits[0]
+        adapter.install(model)
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        cache = adapter.KvtierCache(ReferenceSequence(config.num_hidden_layers, config.num_key_value_heads, dim))
+        assert differ(adapter.prefill(model, cache, ids[:, :60], piece=23), want[59]) < 1e-4
+        for i in range(60, 70):
+            assert differ(step(model, cache, int(ids[0, i])), want[i]) < 1e-4
+        assert differ(model(input_ids=ids).logits[0], want) < 1e-4  # without a cache it is as it was
+    assert cache.length == 70
+
+
 def test_models_that_do_not_fit_are_refused():
     from transformers import AutoModelForCausalLM, Qwen3Config
 

@@ -24,6 +24,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence as AnySequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,9 @@ class KvtierCache(Cache):
         self.sequence = sequence
         self.kv_dtype = _TORCH[kv_dtype]
         self.view = sequence.view(**view)
-        self._layer_count: int = sequence.layer_count if hasattr(sequence, "layer_count") else sequence.layers
         self._open = False
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
-        super().__init__(layers=[KvtierLayer(self, i) for i in range(self._layer_count)])
+        super().__init__(layers=[KvtierLayer(self, i) for i in range(sequence.layer_count)])
 
     # ---- what transformers calls
 
@@ -255,22 +255,23 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
 def install(model: torch.nn.Module) -> None:
     """Makes `model` able to run with a KvtierCache. With any other cache it goes on as with "sdpa". Idempotent."""
     _check_model(model)
+    modules = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
+    if not modules:
+        raise NotImplementedError(f"{type(model).__name__}: none of its modules has a layer_idx, as attention in transformers has")
     AttentionInterface.register("kvtier", _attention)
     AttentionMaskInterface.register("kvtier", sdpa_mask)  # without it masks vanish silently
     model.set_attn_implementation("kvtier")
     if getattr(model, "_kvtier", None) is not None:
         return
     join = model._kvtier = _Join()
-    for module in model.modules():
-        if hasattr(module, "layer_idx") and hasattr(module, "q_proj"):
-            module._kvtier = join
-    model.base_model.register_forward_pre_hook(_before_forward, with_kwargs=True)
+    for module in modules:
+        module._kvtier = join
+    model.base_model.register_forward_pre_hook(partial(_before_forward, join), with_kwargs=True)
 
 
-def _before_forward(base: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+def _before_forward(join: _Join, _: torch.nn.Module, args: tuple, kwargs: dict) -> None:
     """Tells the cache which tokens come: update() sees K and V, never their ids."""
     cache = kwargs.get("past_key_values")
-    join = next(m._kvtier for m in base.modules() if hasattr(m, "_kvtier"))
     join.cache = cache if isinstance(cache, KvtierCache) else None
     if join.cache is None:
         return
