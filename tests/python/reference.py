@@ -1,7 +1,7 @@
 """A sequence and a view in plain memory: the smallest thing that behaves as kvtier's must.
 
-The oracle of the adapter's tests. Same methods as kvtier.Sequence and kvtier.View, everything in torch tensors of
-float32, every attention exact. No daemon, no limits, no durability.
+The oracle of the adapter's tests. Same methods as kvtier.Sequence and kvtier.View, everything in
+torch tensors of float32, every attention exact. No daemon, no limits, no durability.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class ReferenceView:
         self.sequence = sequence
 
     def attend(self, layer: int, q, scale: float | None = None, out=None, lse=None):
-        """q: [query_heads, dim] or [queries, query_heads, dim], the newest tokens; exact and causal."""
+        """q: [query_heads, dim] or [queries, query_heads, dim], the newest tokens; exact and
+        causal."""
         q = torch.as_tensor(q).float()
         single = q.ndim == 2
         q = q[None] if single else q
@@ -90,7 +91,9 @@ class ReferenceView:
         queries, heads, dim = q.shape
         group = heads // k.shape[0]
         k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
-        scores = torch.einsum("qhd,htd->qht", q, k) * (scale if scale is not None else 1 / math.sqrt(dim))
+        scores = torch.einsum("qhd,htd->qht", q, k) * (
+            scale if scale is not None else 1 / math.sqrt(dim)
+        )
         total = k.shape[1]
         position = torch.arange(total - queries, total)[:, None]
         hidden = torch.arange(total)[None] > position

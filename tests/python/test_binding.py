@@ -48,7 +48,8 @@ def test_torch_bfloat16_both_ways(client):
 
 
 def test_strided_rows_are_taken_as_they_lie(space):
-    """[tokens, heads, dim] as a model has it before the transpose: no copy is needed, rows are contiguous."""
+    """[tokens, heads, dim] as a model has it before the transpose: no copy is needed, rows are
+    contiguous."""
     k = torch.randn(7, 2, 16)
     with space.create() as sequence:
         sequence.append(range(7))
@@ -91,15 +92,24 @@ def test_dlpack_both_ways(space):
 
 
 def test_results_are_never_written_to_a_copy(client, space):
-    """An output of another dtype or not contiguous is refused: converted, it would stay as it was."""
+    """An output of another dtype or not contiguous is refused: converted, it would stay as it
+    was."""
     with space.create() as sequence:
         fill(sequence, space, [1, 2, 3])
         view, q = sequence.view(), np.ones((4, 16), np.float32)
-        for out in (np.zeros((4, 16)), np.zeros((4, 32), np.float32)[:, ::2], np.zeros((4, 8), np.float32)):
+        for out in (
+            np.zeros((4, 16)),
+            np.zeros((4, 32), np.float32)[:, ::2],
+            np.zeros((4, 8), np.float32),
+        ):
             with pytest.raises(kvtier.InvalidArgument, match="float32 and contiguous"):
                 view.attend(0, q, out=out)
-    for verb, value in (("get", np.zeros((4, 32), np.uint8)[:, ::2]), ("get", b"read only"), ("set", "text"),
-                        ("set", np.zeros((4, 32), np.uint8)[:, ::2])):
+    for verb, value in (
+        ("get", np.zeros((4, 32), np.uint8)[:, ::2]),
+        ("get", b"read only"),
+        ("set", "text"),
+        ("set", np.zeros((4, 32), np.uint8)[:, ::2]),
+    ):
         with pytest.raises(kvtier.InvalidArgument, match="contiguous"):
             client.objects_submit(verb, [b"key"], [value])
 
@@ -146,9 +156,18 @@ def test_match_names_the_first_differing_token(space):
     assert (space.match(ids).tokens, space.match(ids).reason) == (300, "all matched")
     other = ids[:250] + [7] + ids[251:]
     match = space.match(np.array(other, dtype=np.uint32))
-    assert (match.tokens, match.differs_at, match.stored_token, match.reason) == (250, 250, 350, "token differs")
+    assert (match.tokens, match.differs_at, match.stored_token, match.reason) == (
+        250,
+        250,
+        350,
+        "token differs",
+    )
     beyond = space.match(torch.tensor(ids + [1, 2]))
-    assert (beyond.tokens, beyond.stored_token, beyond.reason) == (300, None, "nothing stored beyond")
+    assert (beyond.tokens, beyond.stored_token, beyond.reason) == (
+        300,
+        None,
+        "nothing stored beyond",
+    )
     assert space.match([5, 6]).reason == "nothing stored"
     with space.create(other) as shared:
         assert shared.length == 250 and shared.match.tokens == 250
@@ -185,11 +204,13 @@ def test_abort_forgets_the_piece(space):
         assert sequence.length == 3
 
 
-# ---- errors -----------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def test_classes_and_codes():
-    assert issubclass(kvtier.Limit, kvtier.InvalidArgument) and issubclass(kvtier.NotFinite, kvtier.InvalidArgument)
+    assert issubclass(kvtier.Limit, kvtier.InvalidArgument) and issubclass(
+        kvtier.NotFinite, kvtier.InvalidArgument
+    )
     classes = [c for c in vars(kvtier).values() if isinstance(c, type) and issubclass(c, Exception)]
     assert len(classes) == 18 and all(issubclass(c, kvtier.Error) for c in classes)
 
@@ -221,7 +242,9 @@ def test_errors_say_what_to_do(client, space):
         with pytest.raises(kvtier.InvalidArgument):
             sequence.read(0, 0, 2)
         with pytest.raises(kvtier.InvalidArgument):
-            sequence.read(0, 0, 1, np.empty((2, 1, 16), np.float16), np.empty((2, 1, 16), np.float16))
+            sequence.read(
+                0, 0, 1, np.empty((2, 1, 16), np.float16), np.empty((2, 1, 16), np.float16)
+            )
         with pytest.raises(kvtier.Busy):
             space.open("errors")
         with pytest.raises(kvtier.Exists):
@@ -259,7 +282,7 @@ def test_the_newest_handle_keeps_the_chain_alive(daemon):
     assert view.stats()["steps"] == 0
 
 
-# ---- threads, objects, stubs ------------------------------------------------------------------------------------
+# ---- threads, objects, stubs ---------------------------------------------------------------------
 
 
 def test_threads_share_a_sequence_and_a_client(space):
@@ -298,7 +321,10 @@ def results_of(client: kvtier.Client, batch: int, count: int) -> list[tuple[int,
 
 def test_opaque_objects(client):
     keys = [b"one", b"two\x00binary"]
-    values = [(np.arange(1000) % 256).astype(np.uint8), np.frombuffer(b"x" * 70000, np.uint8).copy()]
+    values = [
+        (np.arange(1000) % 256).astype(np.uint8),
+        np.frombuffer(b"x" * 70000, np.uint8).copy(),
+    ]
     batch = client.objects_submit("set", keys, values)
     assert [r[2] for r in results_of(client, batch, 2)] == [0, 0]
     room = [np.zeros(70000, np.uint8) for _ in range(3)]
@@ -317,19 +343,28 @@ def test_opaque_objects(client):
 
 
 def signatures(stub: ast.Module) -> dict[str, dict[str, str]]:
-    """What a stub declares, without its types: class ("" for functions) -> name -> "property" or the arguments."""
+    """What a stub declares, without its types: class ("" for functions) -> name -> "property" or
+    the arguments."""
     classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
 
     def one(function: ast.FunctionDef) -> str:
         if any(isinstance(d, ast.Name) and d.id == "property" for d in function.decorator_list):
             return "property"
         arguments = ast.parse(ast.unparse(function)).body[0].args
-        for argument in (*arguments.args, *arguments.kwonlyargs, *filter(None, (arguments.vararg, arguments.kwarg))):
+        for argument in (
+            *arguments.args,
+            *arguments.kwonlyargs,
+            *filter(None, (arguments.vararg, arguments.kwarg)),
+        ):
             argument.annotation = None
         return ast.unparse(arguments)
 
     def members(node: ast.ClassDef) -> dict[str, str]:
-        inherited = [members(classes[b.id]) for b in node.bases if isinstance(b, ast.Name) and b.id in classes]
+        inherited = [
+            members(classes[b.id])
+            for b in node.bases
+            if isinstance(b, ast.Name) and b.id in classes
+        ]
         own = {f.name: one(f) for f in node.body if isinstance(f, ast.FunctionDef)}
         return {k: v for d in (*inherited, own) for k, v in d.items()}
 
@@ -338,22 +373,33 @@ def signatures(stub: ast.Module) -> dict[str, dict[str, str]]:
 
 
 def test_the_stub_is_what_the_module_has(space, tmp_path):
-    """__init__.pyi, written for people, against the stub that nanobind makes of the module itself."""
+    """__init__.pyi, written for people, against the stub that nanobind makes of the module
+    itself."""
     made = tmp_path / "made.pyi"
-    subprocess.run([sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "kvtier._kvtier", "-o", str(made)], check=True,
-                   env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+    subprocess.run(
+        [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "kvtier._kvtier", "-o", str(made)],
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
     package = Path(kvtier.__file__).parent
     stub = ast.parse((package / "__init__.pyi").read_text())
     written, real = signatures(stub), signatures(ast.parse(made.read_text()))
     for name, members in real.items():
         assert written[name] == members, name
-    errors = {n for n, c in vars(kvtier).items() if isinstance(c, type) and issubclass(c, Exception)}
-    bases = {n.name: [b.id for b in n.bases] for n in stub.body if isinstance(n, ast.ClassDef) and n.name in errors}
+    errors = {
+        n for n, c in vars(kvtier).items() if isinstance(c, type) and issubclass(c, Exception)
+    }
+    bases = {
+        n.name: [b.id for b in n.bases]
+        for n in stub.body
+        if isinstance(n, ast.ClassDef) and n.name in errors
+    }
     assert bases == {n: [getattr(kvtier, n).__base__.__name__] for n in errors}
     helpers = {"_Array", "_Closable", "ViewStats"}
     assert set(written) - helpers == {"", *real, *errors}
     assert {*written, *written[""]} - helpers - {""} == set(kvtier.__all__)
     assert (package / "py.typed").exists()
     with space.create() as sequence:
-        assert list(sequence.view().stats()) == [f.target.id for n in stub.body if getattr(n, "name", "") == "ViewStats"
-                                      for f in n.body]
+        assert list(sequence.view().stats()) == [
+            f.target.id for n in stub.body if getattr(n, "name", "") == "ViewStats" for f in n.body
+        ]

@@ -61,8 +61,9 @@ MEMORY = """
     import numpy as np, kvtier
     from kvtier.story.machine import private_bytes
     from conftest import layers
-    space = kvtier.Client(name="memory").open_space(model="memory", runtime="pytest",
-                                                    layers=layers(count=8, kv_heads=4, query_heads=8, dim=64))
+    geometry = layers(count=8, kv_heads=4, query_heads=8, dim=64)
+    client = kvtier.Client(name="memory")
+    space = client.open_space(model="memory", runtime="pytest", layers=geometry)
     q = np.random.default_rng(3).standard_normal((200, 8, 64), dtype=np.float32)
     private = private_bytes()
     sequence = space.open("long", writable=False)
@@ -75,14 +76,22 @@ MEMORY = """
 
 
 def test_private_memory_is_bounded_by_the_budget(daemon):
-    """Twice the budget's rows, sinks and window; not the 64 MB of the sequence. Measured in a process of its own."""
+    """Twice the budget's rows, sinks and window; not the 64 MB of the sequence. Measured in a
+    process of its own."""
     client = daemon.client()
-    space = client.open_space(model="memory", runtime="pytest", layers=layers(count=8, kv_heads=4, query_heads=8, dim=64))
+    space = client.open_space(
+        model="memory", runtime="pytest", layers=layers(count=8, kv_heads=4, query_heads=8, dim=64)
+    )
     with space.create(name="long") as sequence:
         fill(sequence, space, list(range(4096)))
         sequence.commit()
     script = textwrap.dedent(MEMORY).format(path=[p for p in sys.path if p])
-    run = subprocess.run([sys.executable, "-c", script], env=os.environ | daemon.environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | daemon.environment,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     got = json.loads(run.stdout.splitlines()[-1])
     row = 2 * 64 * 4

@@ -1,4 +1,5 @@
-"""The transformers adapter on the real model, against full attention and against the in-memory reference."""
+"""The transformers adapter on the real model, against full attention and against the in-memory
+reference."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ TOLERANCE = 1e-3
 
 def step(model, cache, token: int) -> torch.Tensor:
     with torch.inference_mode():
-        return model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits[0, -1]
+        return model(
+            input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True
+        ).logits[0, -1]
 
 
 def greedy(model, cache, ids: list[int], count: int) -> list[int]:
@@ -31,7 +34,11 @@ def differ(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def kl(want: torch.Tensor, got: torch.Tensor) -> float:
-    return float(torch.nn.functional.kl_div(got.log_softmax(-1), want.log_softmax(-1), reduction="sum", log_target=True))
+    return float(
+        torch.nn.functional.kl_div(
+            got.log_softmax(-1), want.log_softmax(-1), reduction="sum", log_target=True
+        )
+    )
 
 
 @pytest.fixture
@@ -42,7 +49,9 @@ def model(loaded):
 @pytest.fixture
 def reference_cache(model):
     config = model.config
-    return adapter.KvtierCache(ReferenceSequence(config.num_hidden_layers, config.num_key_value_heads, config.head_dim))
+    return adapter.KvtierCache(
+        ReferenceSequence(config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+    )
 
 
 def test_the_adapter_is_exact_over_the_reference(model, reference_cache, text_ids, full_logits):
@@ -56,10 +65,13 @@ def test_prefill_in_pieces_is_full_attention(stored, full_logits):
     assert differ(stored, full_logits[PREFILLED - 1]) < TOLERANCE
 
 
-def test_a_stored_prefix_is_found_by_tokens_and_not_computed(model, model_space, stored, text_ids, full_logits):
+def test_a_stored_prefix_is_found_by_tokens_and_not_computed(
+    model, model_space, stored, text_ids, full_logits
+):
     ran: list[int] = []
     hook = model.model.register_forward_pre_hook(
-        lambda _, __, kwargs: ran.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+        lambda _, __, kwargs: ran.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
     cache = adapter.attach(model_space, text_ids[:420])
     found = cache.length
     assert PREFILLED <= found < 420  # a test before this one may have stored more
@@ -71,7 +83,8 @@ def test_a_stored_prefix_is_found_by_tokens_and_not_computed(model, model_space,
 
 
 def test_restored_and_fresh_go_on_alike(model, model_space, stored, text_ids, full_logits):
-    """Decoding through the view (C++), everything in budget: full attention's logits, and its greedy tokens."""
+    """Decoding through the view (C++), everything in budget: full attention's logits, and its
+    greedy tokens."""
     from transformers import DynamicCache
 
     cache = adapter.attach(model_space, text_ids[:PREFILLED])
@@ -79,13 +92,16 @@ def test_restored_and_fresh_go_on_alike(model, model_space, stored, text_ids, fu
     for i in range(PREFILLED - 1, PREFILLED + 8):
         assert differ(step(model, cache, text_ids[i]), full_logits[i]) < TOLERANCE
     cache.crop(PREFILLED)
-    assert greedy(model, cache, text_ids[:PREFILLED + 1], 12) == greedy(model, DynamicCache(config=model.config),
-                                                                       text_ids[:PREFILLED + 1], 12)
+    assert greedy(model, cache, text_ids[: PREFILLED + 1], 12) == greedy(
+        model, DynamicCache(config=model.config), text_ids[: PREFILLED + 1], 12
+    )
     cache.close()
 
 
 def test_generate_takes_the_full_prompt(model, model_space, stored, text_ids):
-    prompt = torch.tensor([text_ids[:PREFILLED] + text_ids[100:140]])  # goes on as no other test does
+    prompt = torch.tensor(
+        [text_ids[:PREFILLED] + text_ids[100:140]]
+    )  # goes on as no other test does
     plain = model.generate(prompt, max_new_tokens=8, do_sample=False)
     cache = adapter.attach(model_space, prompt)
     assert cache.length == PREFILLED
@@ -98,16 +114,19 @@ def test_generate_takes_the_full_prompt(model, model_space, stored, text_ids):
     cache.close()
 
 
-def test_a_question_over_stored_rows_is_read_piece_by_piece(model, model_space, stored, text_ids, full_logits, monkeypatch):
-    """Many new tokens over more stored rows than one exact pass holds, budget or not: full attention's logits."""
+def test_a_question_over_stored_rows_is_read_piece_by_piece(
+    model, model_space, stored, text_ids, full_logits, monkeypatch
+):
+    """Many new tokens over more stored rows than one exact pass holds, budget or not: full
+    attention's logits."""
     monkeypatch.setattr(adapter, "READ_TOKENS", 96)
     for view in ({}, {"budget": 64, "sinks": 4, "window": 8}):
-        cache = adapter.attach(model_space, text_ids[:PREFILLED + 1], **view)
+        cache = adapter.attach(model_space, text_ids[: PREFILLED + 1], **view)
         cache.crop(PREFILLED)
         reads: list[int] = []
         read = cache._read
         monkeypatch.setattr(cache, "_read", lambda *a: reads.append(a[2]) or read(*a))
-        logits = adapter.prefill(model, cache, text_ids[:PREFILLED + 60], piece=40)
+        logits = adapter.prefill(model, cache, text_ids[: PREFILLED + 60], piece=40)
         assert differ(logits, full_logits[PREFILLED + 59]) < TOLERANCE
         layers = model.config.num_hidden_layers
         assert sum(reads) == layers * (PREFILLED + PREFILLED + 40) and max(reads) == 96
@@ -124,7 +143,9 @@ def test_fork_and_truncate(model, model_space, stored, text_ids, full_logits):
     assert fork.length == 301
     assert differ(step(model, fork, text_ids[301]), full_logits[301]) < TOLERANCE
     fork.close()
-    assert differ(step(model, cache, text_ids[PREFILLED - 1]), full_logits[PREFILLED - 1]) < TOLERANCE
+    assert (
+        differ(step(model, cache, text_ids[PREFILLED - 1]), full_logits[PREFILLED - 1]) < TOLERANCE
+    )
     cache.close()
 
 
@@ -149,8 +170,11 @@ def test_half_precision_rows(client, loaded, text_ids, full_logits):
         worst = max(worst, differ(logits, full_logits[i]))
         divergence += kl(full_logits[i], logits) / 16
         same += int(logits.argmax() == full_logits[i].argmax())
-    print(f"kv_dtype f16 over 16 steps: logits differ by {worst:.4f} at most, mean KL {divergence:.2e}, "
-          f"{same} of 16 greedy tokens the same")
+    print(
+        f"kv_dtype f16 over 16 steps: logits differ by {worst:.4f} at most, "
+        f"mean KL {divergence:.2e}, "
+        f"{same} of 16 greedy tokens the same"
+    )
     assert 1e-6 < worst < 0.15 and divergence < 1e-4 and same >= 15
     cache.close()
 
@@ -161,14 +185,18 @@ def test_a_budget_bounds_rows_and_stays_near(model, model_space, stored, text_id
         logits = step(model, cache, text_ids[i])
     stats = cache.view.stats()
     heads = model.config.num_key_value_heads
-    tail = 64 + 5  # what is not sealed is always attended: at most what was added here, and the last open block
+    tail = (
+        64 + 5
+    )  # what is not sealed is always attended: at most what was added here, and the last open block
     assert stats["steps"] == 5 * model.config.num_hidden_layers
     assert stats["rows_attended"] <= stats["steps"] * heads * (128 + 16 + 32 + tail)
     assert 0 <= kl(full_logits[PREFILLED + 3], logits) < 0.5
     cache.close()
 
 
-def test_a_forward_that_throws_leaves_the_sequence_as_it_was(model, model_space, stored, text_ids, full_logits):
+def test_a_forward_that_throws_leaves_the_sequence_as_it_was(
+    model, model_space, stored, text_ids, full_logits
+):
     cache = adapter.attach(model_space, text_ids[:PREFILLED])
 
     def fail(*_):
@@ -179,45 +207,91 @@ def test_a_forward_that_throws_leaves_the_sequence_as_it_was(model, model_space,
         step(model, cache, 11)
     hook.remove()
     assert cache.length == PREFILLED - 1
-    assert differ(step(model, cache, text_ids[PREFILLED - 1]), full_logits[PREFILLED - 1]) < TOLERANCE
+    assert (
+        differ(step(model, cache, text_ids[PREFILLED - 1]), full_logits[PREFILLED - 1]) < TOLERANCE
+    )
     cache.close()
 
 
 def test_other_caches_work_as_before(model, text_ids, full_logits):
-    """After install(), a model without a kvtier cache computes what it did: padding masks included."""
+    """After install(), a model without a kvtier cache computes what it did: padding masks
+    included."""
     padded = torch.tensor([[0] * 5 + text_ids[:20], text_ids[:25]])
     mask = torch.tensor([[0] * 5 + [1] * 20, [1] * 25])
     with torch.inference_mode():
-        logits = model(input_ids=padded, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(0)).logits
+        logits = model(
+            input_ids=padded, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(0)
+        ).logits
     assert differ(logits[0, -1], full_logits[19]) < TOLERANCE
     assert differ(logits[1, -1], full_logits[24]) < TOLERANCE
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda m, c: m(input_ids=torch.ones(2, 3, dtype=torch.long), past_key_values=c), "batch 2"),
-    (lambda m, c: m(input_ids=torch.ones(1, 1025, dtype=torch.long), past_key_values=c), "at most 1024"),
-    (lambda m, c: m(inputs_embeds=torch.zeros(1, 3, 576), past_key_values=c), "input_ids"),
-    (lambda m, c: m(input_ids=torch.ones(1, 3, dtype=torch.long), attention_mask=torch.tensor([[0, 1, 1]]),
-                    past_key_values=c), "padding"),
-    (lambda m, c: m(input_ids=torch.ones(1, 3, dtype=torch.long), position_ids=torch.tensor([[4, 5, 6]]),
-                    past_key_values=c), "position_ids"),
-    (lambda m, c: m.generate(torch.ones(1, 3, dtype=torch.long), num_beams=2, max_new_tokens=2, past_key_values=c),
-     "batch"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (
+            lambda m, c: m(input_ids=torch.ones(2, 3, dtype=torch.long), past_key_values=c),
+            "batch 2",
+        ),
+        (
+            lambda m, c: m(input_ids=torch.ones(1, 1025, dtype=torch.long), past_key_values=c),
+            "at most 1024",
+        ),
+        (lambda m, c: m(inputs_embeds=torch.zeros(1, 3, 576), past_key_values=c), "input_ids"),
+        (
+            lambda m, c: m(
+                input_ids=torch.ones(1, 3, dtype=torch.long),
+                attention_mask=torch.tensor([[0, 1, 1]]),
+                past_key_values=c,
+            ),
+            "padding",
+        ),
+        (
+            lambda m, c: m(
+                input_ids=torch.ones(1, 3, dtype=torch.long),
+                position_ids=torch.tensor([[4, 5, 6]]),
+                past_key_values=c,
+            ),
+            "position_ids",
+        ),
+        (
+            lambda m, c: m.generate(
+                torch.ones(1, 3, dtype=torch.long), num_beams=2, max_new_tokens=2, past_key_values=c
+            ),
+            "batch",
+        ),
+    ],
+)
 def test_what_it_cannot_do_it_says(model, reference_cache, call, words):
     with pytest.raises((ValueError, NotImplementedError), match=words):
         call(model, reference_cache)
 
 
-SMALL = {"vocab_size": 96, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3,
-         "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256}
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
 
 
-@pytest.mark.parametrize("family, options", [
-    ("Llama", {}), ("Llama", {"num_key_value_heads": 6}), ("Llama", {"head_dim": 16}), ("Qwen2", {}),
-    ("Qwen3", {"head_dim": 8}), ("Mistral", {"sliding_window": None}), ("Phi3", {"pad_token_id": 0}),
-    ("Granite", {"attention_multiplier": 0.1}), ("Olmo2", {}),
-])
+@pytest.mark.parametrize(
+    "family, options",
+    [
+        ("Llama", {}),
+        ("Llama", {"num_key_value_heads": 6}),
+        ("Llama", {"head_dim": 16}),
+        ("Qwen2", {}),
+        ("Qwen3", {"head_dim": 8}),
+        ("Mistral", {"sliding_window": None}),
+        ("Phi3", {"pad_token_id": 0}),
+        ("Granite", {"attention_multiplier": 0.1}),
+        ("Olmo2", {}),
+    ],
+)
 def test_families_of_models(family, options):
     """Small random models of each kind: pieces, then steps, give the logits of plain attention."""
     import transformers
@@ -230,20 +304,33 @@ def test_families_of_models(family, options):
         want = model(input_ids=ids).logits[0]
         adapter.install(model)
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        cache = adapter.KvtierCache(ReferenceSequence(config.num_hidden_layers, config.num_key_value_heads, dim))
+        cache = adapter.KvtierCache(
+            ReferenceSequence(config.num_hidden_layers, config.num_key_value_heads, dim)
+        )
         assert differ(adapter.prefill(model, cache, ids[:, :60], piece=23), want[59]) < 1e-4
         for i in range(60, 70):
             assert differ(step(model, cache, int(ids[0, i])), want[i]) < 1e-4
-        assert differ(model(input_ids=ids).logits[0], want) < 1e-4  # without a cache it is as it was
+        assert (
+            differ(model(input_ids=ids).logits[0], want) < 1e-4
+        )  # without a cache it is as it was
     assert cache.length == 70
 
 
 def test_models_that_do_not_fit_are_refused():
     from transformers import AutoModelForCausalLM, Qwen3Config
 
-    config = Qwen3Config(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=1, head_dim=16, use_sliding_window=True, sliding_window=16,
-                         max_window_layers=1)
+    config = Qwen3Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        use_sliding_window=True,
+        sliding_window=16,
+        max_window_layers=1,
+    )
     with pytest.raises(NotImplementedError, match="sliding"):
         adapter.install(AutoModelForCausalLM.from_config(config))
 

@@ -10,6 +10,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCE = {".cc", ".h", ".hpp", ".c"}
+PYTHON = ("client/python/", "tests/python/")  # the package and its tests: sizes and words
 FOLDERS = ["base", "kernels", "tiers", "client", "daemon", "tools", "tests"]
 
 # folder -> what its files may include besides themselves
@@ -137,7 +138,8 @@ def tree() -> dict[str, str]:
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
             relative = path.relative_to(ROOT).as_posix()
-            if path.suffix in SOURCE and "/corpus/" not in relative and path.is_file():
+            python = path.suffix in {".py", ".pyi"} and relative.startswith(PYTHON)
+            if (path.suffix in SOURCE or python) and "/corpus/" not in relative and path.is_file():
                 files[relative] = path.read_text(encoding="utf-8")
     return files
 

@@ -1,15 +1,17 @@
-"""kvtier: the KV cache of language models in tiers, host memory and NVMe, shared by every runtime of the user.
+"""kvtier: the KV cache of language models in tiers, host memory and NVMe, shared by every runtime
+of the user.
 
     client = kvtier.Client()                       # starts kvtierd if nobody listens
-    space = client.open_space(model="...", runtime="...", layers=[kvtier.Layer(kv_heads=3, query_heads=9, dim=64)] * 30)
-    with space.create(ids, name="report") as sequence:      # shares the longest stored prefix of ids
+    layer = kvtier.Layer(kv_heads=3, query_heads=9, dim=64)
+    space = client.open_space(model="...", runtime="...", layers=[layer] * 30)
+    with space.create(ids, name="report") as sequence:  # shares the longest stored prefix of ids
         sequence.append(ids[len(sequence):])
-        ...                                                 # write(layer, first, k, v) for every layer
-        sequence.commit()                                   # survives kill -9 from here on
+        ...                                             # write(layer, first, k, v), each layer
+        sequence.commit()                               # survives kill -9 from here on
         out, lse = sequence.view(budget=1024).attend(layer, q)
 
-Arrays are numpy arrays or torch CPU tensors, both ways without a copy. Errors are subclasses of kvtier.Error.
-For transformers see kvtier.transformers.
+Arrays are numpy arrays or torch CPU tensors, both ways without a copy. Errors are subclasses of
+kvtier.Error. For transformers see kvtier.transformers.
 """
 
 import os as _os
@@ -52,7 +54,31 @@ from ._kvtier import (  # noqa: E402
 
 __version__ = version()
 __all__ = [
-    "Busy", "Client", "Corrupt", "DaemonLost", "DeviceError", "Error", "Exists", "Full", "Internal",
-    "InvalidArgument", "Layer", "Limit", "Match", "Miss", "NotFinite", "NotFound", "Permission", "Sequence", "Space",
-    "Stale", "Timeout", "Unsupported", "View", "WrongSpace", "abi_version", "strerror", "version",
+    "Busy",
+    "Client",
+    "Corrupt",
+    "DaemonLost",
+    "DeviceError",
+    "Error",
+    "Exists",
+    "Full",
+    "Internal",
+    "InvalidArgument",
+    "Layer",
+    "Limit",
+    "Match",
+    "Miss",
+    "NotFinite",
+    "NotFound",
+    "Permission",
+    "Sequence",
+    "Space",
+    "Stale",
+    "Timeout",
+    "Unsupported",
+    "View",
+    "WrongSpace",
+    "abi_version",
+    "strerror",
+    "version",
 ]

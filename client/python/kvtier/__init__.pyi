@@ -15,6 +15,7 @@ _Reason = Literal["all matched", "token differs", "nothing stored beyond", "noth
 
 class Error(Exception):
     code: int
+
 class Miss(Error): ...
 class Full(Error): ...
 class Timeout(Error): ...
@@ -38,10 +39,17 @@ def abi_version() -> int: ...
 def strerror(status: int) -> str: ...
 
 class Layer:
-    def __init__(self, *, kv_heads: int, query_heads: int, dim: int,
-                 dtype: Literal["f32", "f16", "bf16", "opaque"] = "f32", v_dim: int | None = None,
-                 kind: Literal["full", "sliding", "recurrent"] = "full",
-                 rope: Literal["after", "before", "none"] = "after") -> None: ...
+    def __init__(
+        self,
+        *,
+        kv_heads: int,
+        query_heads: int,
+        dim: int,
+        dtype: Literal["f32", "f16", "bf16", "opaque"] = "f32",
+        v_dim: int | None = None,
+        kind: Literal["full", "sliding", "recurrent"] = "full",
+        rope: Literal["after", "before", "none"] = "after",
+    ) -> None: ...
     @property
     def kv_heads(self) -> int: ...
     @property
@@ -72,15 +80,35 @@ class _Closable:
 
 class Client(_Closable):
     """A connection to the user's daemon. May be used from several threads."""
-    def __init__(self, socket_path: str | None = None, autostart: bool = True, daemon_path: str | None = None,
-                 name: str | None = None, timeout_ms: int = 10000) -> None: ...
+    def __init__(
+        self,
+        socket_path: str | None = None,
+        autostart: bool = True,
+        daemon_path: str | None = None,
+        name: str | None = None,
+        timeout_ms: int = 10000,
+    ) -> None: ...
     def request(self, request: dict[str, Any]) -> Any:
         """One admin request (docs/protocol.md) and its reply."""
-    def open_space(self, *, model: str, runtime: str, layers: _Seq[Layer], detail: str = "", chunk_tokens: int = 32,
-                   heads_per_chunk: int = 1, unit_tokens: int = 16,
-                   abstracts: Literal["none", "box", "mean"] = "box", private: bool = False) -> Space: ...
-    def objects_submit(self, verb: Literal["set", "get", "exists", "delete"], keys: _Seq[bytes],
-                       values: _Seq[_Array] | None = None) -> int:
+    def open_space(
+        self,
+        *,
+        model: str,
+        runtime: str,
+        layers: _Seq[Layer],
+        detail: str = "",
+        chunk_tokens: int = 32,
+        heads_per_chunk: int = 1,
+        unit_tokens: int = 16,
+        abstracts: Literal["none", "box", "mean"] = "box",
+        private: bool = False,
+    ) -> Space: ...
+    def objects_submit(
+        self,
+        verb: Literal["set", "get", "exists", "delete"],
+        keys: _Seq[bytes],
+        values: _Seq[_Array] | None = None,
+    ) -> int:
         """Queues a batch; the value buffers are held until its results are polled."""
     def objects_poll(self, room: int = 256, timeout_ms: int = 0) -> list[tuple[int, int, int, int]]:
         """(batch, index, status, value_bytes) of what has finished."""
@@ -93,12 +121,18 @@ class Space(_Closable):
     @property
     def dtype(self) -> str: ...
     def match(self, ids: _Ids) -> Match: ...
-    def create(self, ids: _Ids | None = None, name: str | None = None, private: bool = False) -> Sequence:
-        """A new sequence that shares the longest stored prefix of `ids`; its length says how much that is."""
-    def open(self, name: str | None = None, id: int | None = None, writable: bool = True) -> Sequence: ...
+    def create(
+        self, ids: _Ids | None = None, name: str | None = None, private: bool = False
+    ) -> Sequence:
+        """A new sequence that shares the longest stored prefix of `ids`; its length says how much
+        that is."""
+    def open(
+        self, name: str | None = None, id: int | None = None, writable: bool = True
+    ) -> Sequence: ...
 
 class Sequence(_Closable):
-    """An append-only stream of tokens with their K and V. Calls from several threads wait for each other."""
+    """An append-only stream of tokens with their K and V. Calls from several threads wait for each
+    other."""
     @property
     def id(self) -> int: ...
     @property
@@ -110,22 +144,39 @@ class Sequence(_Closable):
     def __len__(self) -> int: ...
     def tokens(self, first: int = 0, count: int | None = None) -> NDArray[np.uint32]:
         """[count, 4]: id, position, flags, span."""
-    def append(self, ids: _Ids, positions: _Ids | None = None, flags: _Ids | None = None,
-               spans: _Ids | None = None) -> None:
+    def append(
+        self,
+        ids: _Ids,
+        positions: _Ids | None = None,
+        flags: _Ids | None = None,
+        spans: _Ids | None = None,
+    ) -> None:
         """Begins a piece of 1 to 1,024 tokens; each layer is then written."""
     def write(self, layer: int, first: int, k: _Array, v: _Array) -> None:
-        """K and V, [kv_heads, n, dim] with a contiguous last dimension, of tokens first ... of the piece."""
-    def read(self, layer: int, first: int, count: int, k: _Array | None = None,
-             v: _Array | None = None) -> tuple[Any, Any]:
-        """Exact rows [kv_heads, count, dim], into the given contiguous arrays or new numpy ones (bf16 as uint16)."""
+        """K and V, [kv_heads, n, dim] with a contiguous last dimension, of tokens first ... of the
+        piece."""
+    def read(
+        self, layer: int, first: int, count: int, k: _Array | None = None, v: _Array | None = None
+    ) -> tuple[Any, Any]:
+        """Exact rows [kv_heads, count, dim], into the given contiguous arrays or new numpy ones
+        (bf16 as uint16)."""
     def finish_piece(self) -> None: ...
     def abort_piece(self) -> None: ...
     def commit(self) -> None:
         """Returns when every token so far survives kill -9 and power loss."""
     def truncate(self, tokens: int) -> None: ...
-    def fork(self, tokens: int | None = None, name: str | None = None, private: bool = False) -> Sequence: ...
-    def view(self, *, budget: int = 0, sinks: int = 16, window: int = 64, capacity: int = 0,
-             preset: str = "quest") -> View: ...
+    def fork(
+        self, tokens: int | None = None, name: str | None = None, private: bool = False
+    ) -> Sequence: ...
+    def view(
+        self,
+        *,
+        budget: int = 0,
+        sinks: int = 16,
+        window: int = 64,
+        capacity: int = 0,
+        preset: str = "quest",
+    ) -> View: ...
 
 class ViewStats(TypedDict):
     steps: int
@@ -141,7 +192,14 @@ class ViewStats(TypedDict):
 
 class View(_Closable):
     """One way to read a sequence: a preset and a budget."""
-    def attend(self, layer: int, q: _Array, scale: float | None = None, out: _Array | None = None,
-               lse: _Array | None = None) -> tuple[Any, Any]:
-        """q: float32 [query_heads, dim] or [queries, query_heads, dim], the newest tokens. (out, log-sum-exp)."""
+    def attend(
+        self,
+        layer: int,
+        q: _Array,
+        scale: float | None = None,
+        out: _Array | None = None,
+        lse: _Array | None = None,
+    ) -> tuple[Any, Any]:
+        """q: float32 [query_heads, dim] or [queries, query_heads, dim], the newest tokens. (out,
+        log-sum-exp)."""
     def stats(self) -> ViewStats: ...

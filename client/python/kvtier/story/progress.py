@@ -9,8 +9,9 @@ from types import TracebackType
 
 
 class Step:
-    """`with Step("reading") as step: step(done, total)`. Where nothing calls it, it shows the seconds go by, against
-    `expected_s` if given. `seconds` holds the duration afterwards; `note` is printed behind it."""
+    """`with Step("reading") as step: step(done, total)`. Where nothing calls it, it shows the
+    seconds go by, against `expected_s` if given. `seconds` holds the duration afterwards; `note` is
+    printed behind it."""
 
     WIDTH = 28
 
@@ -29,7 +30,9 @@ class Step:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         self.seconds = time.monotonic() - self._start
         self._stop.set()
         self._thread.join()
@@ -44,7 +47,9 @@ class Step:
                 share = min(0.99, elapsed / self.expected_s)
             filled = int(share * self.WIDTH)
             bar = "#" * filled + "." * (self.WIDTH - filled)
-            self._print(f"{self.label:<44} {elapsed:6.1f} s  [{bar}] {100 * share:3.0f} %", last=False)
+            self._print(
+                f"{self.label:<44} {elapsed:6.1f} s  [{bar}] {100 * share:3.0f} %", last=False
+            )
 
     def _print(self, line: str, last: bool) -> None:
         if self._terminal:

@@ -15,30 +15,54 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
         "prefill_s": everything["prefill_s"],
         "resume_s": resume["resume_s"],
         "tokens_forwarded_on_resume": resume["tokens_forwarded"],
-        "first_token_s": {"full_load": resume["full_load_s"], "kvtier_cold": resume["kvtier_cold_s"],
-                          "kvtier_ram": resume["kvtier_ram_s"]},
+        "first_token_s": {
+            "full_load": resume["full_load_s"],
+            "kvtier_cold": resume["kvtier_cold_s"],
+            "kvtier_ram": resume["kvtier_ram_s"],
+        },
         "tokens_equal_budget_all": full["tokens"] == everything["tokens"],
-        "perplexity": {"full": full["perplexity"], "all": everything["perplexity"], "budget": budget["perplexity"]},
+        "perplexity": {
+            "full": full["perplexity"],
+            "all": everything["perplexity"],
+            "budget": budget["perplexity"],
+        },
         "budget_tokens": settings.budget,
         "bytes": {
             "device": 0,  # this build has no GPU tier
-            "host": resume["host_bytes"], "disk": resume["disk_bytes"],
+            "host": resume["host_bytes"],
+            "disk": resume["disk_bytes"],
             "read": everything["read"] + budget["read"] + resume["read"],
             "written": everything["written"] + budget["written"] + resume["written"],
-            "read_during_decode": budget["read_during_decode"], "client_private": resume["client_private"],
+            "read_during_decode": budget["read_during_decode"],
+            "client_private": resume["client_private"],
         },
-        "tokens_per_s": {"full": full["tokens_per_s"], "all": everything["tokens_per_s"],
-                         "budget": budget["tokens_per_s"]},
+        "tokens_per_s": {
+            "full": full["tokens_per_s"],
+            "all": everything["tokens_per_s"],
+            "budget": budget["tokens_per_s"],
+        },
         "details": {
-            "kv_bytes": full["kv_bytes"], "saved_cache_bytes": full["saved_bytes"],
-            "host_arena_bytes": decode["arena_bytes"], "prefill_tokens": everything["prefill_tokens"],
-            "full_prefill_s": full["prefill_s"], "daemon_start_s": resume["daemon_start_s"],
-            "first_token_read": {"kvtier_cold": resume["read_cold"], "kvtier_ram": resume["read_ram"]},
-            "found_by_tokens": budget["found_by_tokens"], "committed_tokens": budget["committed_tokens"],
-            "resumed_tokens": resume["found_tokens"], "question_tokens": resume["question_tokens"],
-            "greedy_tokens": len(full["tokens"]), "scored_tokens": settings.scored_tokens,
-            "page_cache": resume["dropped"], "killed_pid": budget["killed_pid"], "view": budget["view"],
-            "answer": resume["answer"], "second_answer": resume["second_answer"],
+            "kv_bytes": full["kv_bytes"],
+            "saved_cache_bytes": full["saved_bytes"],
+            "host_arena_bytes": decode["arena_bytes"],
+            "prefill_tokens": everything["prefill_tokens"],
+            "full_prefill_s": full["prefill_s"],
+            "daemon_start_s": resume["daemon_start_s"],
+            "first_token_read": {
+                "kvtier_cold": resume["read_cold"],
+                "kvtier_ram": resume["read_ram"],
+            },
+            "found_by_tokens": budget["found_by_tokens"],
+            "committed_tokens": budget["committed_tokens"],
+            "resumed_tokens": resume["found_tokens"],
+            "question_tokens": resume["question_tokens"],
+            "greedy_tokens": len(full["tokens"]),
+            "scored_tokens": settings.scored_tokens,
+            "page_cache": resume["dropped"],
+            "killed_pid": budget["killed_pid"],
+            "view": budget["view"],
+            "answer": resume["answer"],
+            "second_answer": resume["second_answer"],
         },
     }
 
@@ -52,31 +76,52 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
     equal = "the same" if f["tokens_equal_budget_all"] else "NOT the same"
     rows = [
         ("the document", f"{f['document_tokens']:,} tokens, {mb(d['kv_bytes'])} of KV"),
-        ("reading and storing it", f"{f['prefill_s']:.1f} s for {d['prefill_tokens']:,} tokens "
-                                   f"(plain transformers: {d['full_prefill_s']:.1f} s, one pass over all)"),
+        (
+            "reading and storing it",
+            f"{f['prefill_s']:.1f} s for {d['prefill_tokens']:,} tokens "
+            f"(plain transformers: {d['full_prefill_s']:.1f} s, one pass over all)",
+        ),
         ("", ""),
-        ("after kill -9: tokens that were there again", f"{d['resumed_tokens']:,} of {d['committed_tokens']:,}"),
-        ("  tokens computed before the answer", f"{f['tokens_forwarded_on_resume']} (the question has {d['question_tokens']})"),
+        (
+            "after kill -9: tokens that were there again",
+            f"{d['resumed_tokens']:,} of {d['committed_tokens']:,}",
+        ),
+        (
+            "  tokens computed before the answer",
+            f"{f['tokens_forwarded_on_resume']} (the question has {d['question_tokens']})",
+        ),
         ("  attach to first word of the answer", f"{f['resume_s']:.2f} s"),
         ("first token: loading the whole saved cache", f"{first['full_load']:.2f} s"),
         ("first token: kvtier, from disk", f"{first['kvtier_cold']:.2f} s"),
         ("first token: kvtier, from memory (a fork)", f"{first['kvtier_ram']:.2f} s"),
         ("", ""),
         (f"{d['greedy_tokens']} greedy tokens, kvtier with all rows", f"{equal} as full attention"),
-        ("perplexity: full / all rows / " + f"{f['budget_tokens']:,} rows",
-         " / ".join(f"{f['perplexity'][k]:.3f}" for k in ("full", "all", "budget"))),
-        ("tokens per second: full / all / budget",
-         " / ".join(f"{f['tokens_per_s'][k]:.1f}" for k in ("full", "all", "budget"))),
+        (
+            "perplexity: full / all rows / " + f"{f['budget_tokens']:,} rows",
+            " / ".join(f"{f['perplexity'][k]:.3f}" for k in ("full", "all", "budget")),
+        ),
+        (
+            "tokens per second: full / all / budget",
+            " / ".join(f"{f['tokens_per_s'][k]:.1f}" for k in ("full", "all", "budget")),
+        ),
         ("", ""),
-        ("bytes: in the host arena / on disk", f"{mb(size['host'])} of {mb(d['host_arena_bytes'])} / {mb(size['disk'])}"),
+        (
+            "bytes: in the host arena / on disk",
+            f"{mb(size['host'])} of {mb(d['host_arena_bytes'])} / {mb(size['disk'])}",
+        ),
         ("bytes: read / written by the daemon", f"{mb(size['read'])} / {mb(size['written'])}"),
         ("bytes read from disk while decoding on the budget", mb(size["read_during_decode"])),
         ("private memory of the client beside the model", mb(size["client_private"])),
     ]
     width = max(len(left) for left, _ in rows)
     lines = [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
-    lines += ["", f"  Q: {settings.question}", f"  A: {d['answer']}", f"  Q: {settings.second_question} (in a fork)",
-              f"  A: {d['second_answer']}"]
+    lines += [
+        "",
+        f"  Q: {settings.question}",
+        f"  A: {d['answer']}",
+        f"  Q: {settings.second_question} (in a fork)",
+        f"  A: {d['second_answer']}",
+    ]
     return "\n".join(lines)
 
 
@@ -89,23 +134,38 @@ def picture(f: dict[str, Any], path: Path) -> None:
     ways, colours = ["full", "all", "budget"], ["#8a8f98", "#3b76af", "#e1812c"]
     names = ["full attention", "kvtier,\nall rows", f"kvtier,\n{f['budget_tokens']:,} rows"]
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
-    figure.suptitle(f"kvtier: {f['document_tokens']:,} tokens of context, kept through kill -9", fontsize=14)
+    figure.suptitle(
+        f"kvtier: {f['document_tokens']:,} tokens of context, kept through kill -9", fontsize=14
+    )
 
     first = f["first_token_s"]
-    bars = [("prefill again", f["details"]["full_prefill_s"], "#8a8f98"), ("load whole cache", first["full_load"], "#8a8f98"),
-            ("kvtier, from disk", first["kvtier_cold"], "#3b76af"), ("kvtier, from memory", first["kvtier_ram"], "#3b76af")]
+    bars = [
+        ("prefill again", f["details"]["full_prefill_s"], "#8a8f98"),
+        ("load whole cache", first["full_load"], "#8a8f98"),
+        ("kvtier, from disk", first["kvtier_cold"], "#3b76af"),
+        ("kvtier, from memory", first["kvtier_ram"], "#3b76af"),
+    ]
     _bars(axes[0][0], "Time to first token (s, logarithmic)", bars, "{:.2f} s")
     axes[0][0].set_xscale("log")
     axes[0][0].set_xlim(right=max(value for _, value, _ in bars) * 6)
 
     size = f["bytes"]
-    bars = [("the context's KV", f["details"]["kv_bytes"] / 1e6, "#8a8f98"), ("on disk", size["disk"] / 1e6, "#3b76af"),
-            ("host arena", size["host"] / 1e6, "#3b76af"), ("client, private", size["client_private"] / 1e6, "#e1812c"),
-            ("read while decoding", size["read_during_decode"] / 1e6, "#e1812c")]
+    bars = [
+        ("the context's KV", f["details"]["kv_bytes"] / 1e6, "#8a8f98"),
+        ("on disk", size["disk"] / 1e6, "#3b76af"),
+        ("host arena", size["host"] / 1e6, "#3b76af"),
+        ("client, private", size["client_private"] / 1e6, "#e1812c"),
+        ("read while decoding", size["read_during_decode"] / 1e6, "#e1812c"),
+    ]
     _bars(axes[0][1], "Bytes by tier (MB)", bars, "{:,.0f} MB")
 
     bars = [(n, f["perplexity"][w], c) for n, w, c in zip(names, ways, colours)]
-    _bars(axes[1][0], f"Perplexity, last {f['details']['scored_tokens']} tokens (lower is better)", bars, "{:.3f}")
+    _bars(
+        axes[1][0],
+        f"Perplexity, last {f['details']['scored_tokens']} tokens (lower is better)",
+        bars,
+        "{:.3f}",
+    )
     bars = [(n, f["tokens_per_s"][w], c) for n, w, c in zip(names, ways, colours)]
     _bars(axes[1][1], "Tokens per second", bars, "{:.1f}")
     figure.savefig(path, dpi=120)

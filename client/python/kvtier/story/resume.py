@@ -1,6 +1,7 @@
-"""Second process of the story: after SIGKILL, the named sequence is there again. No document, no prefill.
+"""Second process of the story: after SIGKILL, the named sequence is there again. No document, no
+prefill.
 
-    python -m kvtier.story.resume SETTINGS.json
+python -m kvtier.story.resume SETTINGS.json
 """
 
 from __future__ import annotations
@@ -42,15 +43,20 @@ def load_whole_cache(settings: Settings, model: Any, token: int) -> tuple[float,
     return time.monotonic() - start, dropped
 
 
-def answer(model: Any, tokenizer: Any, cache: Any, ids: list[int], most: int, count: TokenCount, pid: int) -> dict[str, Any]:
+def answer(
+    model: Any, tokenizer: Any, cache: Any, ids: list[int], most: int, count: TokenCount, pid: int
+) -> dict[str, Any]:
     """One step first (what a first token costs), then the rest of the prompt, then the answer."""
     from .. import transformers as adapter
 
     read = machine.daemon_io(pid)["read_bytes"]
     start, before, found = time.monotonic(), count.tokens, cache.length
     step(model, cache, ids[found])
-    result: dict[str, Any] = {"found": found, "first_step_s": time.monotonic() - start,
-                              "first_step_read": machine.daemon_io(pid)["read_bytes"] - read}
+    result: dict[str, Any] = {
+        "found": found,
+        "first_step_s": time.monotonic() - start,
+        "first_step_read": machine.daemon_io(pid)["read_bytes"] - read,
+    }
     logits = adapter.prefill(model, cache, ids)
     tokens = [int(logits.argmax())]
     result |= {"first_answer_s": time.monotonic() - start, "forwarded": count.tokens - before}
@@ -70,8 +76,10 @@ def main(path: str) -> None:
     from .. import transformers as adapter
 
     room = model.config.max_position_embeddings - max(settings.tokens, settings.answer_tokens)
-    first, second = (story_model.make_prompt(tokenizer, settings.document, q, room)
-                     for q in (settings.question, settings.second_question))
+    first, second = (
+        story_model.make_prompt(tokenizer, settings.document, q, room)
+        for q in (settings.question, settings.second_question)
+    )
     with Step("loading the whole saved cache, one step"):
         step(model, None, first.question[0])  # warms the model up
         full_load_s, dropped = load_whole_cache(settings, model, first.question[0])
@@ -91,24 +99,40 @@ def main(path: str) -> None:
         start = time.monotonic()
         cache = adapter.resume(space, NAME, budget=settings.budget)
         attach_s = time.monotonic() - start
-        asked = answer(model, tokenizer, cache, first.context + first.tail, settings.answer_tokens, count, pid)
+        asked = answer(
+            model, tokenizer, cache, first.context + first.tail, settings.answer_tokens, count, pid
+        )
     client_private = machine.private_bytes() - private
     with Step("kvtier: a fork answers another question"):
         start = time.monotonic()
-        fork = cache.fork(tokens=len(second.context) + len(second.instruction), budget=settings.budget)
+        fork = cache.fork(
+            tokens=len(second.context) + len(second.instruction), budget=settings.budget
+        )
         fork_s = time.monotonic() - start
-        forked = answer(model, tokenizer, fork, second.context + second.tail, settings.answer_tokens, count, pid)
+        forked = answer(
+            model, tokenizer, fork, second.context + second.tail, settings.answer_tokens, count, pid
+        )
     entry = client.request({"op": "show", "target": NAME})
     counters = machine.daemon_io(pid)
     result = {
-        "full_load_s": full_load_s, "daemon_start_s": daemon_start_s, "dropped": dropped,
-        "found_tokens": asked["found"], "resume_s": attach_s + asked["first_answer_s"],
-        "kvtier_cold_s": attach_s + asked["first_step_s"], "kvtier_ram_s": fork_s + forked["first_step_s"],
-        "tokens_forwarded": asked["forwarded"], "question_tokens": len(first.question),
-        "answer": asked["text"], "second_answer": forked["text"], "client_private": client_private,
-        "read_cold": asked["first_step_read"], "read_ram": forked["first_step_read"],
-        "host_bytes": entry["bytes_resident"], "disk_bytes": machine.disk_bytes(settings.store),
-        "read": counters["read_bytes"], "written": counters["write_bytes"],
+        "full_load_s": full_load_s,
+        "daemon_start_s": daemon_start_s,
+        "dropped": dropped,
+        "found_tokens": asked["found"],
+        "resume_s": attach_s + asked["first_answer_s"],
+        "kvtier_cold_s": attach_s + asked["first_step_s"],
+        "kvtier_ram_s": fork_s + forked["first_step_s"],
+        "tokens_forwarded": asked["forwarded"],
+        "question_tokens": len(first.question),
+        "answer": asked["text"],
+        "second_answer": forked["text"],
+        "client_private": client_private,
+        "read_cold": asked["first_step_read"],
+        "read_ram": forked["first_step_read"],
+        "host_bytes": entry["bytes_resident"],
+        "disk_bytes": machine.disk_bytes(settings.store),
+        "read": counters["read_bytes"],
+        "written": counters["write_bytes"],
     }
     fork.close()
     cache.crop(len(first.context))

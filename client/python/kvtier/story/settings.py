@@ -15,13 +15,13 @@ class Settings:
     document: str
     question: str
     second_question: str
-    directory: str               # of this run: store, saved cache, results
+    directory: str  # of this run: store, saved cache, results
     budget: int = 1024
-    tokens: int = 32             # greedy tokens of each way to go on
-    scored_tokens: int = 128     # the document's last tokens, for perplexity
+    tokens: int = 32  # greedy tokens of each way to go on
+    scored_tokens: int = 128  # the document's last tokens, for perplexity
     answer_tokens: int = 40
-    arena_bytes: int = 1024 * MIB        # while the whole context is attended
-    small_arena_bytes: int = 128 * MIB   # with the budget: less than the context's KV
+    arena_bytes: int = 1024 * MIB  # while the whole context is attended
+    small_arena_bytes: int = 128 * MIB  # with the budget: less than the context's KV
     threads: int = 0
 
     @property
