@@ -24,6 +24,7 @@ if (BUILD / "python" / "kvtier").is_dir():
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ["KVTIER_DAEMON"] = str(BUILD / "bin" / "kvtierd")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+PATHS = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}  # for processes of a test's own
 
 import kvtier  # noqa: E402
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import fill, open_space
+from conftest import PATHS, fill, open_space
 from reference import ReferenceSequence
 
 import kvtier
@@ -379,7 +379,7 @@ def test_the_stub_is_what_the_module_has(space, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "kvtier._kvtier", "-o", str(made)],
         check=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env=os.environ | PATHS,
     )
     package = Path(kvtier.__file__).parent
     stub = ast.parse((package / "__init__.pyi").read_text())

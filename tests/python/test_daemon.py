@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import fill, layers, open_space
+from conftest import PATHS, ROOT, fill, layers, open_space
 
 import kvtier
 
@@ -53,6 +53,23 @@ def test_a_missing_row_is_an_error_within_200_ms(daemon, number):
     finally:
         if number == signal.SIGSTOP:
             os.kill(pid, signal.SIGCONT)
+
+
+def test_the_example_finds_what_it_stored(daemon):
+    def run() -> str:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "examples" / "decode.py"), "book", "3000"],
+            env=os.environ | daemon.environment | PATHS,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    first = run()
+    assert "0 tokens are stored" in first and "token 3003:" in first
+    daemon.kill()
+    second = run()
+    assert "3004 tokens are stored" in second and "token 3007:" in second
 
 
 MEMORY = """

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import PATHS, ROOT
 
 FIELDS = {
     "document_tokens": int,
@@ -35,7 +35,7 @@ FIELDS = {
 
 
 def story(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment = os.environ | PATHS
     return subprocess.run(
         [sys.executable, "-m", "kvtier.story", *map(str, arguments)],
         env=environment,
@@ -90,10 +90,7 @@ def test_the_whole_story(tmp_path):
 
 
 def test_a_story_that_is_ended_leaves_nothing(tmp_path):
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "TMPDIR": str(tmp_path),
-    }
+    environment = os.environ | PATHS | {"TMPDIR": str(tmp_path)}
     run = subprocess.Popen(
         [
             sys.executable,
