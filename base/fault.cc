@@ -60,6 +60,7 @@ bool internal::visit_fault(const char* name) noexcept {
     if (fault.kill) ::kill(::getpid(), SIGKILL);
     fail = true;
   }
+  if (fail) KVT_LOG(kWarn, "fault point %s fails, as it was asked to", name);
   return fail;
 }
 

@@ -35,7 +35,8 @@ Result<UniqueFd> lock_store(const std::string& path) {
   ::chmod(path.c_str(), 0700);
   UniqueFd lock(::open((path + "/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock.valid())
-    return error(Code::kReadOnly, "cannot write in the store's directory: check its owner", errno);
+    return error(Code::kReadOnly,
+                 "cannot write in the store's directory: check its owner and its mount", errno);
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
     return error(Code::kBusy, "another kvtierd serves this store: stop it, or set store.path");
   return lock;

@@ -8,3 +8,5 @@ kvt_test(damaged_files_test SOURCES fault/damaged_files_test.cc LIBS kvt_fault_s
          LABELS fault TIMEOUT 600)
 kvt_test(damaged_catalogue_test SOURCES fault/damaged_catalogue_test.cc LIBS kvt_fault_support
          LABELS fault TIMEOUT 600)
+kvt_test(hostile_machine_test SOURCES fault/hostile_machine_test.cc LIBS kvt_fault_support
+         LABELS fault TIMEOUT 600)
