@@ -8,9 +8,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "base/json.h"
 #include "base/random.h"
@@ -124,6 +126,7 @@ class ClientCrash : public ::testing::Test {
 TEST_F(ClientCrash, LeasesComeBackAndNobodyElseNotices) {
   const auto rounds = number_from_environment("KVT_CRASH_LOOPS", 100);
   Random random(number_from_environment("KVT_CRASH_SEED", 1));
+  std::vector<std::int64_t> took_ms;
   for (std::uint64_t i = 0; i < rounds && !HasFailure(); ++i) {
     const pid_t child = ::fork();
     if (child == 0) {
@@ -137,9 +140,11 @@ TEST_F(ClientCrash, LeasesComeBackAndNobodyElseNotices) {
     const auto died = std::chrono::steady_clock::now();
     while (clients() > 1 && std::chrono::steady_clock::now() - died < std::chrono::seconds(5))
       ::usleep(1000);
-    const auto took = std::chrono::steady_clock::now() - died;
+    took_ms.push_back(std::chrono::duration_cast<std::chrono::milliseconds>(
+                          std::chrono::steady_clock::now() - died)
+                          .count());
     EXPECT_EQ(clients(), 1u) << "the session of a dead client lives on";
-    EXPECT_LT(std::chrono::duration_cast<std::chrono::milliseconds>(took).count(), 1000);
+    EXPECT_LT(took_ms.back(), 1000);
     EXPECT_EQ(leased_bytes(), 0u);
     if (i % 10 == 0) expect_bystander_well();
     ::kill(-child, SIGKILL);
@@ -147,6 +152,13 @@ TEST_F(ClientCrash, LeasesComeBackAndNobodyElseNotices) {
     }
   }
   expect_bystander_well();
+  // 100 ms is what we promise; a single one may meet a machine that is busy with something else.
+  ASSERT_FALSE(took_ms.empty());
+  std::sort(took_ms.begin(), took_ms.end());
+  EXPECT_LE(took_ms[took_ms.size() / 2], 100);
+  std::printf("leases back after %lld ms (median), %lld ms (longest)\n",
+              static_cast<long long>(took_ms[took_ms.size() / 2]),
+              static_cast<long long>(took_ms.back()));
 }
 
 // A session by hand, so that its memory can be filled with anything.
@@ -204,7 +216,7 @@ void scribble(Chaos* chaos, Random* random) {
 }
 
 TEST_F(ClientCrash, RandomBytesOverAllThatAClientMayWrite) {
-  const auto seconds = number_from_environment("KVT_CHAOS_SECONDS", 15);
+  const auto seconds = number_from_environment("KVT_CHAOS_SECONDS", 60);
   Random random(number_from_environment("KVT_CRASH_SEED", 1));
   const std::uint64_t space = request(R"({"op":"ls"})")["spaces"][0]["space"].get<std::uint64_t>();
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
