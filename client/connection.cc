@@ -339,6 +339,14 @@ void Connection::tie_arguments(Ticket ticket, std::uint64_t offset) noexcept {
   }
 }
 
+void Connection::clear_event() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (polling_ || lost()) return;
+  drain_doorbell(client_bell_.get());
+  polling_ = true;
+  leave_poll();
+}
+
 void Connection::watch_completions(bool wanted, int news) {
   std::lock_guard<std::mutex> lock(mutex_);
   watched_ = wanted;

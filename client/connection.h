@@ -77,7 +77,9 @@ class Connection {
   // completion of an object request, or on loss.
   void watch_completions(bool wanted, int news);
   [[nodiscard]] int event_fd() const noexcept { return client_bell_.get(); }
-  void clear_event() noexcept { drain_doorbell(client_bell_.get()); }
+  // Takes what has come and makes the event unreadable until more does. Nothing where another
+  // thread waits for completions: it does both, and its wake-up is not taken from it.
+  void clear_event();
 
   [[nodiscard]] bool lost() const noexcept { return lost_.load(std::memory_order_acquire); }
   // Notices a hang-up that nobody waited for. Never blocks.

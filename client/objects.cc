@@ -240,6 +240,8 @@ Result<std::vector<ObjectResult>> Objects::poll(std::size_t room, const Deadline
     {
       std::lock_guard<std::mutex> lock(mutex_);
       KVT_TRY_VOID(prepare_events());
+      // A bell that rang for what was taken already must not stay: event_fd() would tell for ever.
+      if (connection_ != nullptr) connection_->clear_event();
       drain_doorbell(news_.get());
       if (!waiting_.empty() || !under_way_.empty()) {
         const bool was_lost = connection_->lost() || !connection_->check_alive();
