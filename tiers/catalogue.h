@@ -68,6 +68,7 @@ struct ObjectRow {
   std::uint64_t file = 0;  // number of the object's file
   std::uint64_t value_bytes = 0;
   std::uint64_t checksum = 0;
+  std::uint64_t stored_unix_ns = 0;
 };
 
 // Changes that become visible together. Later entries of one key win.

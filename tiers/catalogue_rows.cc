@@ -212,6 +212,7 @@ std::vector<std::byte> encode(std::string_view key, const ObjectRow& row) {
   writer.write(row.file);
   writer.write(row.value_bytes);
   writer.write(row.checksum);
+  writer.write(row.stored_unix_ns);
   return finish(key, &writer);
 }
 
@@ -223,6 +224,7 @@ Result<ObjectRow> decode_object(std::string_view key, ByteSpan value) {
   row.file = reader.read<std::uint64_t>();
   row.value_bytes = reader.read<std::uint64_t>();
   row.checksum = reader.read<std::uint64_t>();
+  row.stored_unix_ns = reader.read<std::uint64_t>();
   if (!reader.ok() || reader.remaining() != 0 || row.value_bytes > kObjectBytesMax)
     return malformed();
   return row;

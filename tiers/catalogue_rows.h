@@ -15,7 +15,7 @@
 //   'Q' sequence: space u64 | log_generation u64 | pinned u8 | expires u64 | created u64 |
 //   last_used u64 | name string |
 //                 parts u32 | parts x (segment u64, visible u32)
-//   'O' object:   file u64 | value_bytes u64 | checksum u64
+//   'O' object:   file u64 | value_bytes u64 | checksum u64 | stored u64
 //   'N' number:   u64
 // A newer version is kVersion; anything else that is wrong is kCorrupt. Any thread.
 #pragma once

@@ -2,6 +2,6 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(KVT_ZSTD REQUIRED IMPORTED_TARGET libzstd)
 
 target_sources(kvt_tiers PRIVATE
-  codec.cc export_format.cc format_head.cc segment_format.cc sidecar_format.cc store_check.cc store_check_files.cc
+  codec.cc export_format.cc format_head.cc object_format.cc segment_format.cc sidecar_format.cc store_check.cc store_check_files.cc
   tail_log_format.cc)
 target_link_libraries(kvt_tiers PRIVATE PkgConfig::KVT_ZSTD)

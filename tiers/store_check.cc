@@ -89,7 +89,7 @@ Result<StoreRows> load_store_rows(Catalogue& catalogue) {
   visitor.space = [&](SpaceRow row) { rows.spaces.push_back(std::move(row)); };
   visitor.segment = [&](SegmentRow row) { rows.segments.push_back(std::move(row)); };
   visitor.sequence = [&](SequenceRow row) { rows.sequences.push_back(std::move(row)); };
-  visitor.object = [](ObjectRow) {};
+  visitor.object = [&](ObjectRow row) { rows.objects.push_back(std::move(row)); };
   visitor.number = [](std::string_view, std::uint64_t) {};
   visitor.damaged = [&](std::string key, Status status) {
     rows.damaged.push_back({std::move(key), status});
@@ -110,10 +110,12 @@ class Checker {
     const std::vector<std::string> segments = list("segments");
     const std::vector<std::string> logs = list("logs");
     const std::vector<std::string> sidecars = list("sidecars");
-    sink_.begin_files(segments.size() + logs.size() + sidecars.size());
+    const std::vector<std::string> objects = list("objects");
+    sink_.begin_files(segments.size() + logs.size() + sidecars.size() + objects.size());
     each(segments, &Checker::check_segment);
     each(logs, &Checker::check_log);
     each(sidecars, &Checker::check_sidecar);
+    each(objects, &Checker::check_object);
     if (rows_ != nullptr && !sink_.cancelled()) check_rows();
   }
 
@@ -158,6 +160,7 @@ class Checker {
     for (const SpaceRow& row : rows_->spaces) spaces_[row.id] = &row;
     for (const SegmentRow& row : rows_->segments) segment_rows_[row.id] = &row;
     for (const SequenceRow& row : rows_->sequences) sequence_rows_[row.id] = &row;
+    for (const ObjectRow& row : rows_->objects) object_rows_[row.file] = &row;
   }
   template <class Map, class Key>
   static auto find(const Map& map, Key key) -> typename Map::mapped_type {
@@ -271,12 +274,32 @@ class Checker {
     if (!fits) mismatch(path, "header", "the abstracts have another length than the geometry says");
   }
 
+  void check_object(const std::string& name) {
+    const std::string path = "objects/" + name;
+    const Result<std::uint64_t> number = object_number_of(name);
+    if (!number) return orphan(path, "this is not the name of an object file");
+    const ObjectRow* row = find(object_rows_, *number);
+    if (rows_ != nullptr && row == nullptr) {
+      ++sink_.report().objects;
+      return orphan(path, "no row of the catalogue names it: never published, or of the past");
+    }
+    objects_.insert(*number);
+    const std::optional<ObjectHeader> header = check_object_file(io_, path, *number, &sink_);
+    if (!header || row == nullptr) return;
+    if (header->key != row->key) mismatch(path, "header", "the catalogue's row says another key");
+    if (header->value_bytes != row->value_bytes || header->checksum != row->checksum)
+      mismatch(path, "header", "the catalogue's row says another value");
+  }
+
   void check_rows() {
     for (const StoreRows::Damaged& one : rows_->damaged)
       sink_.add("catalogue/" + one.key, "", FindingKind::kDamaged, FindingSeverity::kDamage,
                 one.status.message());
     for (const SegmentRow& row : rows_->segments) check_segment_row(row);
     for (const SequenceRow& row : rows_->sequences) check_sequence(row);
+    for (const ObjectRow& row : rows_->objects)
+      if (!objects_.contains(row.file))
+        missing(object_path(row.file), "the file of a stored object is not there");
   }
 
   void check_segment_row(const SegmentRow& row) {
@@ -329,9 +352,11 @@ class Checker {
   std::map<SpaceId, const SpaceRow*> spaces_;
   std::map<SegmentId, const SegmentRow*> segment_rows_;
   std::map<SequenceId, const SequenceRow*> sequence_rows_;
+  std::map<std::uint64_t, const ObjectRow*> object_rows_;
   std::map<SpaceId, Geometry> geometries_;      // from segment files
   std::map<SegmentId, SegmentFacts> segments_;  // files that are there
   std::set<SequenceId> logs_;                   // sequences whose log is there
+  std::set<std::uint64_t> objects_;             // files that are there and have a row
 };
 
 }  // namespace

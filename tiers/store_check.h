@@ -46,15 +46,15 @@ struct Finding {
 };
 
 struct StoreReport {
-  std::vector<Finding> findings;                       // at most StoreCheckOptions::findings_max
-  std::uint64_t damage = 0, warnings = 0, notes = 0;   // of all findings, listed or not
-  std::uint64_t segments = 0, logs = 0, sidecars = 0;  // files looked at
-  std::uint64_t chunks = 0;                            // in the tables of readable segments
-  std::uint64_t chunks_checked = 0;                    // read and compared with their checksum
-  std::uint64_t records = 0;                           // sound ones, of logs
-  std::uint64_t spaces = 0, sequences = 0;             // rows
-  std::uint64_t tokens = 0;                            // of readable segments
-  std::uint64_t file_bytes = 0;                        // of all files looked at
+  std::vector<Finding> findings;                      // at most StoreCheckOptions::findings_max
+  std::uint64_t damage = 0, warnings = 0, notes = 0;  // of all findings, listed or not
+  std::uint64_t segments = 0, logs = 0, sidecars = 0, objects = 0;  // files looked at
+  std::uint64_t chunks = 0;                 // in the tables of readable segments
+  std::uint64_t chunks_checked = 0;         // read and compared with their checksum
+  std::uint64_t records = 0;                // sound ones, of logs
+  std::uint64_t spaces = 0, sequences = 0;  // rows
+  std::uint64_t tokens = 0;                 // of readable segments
+  std::uint64_t file_bytes = 0;             // of all files looked at
   std::uint64_t read_bytes = 0;
   bool cancelled = false;
 
@@ -66,6 +66,7 @@ struct StoreRows {
   std::vector<SpaceRow> spaces;
   std::vector<SegmentRow> segments;
   std::vector<SequenceRow> sequences;
+  std::vector<ObjectRow> objects;
   struct Damaged {
     std::string key;
     Status status;
@@ -75,15 +76,16 @@ struct StoreRows {
 [[nodiscard]] Result<StoreRows> load_store_rows(Catalogue& catalogue);
 
 struct StoreCheckOptions {
-  bool deep = false;  // every chunk, sidecar payload and log record; else structure only
+  bool deep =
+      false;  // every chunk, sidecar payload, object's value and log record; else structure only
   std::size_t findings_max = 10000;
   // After every file and every MiB; false cancels. May be empty.
   std::function<bool(std::uint64_t files_done, std::uint64_t files_total, std::uint64_t read_bytes)>
       progress;
 };
 
-// `io` is rooted at the store (folders segments/, logs/, sidecars/). `rows` null: files alone,
-// nothing is an orphan but a sidecar without its segment.
+// `io` is rooted at the store (folders segments/, logs/, sidecars/, objects/). `rows` null: files
+// alone, nothing is an orphan but a sidecar without its segment.
 [[nodiscard]] StoreReport check_store(Io& io, const StoreRows* rows,
                                       const StoreCheckOptions& options);
 

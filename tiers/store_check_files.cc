@@ -333,4 +333,37 @@ std::optional<SidecarHeader> check_sidecar_file(Io& io, const std::string& path,
   return *header;
 }
 
+std::optional<ObjectHeader> check_object_file(Io& io, const std::string& path, std::uint64_t number,
+                                              CheckSink* sink) {
+  ++sink->report().objects;
+  ReadFile file(io, path, sink);
+  if (!file.open()) return std::nullopt;
+  const Result<std::vector<std::byte>> head = file.read(0, kObjectHeaderBytes);
+  if (!head) {
+    sink->failed(path, "header", head.error());
+    return std::nullopt;
+  }
+  const Result<ObjectHeader> header = parse_object_header(*head);
+  if (!header) {
+    sink->failed(path, "header", header.error());
+    return std::nullopt;
+  }
+  if (header->file != number) {
+    sink->add(path, "header", FindingKind::kMismatch, FindingSeverity::kDamage,
+              "this is the file of object " + hex16(header->file));
+    return std::nullopt;
+  }
+  const std::uint64_t file_bytes = object_file_bytes(header->value_bytes);
+  check_length(path, file.size_bytes(), file_bytes, sink);
+  if (sink->deep() && file.size_bytes() >= file_bytes) {
+    const Result<std::vector<std::byte>> value =
+        file.read(kObjectHeaderBytes, file_bytes - kObjectHeaderBytes);
+    if (!value)
+      sink->failed(path, "value", value.error());
+    else if (const Result<void> right = check_object_value(*header, *value); !right)
+      sink->failed(path, "value", right.error());
+  }
+  return *header;
+}
+
 }  // namespace kvtier

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tiers/object_format.h"
 #include "tiers/segment_format.h"
 #include "tiers/sidecar_format.h"
 #include "tiers/store_check.h"
@@ -55,5 +56,7 @@ void check_log_records(Io& io, const std::string& path, const TailLogHeader& hea
 [[nodiscard]] std::optional<SidecarHeader> check_sidecar_file(Io& io, const std::string& path,
                                                               const SidecarName& name,
                                                               CheckSink* sink);
+[[nodiscard]] std::optional<ObjectHeader> check_object_file(Io& io, const std::string& path,
+                                                            std::uint64_t number, CheckSink* sink);
 
 }  // namespace kvtier

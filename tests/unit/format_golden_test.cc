@@ -64,6 +64,9 @@ TEST(Golden, Sidecar) {
   expect_golden("sidecar_v1.kva",
                 samples::make_sidecar(kSegment, samples::small_geometry(), 11, kSeed));
 }
+TEST(Golden, Object) {
+  expect_golden("object_v1.kvo", samples::make_object(5, "layer0/\xff\x01", 5000, kSeed));
+}
 TEST(Golden, Export) {
   expect_golden("export_v1.kvx", samples::make_export({9, 2}, kSeed, CodecId::kRaw));
 }

@@ -149,6 +149,18 @@ std::vector<std::byte> make_sidecar(SegmentId segment, const Geometry& geometry,
                         payload);
 }
 
+std::vector<std::byte> make_object(std::uint64_t file, const std::string& key,
+                                   std::uint32_t value_bytes, std::uint64_t seed) {
+  std::vector<std::byte> value(value_bytes);
+  fill_row(seed, file, 0, 0, false, value);
+  ByteWriter writer;
+  writer.write_bytes(
+      encode_object_header({file, key, value_bytes, object_checksum(file, key, value)}));
+  writer.write_bytes(value);
+  writer.pad_to(kDiskAlign);
+  return writer.take();
+}
+
 TailLogHeader make_log_header(SequenceId sequence, std::uint64_t generation,
                               std::uint64_t base_token) {
   return {.sequence = sequence,

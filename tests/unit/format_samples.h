@@ -10,6 +10,7 @@
 #include "base/random.h"
 #include "kernels/layout.h"
 #include "tiers/export_format.h"
+#include "tiers/object_format.h"
 #include "tiers/segment_format.h"
 #include "tiers/sidecar_format.h"
 #include "tiers/tail_log_format.h"
@@ -51,6 +52,10 @@ std::vector<std::byte> make_segment_file(SegmentMeta* meta, std::uint64_t seed,
 
 std::vector<std::byte> make_sidecar(SegmentId segment, const Geometry& geometry,
                                     std::uint32_t tokens, std::uint64_t seed);
+
+// An object file whose value are `value_bytes` of the stream `seed`.
+std::vector<std::byte> make_object(std::uint64_t file, const std::string& key,
+                                   std::uint32_t value_bytes, std::uint64_t seed);
 
 // A log of the stream `seed`: a record each for `counts`, one after the other from base_token on.
 TailLogHeader make_log_header(SequenceId sequence, std::uint64_t generation,

@@ -23,7 +23,7 @@ constexpr SequenceId kSequence{0x77};
 class StoreCheck : public ::testing::Test {
  protected:
   StoreCheck() : disk_(SimDiskOptions{.latency_ns_max = 1}) {
-    for (const char* directory : {"segments", "logs", "sidecars"})
+    for (const char* directory : {"segments", "logs", "sidecars", "objects"})
       EXPECT_TRUE(disk_.make_directory(directory).has_value());
     SpaceRow space;
     space.id = samples::kSpace;
@@ -41,6 +41,13 @@ class StoreCheck : public ::testing::Test {
     log_ = tail_log_path(kSequence, 3);
     put(log_, samples::make_log(samples::make_log_header(kSequence, 3, 79),
                                 samples::small_geometry(), kSeed, {3, 1, 33}));
+    object_ = object_path(5);
+    const std::vector<std::byte> object = samples::make_object(5, "key", 5000, kSeed);
+    put(object_, object);
+    rows_.objects.push_back({.key = "key",
+                             .file = 5,
+                             .value_bytes = 5000,
+                             .checksum = parse_object_header(object)->checksum});
   }
 
   std::string add_segment(SegmentId id, std::uint32_t tokens, std::uint64_t start) {
@@ -96,7 +103,7 @@ class StoreCheck : public ::testing::Test {
   SimDisk disk_;
   VirtualClock clock_;
   StoreRows rows_;
-  std::string first_, second_, log_;
+  std::string first_, second_, log_, object_;
 };
 
 TEST_F(StoreCheck, ASoundStoreIsSoundAndUnchanged) {
@@ -110,6 +117,7 @@ TEST_F(StoreCheck, ASoundStoreIsSoundAndUnchanged) {
       EXPECT_EQ(report.segments, 2u);
       EXPECT_EQ(report.sidecars, 2u);
       EXPECT_EQ(report.logs, 1u);
+      EXPECT_EQ(report.objects, 1u);
       EXPECT_EQ(report.tokens, 81u);
       EXPECT_EQ(report.chunks, 9u * 3 + 2 * 3);
       EXPECT_EQ(report.chunks_checked, deep ? report.chunks : 0u);
@@ -128,9 +136,9 @@ TEST_F(StoreCheck, AnEmptyStoreIsSound) {
 // Every byte of metadata, and of every page its first 512 and then every 64th, in a store of that
 // file alone.
 TEST_F(StoreCheck, EveryFlippedByteIsNamed) {
-  for (const std::string& path : {second_, log_, sidecar_path(SegmentId{2}, 1)}) {
+  for (const std::string& path : {second_, log_, sidecar_path(SegmentId{2}, 1), object_}) {
     SimDisk one_file{SimDiskOptions{.latency_ns_max = 1}};
-    for (const char* directory : {"segments", "logs", "sidecars"})
+    for (const char* directory : {"segments", "logs", "sidecars", "objects"})
       ASSERT_TRUE(one_file.make_directory(directory).has_value());
     const std::vector<std::byte> file = get(path);
     ASSERT_TRUE(one_file.create(path, true).has_value());
@@ -246,6 +254,30 @@ TEST_F(StoreCheck, OrphansAreWarningsOnly) {
             (std::vector<std::string>{"mismatch/damage/header", "orphan/warning/"}));
 }
 
+TEST_F(StoreCheck, ObjectsAreComparedWithTheirRows) {
+  const std::vector<std::byte> good = get(object_);
+  disk_.rot(object_, 4096 + 4999, 2);
+  expect_one(object_, "damaged/damage/value");
+  EXPECT_TRUE(check(false).sound());  // structure only
+  put(object_, samples::make_object(6, "key", 5000, kSeed));
+  expect_one(object_, "mismatch/damage/header", false);
+  put(object_, samples::make_object(5, "yek", 5000, kSeed));
+  EXPECT_EQ(named(check(), object_).size(), 2u);  // another key, and so another checksum
+  put(object_, samples::make_object(5, "key", 5001, kSeed));
+  expect_one(object_, "mismatch/damage/header");
+  put(object_, good);
+  ASSERT_TRUE(disk_.resize(object_, 8192).has_value());
+  expect_one(object_, "damaged/damage/length", false);
+  ASSERT_TRUE(disk_.unlink(object_).has_value());
+  expect_one(object_, "missing/damage/", false);
+  put(object_, good);
+  put(object_path(6), std::vector<std::byte>(100));  // never published: it may be anything
+  put("objects/notes", {});
+  expect_one(object_path(6), "orphan/warning/");
+  expect_one("objects/notes", "orphan/warning/");
+  EXPECT_TRUE(check().sound());
+}
+
 TEST_F(StoreCheck, ATornLogIsAWarningAndAHoleIsDamage) {
   const std::vector<std::byte> good = get(log_);
   std::vector<std::byte> torn = good;
@@ -341,8 +373,8 @@ TEST_F(StoreCheck, ProgressIsToldAndCancels) {
                                   total = files;
                                   return true;
                                 }});
-  EXPECT_EQ(last, 5u);
-  EXPECT_EQ(total, 5u);
+  EXPECT_EQ(last, 6u);
+  EXPECT_EQ(total, 6u);
   EXPECT_FALSE(report.cancelled);
   report =
       check_store(*io, &rows_, {.deep = true, .progress = [](auto, auto, auto) { return false; }});
