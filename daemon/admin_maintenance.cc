@@ -13,6 +13,7 @@
 #include "daemon/reclaim.h"
 #include "daemon/segment_files.h"
 #include "daemon/stored_tail.h"
+#include "tiers/object_format.h"
 #include "tiers/sidecar_format.h"
 #include "tiers/tail_log_format.h"
 
@@ -26,6 +27,8 @@ struct Problem {
   bool sidecar = false;  // ... or a segment's sidecar
   // Nothing that was acknowledged need be missing.
   bool warning = false;
+  std::string key = {};  // ... or the value of an opaque key, while it is this file
+  std::uint64_t file = 0;
 };
 
 Json problems_json(const std::vector<Problem>& problems) {
@@ -55,9 +58,11 @@ struct Check {
   };
   std::deque<SegmentItem> segments;
   std::deque<LogItem> logs;
+  std::deque<ObjectHeader> values;  // what the catalogue says of each
   std::unique_ptr<SegmentFiles> files;
   std::vector<Problem> problems;
-  std::uint64_t segments_checked = 0, chunks = 0;
+  std::uint64_t segments_checked = 0, values_checked = 0, chunks = 0;
+  std::uint64_t value_bytes = 0;  // read of values
 };
 using CheckPtr = std::shared_ptr<Check>;
 
@@ -146,6 +151,39 @@ void check_log(Check& check, const Check::LogItem& item) {
       : problem("the last record is not whole, as after a power cut" + left, true);
 }
 
+void check_value(Check& check, const ObjectHeader& expected) {
+  const std::string path = object_path(expected.file);
+  const auto problem = [&](const char* region, const char* reason) {
+    Problem found{path, region, reason, {}, {}};
+    found.key = expected.key;
+    found.file = expected.file;
+    check.problems.push_back(std::move(found));
+  };
+  ++check.values_checked;
+  Io& io = check.files->io();
+  const Result<FileId> file = io.open(path, {.mode = OpenMode::kRead, .direct = false});
+  if (!file) return problem("file", "missing or unreadable");
+  const Result<std::uint64_t> size = io.size_bytes(*file);
+  const bool whole = size && *size == object_file_bytes(expected.value_bytes);
+  std::vector<std::byte> bytes(!whole       ? 0
+                               : check.deep ? static_cast<std::size_t>(*size)
+                                            : static_cast<std::size_t>(kObjectHeaderBytes));
+  const Result<void> read = read_fully(io, *file, 0, bytes);
+  io.close(*file);
+  if (!whole) return problem("file", "has another size than it was written with");
+  if (!read) return problem("file", "cannot be read");
+  check.value_bytes += bytes.size();
+  const Result<ObjectHeader> header = parse_object_header(bytes);
+  if (!header) return problem("header", header.error().message());
+  if (header->file != expected.file || header->key != expected.key ||
+      header->value_bytes != expected.value_bytes || header->checksum != expected.checksum)
+    return problem("header", "file and catalogue differ");
+  if (!check.deep) return;
+  const Result<void> value =
+      check_object_value(*header, ByteSpan(bytes).subspan(kObjectHeaderBytes));
+  if (!value) problem("value", value.error().message());
+}
+
 CheckPtr collect(EngineState& engine, bool deep) {
   auto check = std::make_shared<Check>();
   check->store_path = engine.options.store_path;
@@ -164,6 +202,11 @@ CheckPtr collect(EngineState& engine, bool deep) {
     check->logs.push_back({header, sequence->row.name, sequence->space,
                            sequence->log.loaded ? sequence->log.tokens : 0});
   }
+  for (const auto& [key, object] : engine.objects.all) {
+    if (object.value == nullptr) continue;
+    const ObjectValue& value = *object.value;
+    check->values.push_back({value.file, key, value.value_bytes, value.checksum});
+  }
   if (engine.metrics.rows_damaged > 0)
     check->problems.push_back({"catalogue",
                                "rows",
@@ -179,7 +222,7 @@ CheckPtr collect(EngineState& engine, bool deep) {
 // One item on a worker, then the next; `done` on the engine's thread.
 void run_check(EngineState& engine, const CheckPtr& check,
                const std::function<void(Result<void>)>& done) {
-  if (check->segments.empty() && check->logs.empty()) return done({});
+  if (check->segments.empty() && check->logs.empty() && check->values.empty()) return done({});
   auto failed = std::make_shared<Result<void>>();
   run_on_worker(
       engine,
@@ -195,6 +238,9 @@ void run_check(EngineState& engine, const CheckPtr& check,
         if (!check->segments.empty()) {
           check_segment(*check, check->segments.front());
           check->segments.pop_front();
+        } else if (!check->values.empty()) {
+          check_value(*check, check->values.front());
+          check->values.pop_front();
         } else {
           check_log(*check, check->logs.front());
           check->logs.pop_front();
@@ -210,6 +256,11 @@ void forget_stale(EngineState& engine, Check& check) {
       const Segment* segment = find_segment(engine, problem.segment);
       return segment == nullptr || segment->condemned;
     }
+    if (problem.file != 0) {
+      const auto found = engine.objects.all.find(problem.key);
+      return found == engine.objects.all.end() || found->second.value == nullptr ||
+             found->second.value->file != problem.file;
+    }
     return problem.sequence.valid() && find_sequence(engine, problem.sequence) == nullptr;
   });
 }
@@ -223,13 +274,16 @@ void op_verify(EngineState& engine, Session&, ControlRequest request, ControlDon
     forget_stale(engine, *check);
     const bool sound = std::all_of(check->problems.begin(), check->problems.end(),
                                    [](const Problem& problem) { return problem.warning; });
-    done(ControlReply{Json{{"sound", sound},
-                           {"segments", check->segments_checked},
-                           {"chunks", check->chunks},
-                           {"bytes", check->files != nullptr ? check->files->bytes_read() : 0},
-                           {"problems", problems_json(check->problems)}},
-                      {},
-                      {}});
+    done(ControlReply{
+        Json{{"sound", sound},
+             {"segments", check->segments_checked},
+             {"objects", check->values_checked},
+             {"chunks", check->chunks},
+             {"bytes",
+              check->value_bytes + (check->files != nullptr ? check->files->bytes_read() : 0)},
+             {"problems", problems_json(check->problems)}},
+        {},
+        {}});
   });
 }
 
@@ -268,6 +322,7 @@ bool drop_segment(EngineState& engine, Segment& segment) {
 
 // One problem mended; false where it is in use.
 bool mend(EngineState& engine, const Problem& problem) {
+  if (problem.file != 0) return drop_object(engine, problem.key, problem.file);
   if (problem.sidecar) {
     const Segment* segment = find_segment(engine, problem.segment);
     if (segment != nullptr)
@@ -311,7 +366,7 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
   std::vector<Problem>& problems = repair->check->problems;
   while (repair->next < problems.size()) {
     Problem& problem = problems[repair->next++];
-    if (!problem.segment.valid() && !problem.sequence.valid()) continue;
+    if (!problem.segment.valid() && !problem.sequence.valid() && problem.file == 0) continue;
     Sequence* sequence =
         problem.sequence.valid() ? find_sequence(engine, problem.sequence) : nullptr;
     const bool in_use = sequence != nullptr && (!sequence->open.empty() || sequence->working);
@@ -321,7 +376,7 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
       work.run = [&engine, repair, id = problem.sequence] { mend_log(engine, repair, id); };
       return add_work(engine, *sequence, std::move(work));
     }
-    if (!in_use && (!problem.segment.valid() || mend(engine, problem)))
+    if (!in_use && (problem.sequence.valid() || mend(engine, problem)))
       ++repair->dropped;
     else
       problem.reason += "; in use: close the sequence and repair again";
@@ -342,15 +397,30 @@ void op_repair(EngineState& engine, Session&, ControlRequest, ControlDone done) 
   });
 }
 
-void op_gc(EngineState& engine, Session&, ControlRequest, ControlDone done) {
-  compact_store(engine, [&engine, done](Result<CompactionReport> report) {
+// Everything under opaque keys that nobody works on; the bytes that will be free.
+std::uint64_t evict_objects(EngineState& engine) {
+  std::uint64_t freed = 0, used_unix_ns = 0;
+  while (const std::string* key = coldest_object(engine, &used_unix_ns))
+    freed += evict_object(engine, *key);
+  return freed;
+}
+
+void op_gc(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<bool> objects = json_bool(request.body, "objects", false);
+  if (!objects) return done(error(objects.error()));
+  compact_store(engine, [&engine, objects = *objects, done](Result<CompactionReport> report) {
     if (!report) return done(error(report.error()));
     const std::size_t before = engine.segments.all.size();
-    const std::uint64_t freed = evict_unreferenced(engine);
+    const std::size_t values = engine.objects.order.size();
+    std::uint64_t freed = evict_unreferenced(engine);
     sweep_condemned(engine);
+    if (objects) freed += evict_objects(engine);
+    engine.objects.settle = !engine.objects.unsettled.empty();
+    publish_objects(engine);
     const std::size_t after = engine.segments.all.size();
     done(ControlReply{Json{{"segments_compacted", report->segments_merged},
                            {"segments_removed", before - std::min(before, after)},
+                           {"objects_removed", values - engine.objects.order.size()},
                            {"bytes_freed", freed}},
                       {},
                       {}});

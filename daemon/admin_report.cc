@@ -171,6 +171,7 @@ Json disk_json(const EngineState& engine) {
               {"written_segment_bytes", metrics.seal_bytes},
               {"written_log_bytes", metrics.commit_bytes},
               {"written_sidecar_bytes", metrics.sidecar_bytes},
+              {"written_object_bytes", metrics.objects.written_bytes},
               {"evicted_bytes", metrics.bytes_evicted},
               {"evicted_segments", metrics.segments_evicted}};
 }
@@ -197,6 +198,29 @@ Json chunks_json(const Metrics& m) {
               {"leases_given", m.leases_given},
               {"leases_ended", m.leases_ended},
               {"leases_reclaimed", m.leases_reclaimed}};
+}
+
+Json objects_json(const EngineState& engine) {
+  const ObjectMetrics& m = engine.metrics.objects;
+  Json misses;
+  for (std::size_t i = 0; i < kObjectMisses; ++i) misses[kObjectMissNames[i]] = m.misses[i];
+  return Json{{"count", engine.objects.order.size()},
+              {"disk_bytes", engine.objects.disk_bytes},
+              {"sets", m.sets},
+              {"gets", m.gets},
+              {"lookups", m.lookups},
+              {"deletes", m.deletes},
+              {"hits", m.hits},
+              {"misses", std::move(misses)},
+              {"failures", m.failures},
+              {"read_bytes", m.read_bytes},
+              {"written_bytes", m.written_bytes},
+              {"evicted", m.evicted},
+              {"evicted_bytes", m.evicted_bytes},
+              {"catalogue_batches", m.batches},
+              {"recovered", m.recovered},
+              {"files_missing", m.missing},
+              {"bad", m.bad}};
 }
 
 Json writing_json(const Metrics& m) {
@@ -245,6 +269,7 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
                            {"tokens_found", m.match_tokens_found}};
   stats["misses"] = misses_json(m);
   stats["chunks"] = chunks_json(m);
+  stats["objects"] = objects_json(engine);
   stats["writing"] = writing_json(m);
   stats["abstracts"] = Json{{"built", m.abstracts_built},
                             {"loaded", m.abstracts_loaded},
@@ -262,6 +287,9 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
            {"abstracts_bytes", engine.options.abstracts_bytes},
            {"leased_bytes_per_client_max", engine.options.leased_bytes_per_client_max},
            {"fetch_entries_max", kFetchEntriesMax},
+           {"objects_max", kObjectsMax},
+           {"object_bytes_max", kObjectBytesMax},
+           {"staging_bytes_per_client_max", kObjectBytesMax},
            {"disk_bytes_in_flight_max", engine.options.io_bytes_in_flight_max}};
   stats["off"] = switched_off(engine);
   reply(done, std::move(stats));

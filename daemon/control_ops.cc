@@ -564,6 +564,22 @@ void op_truncate(EngineState& engine, Session& session, ControlRequest request, 
   add_work(engine, sequence, std::move(work));
 }
 
+void op_staging(EngineState&, Session& session, ControlRequest request, ControlDone done) {
+  const Result<std::uint64_t> wanted = json_uint(request.body, "bytes", UINT64_MAX);
+  if (!wanted) return done(error(wanted.error()));
+  if (*wanted == 0) return done(error(Code::kInvalid, "bytes: at least 1"));
+  if (*wanted > kObjectBytesMax)
+    return done(error(Code::kTooLarge, "more staging memory than limits.staging_bytes"));
+  if (session.object_requests != 0)
+    return done(error(Code::kBusy, "an object request is under way: wait for it"));
+  const std::uint64_t bytes = align_up<std::uint64_t>(*wanted, 4096);
+  Result<Memfd> made = make_memfd("kvtier-staging", static_cast<std::size_t>(bytes),
+                                  MemfdAccess::kSharedWrite, false);
+  if (!made) return done(error(made.error()));
+  session.staging = std::make_shared<Memfd>(std::move(*made));
+  done(ControlReply{Json{{"bytes", bytes}}, {}, {session.staging->fd.get()}});
+}
+
 void op_close(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
   const Result<OpenSequence*> open = handle_of(session, request.body);
   if (!open) return done(error(open.error()));
@@ -577,7 +593,7 @@ std::span<const ControlOp> sequence_ops() {
   static constexpr ControlOp kOps[] = {
       {"space", true, op_space},       {"match", true, op_match},   {"create", true, op_create},
       {"attach", true, op_attach},     {"tokens", true, op_tokens}, {"fork", false, op_fork},
-      {"truncate", true, op_truncate}, {"close", true, op_close},
+      {"truncate", true, op_truncate}, {"close", true, op_close},   {"staging", true, op_staging},
   };
   return kOps;
 }

@@ -11,6 +11,7 @@
 #include "daemon/engine.h"
 #include "daemon/fetcher.h"
 #include "daemon/metrics.h"
+#include "daemon/objects.h"
 #include "daemon/sealer.h"
 #include "daemon/segments.h"
 #include "daemon/sequences.h"
@@ -41,6 +42,7 @@ struct EngineState {
   FetchTable fetch;
   SealTable seals;
   AbstractTable abstract_table;
+  ObjectTable objects;
 
   std::uint64_t next_timer_ns = 0;
   std::uint32_t batches_outstanding = 0;

@@ -20,6 +20,35 @@ inline constexpr std::size_t kMissReasons = 6;
 inline constexpr const char* kMissReasonNames[kMissReasons] = {"no_match",    "differs",  "evicted",
                                                                "other_space", "checksum", "slower"};
 
+// Why the value of an opaque key was not there.
+enum class ObjectMiss : std::uint8_t {
+  kAbsent = 0,    // never set, or deleted
+  kEvicted = 1,   // by the disk limit, not long ago
+  kChecksum = 2,  // its bytes are not what was stored
+  kLost = 3,      // its file is gone or has another size
+};
+inline constexpr std::size_t kObjectMisses = 4;
+inline constexpr const char* kObjectMissNames[kObjectMisses] = {"absent", "evicted", "checksum",
+                                                                "lost"};
+
+struct ObjectMetrics {
+  std::uint64_t sets = 0;
+  std::uint64_t gets = 0;
+  std::uint64_t lookups = 0;  // exists
+  std::uint64_t deletes = 0;
+  std::uint64_t hits = 0;  // of gets and lookups
+  std::array<std::uint64_t, kObjectMisses> misses{};
+  std::uint64_t failures = 0;  // of any kind: disk, space, read-only
+  std::uint64_t read_bytes = 0;
+  std::uint64_t written_bytes = 0;
+  std::uint64_t evicted = 0;
+  std::uint64_t evicted_bytes = 0;
+  std::uint64_t recovered = 0;
+  std::uint64_t missing = 0;  // rows whose file was gone at start
+  std::uint64_t bad = 0;      // values found damaged or lost
+  std::uint64_t batches = 0;  // catalogue batches: sets and deletes share them
+};
+
 struct Metrics {
   // prefixes
   std::uint64_t matches = 0;
@@ -82,6 +111,8 @@ struct Metrics {
   std::uint64_t logs_torn = 0;
   std::uint64_t segments_evicted = 0;  // from disk
   std::uint64_t bytes_evicted = 0;
+
+  ObjectMetrics objects;
 
   // sessions
   std::uint64_t sessions_opened = 0;

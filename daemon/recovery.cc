@@ -17,6 +17,7 @@ struct Loaded {
   std::vector<SpaceRow> spaces;
   std::vector<SegmentRow> segments;
   std::vector<SequenceRow> sequences;
+  std::vector<ObjectRow> objects;
   std::uint64_t chain_key = 0;
   std::uint64_t next_segment = 1, next_sequence = 1, next_log = 1;
   bool newer = false;    // a row of a newer version
@@ -28,7 +29,7 @@ Result<void> load_rows(EngineState& engine, Loaded* loaded) {
   visitor.space = [loaded](SpaceRow row) { loaded->spaces.push_back(std::move(row)); };
   visitor.segment = [loaded](SegmentRow row) { loaded->segments.push_back(std::move(row)); };
   visitor.sequence = [loaded](SequenceRow row) { loaded->sequences.push_back(std::move(row)); };
-  visitor.object = [](ObjectRow) {};
+  visitor.object = [loaded](ObjectRow row) { loaded->objects.push_back(std::move(row)); };
   visitor.number = [loaded](std::string_view name, std::uint64_t value) {
     if (name == "chain_key") loaded->chain_key = value;
     if (name == "next_segment") loaded->next_segment = value;
@@ -223,6 +224,7 @@ Result<void> recover_engine(EngineState& engine) {
   engine.sequences.reserved_until = engine.sequences.next_id;
   engine.sequences.next_log = std::max(engine.sequences.next_log, loaded.next_log);
   KVT_TRY_VOID(drop_orphans(engine));
+  KVT_TRY_VOID(recover_objects(engine, std::move(loaded.objects), &mend));
   if (!mend.empty()) KVT_TRY_VOID(engine.world.catalogue->write(std::move(mend), true));
   engine.metrics.recovery_ns = engine.now_ns() - begin_ns;
   engine.recovered = true;

@@ -117,6 +117,37 @@ void serve_tail(EngineState& engine, Session& session, const Submission& request
   add_work(engine, sequence, std::move(work));
 }
 
+// Copies the key once; what of the staging memory is named must lie inside it.
+void serve_object(EngineState& engine, Session& session, const Submission& request) {
+  const Op op = static_cast<Op>(request.op);
+  if (request.count == 0) return fail(engine, session, request, {Code::kInvalid, 0, nullptr});
+  if (request.count > kObjectKeyBytesMax ||
+      (op == Op::kObjectSet && request.value1 > kObjectBytesMax))
+    return fail(engine, session, request, {Code::kTooLarge, 0, nullptr});
+  if (!argument_fits(request, request.count))
+    return fail(engine, session, request, {Code::kInvalid, 0, nullptr});
+  auto job = std::make_shared<ObjectJob>();
+  job->op = op;
+  job->session = session.id;
+  job->user_data = request.user_data;
+  if (request.priority == static_cast<std::uint8_t>(Priority::kPrefetch))
+    job->priority = IoPriority::kPrefetch;
+  if (op == Op::kObjectSet || op == Op::kObjectGet) {
+    const std::uint64_t size =
+        session.staging != nullptr ? session.staging->mapping.size_bytes() : 0;
+    if (request.value0 > size || request.value1 > size - request.value0)
+      return fail(engine, session, request, {Code::kInvalid, 0, nullptr});
+    job->staging = session.staging;
+    job->offset = request.value0;
+    job->bytes = request.value1;
+  }
+  job->key.resize(request.count);
+  copy_from_shared(job->key.data(), session.layout()->arguments + request.argument_offset,
+                   request.count);
+  ++session.object_requests;
+  start_object_request(engine, std::move(job));
+}
+
 void serve(EngineState& engine, Session& session, const Submission& request) {
   ++session.in_flight;
   if (request.flags != 0 || request.reserved0 != 0 || request.reserved1 != 0)
@@ -144,7 +175,7 @@ void serve(EngineState& engine, Session& session, const Submission& request) {
     case Op::kObjectGet:
     case Op::kObjectExists:
     case Op::kObjectDelete:
-      return fail(engine, session, request, {Code::kUnsupported, 0, nullptr});
+      return serve_object(engine, session, request);
   }
   fail(engine, session, request, {Code::kInvalid, 0, nullptr});
 }

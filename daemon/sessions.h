@@ -34,7 +34,8 @@ struct Session {
   LeaseTable leases;
   std::uint64_t leased_bytes = 0;  // leased, or charged for fills under way
 
-  Memfd staging;  // opaque keys: values travel here
+  std::shared_ptr<Memfd> staging;     // opaque keys: values travel here; workers share it
+  std::uint32_t object_requests = 0;  // that have not completed
 
   [[nodiscard]] ControlLayout* layout() const {
     return reinterpret_cast<ControlLayout*>(control.mapping.data());

@@ -1,4 +1,4 @@
-add_library(kvt_test_support STATIC support/daemon_process.cc support/known_rows.cc)
+add_library(kvt_test_support STATIC support/daemon_process.cc support/known_objects.cc support/known_rows.cc)
 target_include_directories(kvt_test_support PUBLIC ${PROJECT_SOURCE_DIR}/client/include)
 target_link_libraries(kvt_test_support PUBLIC kvt_client kvt_ipc kvt_base)
 kvt_test(daemon_crash_test SOURCES crash/daemon_crash_test.cc LIBS kvt_test_support kvt_tiers TIMEOUT 900)

@@ -10,6 +10,7 @@
 
 #include "base/random.h"
 #include "tests/support/daemon_process.h"
+#include "tests/support/known_objects.h"
 #include "tests/support/known_rows.h"
 #include "tiers/catalogue.h"
 #include "tiers/io.h"
@@ -19,10 +20,11 @@ namespace kvtier::testing {
 namespace {
 
 constexpr const char* kPoints[] = {
-    "seal.copied",     "seal.written",      "seal.synced",   "seal.directory_synced",
-    "seal.published",  "commit.appended",   "commit.synced", "log.created",
-    "catalogue.write", "catalogue.written", "io.write",      "io.sync",
-    "io.open",         "io.sync_directory", "io.unlink",     "*"};
+    "seal.copied",     "seal.written",      "seal.synced",      "seal.directory_synced",
+    "seal.published",  "commit.appended",   "commit.synced",    "log.created",
+    "catalogue.write", "catalogue.written", "io.write",         "io.sync",
+    "io.open",         "io.sync_directory", "io.unlink",        "object.copied",
+    "object.written",  "object.synced",     "object.published", "*"};
 
 struct Committed {
   std::uint64_t seed = 0;
@@ -31,7 +33,7 @@ struct Committed {
 
 class CrashLoop {
  public:
-  explicit CrashLoop(std::uint64_t seed) : random_(seed) {
+  explicit CrashLoop(std::uint64_t seed) : random_(seed), objects_(seed) {
     settings_.store = directory_.path() + "/store";
     settings_.socket = directory_.path() + "/sockets/kvtierd.sock";
     settings_.settings = {"host.arena_bytes=32MiB", "host.leased_bytes_per_client_max=16MiB",
@@ -58,6 +60,7 @@ class CrashLoop {
     check_all();
     ASSERT_TRUE(daemon_.stop());
     EXPECT_GT(killed_, rounds / 3) << "the faults did not happen";
+    EXPECT_GT(objects_.acknowledged(), 0u);
     check_store_offline();
   }
 
@@ -75,8 +78,11 @@ class CrashLoop {
     kvt_client* client = nullptr;
     kvt_space* space = nullptr;
     if (open_known_client(settings_.socket, &client) != KVT_OK) return;
+    const bool objects_first = random_.one_in(2);
+    if (objects_first) objects_.set_some(client);
     if (open_known_space(client, &space) == KVT_OK)
       write_sequence(space, "s" + std::to_string(number % 12));
+    if (!objects_first) objects_.set_some(client);
     kvt_space_close(space);
     kvt_client_close(client);
   }
@@ -152,6 +158,7 @@ class CrashLoop {
       EXPECT_EQ(check_known(sequence, known.seed, &status), "") << name;
       kvt_sequence_close(sequence);
     }
+    EXPECT_EQ(objects_.check(client), "");
     kvt_space_close(space);
     kvt_client_close(client);
   }
@@ -179,6 +186,7 @@ class CrashLoop {
   }
 
   Random random_;
+  KnownObjects objects_;
   ScratchDirectory directory_;
   DaemonSettings settings_;
   DaemonProcess daemon_;

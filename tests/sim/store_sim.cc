@@ -6,7 +6,9 @@
 #include <optional>
 
 #include "base/hash.h"
+#include "daemon/engine_state.h"
 #include "tests/sim/sim_client.h"
+#include "tests/sim/sim_objects.h"
 
 namespace kvtier::sim {
 
@@ -36,6 +38,7 @@ class StoreSim {
       crash(true);
     }
     if (result_.failure.empty()) check_everything();
+    objects_.reset();
     result_.state_hash = hash64(as_bytes(result_.trace));
     writer_.reset();
     reader_.reset();
@@ -69,6 +72,9 @@ class StoreSim {
     if (!started) return fail(std::string("the store does not open: ") + started.error().message());
     writer_ = std::make_unique<SimClient>(world_, "writer");
     reader_ = std::make_unique<SimClient>(world_, "reader");
+    objects_ = std::make_unique<SimObjects>(*writer_);
+    if (!objects_->ready()) return fail("there is no staging memory");
+    evicted_ = 0;
     space_ = writer_->open_space(geometry_);
     if (space_ == 0 || reader_->open_space(geometry_) != space_) fail("the space does not open");
   }
@@ -82,7 +88,9 @@ class StoreSim {
     note(power ? "power cut" : "kill");
     ++result_.crashes;
     heal();
+    static_cast<void>(note_evictions());
     for (auto& [name, sequence] : sequences_) close_model(sequence);
+    objects_.reset();
     reader_.reset();
     writer_.reset();
     power ? world_.crash() : world_.kill();
@@ -90,6 +98,7 @@ class StoreSim {
     if (!result_.failure.empty()) return;
     for (auto& [name, sequence] : sequences_) reopen(sequence, true);
     std::erase_if(sequences_, [](const auto& entry) { return entry.second.open == nullptr; });
+    check_objects();
   }
 
   // The writer's handle is gone: what was not acknowledged is not expected any more.
@@ -454,9 +463,77 @@ class StoreSim {
     if (writer_->attach(space_, name, false) != nullptr) fail("a removed sequence is still there");
   }
 
+  // ---- opaque keys ----
+
+  bool note_evictions() {
+    const std::uint64_t evicted = world_.engine().state().metrics.objects.evicted;
+    const bool some = evicted != evicted_;
+    if (some) object_model_.allow_misses();
+    evicted_ = evicted;
+    return some;
+  }
+
+  void note_object(const ObjectCall& call) {
+    const bool write = call.op == Op::kObjectSet || call.op == Op::kObjectDelete;
+    note("object " + std::to_string(static_cast<int>(call.op)) + " " + call.key + " " +
+         std::to_string(call.value.size()) + " -> " +
+         (call.answered ? std::to_string(static_cast<int>(call.code)) : std::string("?")));
+    if (call.answered && call.code == Code::kOk)
+      ++(write ? result_.object_writes : result_.objects_compared);
+    const std::string wrong = object_model_.note(call, lenient_, rotten_);
+    if (!wrong.empty()) fail(wrong);
+  }
+
+  // What a crash left is what stays.
+  void check_objects() {
+    const auto before = object_model_.all();
+    for (const auto& [key, values] : before) {
+      const ObjectCall call = objects_->call(Op::kObjectGet, key);
+      note_object(call);
+      if (call.code == Code::kOk || (call.code == Code::kMiss && !rotten_))
+        object_model_.found(key, call.got);
+    }
+  }
+
+  ObjectCall random_object_call() {
+    ObjectCall call;
+    const std::uint64_t choice = random_.below(10);
+    call.op = choice < 5   ? Op::kObjectSet
+              : choice < 8 ? Op::kObjectGet
+              : choice < 9 ? Op::kObjectExists
+                           : Op::kObjectDelete;
+    call.key = "k" + std::to_string(random_.below(5));
+    if (call.op != Op::kObjectSet) return call;
+    call.value.resize(static_cast<std::size_t>(random_.below(one_in(2) ? 200 : 12'000)));
+    std::uint64_t state = random_.next();
+    for (char& c : call.value) {
+      state = state * 6364136223846793005ull + 1442695040888963407ull;
+      c = static_cast<char>(state >> 56);
+    }
+    return call;
+  }
+
+  // Several at once, maybe of one key, maybe into a crash.
+  void objects() {
+    std::vector<ObjectCall> calls(static_cast<std::size_t>(1 + random_.below(6)));
+    for (ObjectCall& call : calls) {
+      call = random_object_call();
+      objects_->start(&call);
+    }
+    const bool into_crash = one_in(8);
+    const std::uint64_t turns = random_.below(150);
+    for (std::uint64_t i = 0; into_crash && i < turns; ++i) world_.turn();
+    for (ObjectCall& call : calls)
+      into_crash ? static_cast<void>(objects_->poll(&call)) : objects_->wait(&call);
+    const bool evicted = note_evictions();
+    for (const ObjectCall& call : calls) note_object(call);
+    if (evicted) object_model_.allow_misses();  // it may have been what was just set
+    if (into_crash) crash(options_.power_cuts && !one_in(4));
+  }
+
   void rot() {
-    const char* folders[] = {"segments", "segments", "sidecars", "logs"};
-    const std::string folder = folders[random_.below(4)];
+    const char* folders[] = {"segments", "segments", "sidecars", "logs", "objects"};
+    const std::string folder = folders[random_.below(5)];
     const auto names = world_.disk().list(folder);
     if (!names || names->empty()) return;
     const std::string path =
@@ -484,6 +561,7 @@ class StoreSim {
   }
 
   void operation() {
+    if (one_in(8)) return objects();
     const std::uint64_t choice = random_.below(100);
     ModelSequence* sequence = pick();
     if (sequence == nullptr || choice < 8) return create();
@@ -506,6 +584,9 @@ class StoreSim {
   SimWorld world_;
   Geometry geometry_ = tiny_geometry();
   std::unique_ptr<SimClient> writer_, reader_;
+  std::unique_ptr<SimObjects> objects_;
+  ObjectModel object_model_;
+  std::uint64_t evicted_ = 0;  // objects, by this daemon
   std::uint64_t space_ = 0;
   std::map<std::string, ModelSequence> sequences_;
   std::uint32_t next_name_ = 1;

@@ -23,7 +23,8 @@ struct StoreSimResult {
   std::string failure;  // empty: everything held
   std::string trace;    // what was done, one line each
   std::uint32_t crashes = 0, seals = 0, commits = 0, fetched_chunks = 0, missed_chunks = 0,
-                faults = 0;
+                faults = 0, object_writes = 0,
+                objects_compared = 0;
   std::uint64_t state_hash = 0;  // of everything observed: equal for equal seeds
 };
 

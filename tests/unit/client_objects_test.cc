@@ -1,6 +1,7 @@
 // Opaque keys: batches in any order, an event to poll, a daemon that dies in between.
 #include <poll.h>
 
+#include <fstream>
 #include <map>
 
 #include "tests/unit/client_fixture.h"
@@ -27,6 +28,13 @@ class ObjectsTest : public ClientTest {
     KVT_EXPECT_OK(kvt_objects_submit(client_, verb, objects.data(),
                                      static_cast<std::uint32_t>(objects.size()), &batch));
     return batch;
+  }
+  Json request(const Json& body) {
+    char* text = nullptr;
+    KVT_EXPECT_OK(kvt_client_request(client_, body.dump().c_str(), &text));
+    Json reply = text != nullptr ? Json::parse(text) : Json::object();
+    kvt_free(text);
+    return reply;
   }
   static kvt_object object(const std::string& key, std::string* value) {
     return {key.data(), static_cast<std::uint32_t>(key.size()), 0,
@@ -109,6 +117,43 @@ TEST_F(ObjectsTest, SurviveTheDaemon) {
   ASSERT_EQ(got.size(), 1u);
   EXPECT_EQ(got[0].status, KVT_OK);
   EXPECT_EQ(room, value);
+}
+
+TEST_F(ObjectsTest, DamageIsNamedDroppedAndHealed) {
+  std::string key = "k", value(10'000, 'v'), other = "o", room(value.size(), '\0');
+  submit(KVT_OBJECT_SET, {object(key, &value), object(other, &value)});
+  ASSERT_EQ(collect(2).size(), 2u);
+  EXPECT_TRUE(request(Json{{"op", "verify"}})["sound"].get<bool>());
+  EXPECT_EQ(request(Json{{"op", "verify"}})["objects"], 2);
+  std::string path;
+  for (const auto& entry : std::filesystem::directory_iterator(root_ + "/store/objects")) {
+    std::ifstream file(entry.path(), std::ios::binary);
+    std::string head(50, '\0');
+    file.read(head.data(), 50);
+    if (head[48] == 'k') path = entry.path();
+  }
+  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+  file.seekp(4096 + 5000);
+  file.put('x');
+  file.close();
+  submit(KVT_OBJECT_GET, {object(key, &room)});
+  EXPECT_EQ(collect(1).at(0).status, KVT_ERROR_MISS);
+  EXPECT_EQ(request(Json{{"op", "stats"}})["objects"]["misses"]["checksum"], 1);
+  const Json verified = request(Json{{"op", "verify"}});
+  EXPECT_FALSE(verified["sound"].get<bool>());
+  ASSERT_EQ(verified["problems"].size(), 1u);
+  EXPECT_EQ(verified["problems"][0]["region"], "value");
+  EXPECT_EQ(request(Json{{"op", "repair"}})["dropped"], 1);
+  EXPECT_TRUE(request(Json{{"op", "verify"}})["sound"].get<bool>());
+  EXPECT_EQ(request(Json{{"op", "stats"}})["objects"]["count"], 1);
+  submit(KVT_OBJECT_SET, {object(key, &value)});
+  ASSERT_EQ(collect(1).size(), 1u);
+  submit(KVT_OBJECT_GET, {object(key, &room)});
+  EXPECT_EQ(collect(1).at(0).status, KVT_OK);
+  EXPECT_EQ(room, value);
+  EXPECT_EQ(request(Json{{"op", "gc"}, {"objects", true}})["objects_removed"], 2);
+  submit(KVT_OBJECT_GET, {object(key, &room)});
+  EXPECT_EQ(collect(1).at(0).status, KVT_ERROR_MISS);
 }
 
 TEST_F(ObjectsTest, LimitsAreSaid) {

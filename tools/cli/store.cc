@@ -42,6 +42,7 @@ Result<Json> check_offline(const std::string& store, bool deep) {
                             {"reason", finding.what}});
   return Json{{"sound", report.sound() && !catalogue_lost},
               {"segments", report.segments},
+              {"objects", report.objects},
               {"chunks", deep ? report.chunks_checked : report.chunks},
               {"bytes", report.read_bytes},
               {"problems", std::move(problems)}};
@@ -61,10 +62,12 @@ int finish_verify(const Invocation& invocation, const Json& reply) {
     print_json(reply);
   } else {
     print_problems(reply);
+    const std::uint64_t objects = number_of(reply, "objects");
     std::printf(
-        "%s: %llu segments, %llu chunks, %s checked%s\n", sound ? "sound" : "NOT sound",
+        "%s: %llu segments, %llu chunks,%s %s checked%s\n", sound ? "sound" : "NOT sound",
         static_cast<unsigned long long>(number_of(reply, "segments")),
         static_cast<unsigned long long>(number_of(reply, "chunks")),
+        objects != 0 ? (" " + std::to_string(objects) + " opaque keys,").c_str() : "",
         human_bytes(number_of(reply, "bytes")).c_str(),
         sound ? "" : "; `kvtier repair` drops what is damaged, so that storing it again heals it");
   }
@@ -139,14 +142,20 @@ int run_repair(const Invocation& invocation) {
 int run_gc(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
-  if (!request(invocation, Json{{"op", "gc"}}, &reply, &exit_code, 0)) return exit_code;
-  if (invocation.json)
+  const bool objects = invocation.has("objects");
+  if (!request(invocation, Json{{"op", "gc"}, {"objects", objects}}, &reply, &exit_code, 0))
+    return exit_code;
+  if (invocation.json) {
     print_json(reply);
-  else
-    std::printf("%llu segments compacted, %llu removed, %s freed\n",
-                static_cast<unsigned long long>(number_of(reply, "segments_compacted")),
-                static_cast<unsigned long long>(number_of(reply, "segments_removed")),
-                human_bytes(number_of(reply, "bytes_freed")).c_str());
+    return 0;
+  }
+  std::printf("%llu segments compacted, %llu removed",
+              static_cast<unsigned long long>(number_of(reply, "segments_compacted")),
+              static_cast<unsigned long long>(number_of(reply, "segments_removed")));
+  if (objects)
+    std::printf(", %llu opaque keys removed",
+                static_cast<unsigned long long>(number_of(reply, "objects_removed")));
+  std::printf(", %s freed\n", human_bytes(number_of(reply, "bytes_freed")).c_str());
   return 0;
 }
 
@@ -169,7 +178,11 @@ Command repair_command() {
       run_repair};
 }
 Command gc_command() {
-  return {"gc", "merge small segments and remove what nothing uses", {}, {}, run_gc};
+  return {"gc",
+          "merge small segments and remove what nothing uses",
+          {},
+          {{"--objects", nullptr, "remove what store plug-ins stored under opaque keys, too"}},
+          run_gc};
 }
 
 }  // namespace kvtier::cli
