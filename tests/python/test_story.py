@@ -68,6 +68,7 @@ def test_the_whole_story(tmp_path):
         12,
         "--budget",
         128,
+        "--drop-files-only",
     )
     assert run.returncode == 0, run.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -78,6 +79,7 @@ def test_the_whole_story(tmp_path):
     assert figures["perplexity"]["budget"] == pytest.approx(figures["perplexity"]["full"], rel=0.3)
     assert figures["tokens_forwarded_on_resume"] <= details["question_tokens"] + 1
     assert details["resumed_tokens"] == details["committed_tokens"] > figures["document_tokens"]
+    assert details["page_cache"] == "page cache of these files dropped"
     size = figures["bytes"]
     assert (
         size["device"] == 0

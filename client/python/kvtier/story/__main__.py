@@ -53,6 +53,11 @@ def parse() -> argparse.Namespace:
         "--scored-tokens", type=int, default=128, help="of the document's end (%(default)s)"
     )
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its own choice")
+    parser.add_argument(
+        "--drop-files-only",
+        action="store_true",
+        help="before cold reads drop the page cache of the story's files, not all of it",
+    )
     arguments = parser.parse_intermixed_args()
     if arguments.document is None and arguments.example is None:
         parser.error("which document?")
@@ -78,6 +83,7 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
         tokens=arguments.tokens,
         scored_tokens=arguments.scored_tokens,
         threads=arguments.threads,
+        drop_all=not arguments.drop_files_only,
     )
     shutil.rmtree(settings.store, ignore_errors=True)
     path = settings.save()

@@ -154,7 +154,7 @@ def on_a_budget(
     from .. import transformers as adapter
 
     machine.environment(settings, settings.small_arena_bytes)
-    dropped = machine.drop_page_cache([settings.store])
+    dropped = machine.drop_page_cache(settings, [settings.store])
     client = kvtier.Client(name="story")
     pid = machine.daemon_pid(client)
     space = adapter.open_space(client, model, tokenizer, files=[settings.gguf])

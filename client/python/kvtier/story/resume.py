@@ -34,7 +34,7 @@ def load_whole_cache(settings: Settings, model: Any, token: int) -> tuple[float,
     import torch
     from transformers import DynamicCache
 
-    dropped = machine.drop_page_cache([settings.saved_cache])
+    dropped = machine.drop_page_cache(settings, [settings.saved_cache])
     start = time.monotonic()
     cache = DynamicCache(config=model.config)
     for index, (keys, values) in enumerate(torch.load(settings.saved_cache, weights_only=True)):
@@ -87,7 +87,7 @@ def main(path: str) -> None:
 
     adapter.install(model)
     machine.environment(settings, decoded["arena_bytes"])
-    machine.drop_page_cache([settings.store])
+    machine.drop_page_cache(settings, [settings.store])
     start = time.monotonic()
     client = kvtier.Client(name="story")
     daemon_start_s = time.monotonic() - start

@@ -23,6 +23,7 @@ class Settings:
     arena_bytes: int = 1024 * MIB  # while the whole context is attended
     small_arena_bytes: int = 128 * MIB  # with the budget: less than the context's KV
     threads: int = 0
+    drop_all: bool = True  # the whole page cache, where permitted; else that of our files
 
     @property
     def store(self) -> Path:
