@@ -49,10 +49,11 @@ install_python_package() {
 }
 
 # A wheel, and the first steps of somebody who installs it: in a virtual environment of its own, with .venv's numpy.
+# (cc, c++: CMake's names for the compilers, under which ccache has what the release tree compiled.)
 check_wheel() {
   local at=build/wheels site
   rm -rf "$at"
-  .venv/bin/python -m pip wheel . --disable-pip-version-check --no-build-isolation --no-deps -w "$at" || return 1
+  CC=cc CXX=c++ .venv/bin/python -m pip wheel . --disable-pip-version-check --no-build-isolation --no-deps -w "$at" || return 1
   .venv/bin/python -m venv --without-pip "$at/venv" || return 1
   .venv/bin/python -m pip --disable-pip-version-check --python "$at/venv/bin/python" install --no-deps --no-index "$at"/kvtier-*.whl || return 1
   site=$("$at/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

@@ -81,10 +81,14 @@ def test_the_whole_story(tmp_path):
     assert details["resumed_tokens"] == details["committed_tokens"] > figures["document_tokens"]
     assert details["page_cache"] == "page cache of these files dropped"
     size = figures["bytes"]
-    assert (
-        size["device"] == 0
-        and 0 < size["host"] <= details["host_arena_bytes"] < details["kv_bytes"] < size["disk"]
-    )
+    assert size["device"] == 0 and size["read_during_decode"] > 0
+    assert 0 < size["host"] <= details["host_arena_bytes"] < details["kv_bytes"] < size["disk"]
+    assert details["first_token_read"]["kvtier_cold"] > 0  # and from memory nothing is read:
+    assert details["first_token_read"]["kvtier_ram"] == 0
+    # Twice the budget, sinks and window; two buffers of a question's exact pass; PyTorch's own.
+    row, heads = 2 * 64 * 4, 30 * 3
+    bound = heads * (2 * 128 + 64 + 16) * row + 3 * 2048 * row + (12 << 20)
+    assert size["client_private"] <= bound < details["kv_bytes"]
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
     for words in ("Who wrote this?", "after kill -9", "the same as full attention"):
         assert words in run.stdout

@@ -182,6 +182,7 @@ def on_a_budget(
     adapter.prefill(model, cache, prompt.context + prompt.instruction)
     cache.commit()  # these few tokens are in the tail log only when the daemon dies
     committed = cache.length
+    resident = client.request({"op": "show", "target": NAME})["bytes_resident"]
     counters = machine.daemon_io(pid)
     machine.kill_daemon(pid)
     return {
@@ -196,6 +197,7 @@ def on_a_budget(
         "dropped": dropped,
         "view": stats,
         "killed_pid": pid,
+        "host_bytes": resident,
     }
 
 

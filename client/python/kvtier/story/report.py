@@ -29,7 +29,7 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
         "budget_tokens": settings.budget,
         "bytes": {
             "device": 0,  # this build has no GPU tier
-            "host": resume["host_bytes"],
+            "host": budget["host_bytes"],
             "disk": resume["disk_bytes"],
             "read": everything["read"] + budget["read"] + resume["read"],
             "written": everything["written"] + budget["written"] + resume["written"],

@@ -67,7 +67,6 @@ def answer(
 
 def main(path: str) -> None:
     settings = Settings.load(path)
-    decoded = json.loads(settings.result("decode").read_text())
     with Step("a new process: loading the model", expected_s=30):
         model, tokenizer = story_model.load(settings.gguf, settings.threads)
 
@@ -86,7 +85,7 @@ def main(path: str) -> None:
     gc.collect()
 
     adapter.install(model)
-    machine.environment(settings, decoded["arena_bytes"])
+    machine.environment(settings, settings.arena_bytes)
     machine.drop_page_cache(settings, [settings.store])
     start = time.monotonic()
     client = kvtier.Client(name="story")
@@ -112,7 +111,6 @@ def main(path: str) -> None:
         forked = answer(
             model, tokenizer, fork, second.context + second.tail, settings.answer_tokens, count, pid
         )
-    entry = client.request({"op": "show", "target": NAME})
     counters = machine.daemon_io(pid)
     result = {
         "full_load_s": full_load_s,
@@ -129,7 +127,6 @@ def main(path: str) -> None:
         "client_private": client_private,
         "read_cold": asked["first_step_read"],
         "read_ram": forked["first_step_read"],
-        "host_bytes": entry["bytes_resident"],
         "disk_bytes": machine.disk_bytes(settings.store),
         "read": counters["read_bytes"],
         "written": counters["write_bytes"],

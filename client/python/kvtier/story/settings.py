@@ -20,7 +20,7 @@ class Settings:
     tokens: int = 32  # greedy tokens of each way to go on
     scored_tokens: int = 128  # the document's last tokens, for perplexity
     answer_tokens: int = 40
-    arena_bytes: int = 1024 * MIB  # while the whole context is attended
+    arena_bytes: int = 1024 * MIB  # where the whole context is attended
     small_arena_bytes: int = 128 * MIB  # with the budget: less than the context's KV
     threads: int = 0
     drop_all: bool = True  # the whole page cache, where permitted; else that of our files
