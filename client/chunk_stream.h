@@ -116,7 +116,8 @@ class ChunkStream {
       return error(code,
                    code == Code::kMiss
                        ? "a chunk is not stored any more, or its checksum failed (`kvtier verify`)"
-                       : nullptr);
+                   : code == Code::kVersion ? "stored by a newer kvtier: upgrade this one"
+                                            : nullptr);
     }
     return {};
   }

@@ -70,6 +70,19 @@ Result<AttendStep> View::check_step(std::uint32_t layer, std::uint32_t queries, 
   step.group = shape.query_heads / shape.kv_heads;
   step.dim = shape.k_row_bytes / dtype_bytes(shape.dtype);
   step.v_dim = shape.v_row_bytes / dtype_bytes(shape.dtype);
+  const std::uint64_t elements = std::uint64_t{queries} * shape.query_heads * step.dim;
+  std::uint64_t bad = 0;
+  AllFiniteArgs finite;
+  finite.data = reinterpret_cast<const std::byte*>(q);
+  finite.count = &elements;
+  finite.dtype = Dtype::kF32;
+  finite.out_index = &bad;
+  KVT_TRY_VOID(kernels_->all_finite(finite, nullptr));
+  if (bad != elements)
+    return error_with(Code::kNotFinite,
+                      "layer %u, query %llu, head %llu: NaN or infinity; nothing was attended to",
+                      layer, static_cast<unsigned long long>(bad / step.dim / shape.query_heads),
+                      static_cast<unsigned long long>(bad / step.dim % shape.query_heads));
   if (lse == nullptr) {
     lse_.resize(static_cast<std::size_t>(queries) * shape.query_heads);
     lse = lse_.data();

@@ -29,6 +29,7 @@ struct Problem {
   bool warning = false;
   std::string key = {};  // ... or the value of an opaque key, while it is this file
   std::uint64_t file = 0;
+  bool newer = false;  // sound to a newer kvtier: not ours to drop
 };
 
 Json problems_json(const std::vector<Problem>& problems) {
@@ -94,8 +95,9 @@ void check_sidecar(Check& check, const Check::SegmentItem& item) {
 
 void check_segment(Check& check, const Check::SegmentItem& item) {
   const auto problem = [&](std::string region, const Status& status) {
-    check.problems.push_back(
-        {name_of(item.row.id), std::move(region), status.message(), item.row.id, {}, false});
+    Problem found{name_of(item.row.id), std::move(region), status.message(), item.row.id, {}};
+    found.newer = status.code == Code::kVersion;
+    check.problems.push_back(std::move(found));
   };
   ++check.segments_checked;
   const Result<void> begun = check.files->begin(item.row.id);
@@ -142,7 +144,11 @@ void check_log(Check& check, const Check::LogItem& item) {
   const Result<TailReplay> replay =
       replay_tail_log(bytes, item.header, item.space->row.geometry, item.space->tail.plane,
                       tokens.data(), plane.data());
-  if (!replay) return problem(replay.error().message());
+  if (!replay) {
+    problem(replay.error().message());
+    check.problems.back().newer = replay.error().code == Code::kVersion;
+    return;
+  }
   const std::string left = ": " + std::to_string(replay->tokens) + " tokens before it are left";
   if (replay->tokens < item.tokens) return problem("holds fewer tokens than were committed");
   if (!replay->torn || item.tokens != 0) return;  // one that is in use goes on in a new file
@@ -366,7 +372,9 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
   std::vector<Problem>& problems = repair->check->problems;
   while (repair->next < problems.size()) {
     Problem& problem = problems[repair->next++];
-    if (!problem.segment.valid() && !problem.sequence.valid() && problem.file == 0) continue;
+    if (problem.newer ||
+        (!problem.segment.valid() && !problem.sequence.valid() && problem.file == 0))
+      continue;
     Sequence* sequence =
         problem.sequence.valid() ? find_sequence(engine, problem.sequence) : nullptr;
     const bool in_use = sequence != nullptr && (!sequence->open.empty() || sequence->working);

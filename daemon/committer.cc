@@ -261,6 +261,11 @@ struct LogRead {
 void log_replayed(EngineState& engine, const std::shared_ptr<LogRead>& read) {
   Sequence& sequence = *engine.sequences.all.at(read->sequence);
   --sequence.busy;
+  if (!read->replay && read->replay.error().code == Code::kVersion) {  // not ours to replace
+    ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kNewer)];
+    engine.io->io().close(read->file);
+    return read->done(error(read->replay.error()));
+  }
   if (!read->replay) {
     KVT_LOG(kWarn,
             "sequence %" PRIx64 ": its tail log cannot be read (%s): the committed tail is lost",

@@ -45,6 +45,8 @@ void op_rename(EngineState& engine, Session&, ControlRequest request, ControlDon
   if (!target) return done(error(target.error()));
   const Result<std::string> name = json_string(request.body, "name", "", kNameBytesMax);
   if (!name) return done(error(name.error()));
+  if (!request.body.contains("name"))
+    return done(error(Code::kInvalid, "rename needs a name; \"\" makes the sequence nameless"));
   Sequence& sequence = **target;
   if (*name == sequence.row.name) return done(ControlReply{Json::object(), {}, {}});
   if (!name->empty()) {

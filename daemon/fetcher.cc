@@ -317,7 +317,7 @@ void submit_fills(EngineState& engine, Segment& segment, IoPriority priority,
 
 // Decides about one entry that was missing: resident by now, on its way, or a new fill.
 Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint32_t index,
-                 SlotId near) {
+                 SlotId near, Code loaded) {
   Segment& segment = *job.segments[index];
   const std::uint32_t chunk = job.chunks[index];
   const auto final_status = [&](Code code) {
@@ -337,6 +337,7 @@ Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint
     ++engine.metrics.chunk_fill_joins;
     return nullptr;
   }
+  if (loaded == Code::kVersion || loaded == Code::kIo) return final_status(loaded);
   if (segment.meta == nullptr || segment.state != SegmentState::kOnDisk) {
     ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kEvicted)];
     return final_status(Code::kMiss);
@@ -379,7 +380,8 @@ Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint
 
 // Plans the missing entries [begin, end) of `job.missing`, which are of one segment whose metadata
 // was asked for.
-void plan_segment(EngineState& engine, std::uint64_t job_id, std::size_t begin, std::size_t end) {
+void plan_segment(EngineState& engine, std::uint64_t job_id, std::size_t begin, std::size_t end,
+                  Code loaded) {
   FetchJob& job = *engine.fetch.jobs.at(job_id);
   Session* session = find_session(engine, job.session);
   Segment& segment = *job.segments[job.missing[begin]];
@@ -388,7 +390,7 @@ void plan_segment(EngineState& engine, std::uint64_t job_id, std::size_t begin, 
   SlotId near;
   const IoPriority priority = job.priority;
   for (std::size_t i = begin; i < end; ++i) {
-    Fill* fill = plan_entry(engine, session, job, job.missing[i], near);
+    Fill* fill = plan_entry(engine, session, job, job.missing[i], near, loaded);
     if (fill == nullptr) continue;
     near = fill->slot;
     fills.push_back(fill);
@@ -417,8 +419,10 @@ void plan_job(EngineState& engine, FetchJob& job) {
   job.remaining = static_cast<std::uint32_t>(job.missing.size() + runs.size());
   for (const auto& [segment, range] : runs) {
     Segment* target = segment;
-    load_meta(engine, *target, priority, [&engine, id, target, range](Result<void>) {
-      if (engine.fetch.jobs.count(id) != 0) plan_segment(engine, id, range.first, range.second);
+    load_meta(engine, *target, priority, [&engine, id, target, range](Result<void> loaded) {
+      const Code code = loaded ? Code::kOk : loaded.error().code;
+      if (engine.fetch.jobs.count(id) != 0)
+        plan_segment(engine, id, range.first, range.second, code);
       --target->busy;
       const auto still = engine.fetch.jobs.find(id);
       if (still != engine.fetch.jobs.end()) entry_done(engine, *still->second);

@@ -15,10 +15,11 @@ enum class MissReason : std::uint8_t {
   kOtherSpace = 3,  // stored, but in another space
   kChecksum = 4,    // stored bytes do not hold what they should
   kSlower = 5,      // loading would take longer than computing
+  kNewer = 6,       // stored by a newer kvtier
 };
-inline constexpr std::size_t kMissReasons = 6;
-inline constexpr const char* kMissReasonNames[kMissReasons] = {"no_match",    "differs",  "evicted",
-                                                               "other_space", "checksum", "slower"};
+inline constexpr std::size_t kMissReasons = 7;
+inline constexpr const char* kMissReasonNames[kMissReasons] = {
+    "no_match", "differs", "evicted", "other_space", "checksum", "slower", "newer"};
 
 // Why the value of an opaque key was not there.
 enum class ObjectMiss : std::uint8_t {

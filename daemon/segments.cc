@@ -132,6 +132,13 @@ void drop_meta(EngineState& engine, Segment& segment) {
   segment.meta.reset();
 }
 
+void mark_newer(EngineState& engine, Segment& segment) {
+  ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kNewer)];
+  KVT_LOG(kWarn, "segment %" PRIx64 ": written by a newer kvtier; it is a miss for this one",
+          segment.row.id.value);
+  unindex_with_descendants(engine, segment);
+}
+
 struct MetaRead {
   SegmentId segment;
   FileId file;
@@ -142,7 +149,11 @@ struct MetaRead {
 void finish_meta(EngineState& engine, Segment& segment, Result<void> result) {
   segment.meta_loading = false;
   --segment.busy;
-  if (!result && result.error().code != Code::kIo) mark_bad(engine, segment, "metadata");
+  // A newer file is sound to whoever wrote it: never marked, so that it is served after an upgrade.
+  if (!result && result.error().code == Code::kVersion)
+    mark_newer(engine, segment);
+  else if (!result && result.error().code != Code::kIo)
+    mark_bad(engine, segment, "metadata");
   std::vector<MetaDone> waiters = std::move(segment.meta_waiters);
   segment.meta_waiters.clear();
   ++segment.busy;  // the waiters may let go of it

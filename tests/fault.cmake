@@ -10,3 +10,5 @@ kvt_test(damaged_catalogue_test SOURCES fault/damaged_catalogue_test.cc LIBS kvt
          LABELS fault TIMEOUT 600)
 kvt_test(hostile_machine_test SOURCES fault/hostile_machine_test.cc LIBS kvt_fault_support
          LABELS fault TIMEOUT 600)
+kvt_test(bad_input_test SOURCES fault/bad_input_test.cc LIBS kvt_fault_support
+         LABELS fault TIMEOUT 300)
