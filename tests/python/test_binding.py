@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +309,43 @@ def test_threads_share_a_sequence_and_a_client(space):
         for thread in threads:
             thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize("what", ["view", "sequence", "space", "client"])
+def test_close_and_the_calls_of_other_threads(daemon, what):
+    """close() pulls no handle from under a call: each thread ends with Stale, at its next call."""
+    client = daemon.client()
+    space = open_space(client)
+    sequence = space.create()
+    fill(sequence, space, list(range(256)))
+    view = sequence.view()
+    q = np.ones((4, 16), np.float32)
+    calls = {
+        "view": lambda: view.attend(0, q),
+        "sequence": lambda: sequence.read(0, 0, 256),
+        "space": lambda: space.match([1, 2, 3]),
+        "client": lambda: client.objects_poll(timeout_ms=1),
+    }
+    ends: list[BaseException] = []
+    started = threading.Barrier(4)
+
+    def work() -> None:
+        started.wait()
+        try:
+            while True:
+                calls[what]()
+        except BaseException as error:  # noqa: BLE001 the test looks at it
+            ends.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    time.sleep(0.05)
+    {"view": view, "sequence": sequence, "space": space, "client": client}[what].close()
+    for thread in threads:
+        thread.join(20)
+    assert [type(e) for e in ends] == [kvtier.Stale] * 3
 
 
 def results_of(client: kvtier.Client, batch: int, count: int) -> list[tuple[int, int, int, int]]:
