@@ -6,11 +6,3 @@ kvt_test(ipc_wait_test SOURCES unit/ipc_wait_test.cc LIBS kvt_ipc LABELS tsan)
 kvt_test(ipc_paths_test SOURCES unit/ipc_paths_test.cc LIBS kvt_ipc)
 kvt_test(ipc_frame_test SOURCES unit/ipc_frame_test.cc LIBS kvt_ipc)
 kvt_test(ipc_control_test SOURCES unit/ipc_control_test.cc LIBS kvt_ipc LABELS tsan)
-
-# The fuzz target over its corpus and seeded mutations of it. For a real fuzzer: clang++ -fsanitize=fuzzer without
-# replay_main.cc.
-add_executable(ipc_frame_fuzz fuzz/ipc_frame_fuzz.cc fuzz/replay_main.cc)
-target_link_libraries(ipc_frame_fuzz PRIVATE kvt_options kvt_ipc)
-set_target_properties(ipc_frame_fuzz PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
-add_test(NAME ipc_frame_fuzz COMMAND ipc_frame_fuzz --mutations 100000 ${CMAKE_CURRENT_LIST_DIR}/fuzz/corpus/ipc_frame)
-set_tests_properties(ipc_frame_fuzz PROPERTIES TIMEOUT 120 LABELS fuzz)

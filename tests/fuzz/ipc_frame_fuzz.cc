@@ -8,6 +8,8 @@
 
 namespace {
 
+std::uint64_t reached = 0;  // inputs that were accepted
+
 struct Outcome {
   std::string messages;
   std::int32_t code = 0;
@@ -24,6 +26,7 @@ Outcome parse(kvtier::ByteSpan bytes, std::size_t piece, const kvtier::FrameLimi
     bytes = bytes.subspan(count);
     while (auto message = parser.next()) {
       if (!message->body.is_object() || !message->fds.empty()) std::abort();
+      ++reached;
       outcome.messages += kvtier::dump_json(message->body);
       outcome.messages.append(reinterpret_cast<const char*>(message->payload.data()),
                               message->payload.size());
@@ -34,6 +37,8 @@ Outcome parse(kvtier::ByteSpan bytes, std::size_t piece, const kvtier::FrameLimi
 }
 
 }  // namespace
+
+extern "C" int kvt_fuzz_reached() { return reached > 0; }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;

@@ -20,6 +20,9 @@
 #include "base/random.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
+// Whether any input got through to where something was accepted. A target that has it and was never
+// there has tested the front door only: the run fails.
+extern "C" __attribute__((weak)) int kvt_fuzz_reached();
 
 namespace {
 
@@ -127,6 +130,10 @@ int main(int argc, char** argv) {
     for (std::uint64_t count = 1 + random.below(6); count > 0; --count)
       mutate_once(input, corpus, random);
     run_one(input);
+  }
+  if (kvt_fuzz_reached != nullptr && kvt_fuzz_reached() == 0) {
+    std::fprintf(stderr, "no input was accepted: the corpus is out of date\n");
+    return 1;
   }
   return 0;
 }

@@ -9,6 +9,8 @@
 
 namespace {
 
+std::uint64_t reached = 0;  // inputs that were accepted
+
 using kvtier::ByteSpan;
 
 void require(bool condition) {
@@ -31,12 +33,15 @@ void parse(const std::vector<std::byte>& bytes) {
   require(salvage.damaged.empty() && salvage.chunks_known && salvage.meta.tokens == meta->tokens);
   const kvtier::PlaneLayout layout(meta->geometry, static_cast<std::uint32_t>(meta->tokens.size()));
   require(layout.chunks_total() == meta->chunks.size());
+  ++reached;
   for (const kvtier::ChunkEntry& chunk : meta->chunks)
     require(chunk.offset >= *header && chunk.offset + chunk.stored_bytes <= meta->file_bytes() &&
             chunk.stored_bytes <= kvtier::kSlotBytesMax);
 }
 
 }  // namespace
+
+extern "C" int kvt_fuzz_reached() { return reached > 0; }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const auto* begin = reinterpret_cast<const std::byte*>(data);

@@ -9,6 +9,8 @@
 
 namespace {
 
+std::uint64_t reached = 0;  // inputs that were accepted
+
 void require(bool condition) {
   if (!condition) std::abort();
 }
@@ -22,12 +24,15 @@ void parse(const std::vector<std::byte>& bytes) {
   }
   const kvtier::ByteSpan payload = kvtier::ByteSpan(bytes).subspan(kvtier::kSidecarHeaderBytes);
   if (!kvtier::check_sidecar_payload(*header, payload)) return;
+  ++reached;
   const std::vector<std::byte> again =
       kvtier::encode_sidecar(*header, payload.first(header->payload_bytes));
   require(again.size() >= bytes.size() && std::equal(bytes.begin(), bytes.end(), again.begin()));
 }
 
 }  // namespace
+
+extern "C" int kvt_fuzz_reached() { return reached > 0; }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const auto* begin = reinterpret_cast<const std::byte*>(data);

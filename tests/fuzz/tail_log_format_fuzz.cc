@@ -11,6 +11,8 @@
 
 namespace {
 
+std::uint64_t reached = 0;  // inputs that were accepted
+
 constexpr std::size_t kGuard = 4096;
 
 void require(bool condition) {
@@ -37,6 +39,7 @@ void replay(const std::vector<std::byte>& bytes, Half* half) {
   const kvtier::ByteSpan plane(half->plane);
   require(kvtier::all_zero(plane.first(kGuard)) && kvtier::all_zero(plane.last(kGuard)));
   if (!result) return;
+  reached += result->tokens > 0 ? 1 : 0;
   require(result->tokens <= kvtier::kSegmentTokensMax && result->end_offset <= bytes.size());
   require(result->end_offset % 4096 == 0 &&
           (result->next_order == 0) == (result->end_offset == 4096));
@@ -50,6 +53,8 @@ void replay(const std::vector<std::byte>& bytes, Half* half) {
 }
 
 }  // namespace
+
+extern "C" int kvt_fuzz_reached() { return reached > 0; }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static Half half;
