@@ -27,8 +27,8 @@
 namespace kvtier {
 namespace {
 
-constexpr std::uint64_t kRegisteredPieceBytes =
-    1ull << 30;  // the kernel's limit of one registered buffer
+constexpr std::uint64_t kRegisteredPieceBytes = kArenaPageBytes;  // doubled for large arenas
+constexpr std::uint64_t kRegisteredPiecesMax = 4096;
 constexpr std::uint64_t kSubmissionBytesMax =
     1ull << 30;  // of one submission; what is above goes on after it
 constexpr unsigned kRegisteredFiles = 1024;
@@ -148,7 +148,9 @@ class UringIo final : public Io {
   void begin(Operation* operation, Waiting waiting);
   void prepare(std::uint32_t index);
   void prepare_transfer(const Operation& operation, int fd, io_uring_sqe* entry, int buffer);
-  int registered_buffer(const iovec& piece) const;
+  int registered_buffer(const iovec& piece);
+  bool register_piece(std::uint64_t index);
+  void registration_failed(int result, std::uint64_t size_bytes);
   void flush();
   bool reap();  // false: there was nothing
   void complete(std::uint32_t index, int result);
@@ -164,6 +166,9 @@ class UringIo final : public Io {
   bool polling_ = false;
   std::byte* registered_ = nullptr;
   std::uint64_t registered_bytes_ = 0;
+  std::uint64_t piece_bytes_ = 0;
+  std::vector<bool> pieces_;     // by index: registered
+  bool no_more_pieces_ = false;  // the kernel refused one
   std::string note_;
   std::vector<int> free_slots_;  // of registered files
   std::vector<Operation> operations_;
@@ -237,19 +242,42 @@ void UringIo::close(FileId id) {
 
 // ---- memory ----
 
+// A registered buffer is pinned: its pages come into being at once, and take memory and seconds for
+// a large arena. So there is only an empty table at first, and a piece is registered when the first
+// read goes into it. The first one now, to know whether it can be had at all.
 bool UringIo::register_memory(std::byte* data, std::uint64_t size_bytes) {
   KVT_CHECK(registered_ == nullptr && in_flight_ == 0);
-  std::vector<iovec> pieces;
-  for (std::uint64_t at = 0; at < size_bytes; at += kRegisteredPieceBytes)
-    pieces.push_back(
-        {data + at, static_cast<std::size_t>(std::min(kRegisteredPieceBytes, size_bytes - at))});
-  const int result =
-      io_uring_register_buffers(ring_.get(), pieces.data(), static_cast<unsigned>(pieces.size()));
-  if (result == 0) {
-    registered_ = data;
-    registered_bytes_ = size_bytes;
+  piece_bytes_ = kRegisteredPieceBytes;
+  while ((size_bytes + piece_bytes_ - 1) / piece_bytes_ > kRegisteredPiecesMax) piece_bytes_ *= 2;
+  const auto pieces = static_cast<unsigned>((size_bytes + piece_bytes_ - 1) / piece_bytes_);
+  const int made = io_uring_register_buffers_sparse(ring_.get(), pieces);
+  if (made != 0) {
+    registration_failed(made, size_bytes);
+    return false;
+  }
+  registered_ = data;
+  registered_bytes_ = size_bytes;
+  pieces_.assign(pieces, false);
+  return register_piece(0);
+}
+
+bool UringIo::register_piece(std::uint64_t index) {
+  if (no_more_pieces_) return false;
+  const std::uint64_t at = index * piece_bytes_;
+  const iovec piece{registered_ + at,
+                    static_cast<std::size_t>(std::min(piece_bytes_, registered_bytes_ - at))};
+  const int result = io_uring_register_buffers_update_tag(ring_.get(), static_cast<unsigned>(index),
+                                                          &piece, nullptr, 1);
+  if (result == 1) {
+    pieces_[static_cast<std::size_t>(index)] = true;
     return true;
   }
+  no_more_pieces_ = true;
+  registration_failed(result == 0 ? -EIO : result, registered_bytes_);
+  return false;
+}
+
+void UringIo::registration_failed(int result, std::uint64_t size_bytes) {
   const auto mib = static_cast<unsigned long long>(size_bytes >> 20);
   rlimit limit{};
   ::getrlimit(RLIMIT_MEMLOCK, &limit);
@@ -264,18 +292,19 @@ bool UringIo::register_memory(std::byte* data, std::uint64_t size_bytes) {
     ::snprintf(text, sizeof text, "registered buffers: %s for %llu MiB", errno_name(-result), mib);
   note_ = text;
   KVT_LOG(kWarn, "%s; goes on without, at more processor time", text);
-  return false;
 }
 
 // The registered buffer in which the piece lies as a whole, or -1.
-int UringIo::registered_buffer(const iovec& piece) const {
+int UringIo::registered_buffer(const iovec& piece) {
   const auto begin = reinterpret_cast<std::uintptr_t>(piece.iov_base);
   const auto arena = reinterpret_cast<std::uintptr_t>(registered_);
   if (registered_ == nullptr || begin < arena) return -1;
   const std::uint64_t at = begin - arena;
   if (at >= registered_bytes_ || piece.iov_len > registered_bytes_ - at) return -1;
-  const std::uint64_t index = at / kRegisteredPieceBytes;
-  return (at + piece.iov_len - 1) / kRegisteredPieceBytes == index ? static_cast<int>(index) : -1;
+  const std::uint64_t index = at / piece_bytes_;
+  if ((at + piece.iov_len - 1) / piece_bytes_ != index) return -1;
+  return pieces_[static_cast<std::size_t>(index)] || register_piece(index) ? static_cast<int>(index)
+                                                                           : -1;
 }
 
 std::string UringIo::note() const {
