@@ -12,7 +12,7 @@ namespace {
 // A file that is open for reading, and its length. Closed at the end of the scope.
 class ReadFile {
  public:
-  ReadFile(Io& io, const std::string& path, CheckSink* sink) : io_(io), path_(path), sink_(*sink) {
+  ReadFile(Io& io, const std::string& path, CheckSink* sink) : io_(io), sink_(*sink) {
     const Result<FileId> file = io.open(path, {.mode = OpenMode::kRead, .direct = false});
     if (!file) {
       sink_.failed(path, "", file.error());
@@ -48,7 +48,6 @@ class ReadFile {
 
  private:
   Io& io_;
-  const std::string& path_;
   CheckSink& sink_;
   FileId file_;
   std::uint64_t size_bytes_ = 0;
