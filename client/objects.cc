@@ -252,6 +252,11 @@ Result<std::vector<ObjectResult>> Objects::poll(std::size_t room, const Deadline
             !(alive.error().code == Code::kDaemonLost && connection_->lost() && !was_lost))
           fail_all(alive.error().code);
       }
+      // What is readable is taken before we return, so that the descriptor tells of news only.
+      if (results_.empty() && connection_ != nullptr && !connection_->lost()) {
+        connection_->clear_event();
+        collect();
+      }
       std::vector<ObjectResult> out;
       while (!results_.empty() && out.size() < room) {
         out.push_back(results_.front());
