@@ -53,6 +53,19 @@ void SegmentedLru::touch(std::uint32_t slot) {
   rebalance();
 }
 
+void SegmentedLru::cool(std::uint32_t slot) {
+  KVT_CHECK(contains(slot));
+  unlink(slot);
+  Node& here = node(slot);
+  here.list = List::kProbation;
+  here.previous = probation_.cold;
+  here.next = kNone;
+  (probation_.cold != kNone ? node(probation_.cold).next : probation_.hot) = slot;
+  probation_.cold = slot;
+  ++probation_.count;
+  rebalance();
+}
+
 void SegmentedLru::erase(std::uint32_t slot) {
   KVT_CHECK(contains(slot));
   unlink(slot);

@@ -22,6 +22,7 @@ class SegmentedLru {
 
   void insert(std::uint32_t slot, std::uint64_t key);  // not in it yet
   void touch(std::uint32_t slot);                      // in it
+  void cool(std::uint32_t slot);                       // in it: becomes the next victim
   void erase(std::uint32_t slot);                      // in it; not remembered
   // The coldest slot; false where it is empty. Stays in until evict() or erase().
   [[nodiscard]] bool victim(std::uint32_t* slot) const;

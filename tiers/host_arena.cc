@@ -28,7 +28,6 @@ namespace {
 constexpr std::uint32_t kNone = UINT32_MAX;
 constexpr std::uint32_t kPageSlots = kArenaPageBytes / kDiskAlign;  // of the smallest class
 constexpr std::uint32_t kClasses = kPageSlots;  // class c has slots of (c + 1) * kDiskAlign
-constexpr std::uint32_t kProbationPercent = 40;
 constexpr std::uint32_t kColdScan =
     64;  // how far from the cold end a slot of the right class is preferred
 constexpr std::uint32_t kGhostsMax = 1u << 18;
@@ -78,11 +77,11 @@ bool huge_page_given(std::byte* base) {
 }  // namespace
 
 struct HostArena::State {
-  State(Memfd made, std::uint32_t page_count, Evicted on_evicted)
+  State(Memfd made, std::uint32_t page_count, std::uint32_t probation_percent, Evicted on_evicted)
       : memfd(std::move(made)),
         evicted(std::move(on_evicted)),
         pages(page_count),
-        order(page_count * kPageSlots, kProbationPercent,
+        order(page_count * kPageSlots, probation_percent,
               std::min(page_count * kPageSlots, kGhostsMax)),
         free_pages((page_count + 63) / 64) {
     class_head.fill(kNone);
@@ -360,7 +359,7 @@ Result<std::unique_ptr<HostArena>> HostArena::make(const HostArenaOptions& optio
             "host arena: no huge pages (see /sys/kernel/mm/transparent_hugepage/shmem_enabled)");
   std::unique_ptr<HostArena> arena(new HostArena);
   arena->state_ = std::make_unique<State>(std::move(memfd), static_cast<std::uint32_t>(pages),
-                                          std::move(evicted));
+                                          options.probation_percent, std::move(evicted));
   arena->state_->stats.size_bytes = pages * kArenaPageBytes;
   arena->state_->stats.pages = huge ? "2 MiB (thp)" : "4 KiB";
   return arena;
@@ -447,6 +446,10 @@ void HostArena::unpin(SlotId id) {
 
 void HostArena::touch(SlotId id) {
   if (state_->order.contains(id.value)) state_->order.touch(id.value);
+}
+
+void HostArena::cool(SlotId id) {
+  if (state_->order.contains(id.value)) state_->order.cool(id.value);
 }
 
 std::byte* HostArena::data(SlotId id) const noexcept { return base() + offset(id); }

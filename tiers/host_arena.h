@@ -36,6 +36,7 @@ struct SlotOwner {
 struct HostArenaOptions {
   std::uint64_t size_bytes = 1ull << 30;  // rounded down to whole pages; at least one
   bool huge_pages = true;                 // asked for; given() says what came
+  std::uint32_t probation_percent = 40;   // of the eviction order, for newcomers
 };
 
 struct HostArenaStats {
@@ -71,6 +72,8 @@ class HostArena {
   void unpin(SlotId slot);
   // Marks use: moves it in the eviction order.
   void touch(SlotId slot);
+  // Marks that it is not needed: the next to be reused.
+  void cool(SlotId slot);
 
   [[nodiscard]] std::byte* data(SlotId slot) const noexcept;
   [[nodiscard]] std::uint64_t offset(SlotId slot) const noexcept;  // in the memfd

@@ -134,6 +134,14 @@ TEST(SegmentedLru, FollowsTheModel) {
         model.guarded.push_back(slot);
         model.rebalance();
       } else if (action < 6) {
+        lru.cool(slot);
+        model.remove(slot);
+        model.probation.push_front(slot);
+        model.rebalance();
+        std::uint32_t victim = 0;
+        ASSERT_TRUE(lru.victim(&victim));
+        ASSERT_EQ(victim, slot);
+      } else if (action < 7) {
         lru.erase(slot);
         model.remove(slot);
         model.rebalance();
