@@ -278,13 +278,15 @@ Result<void> Sequence::seal_tail_for_close() {
 Result<void> Sequence::close() {
   KVT_TRY_VOID(check_open());
   Result<void> sealed;
+  closing_ = true;
   if (writable_ && !private_) sealed = seal_tail_for_close();
   closed_ = true;
   observers_.clear();
   tail_.reset();
   if (!connection_->lost()) {
-    auto closed = connection_->call(Json{{"op", "close"}, {"handle", handle_}}, {}, 0,
-                                    space_->client().deadline());
+    Json request{{"op", "close"}, {"handle", handle_}};
+    if (compute_ns_per_token_ != 0) request["compute_ns_per_token"] = compute_ns_per_token_;
+    auto closed = connection_->call(std::move(request), {}, 0, space_->client().deadline());
     // A daemon that went away has closed it, too.
     if (sealed && !closed && closed.error().code != Code::kDaemonLost) return error(closed.error());
   }

@@ -8,6 +8,7 @@
 // its views.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -137,10 +138,13 @@ class Sequence {
   bool writable_ = false;
   bool private_ = false;
   bool closed_ = false;
+  bool closing_ = false;
   Directory directory_;
   std::optional<Tail> tail_;  // writable ones
   std::vector<std::pair<std::uint64_t, TruncateObserver>> observers_;
   std::uint64_t last_observer_ = 0;
+  std::chrono::steady_clock::time_point piece_begun_;
+  std::uint64_t compute_ns_per_token_ = 0;  // of the runtime, smoothed; told at close
 };
 
 template <class Work>

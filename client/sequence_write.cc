@@ -12,6 +12,8 @@ namespace {
 // ends a wait at once.
 constexpr std::uint64_t kDiskMs = 300'000;
 constexpr std::uint64_t kSubmitMs = 10'000;
+// A decode step says nothing about the speed of a prefill.
+constexpr std::uint32_t kTimedPieceTokensMin = 64;
 
 const KernelTable* kernels() {
   static const KernelTable* table = [] {
@@ -46,6 +48,7 @@ Result<void> Sequence::append(std::span<const TokenRecord> tokens) {
     KVT_TRY_VOID(with_connection(Patience::kFull, [this, count] { return make_room(count); }));
   }
   tail_->begin_piece(tokens);
+  piece_begun_ = std::chrono::steady_clock::now();
   return {};
 }
 
@@ -119,6 +122,15 @@ Result<void> Sequence::finish_piece() {
     return error_with(
         Code::kInvalid,
         "the piece is not complete: layer %u lacks rows (write them, or abort the piece)", missing);
+  const std::uint32_t tokens = tail_->piece_tokens();
+  if (tokens >= kTimedPieceTokensMin) {
+    const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(
+                        std::chrono::steady_clock::now() - piece_begun_)
+                        .count();
+    const std::uint64_t each = static_cast<std::uint64_t>(ns) / tokens;
+    compute_ns_per_token_ =
+        compute_ns_per_token_ == 0 ? each : (compute_ns_per_token_ * 3 + each) / 4;
+  }
   tail_->finish_piece();
   if (connection_->lost()) return {};  // sealed after the next reconnect
   const auto submitted = submit_seals();
@@ -141,6 +153,7 @@ Result<void> Sequence::submit_seal(std::uint32_t half) {
   submission.sequence = handle_;
   submission.half = half;
   submission.count = tail_->half(half).tokens;
+  submission.value0 = closing_ ? 1 : 0;
   KVT_TRY(tail_->half(half).seal, connection_->submit(submission, Deadline::after_ms(kSubmitMs)));
   tail_->half(half).state = Tail::HalfState::kSealing;
   return {};
@@ -167,6 +180,10 @@ Result<void> Sequence::settle_seal(std::uint32_t half) {
                  code == Code::kNoSpace
                      ? "the store is full: the tail cannot be sealed (`kvtier rm`, `kvtier gc`)"
                      : "the daemon could not seal the tail (see its log)");
+  }
+  if (closing_ && done.value0 == 0) {  // nobody asked for it to be kept, and writes are scarce
+    tail_->free_half(half);
+    return {};
   }
   const std::uint64_t end = sealing.first_token + sealing.tokens;
   KVT_TRY_VOID(directory_.refresh());

@@ -21,7 +21,11 @@ Result<PrefixMatch> parse_match(const Json& body) {
   KVT_TRY(const std::uint64_t stored, json_uint(body, "stored_token", UINT32_MAX, UINT32_MAX));
   match.stored_token = static_cast<std::uint32_t>(stored);
   KVT_TRY(const std::string reason, json_string(body, "reason", "nothing"));
-  match.reason = reason == "all" ? 0 : reason == "differs" ? 1 : reason == "end" ? 2 : 3;
+  match.reason = reason == "all"       ? 0
+                 : reason == "differs" ? 1
+                 : reason == "end"     ? 2
+                 : reason == "slower"  ? 4
+                                       : 3;
   return match;
 }
 

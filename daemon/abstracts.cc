@@ -84,6 +84,7 @@ void install(EngineState& engine, Segment& segment, ByteSpan payload) {
 
 void write_sidecar(EngineState& engine, const Segment& segment, ByteSpan payload) {
   if (segment.state != SegmentState::kOnDisk || engine.read_only) return;
+  if (!may_write_optional(engine, payload.size())) return;  // built again when it is wanted
   Io& io = engine.io->io();
   const std::string path = sidecar_path(segment.row.id, segment.space->row.abstract_kind);
   static_cast<void>(io.unlink(path));

@@ -416,7 +416,8 @@ std::uint64_t evict_objects(EngineState& engine) {
 void op_gc(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
   const Result<bool> objects = json_bool(request.body, "objects", false);
   if (!objects) return done(error(objects.error()));
-  compact_store(engine, [&engine, objects = *objects, done](Result<CompactionReport> report) {
+  const bool merge = may_write_optional(engine, 0);
+  const auto finish = [&engine, merge, objects = *objects, done](Result<CompactionReport> report) {
     if (!report) return done(error(report.error()));
     const std::size_t before = engine.segments.all.size();
     const std::size_t values = engine.objects.order.size();
@@ -429,10 +430,12 @@ void op_gc(EngineState& engine, Session&, ControlRequest request, ControlDone do
     done(ControlReply{Json{{"segments_compacted", report->segments_merged},
                            {"segments_removed", before - std::min(before, after)},
                            {"objects_removed", values - engine.objects.order.size()},
-                           {"bytes_freed", freed}},
+                           {"bytes_freed", freed},
+                           {"merging_declined", !merge}},
                       {},
                       {}});
-  });
+  };
+  merge ? compact_store(engine, finish) : finish(CompactionReport{});
 }
 
 // ---- warm ----

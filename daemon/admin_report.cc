@@ -5,6 +5,7 @@
 
 #include "daemon/admin.h"
 #include "daemon/engine_state.h"
+#include "daemon/reclaim.h"
 #include "daemon/version.h"
 #include "tiers/segment_format.h"
 
@@ -148,6 +149,64 @@ std::uint64_t dead_bytes(const EngineState& engine) {
   return dead;
 }
 
+Json writes_json(const EngineState& engine) {
+  const WriteBudget& budget = engine.write_budget;
+  return Json{{"today_bytes", budget.bytes},
+              {"budget_bytes_per_day", engine.options.disk_write_bytes_per_day},
+              {"budget_spent", write_budget_spent(engine)},
+              {"declined", budget.declined},
+              {"declined_bytes", budget.declined_bytes},
+              {"admission", engine.options.admission},
+              {"one_shot_declined", engine.admission.declined},
+              {"one_shot_declined_tokens", engine.admission.declined_tokens},
+              {"second_uses", engine.admission.second_uses}};
+}
+
+Json cost_json(const EngineState& engine) {
+  const CostModel& cost = engine.cost;
+  Json spaces = Json::array();
+  for (const auto& [id, ns] : cost.compute_ns_per_token) {
+    const auto space = engine.spaces.find(id);
+    if (space == engine.spaces.end()) continue;
+    const double bytes = static_cast<double>(space->second->row.geometry.token_bytes());
+    Json entry{{"space", id.value},
+               {"model", space->second->row.model},
+               {"compute_us_per_token", ns / 1000}};
+    if (cost.read_bytes_per_s > 0) entry["load_us_per_token"] = bytes * 1e6 / cost.read_bytes_per_s;
+    spaces.push_back(std::move(entry));
+  }
+  return Json{{"read_bytes_per_s", static_cast<std::uint64_t>(cost.read_bytes_per_s)},
+              {"measurements", cost.windows},
+              {"declined", cost.declined},
+              {"declined_tokens", cost.declined_tokens},
+              {"spaces", std::move(spaces)}};
+}
+
+Json recent_misses_json(const EngineState& engine) {
+  Json list = Json::array();
+  for (auto miss = engine.miss_log.newest.rbegin(); miss != engine.miss_log.newest.rend(); ++miss) {
+    const auto space = engine.spaces.find(miss->space);
+    list.push_back(
+        Json{{"unix_s", unix_s(miss->unix_ns)},
+             {"reason", kMissReasonNames[static_cast<std::size_t>(miss->reason)]},
+             {"model", space == engine.spaces.end() ? "" : space->second->row.model},
+             {"tokens_asked", miss->tokens_asked},
+             {"tokens_found", miss->tokens_found},
+             {"asked_token", miss->asked_token},
+             {"stored_token", miss->has_stored ? Json(miss->stored_token) : Json(nullptr)},
+             {"detail", miss->detail}});
+  }
+  return list;
+}
+
+Json upkeep_json(const EngineState& engine) {
+  const UpkeepState& upkeep = engine.upkeep;
+  return Json{{"idle_seals", upkeep.idle_seals},
+              {"scrubbed_segments", upkeep.scrubbed_segments},
+              {"scrubbed_bytes", upkeep.scrubbed_bytes},
+              {"scrub_rounds", upkeep.scrub_rounds}};
+}
+
 Json disk_json(const EngineState& engine) {
   const IoStats io = engine.io->io().stats();
   const Metrics& metrics = engine.metrics;
@@ -156,7 +215,9 @@ Json disk_json(const EngineState& engine) {
               {"backend", engine.io->io().name()},
               {"segments", engine.segments.all.size()},
               {"sequences", engine.sequences.all.size()},
+              {"store_bytes", store_bytes(engine)},
               {"segment_bytes", engine.segments.disk_bytes},
+              {"sidecar_bytes", engine.segments.sidecar_bytes},
               {"dead_bytes", dead_bytes(engine)},
               {"catalogue_bytes", engine.world.catalogue->disk_bytes()},
               {"limit_bytes", engine.options.disk_bytes_max},
@@ -173,7 +234,10 @@ Json disk_json(const EngineState& engine) {
               {"written_sidecar_bytes", metrics.sidecar_bytes},
               {"written_object_bytes", metrics.objects.written_bytes},
               {"evicted_bytes", metrics.bytes_evicted},
-              {"evicted_segments", metrics.segments_evicted}};
+              {"evicted_segments", metrics.segments_evicted},
+              {"evicted_sequences", metrics.sequences_evicted},
+              {"ghost_blocks", engine.miss_log.ghosts.size()},
+              {"ghost_hits", engine.miss_log.ghost_hits}};
 }
 
 Json misses_json(const Metrics& metrics) {
@@ -268,9 +332,14 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
                            {"tokens_asked", m.match_tokens_asked},
                            {"tokens_found", m.match_tokens_found}};
   stats["misses"] = misses_json(m);
+  stats["recent_misses"] = recent_misses_json(engine);
+  stats["cost"] = cost_json(engine);
   stats["chunks"] = chunks_json(m);
   stats["objects"] = objects_json(engine);
+  update_write_budget(engine);
+  stats["writes"] = writes_json(engine);
   stats["writing"] = writing_json(m);
+  stats["upkeep"] = upkeep_json(engine);
   stats["abstracts"] = Json{{"built", m.abstracts_built},
                             {"loaded", m.abstracts_loaded},
                             {"rebuilt", m.abstracts_rebuilt},
@@ -283,6 +352,8 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
   stats["limits"] =
       Json{{"clients_max", engine.options.clients_max},
            {"disk_bytes_max", engine.options.disk_bytes_max},
+           {"disk_write_bytes_per_day", engine.options.disk_write_bytes_per_day},
+           {"open_sequences_per_client_max", kOpenSequencesMax},
            {"arena_bytes", engine.options.host_bytes},
            {"abstracts_bytes", engine.options.abstracts_bytes},
            {"leased_bytes_per_client_max", engine.options.leased_bytes_per_client_max},
@@ -337,8 +408,20 @@ Json switched_off(const EngineState& engine) {
     off.push_back(
         "writing: the catalogue refused a batch; the store is read-only until the disk is well "
         "again");
+  if (write_budget_spent(engine))
+    off.push_back(
+        "optional writing: today's write budget is spent (store.disk_write_bytes_per_day): no "
+        "sidecars, no merging; commits and names are written all the same");
+  if (engine.metrics.abstracts_full > 0)
+    off.push_back(
+        "abstracts of some segments: their arena is full (host.abstracts_bytes); views of these "
+        "segments read exact rows");
   if (std::string(engine.kernels->name) == "scalar")
     off.push_back("kernels: scalar; daemon.kernels says so, or this CPU has no vectors");
+  if (!engine.options.admission)
+    off.push_back("admission: store.admission is false; every closed tail is written");
+  if (!engine.options.decline_slow_loads)
+    off.push_back("declining of slow loads: store.decline_slow_loads is false");
   if (engine.options.scrub_mb_per_s == 0)
     off.push_back("background verification: daemon.scrub_mb_per_s is 0");
   return off;

@@ -261,6 +261,7 @@ void op_create(EngineState& engine, Session& session, ControlRequest request, Co
                [&engine, session_id, target, body = request.body,
                 done = std::move(done)](Result<MatchResult> match) {
                  if (!match) return done(error(match.error()));
+                 decline_slow_parts(engine, *target, &*match);
                  if (find_session(engine, session_id) == nullptr)
                    return done(error(Code::kCancelled, "the connection was closed"));
                  const Result<NewSequence> wanted = parse_new(engine, body, "name", *target);
@@ -317,7 +318,12 @@ void op_attach(EngineState& engine, Session& session, ControlRequest request, Co
   const Result<Space*> space = space_of(engine, request.body);
   if (!space) return done(error(space.error()));
   const Result<Sequence*> target = sequence_by_name_or_id(engine, request.body);
-  if (!target) return done(error(target.error()));
+  if (!target) {
+    const bool had_id = request.body.contains("sequence") && target.error().code == Code::kNotFound;
+    if (had_id && engine.metrics.sequences_evicted > 0)
+      ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kEvicted)];
+    return done(error(target.error()));
+  }
   const Result<bool> write = json_bool(request.body, "write", false);
   if (!write) return done(error(write.error()));
   Sequence& sequence = **target;
@@ -459,8 +465,6 @@ void seal_then_fork(EngineState& engine, ForkRequest fork) {
 
 void op_fork(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
   const Json& body = request.body;
-  const Result<Space*> space = space_of(engine, body);
-  if (!space) return done(error(space.error()));
   Result<Sequence*> source = error(Code::kInvalid);
   if (body.contains("handle")) {
     const Result<OpenSequence*> open = handle_of(session, body);
@@ -469,6 +473,10 @@ void op_fork(EngineState& engine, Session& session, ControlRequest request, Cont
     source = sequence_by_name_or_id(engine, body);
   }
   if (!source) return done(error(source.error()));
+  // A person who forks by name has no space at hand: it is the source's.
+  const Result<Space*> space =
+      body.contains("space") ? space_of(engine, body) : Result<Space*>((*source)->space);
+  if (!space) return done(error(space.error()));
   if ((*source)->space != *space)
     return done(
         error(Code::kWrongSpace, "the sequence belongs to another model, runtime or layout"));
@@ -583,6 +591,8 @@ void op_staging(EngineState&, Session& session, ControlRequest request, ControlD
 void op_close(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
   const Result<OpenSequence*> open = handle_of(session, request.body);
   if (!open) return done(error(open.error()));
+  const Result<std::uint64_t> measured = json_uint(request.body, "compute_ns_per_token", 0);
+  if (measured) learn_compute_time(engine, *(*open)->sequence->space, *measured);
   close_open_sequence(engine, session, **open);
   done(ControlReply{Json::object(), {}, {}});
 }

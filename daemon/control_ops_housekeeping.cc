@@ -81,6 +81,31 @@ void op_expire(EngineState& engine, Session&, ControlRequest request, ControlDon
   store_row(engine, **target, std::move(before), std::move(done));
 }
 
+// What a client knows of the future: which nameless sequences go first, and what stays in memory.
+void op_hint(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Sequence*> target = stored_target(engine, request.body);
+  if (!target) return done(error(target.error()));
+  const Result<std::string> hint = json_string(request.body, "hint", "", 16);
+  if (!hint || (*hint != "none" && *hint != "will_resume" && *hint != "finished"))
+    return done(error(Code::kInvalid, "hint is \"will_resume\", \"finished\" or \"none\""));
+  Sequence& sequence = **target;
+  sequence.hint = *hint == "will_resume" ? UseHint::kWillResume
+                  : *hint == "finished"  ? UseHint::kFinished
+                                         : UseHint::kNone;
+  std::vector<SlotId> slots;  // in token order of the segments
+  for (const SequencePart& part : sequence.parts) {
+    if (sequence.hint == UseHint::kFinished && part.segment->sequence_refs > 1) continue;
+    for (const SlotId slot : part.segment->slots)
+      if (slot.valid()) slots.push_back(slot);
+  }
+  // Either way the suffix ends up colder than the prefix.
+  if (sequence.hint == UseHint::kWillResume)
+    for (auto slot = slots.rbegin(); slot != slots.rend(); ++slot) engine.arena->touch(*slot);
+  if (sequence.hint == UseHint::kFinished)
+    for (const SlotId slot : slots) engine.arena->cool(slot);
+  done(ControlReply{Json::object(), {}, {}});
+}
+
 // ---- rm ----
 
 // What only this sequence used, suffix first: goes at once instead of staying as a cache.
@@ -206,7 +231,7 @@ void op_stop(EngineState& engine, Session&, ControlRequest, ControlDone done) {
 std::span<const ControlOp> housekeeping_ops() {
   static constexpr ControlOp kOps[] = {
       {"rename", false, op_rename}, {"pin", false, op_pin},   {"expire", false, op_expire},
-      {"rm", false, op_rm},         {"stop", false, op_stop},
+      {"rm", false, op_rm},         {"stop", false, op_stop}, {"hint", false, op_hint},
   };
   return kOps;
 }

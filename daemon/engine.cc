@@ -36,7 +36,9 @@ Result<std::unique_ptr<Engine>> Engine::make(const DaemonOptions& options, Engin
   KVT_TRY(state.kernels, select_kernels(options.kernels));
   KVT_TRY(std::unique_ptr<HostArena> arena,
           HostArena::make(
-              {.size_bytes = options.host_bytes, .huge_pages = options.huge_pages},
+              {.size_bytes = options.host_bytes,
+               .huge_pages = options.huge_pages,
+               .probation_percent = options.probation_percent},
               [&state](SlotOwner owner, SlotId slot) { chunk_evicted(state, owner, slot); }));
   state.arena = std::move(arena);
   KVT_TRY(state.abstracts, AbstractArena::make(options.abstracts_bytes));
@@ -144,6 +146,8 @@ std::vector<int> Engine::wait_fds() const {
 std::uint64_t Engine::next_timer_ns() const { return next_timer(*state_); }
 
 void Engine::drain(std::function<void()> done) {
+  update_write_budget(*state_);
+  store_write_budget(*state_);
   state_->draining = true;
   state_->drained = std::move(done);
 }

@@ -8,15 +8,20 @@
 #include <vector>
 
 #include "daemon/abstracts.h"
+#include "daemon/admission.h"
+#include "daemon/cost_model.h"
 #include "daemon/engine.h"
 #include "daemon/fetcher.h"
 #include "daemon/metrics.h"
+#include "daemon/miss_log.h"
 #include "daemon/objects.h"
 #include "daemon/sealer.h"
 #include "daemon/segments.h"
 #include "daemon/sequences.h"
 #include "daemon/sessions.h"
 #include "daemon/spaces.h"
+#include "daemon/upkeep.h"
+#include "daemon/write_budget.h"
 #include "kernels/kernel_table.h"
 #include "tiers/host_arena.h"
 #include "tiers/io_scheduler.h"
@@ -43,6 +48,11 @@ struct EngineState {
   SealTable seals;
   AbstractTable abstract_table;
   ObjectTable objects;
+  MissLog miss_log;
+  CostModel cost;
+  WriteBudget write_budget;
+  Admission admission;
+  UpkeepState upkeep;
 
   std::uint64_t next_timer_ns = 0;
   std::uint32_t batches_outstanding = 0;

@@ -41,7 +41,9 @@ std::size_t run_timers(EngineState& engine) {
     resume_catalogue(engine);
     ++work;
   }
+  work += run_upkeep(engine);
   if (engine.now_ns() < engine.next_timer_ns) return work;
+  update_write_budget(engine);
   engine.next_timer_ns = engine.now_ns() + kCheckEvery;
   std::vector<SequenceId> expired;
   const std::uint64_t now_s = engine.wall_ns() / kSecond;
@@ -60,10 +62,12 @@ std::size_t run_timers(EngineState& engine) {
 
 std::uint64_t next_timer(const EngineState& engine) {
   if (engine.read_only && !engine.resuming) return engine.next_resume_ns;
+  const std::uint64_t upkeep = next_upkeep(engine);
   for (const auto& [id, sequence] : engine.sequences.all) {
-    if (sequence->row.expires_unix_s != 0 && !sequence->row.pinned) return engine.next_timer_ns;
+    if (sequence->row.expires_unix_s != 0 && !sequence->row.pinned)
+      return std::min(engine.next_timer_ns, upkeep);
   }
-  return UINT64_MAX;
+  return upkeep;
 }
 
 }  // namespace kvtier

@@ -282,7 +282,9 @@ void submit_read(EngineState& engine, Segment& segment, IoPriority priority,
   }
   request.file = *file;
   Segment* target = &segment;  // busy by its fills
-  request.done = [&engine, read, target](Result<void> result) {
+  begin_timed_read(engine);
+  request.done = [&engine, read, target, bytes = request.size_bytes()](Result<void> result) {
+    end_timed_read(engine, bytes);
     end_file_use(engine, *target);
     // The table's bound may have dropped the checksums meanwhile: the read kept them.
     if (target->meta == nullptr) keep_meta(engine, *target, read->meta);

@@ -2,7 +2,9 @@
 // waits.
 #include <CLI/CLI.hpp>
 
+#include <fcntl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cctype>
@@ -66,13 +68,25 @@ Result<void> read_environment(DaemonOptions* options, std::string* problem) {
   return {};
 }
 
-// The socket that systemd holds for us, or -1.
-int activated_socket() {
+// The socket that systemd holds for us; -1: none. False where what it gave us is no such socket.
+bool take_activated_socket(int* fd) {
+  *fd = -1;
   const char* pid = std::getenv("LISTEN_PID");
   const char* count = std::getenv("LISTEN_FDS");
   if (pid == nullptr || count == nullptr || std::atol(pid) != ::getpid() || std::atoi(count) < 1)
-    return -1;
-  return 3;
+    return true;
+  int domain = 0, listening = 0;
+  socklen_t bytes = sizeof(int);
+  if (std::atoi(count) != 1 || ::getsockopt(3, SOL_SOCKET, SO_DOMAIN, &domain, &bytes) != 0 ||
+      ::getsockopt(3, SOL_SOCKET, SO_ACCEPTCONN, &listening, &bytes) != 0 || domain != AF_UNIX ||
+      listening == 0)
+    return false;
+  // Ours alone, and never blocking: systemd hands it over as it made it.
+  ::fcntl(3, F_SETFD, FD_CLOEXEC);
+  ::fcntl(3, F_SETFL, ::fcntl(3, F_GETFL) | O_NONBLOCK);
+  for (const char* name : {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}) ::unsetenv(name);
+  *fd = 3;
+  return true;
 }
 
 LogLevel log_level_of(const std::string& name) {
@@ -100,14 +114,17 @@ int main(int argc, char** argv) {
       "of this user.");
   std::string config_path, socket_path, store_path;
   std::vector<std::string> settings;
-  bool check_only = false;
+  std::string kernels;
+  bool check_only = false, as_json = false;
   app.set_version_flag("--version", std::string("kvtierd ") + kVersion);
   app.add_option("--config", config_path,
                  "TOML file; default $KVTIER_CONFIG or ~/.config/kvtier/kvtierd.toml");
   app.add_option("--socket", socket_path, "control socket (daemon.socket)");
   app.add_option("--store", store_path, "directory of the store (store.path)");
   app.add_option("--set", settings, "KEY=VALUE, as listed by `kvtier config`; may be given again");
+  app.add_option("--kernels", kernels, "kernel back end (daemon.kernels)");
   app.add_flag("--check", check_only, "read the settings, say what is wrong, and end");
+  app.add_flag("--json", as_json, "with --check: print every setting, its bounds and its source");
   CLI11_PARSE(app, argc, argv);
 
   ServerOptions options;
@@ -119,6 +136,7 @@ int main(int argc, char** argv) {
   if (!read_environment(&options.daemon, &problem)) return fail(problem);
   if (!socket_path.empty()) settings.push_back("daemon.socket=" + socket_path);
   if (!store_path.empty()) settings.push_back("store.path=" + store_path);
+  if (!kernels.empty()) settings.push_back("daemon.kernels=" + kernels);
   for (const std::string& setting : settings) {
     const std::size_t equals = setting.find('=');
     if (equals == std::string::npos) return fail("--set needs KEY=VALUE, not '" + setting + "'");
@@ -128,13 +146,17 @@ int main(int argc, char** argv) {
     options.daemon.set_source(setting.substr(0, equals), "flag");
   }
   if (const auto valid = options.daemon.validate(); !valid) return fail(valid.error().message());
-  if (check_only) return 0;
+  if (check_only) {
+    if (as_json) std::printf("%s\n", dump_json(options_json(options.daemon)).c_str());
+    return 0;
+  }
 
   if (options.daemon.source_of("daemon.log_level") != std::string("default"))
     set_log_level(log_level_of(options.daemon.log_level));
   arm_faults_from_environment();
   raise_limits();
-  options.listening_socket = activated_socket();
+  if (!take_activated_socket(&options.listening_socket))
+    return fail("LISTEN_FDS: descriptor 3 is not the one listening Unix socket that it should be");
   options.handle_signals = true;
   auto server = Server::start(options);
   if (!server) {

@@ -1,8 +1,11 @@
 #include "daemon/matcher.h"
 
 #include <algorithm>
+#include <cstdio>
 
+#include "base/log.h"
 #include "daemon/engine_state.h"
+#include "daemon/reclaim.h"
 
 namespace kvtier {
 
@@ -16,6 +19,8 @@ const char* match_end_name(MatchEnd end) noexcept {
       return "end";
     case MatchEnd::kNothing:
       return "nothing";
+    case MatchEnd::kSlower:
+      return "slower";
   }
   return "nothing";
 }
@@ -46,14 +51,51 @@ bool usable(const Segment& segment) {
   return segment.state == SegmentState::kOnDisk && !segment.row.bad && !segment.condemned;
 }
 
+// The block behind the match was stored once, and evicted.
+bool was_evicted(const EngineState& engine, const Walk& walk, const MatchResult& result) {
+  const std::uint64_t blocks = result.tokens / kBlockTokens + 1;
+  if (engine.miss_log.ghosts.empty() || walk.ids.size() < blocks * kBlockTokens) return false;
+  const auto chain = walk.space->index.chain(
+      std::span(walk.ids).first(static_cast<std::size_t>(blocks * kBlockTokens)));
+  return engine.miss_log.ghosts.count(chain.back()) != 0;
+}
+
+bool in_other_space(const EngineState& engine, const Walk& walk, std::string* where) {
+  if (walk.ids.size() < kBlockTokens) return false;
+  PrefixIndex::Hit hit;
+  for (const auto& [id, space] : engine.spaces) {
+    if (space.get() == walk.space) continue;
+    if (!space->index.find_longest(std::span(walk.ids).first(kBlockTokens), &hit)) continue;
+    *where = "stored in the space of " + space->row.model + ", " + space->row.runtime;
+    return true;
+  }
+  return false;
+}
+
 void count(EngineState& engine, const Walk& walk, const MatchResult& result) {
   ++engine.metrics.matches;
   engine.metrics.match_tokens_asked += walk.ids.size();
   engine.metrics.match_tokens_found += result.tokens;
-  if (result.end == MatchEnd::kDiffers)
-    ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kDiffers)];
-  if (result.end == MatchEnd::kNothing || result.end == MatchEnd::kEnd)
-    ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kNoMatch)];
+  if (result.end == MatchEnd::kAll) return;
+  Miss miss;
+  miss.unix_ns = engine.wall_ns();
+  miss.space = walk.space->row.id;
+  miss.tokens_asked = walk.ids.size();
+  miss.tokens_found = result.tokens;
+  miss.asked_token = walk.ids[static_cast<std::size_t>(result.tokens)];
+  miss.has_stored = result.has_stored_token;
+  miss.stored_token = result.stored_token;
+  miss.reason = MissReason::kNoMatch;
+  if (was_evicted(engine, walk, result)) {
+    miss.reason = MissReason::kEvicted;
+    ++engine.miss_log.ghost_hits;
+  } else if (result.end == MatchEnd::kDiffers) {
+    miss.reason = MissReason::kDiffers;
+  } else if (result.end == MatchEnd::kNothing && in_other_space(engine, walk, &miss.detail)) {
+    miss.reason = MissReason::kOtherSpace;
+  }
+  ++engine.metrics.misses[static_cast<std::size_t>(miss.reason)];
+  add_miss(engine.miss_log, std::move(miss));
 }
 
 void finish(EngineState& engine, const WalkRef& walk, Result<void> failure) {
@@ -78,10 +120,8 @@ void finish(EngineState& engine, const WalkRef& walk, Result<void> failure) {
     walk->done(std::move(result));
   else
     walk->done(error(failure.error()));
-  for (Segment* segment : walk->held) {
-    segment->row.last_used_unix_ns = engine.wall_ns();
-    --segment->busy;
-  }
+  for (const PartSpec& part : walk->parts) mark_used_again(engine, *part.segment);
+  for (Segment* segment : walk->held) --segment->busy;
 }
 
 // How many tokens of the segment, from its first, equal the ids at its place.
@@ -215,6 +255,44 @@ void match_prefix(EngineState& engine, Space& space, std::vector<std::uint32_t> 
   }
   load_metas(engine, chain, IoPriority::kDemand,
              [&engine, walk](Result<void>) { compare_chain(engine, walk); });
+}
+
+void decline_slow_parts(EngineState& engine, const Space& space, MatchResult* match) {
+  if (!engine.options.decline_slow_loads) return;
+  const std::uint64_t found = match->tokens;
+  LoadEstimate worst;
+  // Behind the first part that is not worth its load everything would have to be computed anyway.
+  std::size_t keep = match->parts.size();
+  for (std::size_t first = 0; first < match->parts.size(); ++first) {
+    if (estimate_load(engine, {match->parts[first]}, 0).bytes == 0) continue;  // in memory
+    const LoadEstimate estimate = estimate_load(engine, match->parts, first);
+    if (!estimate.slower()) continue;
+    worst = estimate;
+    keep = first;
+    break;
+  }
+  if (keep == match->parts.size()) return;
+  match->parts.resize(keep);
+  match->tokens = 0;
+  for (const PartSpec& part : match->parts) match->tokens += part.visible_tokens;
+  match->end = MatchEnd::kSlower;
+  match->has_stored_token = false;
+  ++engine.cost.declined;
+  engine.cost.declined_tokens += found - match->tokens;
+  ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kSlower)];
+  Miss miss;
+  miss.unix_ns = engine.wall_ns();
+  miss.reason = MissReason::kSlower;
+  miss.space = space.row.id;
+  miss.tokens_asked = found;
+  miss.tokens_found = match->tokens;
+  char text[96];
+  std::snprintf(text, sizeof text, "loading would take %.2f s, computing %.2f s", worst.load_s,
+                worst.compute_s);
+  miss.detail = text;
+  KVT_LOG(kInfo, "a stored prefix of %llu tokens is not used: %s",
+          static_cast<unsigned long long>(found), text);
+  add_miss(engine.miss_log, std::move(miss));
 }
 
 }  // namespace kvtier

@@ -14,7 +14,7 @@
 
 namespace kvtier {
 
-enum class MatchEnd : std::uint8_t { kAll, kDiffers, kEnd, kNothing };
+enum class MatchEnd : std::uint8_t { kAll, kDiffers, kEnd, kNothing, kSlower };
 [[nodiscard]] const char* match_end_name(MatchEnd end) noexcept;
 
 struct MatchResult {
@@ -28,5 +28,8 @@ struct MatchResult {
 using MatchDone = std::function<void(Result<MatchResult>)>;
 void match_prefix(EngineState& engine, Space& space, std::vector<std::uint32_t> ids,
                   MatchDone done);
+// Takes parts off the end that would take longer to load than to compute (daemon/cost_model.h), and
+// says so in `end` and in the statistics.
+void decline_slow_parts(EngineState& engine, const Space& space, MatchResult* match);
 
 }  // namespace kvtier

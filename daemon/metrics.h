@@ -111,6 +111,7 @@ struct Metrics {
   std::uint64_t chunks_bad = 0;
   std::uint64_t logs_torn = 0;
   std::uint64_t segments_evicted = 0;  // from disk
+  std::uint64_t sequences_evicted = 0;
   std::uint64_t bytes_evicted = 0;
 
   ObjectMetrics objects;

@@ -19,13 +19,14 @@ struct DaemonOptions {
   std::string store_path;  // default $XDG_DATA_HOME/kvtier or ~/.local/share/kvtier
   std::uint64_t disk_bytes_max = 64ull << 30;  // segments, sidecars, logs, objects
   std::uint64_t disk_write_bytes_per_day =
-      256ull << 30;       // budget; explicit commits are counted, never refused
-  bool admission = true;  // nameless, uncommitted one-shot prefixes stay in memory
+      256ull << 30;                // budget; explicit commits are counted, never refused
+  bool admission = true;           // scarce writes: one-shot prefixes on their second use only
+  bool decline_slow_loads = true;  // of prefixes that would be computed faster
   // host
   std::uint64_t host_bytes = 2ull << 30;         // host arena
   std::uint64_t abstracts_bytes = 256ull << 20;  // abstracts arena
   std::uint64_t leased_bytes_per_client_max = 512ull << 20;
-  std::uint32_t probation_percent = 25;  // of the host arena's eviction order
+  std::uint32_t probation_percent = 40;  // of the eviction orders of memory and disk
   bool huge_pages = true;
   // disk
   std::string io_backend = "auto";  // auto, io_uring, threads

@@ -30,11 +30,12 @@ Result<void> load_rows(EngineState& engine, Loaded* loaded) {
   visitor.segment = [loaded](SegmentRow row) { loaded->segments.push_back(std::move(row)); };
   visitor.sequence = [loaded](SequenceRow row) { loaded->sequences.push_back(std::move(row)); };
   visitor.object = [loaded](ObjectRow row) { loaded->objects.push_back(std::move(row)); };
-  visitor.number = [loaded](std::string_view name, std::uint64_t value) {
+  visitor.number = [&engine, loaded](std::string_view name, std::uint64_t value) {
     if (name == "chain_key") loaded->chain_key = value;
     if (name == "next_segment") loaded->next_segment = value;
     if (name == "next_sequence") loaded->next_sequence = value;
     if (name == "next_log") loaded->next_log = value;
+    recover_write_budget(engine, name, value);
   };
   visitor.damaged = [&engine, loaded](const std::string& key, Status status) {
     ++engine.metrics.rows_damaged;

@@ -101,6 +101,7 @@ void serve_tail(EngineState& engine, Session& session, const Submission& request
   work.tail = (*open)->tail;
   work.half = request.half;
   work.count = request.count;
+  work.closing = kind == TailWork::Kind::kSeal && request.value0 == 1;
   work.handle_serial = (*open)->serial;
   const SessionId id = session.id;
   const std::uint64_t user_data = request.user_data;

@@ -362,6 +362,11 @@ void start_seal(EngineState& engine, Sequence& sequence, const TailWork& work) {
     return refuse(Code::kStale, "the sequence is not open for writing any more");
   if (engine.read_only && !sequence.is_private)
     return refuse(Code::kReadOnly, "the store takes no writes");
+  if (work.closing && !admit_at_close(engine, sequence, work)) {
+    TailDone done = work.done;
+    if (done) done(TailResult{0, sequence.tokens_sealed});
+    return work_finished(engine, sequence);
+  }
   auto job = std::make_shared<SealJob>();
   job->sequence = sequence.row.id;
   job->space = sequence.space;

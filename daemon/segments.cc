@@ -11,6 +11,25 @@
 
 namespace kvtier {
 
+namespace {
+
+std::uint64_t sidecar_bytes_of(const Segment& segment) {
+  if (segment.space->abstract_kind() == AbstractKind::kNone) return 0;
+  return kSidecarHeaderBytes +
+         align_up<std::uint64_t>(segment.space->abstract_layout(segment.row.tokens).size_bytes(),
+                                 kDiskAlign);
+}
+
+// Counts its files in, or out again.
+void count_disk(EngineState& engine, const Segment& segment, bool in) {
+  SegmentTable& table = engine.segments;
+  const std::uint64_t sidecar = sidecar_bytes_of(segment);
+  in ? table.disk_bytes += segment.row.file_bytes : table.disk_bytes -= segment.row.file_bytes;
+  in ? table.sidecar_bytes += sidecar : table.sidecar_bytes -= sidecar;
+}
+
+}  // namespace
+
 Segment* find_segment(EngineState& engine, SegmentId id) {
   const auto place = engine.segments.all.find(id);
   return place == engine.segments.all.end() ? nullptr : place->second.get();
@@ -24,7 +43,7 @@ Segment& add_segment(EngineState& engine, SegmentRow row, Space& space, SegmentS
   made->space = &space;
   made->state = state;
   ++space.segments;
-  if (state != SegmentState::kInMemory) engine.segments.disk_bytes += made->row.file_bytes;
+  if (state != SegmentState::kInMemory) count_disk(engine, *made, true);
   if (Segment* parent = find_segment(engine, made->row.parent); parent != nullptr)
     parent->children.push_back(made->row.id);
   else if (!made->row.parent.valid() && state != SegmentState::kInMemory)
@@ -385,7 +404,7 @@ bool try_sweep(EngineState& engine, Segment& segment) {
     static_cast<void>(io.unlink(segment_path(segment.row.id)));
     if (segment.space->abstract_kind() != AbstractKind::kNone)
       static_cast<void>(io.unlink(sidecar_path(segment.row.id, segment.space->row.abstract_kind)));
-    engine.segments.disk_bytes -= segment.row.file_bytes;
+    count_disk(engine, segment, false);
   }
   --segment.space->segments;
   engine.segments.all.erase(segment.row.id);

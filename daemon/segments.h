@@ -60,6 +60,7 @@ struct Segment {
   std::uint32_t leases = 0;  // slots of it that are leased, counted per lease
   bool condemned = false;    // out of the catalogue: goes when nobody uses it
   bool indexed = false;
+  bool used_again = false;  // a prefix match found it: leaves the probation of the disk
 
   const PlaneLayout* layout = nullptr;  // set with `slots`
   std::vector<SlotId> slots;            // by chunk index; empty: none resident
@@ -94,7 +95,8 @@ struct SegmentTable {
   std::uint64_t meta_bytes = 0;
   std::list<Segment*> file_order;  // hot first
   std::uint64_t next_id = 1;
-  std::uint64_t disk_bytes = 0;  // of segment files
+  std::uint64_t disk_bytes = 0;     // of segment files
+  std::uint64_t sidecar_bytes = 0;  // of sidecars: what they are where all are written
   std::vector<SegmentId> condemned;
 };
 

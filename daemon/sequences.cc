@@ -8,6 +8,7 @@
 #include "daemon/committer.h"
 #include "daemon/directory.h"
 #include "daemon/engine_state.h"
+#include "tiers/tail_log_format.h"
 
 namespace kvtier {
 
@@ -205,6 +206,21 @@ void drop_if_ephemeral(EngineState& engine, Sequence& sequence) {
     return;
   const bool keep = sequence.in_catalogue || (sequence.is_private && !sequence.row.name.empty());
   if (!keep && !sequence.removed) forget_sequence(engine, sequence);
+}
+
+void forget_evicted_sequence(EngineState& engine, Sequence& sequence) {
+  const SequenceId id = sequence.row.id;
+  const std::uint64_t generation = sequence.row.log_generation;
+  if (sequence.log.file.value != 0) engine.io->io().close(sequence.log.file);
+  if (sequence.in_catalogue) {
+    CatalogueBatch batch;
+    batch.remove_sequence(id);
+    post_batch(engine, std::move(batch), true, [&engine, id, generation](Result<void> result) {
+      if (result && generation != 0)
+        static_cast<void>(engine.io->io().unlink(tail_log_path(id, generation)));
+    });
+  }
+  forget_sequence(engine, sequence);
 }
 
 void remove_sequence(EngineState& engine, Sequence& sequence, LogFile log_file, MetaDone done) {

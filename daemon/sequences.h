@@ -56,6 +56,7 @@ struct TailWork {
   std::shared_ptr<Tail> tail;
   std::uint32_t half = 0;
   std::uint32_t count = 0;
+  bool closing = false;             // kSeal: admission may leave it out
   std::uint32_t handle_serial = 0;  // of the open sequence that asked
   TailDone done;
   std::function<void()> run;  // kOther: must call work_finished()
@@ -91,8 +92,13 @@ struct OpenSequence {
   std::unordered_map<std::uint64_t, Held> held;
 };
 
+// What a client says about the future of a sequence: stronger than what was counted. In memory
+// only.
+enum class UseHint : std::uint8_t { kNone, kWillResume, kFinished };
+
 struct Sequence {
   SequenceRow row;
+  UseHint hint = UseHint::kNone;
   Space* space = nullptr;
   bool is_private = false;
   bool in_catalogue = false;  // a batch with its row was posted
@@ -150,6 +156,8 @@ void learn_chain(EngineState& engine, Sequence& sequence, MetaDone done);
 void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaDone done);
 // Removes an in-memory sequence that is in nobody's way: nameless, closed and never stored.
 void drop_if_ephemeral(EngineState& engine, Sequence& sequence);
+// Evicted: out of memory now, out of the catalogue by a batch. Not open, no work.
+void forget_evicted_sequence(EngineState& engine, Sequence& sequence);
 // Takes the sequence out of catalogue and memory; `done` when that is durable. Not open, no work.
 enum class LogFile : std::uint8_t { kUnlink, kKeep };  // kKeep: the caller disposes of it
 void remove_sequence(EngineState& engine, Sequence& sequence, LogFile log_file, MetaDone done);

@@ -19,6 +19,7 @@
 #include "daemon/admin.h"
 #include "daemon/control_server.h"
 #include "daemon/engine.h"
+#include "daemon/engine_state.h"
 #include "tiers/io.h"
 
 namespace kvtier {
@@ -40,6 +41,21 @@ Result<UniqueFd> lock_store(const std::string& path) {
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
     return error(Code::kBusy, "another kvtierd serves this store: stop it, or set store.path");
   return lock;
+}
+
+// What runs, and what is off and why: a setting that says so is no warning.
+void log_modes(const EngineState& engine) {
+  KVT_LOG(kInfo, "disk by %s, kernels %s, arena in pages of %s", engine.io->io().name(),
+          engine.kernels->name, engine.arena->stats().pages);
+  for (const Json& line : switched_off(engine)) {
+    const std::string text = line.get<std::string>();
+    const bool wanted =
+        text.find(" is false") != std::string::npos || text.find(" is 0") != std::string::npos;
+    if (wanted)
+      KVT_LOG(kInfo, "off: %s", text.c_str());
+    else if (text.find("disk: ") != 0)  // said above
+      KVT_LOG(kWarn, "off: %s", text.c_str());
+  }
 }
 
 std::uint64_t random_epoch() {
@@ -97,6 +113,7 @@ Result<void> Server::State::open(UnixListener listener) {
   add_admin_ops();
   KVT_TRY(engine, Engine::make(options.daemon, world));
   KVT_TRY_VOID(engine->recover());
+  log_modes(engine->state());
   ControlServerOptions control_options;
   control_options.epoch = epoch;
   control_options.leased_bytes_per_client_max = options.daemon.leased_bytes_per_client_max;

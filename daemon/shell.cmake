@@ -1,6 +1,6 @@
 find_package(Boost 1.81 REQUIRED)
 target_sources(kvt_daemon PRIVATE
-  options.cc control_server.cc server.cc segment_files.cc compaction.cc
+  options.cc control_server.cc server.cc compaction.cc
   admin_report.cc admin_maintenance.cc admin_transfer.cc)
 target_include_directories(kvt_daemon SYSTEM PRIVATE ${Boost_INCLUDE_DIRS})
 target_compile_definitions(kvt_daemon PUBLIC KVT_VERSION="${PROJECT_VERSION}")

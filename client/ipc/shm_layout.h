@@ -38,7 +38,7 @@ enum class Op : std::uint16_t {
   kCancel =
       5,  // value0: user_data of a fetch or prefetch that waits; that one completes with kCancelled
   kSeal = 6,  // sequence, half, count = tokens in it: make a segment; completes when readable and
-              // durable
+              // durable. value0 1: at close; may complete with segment 0, left out by admission
   kCommit =
       7,  // sequence, half, count = tokens in it: completes when all tokens up to there are durable
   kObjectSet = 8,  // argument: key of `count` bytes; value0, value1: staging offset and length

@@ -6,6 +6,7 @@
 
 #include "base/fault.h"
 #include "daemon/engine_state.h"
+#include "daemon/reclaim.h"
 #include "kernels/registry.h"
 #include "tests/sim/sim_client.h"
 
@@ -568,7 +569,7 @@ TEST_F(EngineTest, DiskLimitEvictsUnusedSegmentsSuffixFirst) {
   world.settle();
   ASSERT_TRUE(removed);
   ASSERT_EQ(segments.size(), 2u);
-  state().options.disk_bytes_max = state().segments.disk_bytes + 4096;
+  state().options.disk_bytes_max = store_bytes(state()) + 4096;
   const auto ids = make_ids(128, 2);
   auto sequence = client->create(space, {}, "new");
   store(*sequence, ids, 128);
@@ -580,7 +581,7 @@ TEST_F(EngineTest, DiskLimitEvictsUnusedSegmentsSuffixFirst) {
   EXPECT_EQ(reply.body["tokens"], 128) << "the prefix is still there, its suffix went";
   // Now everything is in use: no room.
   client->append(*sequence, geometry, make_ids(256, 2), 128, 128);
-  state().options.disk_bytes_max = state().segments.disk_bytes;
+  state().options.disk_bytes_max = store_bytes(state());
   EXPECT_EQ(client->seal(*sequence).status, static_cast<std::int32_t>(Code::kNoSpace));
   state().options.disk_bytes_max = 1ull << 30;
   EXPECT_EQ(client->seal(*sequence).status, 0);

@@ -142,8 +142,8 @@ typedef struct kvt_match {
   uint64_t tokens;       /* length of the longest stored prefix */
   uint64_t differs_at;   /* first token that differs or is not stored; = tokens */
   uint32_t stored_token; /* what is stored there, or UINT32_MAX: nothing */
-  uint32_t
-      reason; /* 0 all matched, 1 token differs, 2 nothing stored beyond, 3 nothing stored at all */
+  uint32_t reason;       /* 0 all matched, 1 token differs, 2 nothing stored beyond, 3 nothing
+                            stored at all, 4 stored, but slower to load than to compute */
 } kvt_match;
 
 typedef struct kvt_sequence_options {

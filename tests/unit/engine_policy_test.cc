@@ -1,0 +1,298 @@
+// What the engine decides by itself: what goes when the disk limit is reached, what clients' hints
+// change, the write budget, loads that are slower than computing, idle tails, and the reasons that
+// it gives for misses.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "daemon/admin.h"
+#include "daemon/engine_state.h"
+#include "daemon/reclaim.h"
+#include "tests/sim/sim_client.h"
+
+namespace kvtier {
+namespace {
+
+using sim::Reply;
+using sim::SimClient;
+using sim::SimSequence;
+using sim::SimWorld;
+
+std::vector<std::uint32_t> make_ids(std::uint32_t count, std::uint32_t salt = 0) {
+  std::vector<std::uint32_t> ids;
+  for (std::uint32_t i = 0; i < count; ++i) ids.push_back((i * 7 + salt * 131 + (i / 13)) % 50000);
+  return ids;
+}
+
+class EnginePolicyTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    add_admin_ops();
+    restart();
+  }
+  void restart() {
+    client.reset();
+    ASSERT_TRUE(world.start());
+    client = std::make_unique<SimClient>(world, "test");
+    space = client->open_space(geometry);
+    ASSERT_NE(space, 0u);
+  }
+  void crash() {
+    world.crash();
+    restart();
+  }
+  EngineState& state() { return world.engine().state(); }
+  std::uint64_t misses(MissReason reason) {
+    return state().metrics.misses[static_cast<std::size_t>(reason)];
+  }
+  Json stats() { return client->control(Json{{"op", "stats"}}).body; }
+  void pass_seconds(std::uint64_t seconds) {
+    world.clock().advance_ns(seconds * 1'000'000'000);
+    world.settle();
+  }
+  // A sequence of `ids` in segments of 128, closed again; its id.
+  std::uint64_t store(const std::vector<std::uint32_t>& ids, const std::string& name) {
+    auto sequence = client->create(space, {}, name);
+    EXPECT_NE(sequence, nullptr);
+    while (sequence->tokens_sealed < ids.size()) {
+      const auto count = static_cast<std::uint32_t>(
+          std::min<std::uint64_t>(128, ids.size() - sequence->tokens_sealed));
+      client->append(*sequence, geometry, ids, sequence->tokens_sealed, count);
+      const Completion sealed = client->seal(*sequence);
+      EXPECT_EQ(sealed.status, 0);
+      if (sealed.status != 0) break;
+    }
+    EXPECT_TRUE(client->control(Json{{"op", "close"}, {"handle", sequence->handle}}).ok());
+    world.settle();
+    pass_seconds(1);
+    return sequence->id;
+  }
+  bool there(std::uint64_t id) { return find_sequence(state(), SequenceId{id}) != nullptr; }
+  std::uint64_t match(const std::vector<std::uint32_t>& ids) {
+    std::vector<std::byte> payload(ids.size() * 4);
+    std::memcpy(payload.data(), ids.data(), payload.size());
+    return client->control(Json{{"op", "match"}, {"space", space}}, payload)
+        .body["tokens"]
+        .get<std::uint64_t>();
+  }
+  // Room for `sequences` of 128 tokens more.
+  void limit_disk(std::uint64_t sequences) {
+    std::uint64_t one = 0;
+    for (const auto& [id, segment] : state().segments.all)
+      one = std::max(one, segment->row.file_bytes + 8192);
+    state().options.disk_bytes_max = store_bytes(state()) + one * sequences + 4096;
+  }
+
+  sim::SimWorldOptions options;
+  SimWorld world{options};
+  Geometry geometry = sim::tiny_geometry();
+  std::unique_ptr<SimClient> client;
+  std::uint64_t space = 0;
+};
+
+TEST_F(EnginePolicyTest, NamelessSequencesGoByLastUseAndNamedAndPinnedStay) {
+  const std::uint64_t named = store(make_ids(128, 1), "named");
+  const std::uint64_t old = store(make_ids(128, 2), "");
+  const std::uint64_t pinned = store(make_ids(128, 3), "");
+  ASSERT_TRUE(client->control(Json{{"op", "pin"}, {"target", pinned}, {"pinned", true}}).ok());
+  const std::uint64_t young = store(make_ids(128, 4), "");
+  limit_disk(0);
+  const std::uint64_t newest = store(make_ids(128, 5), "");
+  EXPECT_FALSE(there(old));
+  EXPECT_TRUE(there(named) && there(pinned) && there(young) && there(newest));
+  EXPECT_EQ(state().metrics.sequences_evicted, 1u);
+  EXPECT_EQ(match(make_ids(128, 2)), 0u);
+  EXPECT_EQ(misses(MissReason::kEvicted), 1u) << "the miss says why";
+  // Durable: a restart does not bring it back, and loses none of the others.
+  crash();
+  EXPECT_FALSE(there(old));
+  EXPECT_TRUE(there(named) && there(pinned) && there(young) && there(newest));
+}
+
+TEST_F(EnginePolicyTest, HintsRankAboveLastUse) {
+  const std::uint64_t resumes = store(make_ids(128, 1), "");
+  const std::uint64_t plain = store(make_ids(128, 2), "");
+  const std::uint64_t finished = store(make_ids(128, 3), "");
+  const auto hint = [&](std::uint64_t id, const char* text) {
+    return client->control(Json{{"op", "hint"}, {"target", id}, {"hint", text}});
+  };
+  ASSERT_TRUE(hint(resumes, "will_resume").ok());
+  ASSERT_TRUE(hint(finished, "finished").ok());
+  EXPECT_EQ(hint(plain, "perhaps").status.code, Code::kInvalid);
+  limit_disk(0);
+  store(make_ids(128, 4), "kept");
+  EXPECT_FALSE(there(finished)) << "the newest of all, but its client has finished";
+  EXPECT_TRUE(there(resumes) && there(plain));
+  limit_disk(0);
+  store(make_ids(128, 5), "kept too");
+  EXPECT_FALSE(there(plain));
+  EXPECT_TRUE(there(resumes)) << "the oldest of all, but its client will come back";
+}
+
+TEST_F(EnginePolicyTest, WhatWasMatchedAgainOutlivesAScan) {
+  const auto popular = make_ids(128, 1);
+  for (std::uint32_t salt = 1; salt <= 4; ++salt) {
+    const std::uint64_t id = store(make_ids(128, salt), "");
+    bool removed = false;
+    remove_sequence(state(), *find_sequence(state(), SequenceId{id}), LogFile::kUnlink,
+                    [&](Result<void>) { removed = true; });
+    world.settle();
+    ASSERT_TRUE(removed);
+    if (salt == 1) {
+      EXPECT_EQ(match(popular), 128u);
+    }
+  }
+  limit_disk(0);
+  store(make_ids(128, 7), "a");
+  store(make_ids(128, 8), "b");
+  EXPECT_EQ(match(popular), 128u) << "used again: not in probation";
+  EXPECT_EQ(match(make_ids(128, 2)), 0u);
+}
+
+TEST_F(EnginePolicyTest, ASpentWriteBudgetStopsWhatCanWaitAndNothingElse) {
+  store(make_ids(128, 1), "first");
+  EXPECT_GT(state().metrics.sidecar_bytes, 0u);
+  state().options.disk_write_bytes_per_day = 4096;
+  const std::uint64_t sidecars = state().metrics.sidecar_bytes;
+  store(make_ids(256, 2), "second");
+  EXPECT_EQ(match(make_ids(256, 2)), 256u) << "asked for: written all the same";
+  EXPECT_EQ(state().metrics.sidecar_bytes, sidecars);
+  Json got = stats();
+  EXPECT_TRUE(got["writes"]["budget_spent"].get<bool>());
+  EXPECT_GT(got["writes"]["declined"].get<std::uint64_t>(), 0u);
+  EXPECT_NE(got["off"].dump().find("write budget is spent"), std::string::npos);
+  const Reply gc = client->control(Json{{"op", "gc"}});
+  ASSERT_TRUE(gc.ok());
+  EXPECT_TRUE(gc.body["merging_declined"].get<bool>());
+  // The count of the day survives an orderly stop; the next day begins at nothing.
+  const std::uint64_t today = got["writes"]["today_bytes"].get<std::uint64_t>();
+  bool drained = false;
+  world.engine().drain([&] { drained = true; });
+  world.settle();
+  ASSERT_TRUE(drained);
+  client.reset();
+  world.kill();
+  restart();
+  EXPECT_GE(stats()["writes"]["today_bytes"].get<std::uint64_t>(), today);
+  pass_seconds(86'400);
+  EXPECT_LT(stats()["writes"]["today_bytes"].get<std::uint64_t>(), today);
+}
+
+TEST_F(EnginePolicyTest, WhereWritesAreScarceOneShotPrefixesAreAdmittedOnTheirSecondUse) {
+  store(make_ids(128, 1), "first");
+  // As kvt_sequence_close does; the segment that came of it, or 0.
+  const auto close_short = [&](std::uint32_t salt, const std::string& name) {
+    const auto ids = make_ids(100, salt);
+    auto sequence = client->create(space, {}, name);
+    client->append(*sequence, geometry, ids, 0, 100);
+    Submission seal{};
+    seal.op = static_cast<std::uint16_t>(Op::kSeal);
+    seal.sequence = sequence->handle;
+    seal.count = 100;
+    seal.value0 = 1;
+    const Completion done = client->wait(client->submit(seal));
+    EXPECT_EQ(done.status, 0);
+    EXPECT_TRUE(client->control(Json{{"op", "close"}, {"handle", sequence->handle}}).ok());
+    world.settle();
+    return done.value0;
+  };
+  EXPECT_NE(close_short(2, ""), 0u) << "plenty left of the day's budget";
+  state().options.disk_write_bytes_per_day = state().write_budget.bytes + 1;
+  const std::uint64_t segments = state().segments.all.size();
+  EXPECT_EQ(close_short(3, ""), 0u);
+  EXPECT_EQ(match(make_ids(100, 3)), 0u);
+  EXPECT_EQ(state().segments.all.size(), segments);
+  EXPECT_EQ(stats()["writes"]["one_shot_declined_tokens"], 100);
+  EXPECT_NE(close_short(3, ""), 0u) << "the second use";
+  EXPECT_EQ(match(make_ids(100, 3)), 100u);
+  EXPECT_NE(close_short(4, "named"), 0u) << "named: always";
+  EXPECT_EQ(close_short(5, ""), 0u);
+  state().options.admission = false;
+  EXPECT_NE(close_short(6, ""), 0u);
+}
+
+TEST_F(EnginePolicyTest, ALoadThatIsSlowerThanComputingIsDeclinedAndSaysSo) {
+  const auto ids = make_ids(256, 1);
+  store(ids, "prefix");
+  crash();                               // nothing of it is in memory
+  state().cost.read_bytes_per_s = 1000;  // a disk of long ago
+  Reply reply;
+  auto used = client->create(space, ids, "", false, &reply);
+  ASSERT_NE(used, nullptr);
+  EXPECT_EQ(reply.body["tokens"], 256) << "no client has said how fast it computes";
+  ASSERT_TRUE(
+      client
+          ->control(
+              Json{{"op", "close"}, {"handle", used->handle}, {"compute_ns_per_token", 1'000'000}})
+          .ok());
+  auto declined = client->create(space, ids, "", false, &reply);
+  ASSERT_NE(declined, nullptr);
+  EXPECT_EQ(reply.body["tokens"], 0);
+  EXPECT_EQ(reply.body["reason"], "slower");
+  EXPECT_EQ(misses(MissReason::kSlower), 1u);
+  const Json got = stats();
+  EXPECT_EQ(got["cost"]["declined_tokens"], 256);
+  EXPECT_EQ(got["recent_misses"][0]["reason"], "slower");
+  EXPECT_NE(got["recent_misses"][0]["detail"].get<std::string>().find("computing 0.26 s"),
+            std::string::npos);
+  // What was named is loaded whatever it takes; so is everything where the setting says so.
+  EXPECT_NE(client->attach(space, "prefix", false), nullptr);
+  state().options.decline_slow_loads = false;
+  auto allowed = client->create(space, ids, "", false, &reply);
+  EXPECT_EQ(reply.body["tokens"], 256);
+}
+
+TEST_F(EnginePolicyTest, TheDiskIsTimed) {
+  store(make_ids(2000, 1), "long");
+  crash();
+  ASSERT_TRUE(client->control(Json{{"op", "warm"}, {"target", "long"}}).ok());
+  EXPECT_EQ(state().cost.reads_in_flight, 0u);
+  EXPECT_GT(state().cost.window_bytes + state().cost.windows, 0u);
+}
+
+TEST_F(EnginePolicyTest, MissesSayWhy) {
+  const auto ids = make_ids(128, 1);
+  store(ids, "here");
+  auto other = ids;
+  other[100] = 49'999;
+  EXPECT_EQ(match(other), 100u);
+  EXPECT_EQ(misses(MissReason::kDiffers), 1u);
+  Json newest = stats()["recent_misses"][0];
+  EXPECT_EQ(newest["reason"], "differs");
+  EXPECT_EQ(newest["tokens_found"], 100);
+  EXPECT_EQ(newest["asked_token"], 49'999);
+  EXPECT_EQ(newest["stored_token"], ids[100]);
+  EXPECT_EQ(match(make_ids(128, 9)), 0u);
+  EXPECT_EQ(misses(MissReason::kNoMatch), 1u);
+  const std::uint64_t first = space;
+  space = client->open_space(geometry, "another model");
+  ASSERT_NE(space, first);
+  EXPECT_EQ(match(ids), 0u);
+  EXPECT_EQ(misses(MissReason::kOtherSpace), 1u);
+  newest = stats()["recent_misses"][0];
+  EXPECT_EQ(newest["reason"], "other_space");
+  EXPECT_NE(newest["detail"].get<std::string>().find("model"), std::string::npos);
+}
+
+TEST_F(EnginePolicyTest, AnIdleCommittedTailBecomesASegment) {
+  const auto ids = make_ids(90, 1);
+  auto sequence = client->create(space, {}, "chat");
+  client->append(*sequence, geometry, ids, 0, 90);
+  ASSERT_EQ(client->commit(*sequence).status, 0);
+  ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", sequence->handle}}).ok());
+  world.settle();
+  EXPECT_EQ(match(ids), 0u) << "a tail is no prefix yet";
+  pass_seconds(state().options.idle_seal_s + 1);
+  for (int i = 0; i < 4; ++i) pass_seconds(1);
+  EXPECT_EQ(state().upkeep.idle_seals, 1u);
+  EXPECT_EQ(match(ids), 90u);
+  EXPECT_EQ(find_sequence_by_name(state(), "chat")->row.log_generation, 0u);
+  crash();
+  auto again = client->attach(space, "chat", false);
+  ASSERT_NE(again, nullptr);
+  EXPECT_EQ(again->tokens_sealed, 90u);
+}
+
+}  // namespace
+}  // namespace kvtier
