@@ -135,6 +135,11 @@ class Space {
                   kvt_match* match = nullptr) {
     kvt_sequence_options options = defaults(kvt_sequence_options_init);
     options.name = name.empty() ? nullptr : name.c_str();
+    return create(options, ids, match);
+  }
+  // With options, for a private one: `options.private_only = 1`.
+  Sequence create(const kvt_sequence_options& options, const std::vector<std::uint32_t>& ids = {},
+                  kvt_match* match = nullptr) {
     kvt_sequence* made = nullptr;
     check(kvt_sequence_create(handle_.get(), &options, ids.data(), ids.size(), match, &made));
     return Sequence(made);
@@ -179,6 +184,23 @@ class Client {
     kvt_free(reply);
     return out;
   }
+  // Opaque keys: see kvt_objects_submit. Keys are copied, values are the caller's until their
+  // result is polled.
+  std::uint64_t submit(std::int32_t verb, const std::vector<kvt_object>& objects) {
+    std::uint64_t batch = 0;
+    check(kvt_objects_submit(handle_.get(), verb, objects.data(),
+                             static_cast<std::uint32_t>(objects.size()), &batch));
+    return batch;
+  }
+  // Results that are there, waiting for the first at most `timeout_ms`.
+  std::vector<kvt_object_result> poll(std::uint32_t timeout_ms, std::uint32_t room = 256) {
+    std::vector<kvt_object_result> out(room);
+    std::uint32_t count = 0;
+    check(kvt_objects_poll(handle_.get(), out.data(), room, timeout_ms, &count));
+    out.resize(count);
+    return out;
+  }
+  int objects_event_fd() const noexcept { return kvt_objects_event_fd(handle_.get()); }
   kvt_client* get() const noexcept { return handle_.get(); }
 
  private:
