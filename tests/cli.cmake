@@ -3,6 +3,13 @@ find_package(Python3 REQUIRED COMPONENTS Interpreter)
 add_executable(make_store support/make_store.cc)
 target_link_libraries(make_store PRIVATE kvt_options kvt_test_support)
 set_target_properties(make_store PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
+# The examples of docs/client.md, linked as a user links them; a case of the golden tests runs them.
+add_executable(example_session ${PROJECT_SOURCE_DIR}/examples/session.c)
+add_executable(example_plugin ${PROJECT_SOURCE_DIR}/examples/plugin.cc)
+target_link_libraries(example_session PRIVATE kvtier kvt_options)
+target_link_libraries(example_plugin PRIVATE kvtier kvt_options)
+set_target_properties(example_session example_plugin PROPERTIES C_STANDARD 99 CXX_STANDARD 17
+  RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
 add_test(NAME cli_golden COMMAND Python3::Interpreter ${CMAKE_CURRENT_LIST_DIR}/cli/run.py ${PROJECT_BINARY_DIR})
 set_tests_properties(cli_golden PROPERTIES TIMEOUT 300)
 # The benchmarks run; what they measure is for a quiet machine.

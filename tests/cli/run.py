@@ -6,7 +6,7 @@ A case is a text file of steps:
     ? 3                        its exit code, if not 0
     > SOME LINE                its standard output and error, line by line; `*` matches anything; `...` any number of lines
 `kvtier`, `kvtierd` and `make_store` are those of the build. Each case has a store and socket of its own ($STORE, $SOCKET) and
-no daemon until it starts one; whatever it started is stopped at its end.
+no daemon until it starts one; whatever it started is stopped at its end. $TESTS is this folder.
 """
 import fnmatch
 import os
@@ -50,7 +50,7 @@ def run_case(path, build):
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="kvtier-cli."))
     environment = dict(os.environ)
     environment.update(
-        STORE=str(scratch / "store"), SOCKET=str(scratch / "run" / "kvtierd.sock"), HOME=str(scratch),
+        TESTS=str(HERE), STORE=str(scratch / "store"), SOCKET=str(scratch / "run" / "kvtierd.sock"), HOME=str(scratch),
         KVTIER_SOCKET=str(scratch / "run" / "kvtierd.sock"), KVTIER_STORE_PATH=str(scratch / "store"),
         KVTIER_DAEMON=str(build / "bin" / "kvtierd"), KVTIER_CONFIG="/dev/null", LC_ALL="C.UTF-8", TZ="UTC",
         KVTIER_HOST_ARENA_BYTES="64MiB", KVTIER_HOST_LEASED_BYTES_PER_CLIENT_MAX="32MiB",

@@ -1,5 +1,7 @@
-// make_store SOCKET NAME TOKENS [SEED]: stores a sequence of known rows and commits it. For the
-// tests of the command line.
+// make_store SOCKET NAME TOKENS [SEED [private]]: stores a sequence of known rows and commits it; a
+// private one it holds for five seconds instead. For the tests of the command line.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +17,8 @@ int main(int argc, char** argv) {
   kvt_sequence_options options;
   kvt_sequence_options_init(&options);
   options.name = argv[2];
+  const bool is_private = argc > 5;
+  options.private_only = is_private ? 1 : 0;
   const std::uint64_t seed = argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 1;
   kvt_status status = open_known_client(argv[1], &client);
   if (status == KVT_OK) status = open_known_space(client, &space);
@@ -25,7 +29,8 @@ int main(int argc, char** argv) {
     status = append_known(sequence, seed, count);
     left -= count;
   }
-  if (status == KVT_OK) status = kvt_sequence_commit(sequence);
+  if (status == KVT_OK && !is_private) status = kvt_sequence_commit(sequence);
+  if (status == KVT_OK && is_private) ::sleep(5);
   if (status != KVT_OK)
     std::fprintf(stderr, "make_store: %s: %s\n", kvt_strerror(status), kvt_last_error());
   kvt_sequence_close(sequence);

@@ -21,6 +21,7 @@ struct Flag {
   const char* name;   // "--wipe"; with a value if `value` is not null
   const char* value;  // "PATH", or null: a switch
   const char* help;
+  const char* fallback = nullptr;  // its value where the flag stands alone; null: it may not
 };
 
 // What the user typed, checked against the table. Absent ones are not in the map; switches map to
@@ -55,6 +56,11 @@ struct Command {
 // `*exit_code`. `timeout_s` 0: as long as it takes.
 [[nodiscard]] bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code,
                            unsigned timeout_s = 30);
+// Whether a daemon takes connections there.
+[[nodiscard]] bool daemon_listens(const Invocation& invocation);
+// Asks the daemon's program, not a running daemon, for its settings. `*program` is "" where there
+// is none; `*problem` what it says where it does not like them.
+[[nodiscard]] bool offline_settings(std::string* program, Json* settings, std::string* problem);
 int print_error(const Invocation& invocation, const Status& status, const std::string& text);
 void print_json(const Json& value);
 // Columns aligned; numbers right, texts left. The first row is the head.

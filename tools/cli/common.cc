@@ -1,6 +1,9 @@
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <filesystem>
+#include <sstream>
 
 #include <unistd.h>
 
@@ -20,6 +23,28 @@ std::string describe(const Status& status) {
 
 std::string socket_path(const Invocation& invocation) {
   return invocation.socket.empty() ? default_socket_path() : invocation.socket;
+}
+
+// As the client library looks for it: named, beside this program, in PATH.
+std::string find_program() {
+  if (const char* named = std::getenv("KVTIER_DAEMON"); named != nullptr && *named != '\0')
+    return named;
+  std::error_code failed;
+  const auto self = std::filesystem::read_symlink("/proc/self/exe", failed);
+  if (!failed && ::access((self.parent_path() / "kvtierd").c_str(), X_OK) == 0)
+    return self.parent_path() / "kvtierd";
+  const char* path = std::getenv("PATH");
+  std::stringstream folders(path != nullptr ? path : "/usr/local/bin:/usr/bin");
+  for (std::string folder; std::getline(folders, folder, ':');)
+    if (!folder.empty() && ::access((folder + "/kvtierd").c_str(), X_OK) == 0)
+      return folder + "/kvtierd";
+  return "";
+}
+
+std::string shell_quoted(const std::string& text) {
+  std::string out = "'";
+  for (const char c : text) out += c == '\'' ? "'\\''" : std::string(1, c);
+  return out + "'";
 }
 
 }  // namespace
@@ -65,6 +90,28 @@ bool request(const Invocation& invocation, Json body, Json* reply, int* exit_cod
   *reply = std::move(answer->body);
   reply->erase("id");
   return true;
+}
+
+bool daemon_listens(const Invocation& invocation) {
+  return connect_unix(socket_path(invocation), Deadline::after_ms(2000)).has_value();
+}
+
+bool offline_settings(std::string* program, Json* settings, std::string* problem) {
+  *program = find_program();
+  if (program->empty()) return false;
+  FILE* pipe = ::popen((shell_quoted(*program) + " --check --json 2>&1").c_str(), "r");
+  std::string output;
+  char buffer[4096];
+  while (pipe != nullptr && std::fgets(buffer, sizeof buffer, pipe) != nullptr) output += buffer;
+  const int status = pipe != nullptr ? ::pclose(pipe) : -1;
+  while (!output.empty() && output.back() == '\n') output.pop_back();
+  const Result<Json> parsed = status == 0 ? parse_json(output) : error(Code::kInvalid);
+  if (parsed) {
+    *settings = *parsed;
+    return true;
+  }
+  *problem = output.empty() ? *program + " cannot be run" : output;
+  return false;
 }
 
 void print_json(const Json& value) { std::printf("%s\n", dump_json(value).c_str()); }

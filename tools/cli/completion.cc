@@ -1,11 +1,18 @@
 // completion, man: made from the table of commands, so that they cannot fall behind it.
-#include <cctype>
 #include <cstdio>
 
 #include "tools/cli/commands.h"
 
 namespace kvtier::cli {
 namespace {
+
+// Prints a text, or with --json an object that holds it.
+void print_text(const Invocation& invocation, const char* key, const std::string& text) {
+  if (invocation.json)
+    print_json(Json{{"ok", true}, {key, text}});
+  else
+    std::fputs(text.c_str(), stdout);
+}
 
 std::string words(const Command& command) {
   std::string text;
@@ -17,80 +24,114 @@ bool takes_sequence(const Command& command) {
   return !command.arguments.empty() && std::string(command.arguments[0].name) == "SEQUENCE";
 }
 
-void print_bash() {
-  std::printf("# bash completion of kvtier: source <(kvtier completion bash)\n_kvtier() {\n");
-  std::printf(
+std::string all_names() {
+  std::string text;
+  for (const Command& command : commands()) text += std::string(command.name) + " ";
+  return text;
+}
+
+// Names of stored sequences, one a line, whatever they hold.
+constexpr const char* kListNames =
+    "kvtier ls --json 2>/dev/null | grep -o '\"name\":\"[^\"]*\"' | cut -d'\"' -f4 | grep .";
+
+std::string bash() {
+  std::string text =
+      "# bash completion of kvtier: source <(kvtier completion bash)\n_kvtier() {\n"
       "  local word=${COMP_WORDS[COMP_CWORD]}\n  if [ \"$COMP_CWORD\" -eq 1 ]; then\n    "
-      "COMPREPLY=($(compgen -W \"");
-  for (const Command& command : commands()) std::printf("%s ", command.name);
-  std::printf("\" -- \"$word\"))\n    return\n  fi\n  local names=\n  case ${COMP_WORDS[1]} in\n");
+      "COMPREPLY=($(compgen -W \"" +
+      all_names() +
+      "\" -- \"$word\"))\n    return\n  fi\n  local names=\n  case ${COMP_WORDS[1]} in\n";
   for (const Command& command : commands()) {
-    std::printf("    %s) ", command.name);
+    text += std::string("    ") + command.name + ") ";
     if (takes_sequence(command))
-      std::printf(
-          "[ \"$COMP_CWORD\" -eq 2 ] && names=$(kvtier ls 2>/dev/null | awk 'NR>1{print $2}'); ");
-    std::printf("COMPREPLY=($(compgen -W \"%s $names\" -- \"$word\"));;\n", words(command).c_str());
+      text += std::string("[ \"$COMP_CWORD\" -eq 2 ] && names=$(") + kListNames + "); ";
+    text += "COMPREPLY=($(compgen -W \"" + words(command) + " $names\" -- \"$word\"));;\n";
   }
-  std::printf("  esac\n}\ncomplete -o default -F _kvtier kvtier\n");
+  return text + "  esac\n}\ncomplete -o default -F _kvtier kvtier\n";
 }
 
-void print_zsh() {
-  std::printf("#compdef kvtier\n_kvtier() {\n  local -a commands\n  commands=(\n");
+std::string zsh() {
+  std::string text =
+      "#compdef kvtier\n# zsh completion of kvtier: source <(kvtier completion zsh)\n_kvtier() {\n"
+      "  local -a commands\n  commands=(\n";
   for (const Command& command : commands())
-    std::printf("    '%s:%s'\n", command.name, command.help);
-  std::printf(
-      "  )\n  if (( CURRENT == 2 )); then _describe command commands; return; fi\n  case $words[2] "
-      "in\n");
-  for (const Command& command : commands())
-    std::printf("    %s) compadd -- %s;;\n", command.name, words(command).c_str());
-  std::printf("  esac\n}\ncompdef _kvtier kvtier\n");
-}
-
-void print_fish() {
+    text += std::string("    '") + command.name + ":" + command.help + "'\n";
+  text +=
+      "  )\n  if (( CURRENT == 2 )); then _describe command commands; return; fi\n"
+      "  case $words[2] in\n";
   for (const Command& command : commands()) {
-    std::printf("complete -c kvtier -n __fish_use_subcommand -f -a %s -d '%s'\n", command.name,
-                command.help);
-    for (const Flag& flag : command.flags)
-      std::printf("complete -c kvtier -n '__fish_seen_subcommand_from %s' -l %s -d '%s'\n",
-                  command.name, flag.name + 2, flag.help);
+    text += std::string("    ") + command.name + ") compadd -- " + words(command);
+    if (takes_sequence(command)) text += std::string(" ${(f)\"$(") + kListNames + ")\"}";
+    text += "; _files;;\n";
   }
+  return text +
+         "  esac\n}\nif [ \"$funcstack[1]\" = _kvtier ]; then _kvtier \"$@\"; else compdef _kvtier "
+         "kvtier; fi\n";
+}
+
+std::string fish() {
+  std::string text = "# fish completion of kvtier: kvtier completion fish | source\n";
+  for (const Command& command : commands()) {
+    text += std::string("complete -c kvtier -n __fish_use_subcommand -f -a ") + command.name +
+            " -d '" + command.help + "'\n";
+    const std::string within =
+        std::string("complete -c kvtier -n '__fish_seen_subcommand_from ") + command.name + "' ";
+    if (takes_sequence(command)) text += within + "-a \"(" + kListNames + ")\"\n";
+    for (const Flag& flag : command.flags)
+      text += within + "-l " + (flag.name + 2) + " -d '" + flag.help + "'\n";
+    text += within + "-l json -d 'print one JSON value'\n";
+  }
+  return text;
 }
 
 int run_completion(const Invocation& invocation) {
   const std::string shell = invocation.get("SHELL");
-  if (shell == "bash")
-    print_bash();
-  else if (shell == "zsh")
-    print_zsh();
-  else if (shell == "fish")
-    print_fish();
-  else {
+  if (shell != "bash" && shell != "zsh" && shell != "fish") {
     print_error(invocation, {Code::kInvalid}, "SHELL must be bash, zsh or fish");
     return 2;
   }
+  print_text(invocation, "script", shell == "bash" ? bash() : shell == "zsh" ? zsh() : fish());
   return 0;
 }
 
-int run_man(const Invocation&) {
-  std::printf(
-      ".TH KVTIER 1\n.SH NAME\nkvtier \\- show and administer the KV cache that kvtierd keeps\n.SH "
-      "SYNOPSIS\n"
-      ".B kvtier\n.I COMMAND\n[\\-\\-json] [\\-\\-socket PATH] ...\n.SH COMMANDS\n");
+// A line of roff: dashes are dashes, and no line begins with a request by accident.
+std::string roff(const std::string& text) {
+  std::string out;
+  for (const char c : text) out += c == '-' ? "\\-" : c == '\\' ? "\\e" : std::string(1, c);
+  return out.empty() || (out[0] != '.' && out[0] != '\'') ? out : "\\&" + out;
+}
+
+int run_man(const Invocation& invocation) {
+  std::string text =
+      ".TH KVTIER 1\n.SH NAME\nkvtier \\- show and administer the KV cache that kvtierd keeps\n"
+      ".SH SYNOPSIS\n.B kvtier\n.I COMMAND\n[\\-\\-json] [\\-\\-socket PATH] ...\n.SH DESCRIPTION\n"
+      "kvtierd keeps the KV cache of language models in memory and on disk. Every command talks to "
+      "the daemon of the user; a client, or\n.BR \"kvtier start\" ,\nstarts it. With\n.B "
+      "\\-\\-json\nevery command prints one JSON value, errors too.\n.SH COMMANDS\n";
   for (const Command& command : commands()) {
-    std::printf(".TP\n.B %s", command.name);
+    text += std::string(".TP\n.B ") + command.name;
     for (const Argument& argument : command.arguments)
-      std::printf(argument.required ? " \\fI%s\\fR" : " [\\fI%s\\fR]", argument.name);
-    std::printf("\n%s.\n", command.help);
+      text += std::string(argument.required ? " \\fI" : " [\\fI") + argument.name +
+              (argument.required ? "\\fR" : "\\fR]");
+    text += "\n" + roff(command.help) + ".\n";
+    for (const Argument& argument : command.arguments)
+      text += std::string(".br\n\\fI") + argument.name + "\\fR: " + roff(argument.help) + "\n";
     for (const Flag& flag : command.flags)
-      std::printf(".br\n\\fB\\-\\-%s\\fR%s%s: %s\n", flag.name + 2,
-                  flag.value != nullptr ? " " : "", flag.value != nullptr ? flag.value : "",
-                  flag.help);
+      text += ".br\n\\fB" + roff(flag.name) + "\\fR" +
+              (flag.value != nullptr ? std::string(" ") + flag.value : "") + ": " +
+              roff(flag.help) + "\n";
   }
-  std::printf(
+  text +=
       ".SH EXIT STATUS\n0 done, 1 failed, 2 wrong use, 3 something is damaged or not as it should "
       "be.\n"
-      ".SH ENVIRONMENT\nKVTIER_SOCKET: path of the control socket. KVTIER_DAEMON: path of "
-      "kvtierd.\n");
+      ".SH ENVIRONMENT\n.TP\nKVTIER_SOCKET\npath of the control socket\n.TP\nKVTIER_DAEMON\npath "
+      "of "
+      "kvtierd\n.TP\nKVTIER_CONFIG\nthe daemon's settings\n"
+      ".SH FILES\n.TP\n~/.config/kvtier/kvtierd.toml\nsettings; `kvtier config` lists them with "
+      "their bounds\n.TP\n~/.local/share/kvtier\nthe store, unless store.path says otherwise\n"
+      ".TP\n$XDG_RUNTIME_DIR/kvtier/kvtierd.log\nwhat a daemon says that was started by a "
+      "client\n";
+  print_text(invocation, "page", text);
   return 0;
 }
 

@@ -14,7 +14,17 @@ std::string show(const Json& value) {
 int run_config(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
-  if (!request(invocation, Json{{"op", "config"}}, &reply, &exit_code)) return exit_code;
+  if (daemon_listens(invocation)) {
+    if (!request(invocation, Json{{"op", "config"}}, &reply, &exit_code)) return exit_code;
+  } else {
+    std::string program, problem;
+    if (!offline_settings(&program, &reply, &problem))
+      return print_error(
+          invocation, {Code::kNotFound},
+          program.empty() ? "no kvtierd runs and none is installed: set KVTIER_DAEMON" : problem);
+    if (!invocation.json && invocation.get("KEY").empty())
+      std::printf("no daemon runs; this is what %s would use\n", program.c_str());
+  }
   const std::string wanted = invocation.get("KEY");
   if (!wanted.empty()) {
     Json found;
@@ -48,7 +58,7 @@ int run_config(const Invocation& invocation) {
 
 Command config_command() {
   return {"config",
-          "show the daemon's settings, their bounds and where they come from",
+          "show the settings, their bounds and where they come from",
           {{"KEY", "only this one", false}},
           {},
           run_config};

@@ -1,10 +1,17 @@
 // start, stop, status: the daemon's life.
-#include <cstdio>
-#include <cstdlib>
-
+#include <poll.h>
+#include <signal.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+
+#include "client/ipc/control_channel.h"
 #include "client/ipc/paths.h"
+#include "client/ipc/shm_layout.h"
 #include "client/ipc/unix_socket.h"
 #include "kvtier/kvtier.h"
 #include "tools/cli/commands.h"
@@ -12,13 +19,8 @@
 namespace kvtier::cli {
 namespace {
 
-bool listening(const Invocation& invocation) {
-  const std::string path = invocation.socket.empty() ? default_socket_path() : invocation.socket;
-  return connect_unix(path, Deadline::after_ms(2000)).has_value();
-}
-
 int run_start(const Invocation& invocation) {
-  const bool running = listening(invocation);
+  const bool running = daemon_listens(invocation);
   // The client library knows how to find and start the daemon; opening a client is starting it.
   kvt_client_options options;
   kvt_client_options_init(&options);
@@ -37,8 +39,52 @@ int run_start(const Invocation& invocation) {
   return 0;
 }
 
+// Asks the daemon to stop; its pid, or 0. One that speaks another protocol gets the signal that
+// means the same.
+pid_t ask_to_stop(const Invocation& invocation, Json* reply, int* exit_code) {
+  Json status;
+  if (request(invocation, Json{{"op", "status"}}, &status, exit_code) &&
+      request(invocation, Json{{"op", "stop"}}, reply, exit_code))
+    return static_cast<pid_t>(number_of(status, "pid"));
+  return 0;
+}
+
+pid_t signal_other_version(const Invocation& invocation) {
+  const std::string path = invocation.socket.empty() ? default_socket_path() : invocation.socket;
+  const Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(2000));
+  if (!socket) return 0;
+  const Result<pid_t> peer = check_peer(socket->get());
+  if (!peer || *peer <= 1) return 0;
+  std::ifstream comm("/proc/" + std::to_string(*peer) + "/comm");
+  std::string name;
+  std::getline(comm, name);
+  return name == "kvtierd" && ::kill(*peer, SIGTERM) == 0 ? *peer : 0;
+}
+
+bool speaks_another_version(const Invocation& invocation) {
+  const std::string path = invocation.socket.empty() ? default_socket_path() : invocation.socket;
+  Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(2000));
+  if (!socket) return false;
+  ControlChannel channel(std::move(*socket));
+  const auto hello = channel.call(Json{{"op", "hello"},
+                                       {"version", kProtocolVersion},
+                                       {"name", "kvtier stop"},
+                                       {"pid", ::getpid()},
+                                       {"data", false}},
+                                  {}, 0, Deadline::after_ms(2000));
+  return !hello && hello.error().code == Code::kVersion;
+}
+
+// Not by the socket: systemd may hold it, and a connection would start the daemon again.
+bool wait_for_end(pid_t pid) {
+  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!process.valid()) return errno == ESRCH;
+  pollfd watched{process.get(), POLLIN, 0};
+  return ::poll(&watched, 1, 30'000) == 1;
+}
+
 int run_stop(const Invocation& invocation) {
-  if (!listening(invocation)) {
+  if (!daemon_listens(invocation)) {
     if (invocation.json)
       print_json(Json{{"ok", true}, {"stopped", false}});
     else
@@ -47,9 +93,11 @@ int run_stop(const Invocation& invocation) {
   }
   Json reply;
   int exit_code = 0;
-  if (!request(invocation, Json{{"op", "stop"}}, &reply, &exit_code)) return exit_code;
-  for (int i = 0; i < 300 && listening(invocation); ++i) ::usleep(100'000);
-  if (listening(invocation))
+  const pid_t pid = speaks_another_version(invocation)
+                        ? signal_other_version(invocation)
+                        : ask_to_stop(invocation, &reply, &exit_code);
+  if (exit_code != 0) return exit_code;
+  if (pid <= 0 || !wait_for_end(pid))
     return print_error(invocation, {Code::kTimeout},
                        "kvtierd has not stopped within 30 s; see its log");
   if (invocation.json)

@@ -1,17 +1,23 @@
 // doctor: looks at the machine and the set-up, and names the mend of whatever is wrong or slow.
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 
 #include "client/ipc/control_channel.h"
 #include "client/ipc/paths.h"
+#include "client/ipc/unix_socket.h"
 #include "tiers/io.h"
 #include "tiers/store_check.h"
 #include "tools/cli/commands.h"
@@ -35,10 +41,17 @@ std::string read_line(const char* path) {
   return line;
 }
 
+std::string socket_path(const Invocation& invocation) {
+  return invocation.socket.empty() ? default_socket_path() : invocation.socket;
+}
+
 Finding check_socket_directory(const Invocation& invocation) {
-  const std::string path = invocation.socket.empty() ? default_socket_path() : invocation.socket;
+  const std::string path = socket_path(invocation);
   const std::string directory = std::filesystem::path(path).parent_path();
   struct stat info {};
+  if (path.size() > 107)
+    return {Grade::kBad, "socket directory", path + " is longer than 107 bytes",
+            "set KVTIER_SOCKET to a shorter path"};
   if (::lstat(directory.c_str(), &info) != 0)
     return {Grade::kGood, "socket directory", directory + " will be made at start", ""};
   if (!S_ISDIR(info.st_mode))
@@ -52,16 +65,36 @@ Finding check_socket_directory(const Invocation& invocation) {
   return {Grade::kGood, "socket directory", directory, ""};
 }
 
-Finding check_daemon(const Invocation& invocation, Json* status) {
-  const std::string path = invocation.socket.empty() ? default_socket_path() : invocation.socket;
+// Nobody listens: is something in the way?
+Finding check_socket_file(const std::string& path) {
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) != 0)
+    return {Grade::kSlow, "daemon", "not running",
+            "kvtier start (a client starts it by itself, too)"};
+  if (S_ISSOCK(info.st_mode))
+    return {Grade::kSlow, "daemon",
+            "not running; " + path + " is left over from one that was killed",
+            "kvtier start (it removes the stale socket)"};
+  return {Grade::kBad, "daemon", "where the socket should be lies something else: " + path,
+          "move it away"};
+}
+
+std::string restart_hint(pid_t pid) {
+  const std::string comm = read_line(("/proc/" + std::to_string(pid) + "/comm").c_str());
+  return comm == "kvtierd" ? "kill " + std::to_string(pid) + "; kvtier start"
+                           : "kvtier stop; kvtier start (systemctl --user restart kvtierd)";
+}
+
+Finding check_daemon(const Invocation& invocation, Json* status, Json* stats) {
+  const std::string path = socket_path(invocation);
   Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(3000));
   if (!socket) {
-    if (socket.error().code == Code::kNotFound)
-      return {Grade::kSlow, "daemon", "not running",
-              "kvtier start (a client starts it by itself, too)"};
+    if (socket.error().code == Code::kNotFound) return check_socket_file(path);
     return {Grade::kBad, "daemon", std::string("cannot connect: ") + socket.error().message(),
-            "kvtier stop, or end the process that holds " + path};
+            "end the process that holds " + path + ", or set KVTIER_SOCKET"};
   }
+  const Result<pid_t> peer = check_peer(socket->get());
+  const std::string restart = restart_hint(peer ? *peer : 0);
   ControlChannel channel(std::move(*socket));
   const auto hello = channel.call(Json{{"op", "hello"},
                                        {"version", kProtocolVersion},
@@ -72,23 +105,57 @@ Finding check_daemon(const Invocation& invocation, Json* status) {
   if (!hello) {
     const std::string text =
         channel.error_text().empty() ? hello.error().message() : channel.error_text();
-    return {Grade::kBad, "daemon", text, "restart it: kvtier stop && kvtier start"};
+    return {Grade::kBad, "daemon", text, restart};
   }
   const auto answer = channel.call(Json{{"op", "status"}}, {}, 0, Deadline::after_ms(3000));
   if (answer) *status = answer->body;
-  return {Grade::kGood, "daemon", "runs, pid " + std::to_string(number_of(hello->body, "pid")), ""};
+  const auto counters = channel.call(Json{{"op", "stats"}}, {}, 0, Deadline::after_ms(3000));
+  if (counters) *stats = counters->body;
+  const std::string version = text_of(hello->body, "daemon_version");
+  if (version != KVT_VERSION)
+    return {Grade::kSlow, "daemon", "runs " + version + ", this kvtier is " KVT_VERSION,
+            "kvtier stop && kvtier start"};
+  return {Grade::kGood, "daemon",
+          "runs, " + version + ", pid " + std::to_string(number_of(hello->body, "pid")), ""};
 }
 
-std::string default_store() {
-  if (const char* path = std::getenv("KVTIER_STORE_PATH")) return path;
-  if (const char* data = std::getenv("XDG_DATA_HOME"); data != nullptr && *data == '/')
-    return std::string(data) + "/kvtier";
-  const char* home = std::getenv("HOME");
-  return home == nullptr ? "" : std::string(home) + "/.local/share/kvtier";
+// What the daemon itself thinks of its settings. `*settings`: its answer, where they are fine.
+Finding check_settings(Json* settings) {
+  std::string program, problem;
+  if (offline_settings(&program, settings, &problem))
+    return {Grade::kGood, "settings", "read by " + program, ""};
+  if (program.empty())
+    return {Grade::kBad, "settings", "no kvtierd beside this program nor in PATH",
+            "install it, or set KVTIER_DAEMON"};
+  return {Grade::kBad, "settings", problem,
+          "change that setting (file, then environment KVTIER_..., then flags)"};
+}
+
+std::string setting_of(const Json& settings, const char* name) {
+  if (settings.is_object() && settings.contains("keys"))
+    for (const Json& key : settings["keys"])
+      if (text_of(key, "key") == name) return text_of(key, "value");
+  return "";
+}
+
+// A file system that forgets, or that is not on this machine.
+void check_file_system(const std::string& place, std::vector<Finding>* findings) {
+  struct statfs info {};
+  if (::statfs(place.c_str(), &info) != 0) return;
+  const auto type = static_cast<std::uint64_t>(info.f_type);
+  constexpr std::uint64_t kTmpfs = 0x01021994, kNfs = 0x6969, kCifs = 0xFF534D42,
+                          kSmb2 = 0xFE534D42;
+  if (type == kTmpfs)
+    findings->push_back({Grade::kSlow, "file system",
+                         place + " is in memory (tmpfs): the store is gone at the next boot",
+                         "set store.path to a disk"});
+  if (type == kNfs || type == kCifs || type == kSmb2)
+    findings->push_back({Grade::kSlow, "file system", place + " is on the network",
+                         "set store.path to a local disk"});
 }
 
 // The store's directory or the nearest that exists above it: may we write, is there room.
-void check_store(const std::string& store, std::vector<Finding>* findings) {
+void check_store(const std::string& store, bool daemon_runs, std::vector<Finding>* findings) {
   if (store.empty()) {
     findings->push_back(
         {Grade::kBad, "store", "no place for it: HOME is not set", "set KVTIER_STORE_PATH"});
@@ -99,22 +166,67 @@ void check_store(const std::string& store, std::vector<Finding>* findings) {
   while (!std::filesystem::exists(place, ignored) && place.has_parent_path() &&
          place != place.parent_path())
     place = place.parent_path();
-  if (::access(place.c_str(), W_OK) != 0) {
-    findings->push_back(
-        {Grade::kBad, "store", store + " cannot be written",
-         "chown or chmod " + place.string() + ", or set store.path in kvtierd.toml"});
+  if (!std::filesystem::is_directory(place, ignored)) {
+    findings->push_back({Grade::kBad, "store", place.string() + " is no directory",
+                         "move it away, or set store.path in kvtierd.toml"});
     return;
   }
+  // By doing: access() is of no use to root on a read-only file system, nor with odd mounts.
+  const std::string probe = (place / (".kvtier-doctor." + std::to_string(::getpid()))).string();
+  const UniqueFd made(::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  if (!made.valid()) {
+    const int why = errno;
+    const std::string mend = why == EROFS ? "mount it writable, or set store.path in kvtierd.toml"
+                             : why == ENOSPC ? "free some space there: `kvtier rm`, `kvtier gc`"
+                                             : "chown or chmod " + place.string() +
+                                                   ", or set store.path in kvtierd.toml";
+    findings->push_back(
+        {Grade::kBad, "store", store + " cannot be written: " + std::strerror(why), mend});
+    return;
+  }
+  ::unlink(probe.c_str());
+  check_file_system(place.string(), findings);
+  const UniqueFd lock(::open((store + "/LOCK").c_str(), O_RDONLY | O_CLOEXEC));
+  if (!daemon_runs && lock.valid() && ::flock(lock.get(), LOCK_SH | LOCK_NB) != 0)
+    findings->push_back({Grade::kBad, "store", store + " is served by a kvtierd on another socket",
+                         "set KVTIER_SOCKET to its socket, stop it, or set store.path"});
   struct statvfs info {};
   ::statvfs(place.c_str(), &info);
   const std::uint64_t free_bytes = static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
-  if (free_bytes < (2ull << 30))
+  if (free_bytes < (1ull << 30))
     findings->push_back({Grade::kBad, "disk space",
                          human_bytes(free_bytes) + " free at " + place.string(),
-                         "free some, or move the store (store.path)"});
+                         "free some (`kvtier rm`, `kvtier gc`), or move the store (store.path)"});
   else
     findings->push_back(
         {Grade::kGood, "store", store + ", " + human_bytes(free_bytes) + " free", ""});
+}
+
+// What the running daemon knows: its limits, its budget, what it found damaged.
+void check_counters(const Json& stats, std::vector<Finding>* findings) {
+  if (!stats.is_object() || !stats.contains("disk") || !stats.contains("writes")) return;
+  const Json& disk = stats["disk"];
+  const std::uint64_t used = number_of(disk, "store_bytes"), limit = number_of(disk, "limit_bytes");
+  if (limit != 0 && used > limit - limit / 20)
+    findings->push_back({Grade::kSlow, "disk limit",
+                         human_bytes(used) + " of " + human_bytes(limit) +
+                             ": what is not named or pinned is evicted, then writes are refused",
+                         "kvtier rm, kvtier gc, or raise store.disk_bytes_max"});
+  const Json& writes = stats["writes"];
+  if (writes.value("budget_spent", false))
+    findings->push_back({Grade::kSlow, "write budget",
+                         human_bytes(number_of(writes, "today_bytes")) + " written today, above " +
+                             human_bytes(number_of(writes, "budget_bytes_per_day")),
+                         "wait until midnight UTC, or raise store.disk_write_bytes_per_day"});
+  const Json& damage = stats["damage"];
+  std::uint64_t damaged = 0;
+  for (const char* key :
+       {"segments_missing", "segments_bad", "chunks_bad", "logs_torn", "rows_damaged"})
+    damaged += number_of(damage, key);
+  if (damaged != 0)
+    findings->push_back({Grade::kBad, "stored data",
+                         std::to_string(damaged) + " objects were found damaged since start",
+                         "kvtier verify names them, kvtier repair drops them"});
 }
 
 Finding check_disk_backend(const std::string& store) {
@@ -185,14 +297,15 @@ Finding check_memory(const Json& status) {
 
 int run_doctor(const Invocation& invocation) {
   std::vector<Finding> findings;
-  Json status;
+  Json status, stats, settings;
   findings.push_back(check_socket_directory(invocation));
-  findings.push_back(check_daemon(invocation, &status));
-  const std::string store = status.is_object() && !text_of(status, "store").empty()
-                                ? text_of(status, "store")
-                                : default_store();
-  check_store(store, &findings);
-  if (!status.is_object() || status.empty()) check_catalogue(store, &findings);
+  findings.push_back(check_daemon(invocation, &status, &stats));
+  findings.push_back(check_settings(&settings));
+  const bool runs = status.is_object() && !text_of(status, "store").empty();
+  const std::string store = runs ? text_of(status, "store") : setting_of(settings, "store.path");
+  if (runs || settings.is_object()) check_store(store, runs, &findings);
+  if (!runs) check_catalogue(store, &findings);
+  check_counters(stats, &findings);
   findings.push_back(check_disk_backend(store));
   findings.push_back(check_memlock());
   findings.push_back(check_huge_pages());
@@ -201,7 +314,7 @@ int run_doctor(const Invocation& invocation) {
     for (const Json& line : status["off"])
       findings.push_back({Grade::kSlow, "switched off",
                           line.is_string() ? line.get<std::string>() : line.dump(),
-                          "see above, or `kvtier stats`"});
+                          "if you want it, change the setting that it names"});
 
   bool bad = false;
   Json list = Json::array();

@@ -19,6 +19,7 @@ struct Parsed {
   const Command* command = nullptr;
   std::map<std::string, std::string> texts;
   std::map<std::string, bool> switches;
+  std::vector<std::pair<CLI::Option*, const Flag*>> may_stand_alone;
 };
 
 void add_command(CLI::App* root, const Command& command, Parsed* parsed, Invocation* common) {
@@ -32,9 +33,13 @@ void add_command(CLI::App* root, const Command& command, Parsed* parsed, Invocat
   for (const Flag& flag : command.flags) {
     if (flag.value == nullptr)
       parsed->app->add_flag(flag.name, parsed->switches[flag.name], flag.help);
-    else
-      parsed->app->add_option(flag.name, parsed->texts[flag.name], flag.help)
-          ->type_name(flag.value);
+    else {
+      auto* option = parsed->app->add_option(flag.name, parsed->texts[flag.name], flag.help)
+                         ->type_name(flag.value);
+      if (flag.fallback == nullptr) continue;
+      option->expected(0, 1);
+      parsed->may_stand_alone.emplace_back(option, &flag);
+    }
   }
   parsed->app->add_flag("--json", common->json, "print one JSON value");
   parsed->app->add_option("--socket", common->socket, "the daemon's control socket")
@@ -47,6 +52,9 @@ void collect(const Parsed& parsed, Invocation* invocation) {
   };
   for (const auto& [name, value] : parsed.texts)
     if (!value.empty()) invocation->values[bare(name)] = value;
+  for (const auto& [option, flag] : parsed.may_stand_alone)
+    if (option->count() > 0 && parsed.texts.at(flag->name).empty())
+      invocation->values[bare(flag->name)] = flag->fallback;
   for (const auto& [name, on] : parsed.switches)
     if (on) invocation->values[bare(name)] = "true";
 }

@@ -1,7 +1,9 @@
-// stats: the daemon's counters, once, again and again, or for Prometheus.
+// stats: the daemon's counters, once, again and again, or for Prometheus. For people the questions
+// that they ask, in that order; --all has every counter.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include <unistd.h>
 
@@ -10,9 +12,143 @@
 namespace kvtier::cli {
 namespace {
 
-bool is_bytes(const std::string& name) {
-  return name.find("bytes") != std::string::npos && name.find("per_day") == std::string::npos;
+std::string bytes_of(const Json& section, const char* key) {
+  return human_bytes(number_of(section, key));
 }
+
+std::string count_of(const Json& section, const char* key) {
+  return std::to_string(number_of(section, key));
+}
+
+std::string percent(std::uint64_t part, std::uint64_t whole) {
+  if (whole == 0) return "0 %";
+  char text[16];
+  std::snprintf(text, sizeof text, "%.0f %%",
+                100.0 * static_cast<double>(part) / static_cast<double>(whole));
+  return text;
+}
+
+void line(const char* head, const std::string& text) {
+  std::printf("%-9s %s\n", head, text.c_str());
+}
+
+void print_where(const Json& stats) {
+  const Json& host = stats["host"];
+  const Json& disk = stats["disk"];
+  line("memory", bytes_of(host, "used_bytes") + " of " + bytes_of(host, "arena_bytes") + " in " +
+                     count_of(host, "chunks") + " chunks (" + bytes_of(host, "leased_bytes") +
+                     " leased, " + bytes_of(host, "pinned_bytes") + " private); abstracts " +
+                     bytes_of(host, "abstracts_used_bytes") + " of " +
+                     bytes_of(host, "abstracts_arena_bytes") + "; pages of " +
+                     text_of(host, "pages"));
+  line("disk", bytes_of(disk, "store_bytes") + " of " + bytes_of(disk, "limit_bytes") + " in " +
+                   count_of(disk, "segments") + " segments of " + count_of(disk, "sequences") +
+                   " sequences (" + bytes_of(disk, "dead_bytes") + " dead); " +
+                   bytes_of(disk, "free_bytes") + " free at " + text_of(disk, "store"));
+  if (stats.contains("objects") && number_of(stats["objects"], "count") != 0)
+    line("values", count_of(stats["objects"], "count") + " under opaque keys, " +
+                       bytes_of(stats["objects"], "disk_bytes") + " on disk");
+  line("evicted", count_of(host, "evictions") + " chunks from memory; " +
+                      count_of(disk, "evicted_segments") + " segments and " +
+                      count_of(disk, "evicted_sequences") + " nameless sequences from disk");
+}
+
+void print_hits(const Json& stats) {
+  const Json& prefixes = stats["prefixes"];
+  const Json& chunks = stats["chunks"];
+  const std::uint64_t asked = number_of(prefixes, "tokens_asked");
+  const std::uint64_t found = number_of(prefixes, "tokens_found");
+  line("prefixes", std::to_string(found) + " of " + std::to_string(asked) + " tokens found (" +
+                       percent(found, asked) + ") in " + count_of(prefixes, "matches") +
+                       " matches");
+  const std::uint64_t memory = number_of(chunks, "from_memory");
+  const std::uint64_t disk = number_of(chunks, "from_disk");
+  line("chunks", std::to_string(memory) + " from memory, " + std::to_string(disk) + " from disk (" +
+                     percent(memory, memory + disk) + " in memory)");
+  std::string misses;
+  for (const auto& [reason, count] : stats["misses"].items())
+    misses += (misses.empty() ? "" : ", ") + reason + " " + count.dump();
+  line("misses", misses);
+  for (const Json& miss : stats["recent_misses"]) {
+    std::string text = human_time(number_of(miss, "unix_s")) + "  " + text_of(miss, "reason") +
+                       ": " + count_of(miss, "tokens_found") + " of " +
+                       count_of(miss, "tokens_asked") + " tokens";
+    if (text_of(miss, "reason") == "differs")
+      text += ", token " + count_of(miss, "tokens_found") + " is " + count_of(miss, "asked_token") +
+              ", stored is " + count_of(miss, "stored_token");
+    if (!text_of(miss, "detail").empty()) text += ", " + text_of(miss, "detail");
+    std::printf("          %s\n", text.c_str());
+  }
+}
+
+void print_disk_traffic(const Json& stats) {
+  const Json& disk = stats["disk"];
+  const Json& writes = stats["writes"];
+  const Json& cost = stats["cost"];
+  line("read",
+       bytes_of(disk, "read_bytes") + " since start, " + count_of(disk, "reads") + " reads");
+  line("written", bytes_of(disk, "written_bytes") + " since start (segments " +
+                      bytes_of(disk, "written_segment_bytes") + ", logs " +
+                      bytes_of(disk, "written_log_bytes") + ", sidecars " +
+                      bytes_of(disk, "written_sidecar_bytes") + ")");
+  const std::uint64_t budget = number_of(writes, "budget_bytes_per_day");
+  line("today", bytes_of(writes, "today_bytes") + " written" +
+                    (budget == 0 ? std::string("; no budget")
+                                 : " of a budget of " + human_bytes(budget) + " (" +
+                                       percent(number_of(writes, "today_bytes"), budget) + ")") +
+                    (writes.value("budget_spent", false) ? "; SPENT" : "") +
+                    (number_of(writes, "declined") == 0
+                         ? ""
+                         : "; " + count_of(writes, "declined") + " optional writes left out") +
+                    (number_of(writes, "one_shot_declined") == 0
+                         ? ""
+                         : "; " + count_of(writes, "one_shot_declined") +
+                               " one-shot prefixes not admitted"));
+  if (number_of(cost, "read_bytes_per_s") != 0)
+    line("load", "this disk reads " + bytes_of(cost, "read_bytes_per_s") + "/s; " +
+                     count_of(cost, "declined") + " loads declined as slower than computing");
+  for (const Json& space : cost["spaces"]) {
+    char text[128];
+    const double load = space.value("load_us_per_token", 0.0);
+    std::snprintf(text, sizeof text, "%.1f us to compute a token, ",
+                  space.value("compute_us_per_token", 0.0));
+    const std::size_t end = std::strlen(text);
+    if (load > 0)
+      std::snprintf(text + end, sizeof text - end, "%.1f us to load it", load);
+    else
+      std::snprintf(text + end, sizeof text - end, "its load is not measured yet");
+    std::printf("          %s: %s\n", text_of(space, "model").c_str(), text);
+  }
+}
+
+void print_state(const Json& stats) {
+  const Json& daemon = stats["daemon"];
+  line("daemon", text_of(daemon, "version") + ", pid " + count_of(daemon, "pid") + ", up " +
+                     human_duration(number_of(daemon, "uptime_s")) + "; " +
+                     count_of(daemon, "clients") + " clients with " +
+                     count_of(daemon, "open_sequences") + " open sequences; disk by " +
+                     text_of(stats["disk"], "backend") + ", kernels " + text_of(daemon, "kernels"));
+  const Json& damage = stats["damage"];
+  const std::uint64_t damaged = number_of(damage, "segments_missing") +
+                                number_of(damage, "segments_bad") +
+                                number_of(damage, "chunks_bad") + number_of(damage, "logs_torn") +
+                                number_of(damage, "rows_damaged");
+  if (damaged != 0)
+    line("damage", std::to_string(damaged) + " objects since start: `kvtier verify` names them");
+  for (const Json& off : stats["off"])
+    line("off", off.is_string() ? off.get<std::string>() : off.dump());
+}
+
+void print_human(const Json& stats) {
+  print_state(stats);
+  print_where(stats);
+  print_hits(stats);
+  print_disk_traffic(stats);
+}
+
+// ---- every counter ----
+
+bool is_bytes(const std::string& name) { return name.find("bytes") != std::string::npos; }
 
 std::string show(const std::string& name, const Json& value) {
   if (value.is_string()) return value.get<std::string>();
@@ -21,22 +157,21 @@ std::string show(const std::string& name, const Json& value) {
 }
 
 void print_section(const std::string& name, const Json& section) {
+  std::printf("%s\n", name.c_str());
   if (section.is_array()) {
-    std::printf("%s\n", name.c_str());
     if (section.empty()) std::printf("  nothing\n");
-    for (const Json& line : section)
+    for (const Json& entry : section)
       std::printf("  %s\n",
-                  line.is_string() ? line.get<std::string>().c_str() : line.dump().c_str());
+                  entry.is_string() ? entry.get<std::string>().c_str() : entry.dump().c_str());
     return;
   }
-  std::printf("%s\n", name.c_str());
   for (const auto& [key, value] : section.items())
     if (!value.is_structured()) std::printf("  %-28s %s\n", key.c_str(), show(key, value).c_str());
   for (const auto& [key, value] : section.items())
     if (value.is_structured()) print_section("  " + name + "." + key, value);
 }
 
-void print_human(const Json& stats) {
+void print_all(const Json& stats) {
   for (const auto& [name, section] : stats.items())
     if (section.is_structured()) print_section(name, section);
 }
@@ -65,21 +200,25 @@ int run_stats(const Invocation& invocation) {
       return 2;
     }
   }
+  if (invocation.json && invocation.has("prometheus")) {
+    print_error(invocation, {Code::kInvalid}, "choose one of --json and --prometheus");
+    return 2;
+  }
   for (;;) {
     Json reply;
     int exit_code = 0;
     if (!request(invocation, Json{{"op", "stats"}}, &reply, &exit_code)) return exit_code;
     reply.erase("ok");
+    if (interval > 0 && ::isatty(STDOUT_FILENO) != 0 && !invocation.json)
+      std::printf("\033[H\033[2J");
     if (invocation.json)
       print_json(reply);
     else if (invocation.has("prometheus"))
       print_prometheus("kvtier", reply);
-    else {
-      if (interval > 0) std::printf("\033[H\033[2J");
-      print_human(reply);
-    }
+    else
+      invocation.has("all") ? print_all(reply) : print_human(reply);
     if (interval <= 0) return 0;
-    std::fflush(stdout);
+    if (std::fflush(stdout) != 0) return 0;  // nobody reads any more
     ::usleep(static_cast<useconds_t>(std::lround(interval * 1e6)));
   }
 }
@@ -90,7 +229,8 @@ Command stats_command() {
   return {"stats",
           "what is where, hits and misses with their reasons, bytes, limits, what is off and why",
           {},
-          {{"--watch", "SECONDS", "again and again"},
+          {{"--all", nullptr, "every counter"},
+           {"--watch", "SECONDS", "again and again, every 2 seconds unless said otherwise", "2"},
            {"--prometheus", nullptr, "text exposition format"}},
           run_stats};
 }

@@ -156,6 +156,8 @@ int run_gc(const Invocation& invocation) {
     std::printf(", %llu opaque keys removed",
                 static_cast<unsigned long long>(number_of(reply, "objects_removed")));
   std::printf(", %s freed\n", human_bytes(number_of(reply, "bytes_freed")).c_str());
+  if (reply.value("merging_declined", false))
+    std::printf("not merged: today's write budget is spent (store.disk_write_bytes_per_day)\n");
   return 0;
 }
 
