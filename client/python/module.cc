@@ -42,8 +42,8 @@ NB_MODULE(_kvtier, m) {
                    })
       .def_prop_ro("reason", [](const kvt_match& self) {
         static const char* names[] = {"all matched", "token differs", "nothing stored beyond",
-                                      "nothing stored"};
-        return self.reason < 4 ? names[self.reason] : "unknown";
+                                      "nothing stored", "slower to load"};
+        return self.reason < 5 ? names[self.reason] : "unknown";
       });
 
   nb::class_<Layer>(m, "Layer")

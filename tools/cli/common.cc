@@ -76,7 +76,7 @@ bool request(const Invocation& invocation, Json body, Json* reply, int* exit_cod
                                                    {"name", "kvtier"},
                                                    {"pid", ::getpid()},
                                                    {"data", false}},
-                                              {}, 0, Deadline::after_ms(5000));
+                                              {}, 0, Deadline::after_ms(15000));
   const Deadline deadline =
       timeout_s == 0 ? Deadline::never() : Deadline::after_ms(timeout_s * 1000);
   Result<ControlMessage> answer = error(hello ? Status{} : hello.error());

@@ -11,7 +11,9 @@ class _Array(Protocol):
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 _Ids = _Seq[int] | _Array
-_Reason = Literal["all matched", "token differs", "nothing stored beyond", "nothing stored"]
+_Reason = Literal[
+    "all matched", "token differs", "nothing stored beyond", "nothing stored", "slower to load"
+]
 
 class Error(Exception):
     code: int
