@@ -421,7 +421,7 @@ void plan_job(EngineState& engine, FetchJob& job) {
   job.remaining = static_cast<std::uint32_t>(job.missing.size() + runs.size());
   for (const auto& [segment, range] : runs) {
     Segment* target = segment;
-    load_meta(engine, *target, priority, [&engine, id, target, range](Result<void> loaded) {
+    load_meta(engine, *target, priority, [&engine, id, target, range = range](Result<void> loaded) {
       const Code code = loaded ? Code::kOk : loaded.error().code;
       if (engine.fetch.jobs.count(id) != 0)
         plan_segment(engine, id, range.first, range.second, code);
