@@ -28,4 +28,6 @@ add_test(NAME abi_consumer COMMAND ${CMAKE_COMMAND} -DBUILD=${PROJECT_BINARY_DIR
   -DSCRATCH=${CMAKE_CURRENT_BINARY_DIR}/abi_consumer -DC_COMPILER=${CMAKE_C_COMPILER}
   -DCXX_COMPILER=${CMAKE_CXX_COMPILER} -DFLAGS=${kvt_consumer_flags}
   -P ${CMAKE_CURRENT_SOURCE_DIR}/abi/consumer.cmake)
-set_tests_properties(abi_exports abi_consumer PROPERTIES LABELS client TIMEOUT 300)
+add_test(NAME install COMMAND ${CMAKE_COMMAND} -DBUILD=${PROJECT_BINARY_DIR} -DSCRATCH=${CMAKE_CURRENT_BINARY_DIR}/installed
+  -P ${CMAKE_CURRENT_SOURCE_DIR}/abi/install.cmake)
+set_tests_properties(abi_exports abi_consumer install PROPERTIES LABELS client TIMEOUT 300)
