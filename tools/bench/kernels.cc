@@ -56,7 +56,7 @@ Result<void> bench_score(const Context& context, std::vector<Figure>* figures) {
     args.dim = kDim;
     args.out = out.data();
     args.out_stride = units;
-    const auto ours = [&]() -> Result<double> {
+    const auto ours = [&, score = score]() -> Result<double> {
       const double start = seconds_now();
       KVT_TRY_VOID(score(args, nullptr));
       return static_cast<double>(words.size() * 8) / (seconds_now() - start);
