@@ -64,10 +64,10 @@ def parse() -> argparse.Namespace:
     own = arguments.document is not None
     arguments.document = arguments.document or arguments.example
     arguments.question = arguments.question or (
-        "What is the text about?" if own else "What is the name of the rescue boat?"
+        "What is the text about?" if own else "What is this book about?"
     )
     arguments.second_question = arguments.second_question or (
-        "What happens in it?" if own else "What is the name of the ferry?"
+        "What happens in it?" if own else "Who should read this book?"
     )
     return arguments
 

@@ -121,6 +121,7 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
         f"  A: {d['answer']}",
         f"  Q: {settings.second_question} (in a fork)",
         f"  A: {d['second_answer']}",
+        "  (A small model, 135 M parameters: that it goes on is kvtier's, what it says its own.)",
     ]
     return "\n".join(lines)
 
