@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <thread>
 
@@ -63,6 +64,22 @@ class Autostart : public ::testing::Test {
   }
   void note_pid(kvt_client* client) {
     pid_ = request(client, R"({"op": "status"})")["pid"].get<pid_t>();
+  }
+  // Returns when every thread of it has stopped: a signal takes a moment to arrive.
+  void stop_daemon() {
+    ::kill(pid_, SIGSTOP);
+    const auto running = [this] {
+      for (const auto& task :
+           std::filesystem::directory_iterator("/proc/" + std::to_string(pid_) + "/task")) {
+        std::ifstream file(task.path() / "stat");
+        std::string text;
+        std::getline(file, text);
+        if (text.find(") T ") == std::string::npos) return true;
+      }
+      return false;
+    };
+    for (int i = 0; i < 1000 && running(); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   static std::string output_of(const std::string& command) {
     std::FILE* pipe = ::popen(command.c_str(), "r");
@@ -155,7 +172,7 @@ TEST_F(Autostart, AStoppedDaemonIsAFastError) {
   ASSERT_EQ(kvt_sequence_commit(sequence), KVT_OK) << kvt_last_error();
   ASSERT_EQ(kvt_sequence_read(sequence, 0, 0, 100, rows.data(), rows.data() + 8000), KVT_OK)
       << kvt_last_error();
-  ::kill(pid_, SIGSTOP);
+  stop_daemon();
   const auto start = std::chrono::steady_clock::now();
   EXPECT_EQ(kvt_sequence_read(sequence, 0, 0, 100, rows.data(), rows.data() + 8000),
             KVT_ERROR_DAEMON_LOST);
