@@ -1,4 +1,4 @@
-"""What README and docs name, exists: every `kvtier COMMAND --flag` and every setting `section.key`."""
+"""What README and docs name, exists: every `kvtier COMMAND --flag`, every setting `section.key`, every page linked to."""
 import json
 import pathlib
 import re
@@ -17,6 +17,9 @@ settings = {key["key"] for key in json.loads(run("kvtierd", "--check", "--json")
 sections = {name.split(".")[0] for name in settings}
 seen = 0
 for page in pages:
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in link and not (page.parent / link).exists():
+            print(f"{page.name}: {link} is not there")
     blocks = re.findall(r"^```.*?\n(.*?)^```", page.read_text(), re.M | re.S)
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     texts = [line.removeprefix("$ ").split("#")[0] for block in blocks for line in block.splitlines()]
