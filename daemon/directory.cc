@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <cstring>
 
 #include "base/check.h"
+#include "client/ipc/shared_copy.h"
 #include "daemon/engine_state.h"
 
 namespace kvtier {
@@ -15,17 +15,6 @@ Result<Memfd> make_directory_memfd() {
 }
 
 namespace {
-
-// Entries may be read by clients while they are written: word by word, so that no access is a data
-// race.
-void store_words(std::byte* target, const void* source, std::size_t bytes) {
-  auto* words = reinterpret_cast<std::uint64_t*>(target);
-  for (std::size_t i = 0; i < bytes / 8; ++i) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, static_cast<const std::byte*>(source) + i * 8, 8);
-    std::atomic_ref<std::uint64_t>(words[i]).store(word, std::memory_order_relaxed);
-  }
-}
 
 // A segment that a directory names stays readable for the handle until it is closed, whatever
 // happens to the sequence.
@@ -42,14 +31,15 @@ void hold(OpenSequence& open, const SequencePart& part, std::uint32_t entry) {
 void write_entry(std::byte* base, std::size_t index, const SequencePart& part) {
   const DirectoryEntry entry{part.segment->row.id.value, part.first_token, part.visible_tokens,
                              part.segment->row.tokens, part.segment->abstract_offset};
-  store_words(base + sizeof(DirectoryHeader) + index * sizeof(DirectoryEntry), &entry,
-              sizeof(entry));
+  copy_to_shared<SharedOrder::kRelease>(
+      base + sizeof(DirectoryHeader) + index * sizeof(DirectoryEntry), &entry, sizeof(entry));
 }
 
+// A seqlock's writer: clients read while we write, see an odd version or another one than before,
+// and read again. What is written in between is stored with release order (shared_copy.h).
 std::uint64_t begin_write(DirectoryHeader* header) {
   const std::uint64_t version = header->version.load(std::memory_order_relaxed);
   header->version.store(version + 1, std::memory_order_relaxed);
-  std::atomic_thread_fence(std::memory_order_release);
   return version + 2;
 }
 
@@ -71,7 +61,7 @@ void publish_directory(EngineState& engine, OpenSequence& open) {
          static_cast<std::uint16_t>(sequence.space->row.abstract_kind),
          static_cast<std::uint16_t>(sequence.space->row.unit_tokens)};
   static_assert(sizeof(Rest) == 16 && offsetof(DirectoryHeader, tokens) == 8);
-  store_words(base + 8, &rest, sizeof(rest));
+  copy_to_shared<SharedOrder::kRelease>(base + 8, &rest, sizeof(rest));
   for (auto& [id, held] : open.held) held.entry = UINT32_MAX;
   for (std::size_t i = 0; i < sequence.parts.size(); ++i) {
     hold(open, sequence.parts[i], static_cast<std::uint32_t>(i));
