@@ -24,7 +24,7 @@ namespace {
 // ThreadSanitizer goes by address: a daemon and a client in one process must see one mapping, or it
 // sees neither their races nor what orders them. So a file is mapped once, writable, and counted.
 struct SharedMappings {
-  using File = std::tuple<dev_t, ino_t, std::size_t>;
+  using File = std::tuple<pid_t, dev_t, ino_t, std::size_t>;  // a forked child maps its own
   struct Use {
     void* data = nullptr;
     int count = 0;
@@ -43,7 +43,7 @@ void* map_pages(int fd, std::size_t size_bytes, bool) {
   if (::fstat(fd, &status) != 0) return MAP_FAILED;
   SharedMappings& all = shared_mappings();
   std::lock_guard<std::mutex> lock(all.mutex);
-  SharedMappings::Use& use = all.by_file[{status.st_dev, status.st_ino, size_bytes}];
+  SharedMappings::Use& use = all.by_file[{::getpid(), status.st_dev, status.st_ino, size_bytes}];
   if (use.count == 0)
     use.data = ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (use.data != MAP_FAILED) ++use.count;

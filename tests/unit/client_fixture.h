@@ -149,7 +149,8 @@ class ClientTest : public ::testing::Test {
   // Leases of all clients end when their answers are used.
   std::uint64_t leased_bytes() {
     std::uint64_t sum = 0;
-    for (const Json& client : request({{"op", "status"}})["clients"])
+    const Json status = request({{"op", "status"}});
+    for (const Json& client : status["clients"])
       sum += client["leased_bytes"].get<std::uint64_t>();
     return sum;
   }
