@@ -142,12 +142,26 @@ Json space_reply(const Space& space, bool created) {
   return body;
 }
 
+// A catalogue that was rebuilt from files knows a space by its digest only: the first client that
+// opens it brings the texts, and the digest says that they are right.
+void learn_texts(EngineState& engine, Space& space, const SpaceRow& given) {
+  if (!space.row.model.empty() || given.model.empty()) return;
+  space.row.model = given.model;
+  space.row.runtime = given.runtime;
+  space.row.detail = given.detail;
+  if (space.row.private_only) return;
+  CatalogueBatch batch;
+  batch.put_space(space.row);
+  post_batch(engine, std::move(batch), false, [](Result<void>) {});
+}
+
 void op_space(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
   Result<SpaceRow> row = parse_space(request);
   if (!row) return done(error(row.error()));
   if (Space* space = find_space(engine, row->id); space != nullptr) {
     if (space->row.digest != row->digest)
       return done(error(Code::kInternal, "two spaces with one id"));
+    learn_texts(engine, *space, *row);
     return done(ControlReply{space_reply(*space, false), {}, {}});
   }
   row->created_unix_ns = engine.wall_ns();

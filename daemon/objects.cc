@@ -347,6 +347,7 @@ Result<void> recover_objects(EngineState& engine, std::vector<ObjectRow> rows,
   }
   for (const std::uint64_t file : files) {
     table.next_file = std::max(table.next_file, file + 1);
+    if (engine.metrics.rows_damaged != 0) continue;  // a damaged row may have named it
     ++engine.metrics.files_dropped;
     KVT_LOG(kInfo, "%s was never published, or is of the past: removed", object_path(file).c_str());
     static_cast<void>(engine.io->io().unlink(object_path(file)));

@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "daemon/engine_state.h"
+#include "tiers/object_format.h"
 #include "tiers/sidecar_format.h"
 #include "tiers/tail_log_format.h"
 
@@ -53,10 +54,11 @@ Result<void> check_rows(Io& io, const Loaded& loaded) {
     return error(Code::kVersion,
                  "the store was written by a newer kvtier: upgrade this one, or set store.path");
   if (loaded.chain_key != 0) return {};
-  for (const char* directory : {"segments", "logs"}) {
+  for (const char* directory : {"segments", "logs", "objects"}) {
     KVT_TRY(const std::vector<std::string> names, io.list(directory));
     const bool any = std::any_of(names.begin(), names.end(), [](const std::string& name) {
-      return segment_id_of(name).has_value() || tail_log_name_of(name).has_value();
+      return segment_id_of(name).has_value() || tail_log_name_of(name).has_value() ||
+             object_number_of(name).has_value();
     });
     if (any)
       return error(Code::kCorrupt,

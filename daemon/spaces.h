@@ -20,7 +20,7 @@ struct Space {
   Space(SpaceRow made, std::uint64_t chain_key)
       : row(std::move(made)), tail(row.geometry), index(chain_key) {}
 
-  const SpaceRow row;
+  SpaceRow row;  // constant but for texts that a rebuilt catalogue lacks (learn_texts)
   const TailLayout tail;
   PrefixIndex index;
   std::vector<SegmentId> roots;  // segments that begin at token 0

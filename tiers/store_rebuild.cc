@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/unique_fd.h"
 #include "tiers/io.h"
+#include "tiers/object_format.h"
 #include "tiers/prefix_index.h"
 #include "tiers/segment_format.h"
 #include "tiers/sidecar_format.h"
@@ -46,6 +47,7 @@ class Rebuild {
   Result<std::vector<std::byte>> read(const std::string& path, std::uint64_t bytes_max);
   void add_segment(SegmentId id);
   void add_log(const TailLogName& name);
+  Result<void> add_objects();
   void keep_sequences();
   SpaceRow& space_of(const SegmentMeta& meta);
 
@@ -56,7 +58,7 @@ class Rebuild {
   std::map<SegmentId, Found> segments_;
   std::map<SequenceId, SequenceRow> sequences_;
   std::map<SegmentId, SegmentRow> old_segments_;
-  std::vector<ObjectRow> objects_;
+  std::map<std::string, ObjectRow> objects_;  // by key
   std::map<std::string, std::uint64_t> numbers_;
   std::uint64_t last_segment_ = 0, last_sequence_ = 0, last_log_ = 0;
 };
@@ -72,7 +74,7 @@ bool Rebuild::read_old() {
   visitor.space = [&](SpaceRow row) { spaces_[row.id] = std::move(row); };
   visitor.segment = [&](SegmentRow row) { old_segments_[row.id] = std::move(row); };
   visitor.sequence = [&](SequenceRow row) { sequences_[row.id] = std::move(row); };
-  visitor.object = [&](ObjectRow row) { objects_.push_back(std::move(row)); };
+  visitor.object = [&](ObjectRow row) { objects_[row.key] = std::move(row); };
   visitor.number = [&](std::string_view name, std::uint64_t value) {
     numbers_[std::string(name)] = value;
   };
@@ -228,6 +230,25 @@ void Rebuild::add_log(const TailLogName& name) {
   --report_.logs_left_out;
 }
 
+// A file names its key. The newest of a key counts, a row of the old catalogue more than any.
+Result<void> Rebuild::add_objects() {
+  const Result<std::vector<std::string>> names = io_.list("objects");
+  if (!names) return names.error().code == Code::kNotFound ? Result<void>() : error(names.error());
+  std::map<std::string, ObjectRow> found;
+  for (const std::string& name : *names) {
+    const Result<std::uint64_t> file = object_number_of(name);
+    if (!file) continue;
+    const Result<std::vector<std::byte>> head = read(object_path(*file), kObjectHeaderBytes);
+    const Result<ObjectHeader> header = head ? parse_object_header(*head) : error(head.error());
+    if (!header || header->file != *file || objects_.count(header->key) != 0) continue;
+    ObjectRow& row = found[header->key];
+    if (row.file > *file) continue;
+    row = {header->key, *file, header->value_bytes, header->checksum, 0};
+  }
+  objects_.merge(found);
+  return {};
+}
+
 Result<void> Rebuild::read_files() {
   if (numbers_["chain_key"] == 0) {
     std::random_device device;
@@ -245,7 +266,7 @@ Result<void> Rebuild::read_files() {
   if (!logs && logs.error().code != Code::kNotFound) return error(logs.error());
   for (const std::string& name : logs.value_or(std::vector<std::string>{}))
     if (const Result<TailLogName> log = tail_log_name_of(name); log) add_log(*log);
-  return {};
+  return add_objects();
 }
 
 Result<void> Rebuild::write_new() {
@@ -256,7 +277,7 @@ Result<void> Rebuild::write_new() {
   for (const auto& [id, row] : spaces_) batch.put_space(row);
   for (const auto& [id, found] : segments_) batch.put_segment(found.row);
   for (const auto& [id, row] : sequences_) batch.put_sequence(row);
-  for (const ObjectRow& row : objects_) batch.put_object(row);
+  for (const auto& [key, row] : objects_) batch.put_object(row);
   const auto at_least = [&](const char* name, std::uint64_t value) {
     numbers_[name] = std::max(numbers_[name], value);
   };
@@ -267,6 +288,7 @@ Result<void> Rebuild::write_new() {
   report_.spaces = spaces_.size();
   report_.segments = segments_.size();
   report_.sequences = sequences_.size();
+  report_.objects = objects_.size();
   return catalogue->write(std::move(batch), true);
 }
 

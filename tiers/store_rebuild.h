@@ -18,9 +18,9 @@ namespace kvtier {
 struct RebuildReport {
   std::string moved_to;         // of the old catalogue, below the store; empty: there was none
   std::uint64_t rows_kept = 0;  // of the old catalogue
-  std::uint64_t spaces = 0, segments = 0, sequences = 0;  // in the new one
-  std::uint64_t sequences_from_logs = 0;                  // of them, made from a log alone
-  std::uint64_t segments_left_out = 0;  // damaged, or their parent is: removed at the next start
+  std::uint64_t spaces = 0, segments = 0, sequences = 0, objects = 0;  // in the new one
+  std::uint64_t sequences_from_logs = 0;  // of them, made from a log alone
+  std::uint64_t segments_left_out = 0;    // damaged, or their parent is: removed at the next start
   std::uint64_t logs_left_out = 0;
 };
 

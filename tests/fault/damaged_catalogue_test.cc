@@ -74,6 +74,8 @@ class DamagedCatalogue : public ::testing::Test {
     EXPECT_TRUE(repaired.value("rebuilt", false)) << repaired.dump(1);
     EXPECT_EQ(repaired.value("segments_left_out", 1u), 0u) << repaired.dump(1);
     ASSERT_TRUE(store.start()) << store.log();
+    ASSERT_NE(store.space(), nullptr);  // brings the texts of the space, which no file holds
+    EXPECT_EQ(store.request("ls")["spaces"][0].value("model", ""), "known rows");
     // What has no name any more is found by its tokens, without storing it again.
     for (const Story& story : kStories) {
       std::vector<std::uint32_t> ids;
@@ -156,12 +158,38 @@ TEST_F(DamagedCatalogue, EveryFileWhereATableHoldsTheRows) {
   EXPECT_GT(outcome.served, 0);
 }
 
+// One opaque value, set or got; what came of it.
+kvt_status object(const std::string& socket, std::int32_t verb, std::string* value) {
+  kvt_client* client = nullptr;
+  kvt_status status = open_known_client(socket, &client);
+  kvt_object one{};
+  one.key = "a key";
+  one.key_bytes = 5;
+  one.value = value->data();
+  one.value_bytes = value->size();
+  std::uint64_t batch = 0;
+  if (status == KVT_OK) status = kvt_objects_submit(client, verb, &one, 1, &batch);
+  kvt_object_result result{};
+  std::uint32_t count = 0;
+  if (status == KVT_OK) status = kvt_objects_poll(client, &result, 1, 20000, &count);
+  if (status == KVT_OK) status = count == 1 ? result.status : KVT_ERROR_TIMEOUT;
+  kvt_client_close(client);
+  return status;
+}
+
 TEST_F(DamagedCatalogue, GoneAsAWhole) {
   FaultStore store;
+  std::string stored(10000, 'o'), got(10000, ' ');
+  ASSERT_TRUE(store.start());
+  ASSERT_EQ(object(store.settings.socket, KVT_OBJECT_SET, &stored), KVT_OK);
+  ASSERT_TRUE(store.stop());
   std::filesystem::remove_all(store.path() + "/catalogue");
   Outcome outcome;
   live("no catalogue", store, &outcome);
   EXPECT_EQ(outcome.refused, 1);
+  ASSERT_TRUE(store.start());
+  EXPECT_EQ(object(store.settings.socket, KVT_OBJECT_GET, &got), KVT_OK) << "an opaque value";
+  EXPECT_EQ(got, stored);
 }
 
 // A catalogue that is sound and knows nothing of these files.

@@ -3,6 +3,8 @@
 //
 //   NAME [--mutations N] [--seed N] FOLDER_OR_FILE ...
 //
+// $KVT_FUZZ_MUTATIONS counts more than the option: tools/check --long sets it.
+//
 // Links with any LLVMFuzzerTestOneInput. The seed is printed; the same seed replays the same
 // inputs. A crash leaves the input in $KVTIER_FUZZ_LAST, if set. Fails where there is no corpus: a
 // run without inputs proves nothing.
@@ -116,6 +118,8 @@ int main(int argc, char** argv) {
       return 2;
     }
   }
+  if (const char* more = std::getenv("KVT_FUZZ_MUTATIONS"); more != nullptr)
+    mutations = std::strtoull(more, nullptr, 10);
   if (corpus.empty()) {
     std::fprintf(stderr, "no inputs: give a folder with a corpus\n");
     return 2;

@@ -106,6 +106,7 @@ int repair_offline(const Invocation& invocation) {
                     {"spaces", report->spaces},
                     {"segments", report->segments},
                     {"sequences", report->sequences},
+                    {"objects", report->objects},
                     {"sequences_from_logs", report->sequences_from_logs},
                     {"segments_left_out", report->segments_left_out},
                     {"logs_left_out", report->logs_left_out}});
