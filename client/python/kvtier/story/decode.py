@@ -223,6 +223,7 @@ def main(path: str) -> None:
         "all": everything(settings, model, tokenizer, prompt),
         "budget": on_a_budget(settings, model, tokenizer, prompt),
         "arena_bytes": settings.small_arena_bytes,
+        "parameters": sum(p.numel() for p in model.parameters()),
     }
     settings.result("decode").write_text(json.dumps(result))
     sys.stderr.flush()

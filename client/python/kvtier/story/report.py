@@ -44,6 +44,7 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
         "details": {
             "kv_bytes": full["kv_bytes"],
             "saved_cache_bytes": full["saved_bytes"],
+            "parameters": decode["parameters"],
             "host_arena_bytes": decode["arena_bytes"],
             "prefill_tokens": everything["prefill_tokens"],
             "full_prefill_s": full["prefill_s"],
@@ -121,7 +122,8 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
         f"  A: {d['answer']}",
         f"  Q: {settings.second_question} (in a fork)",
         f"  A: {d['second_answer']}",
-        "  (A small model, 135 M parameters: that it goes on is kvtier's, what it says its own.)",
+        f"  (A model of {d['parameters'] / 1e6:,.0f} M parameters: that it goes on is kvtier's, "
+        "what it says its own.)",
     ]
     return "\n".join(lines)
 
