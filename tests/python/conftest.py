@@ -79,16 +79,16 @@ class Daemon:
         raise TimeoutError(f"{pid} survived SIGKILL")
 
     def stop(self) -> None:
-        try:
-            self.client(autostart=False, timeout_ms=2000).request({"op": "stop"})
-        except kvtier.Error:
-            pass
         with self.settings():
-            for client in self._clients:
+            for client in self._clients:  # first: closing seals, and would start a daemon again
                 try:
                     client.close()
                 except kvtier.Error:
                     pass
+        try:
+            self.client(autostart=False, timeout_ms=10000).request({"op": "stop"})
+        except kvtier.Error:
+            pass
 
 
 @pytest.fixture
