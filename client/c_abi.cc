@@ -132,6 +132,7 @@ kvt_status kvt_client_open(const kvt_client_options* options, kvt_client** out) 
     wanted.name = text_or_empty(taken.name);
     wanted.autostart = taken.autostart != 0;
     wanted.timeout_ms = taken.timeout_ms;
+    wanted.spin_us = taken.spin_us;
     return give_handle(kvtier::Client::open(std::move(wanted)), out);
   });
 }

@@ -20,6 +20,7 @@ constexpr std::uint32_t kBackoffMsMin = 50;
 constexpr std::uint32_t kBackoffMsMax = 2000;
 // How long a call waits for a daemon that somebody else restarts.
 constexpr std::uint32_t kRestartMs = 1000;
+constexpr std::uint32_t kSpinUsMax = 1000;
 
 std::string program_name() {
   return program_invocation_short_name != nullptr ? program_invocation_short_name : "client";
@@ -43,6 +44,7 @@ Result<std::shared_ptr<Client>> Client::open(ClientOptions options) {
   if (options.socket_path.empty()) options.socket_path = default_socket_path();
   if (options.name.empty()) options.name = program_name();
   if (options.timeout_ms == 0) options.timeout_ms = 10'000;
+  options.spin_us = std::min(options.spin_us, kSpinUsMax);
   std::shared_ptr<Client> client(new Client(std::move(options)));
   auto connection = client->connect(Deadline::after_ms(0));
   if (!connection && connection.error().code == Code::kNotFound && !client->options_.autostart)
@@ -65,7 +67,7 @@ Result<void> Client::check_process() noexcept {
 }
 
 Result<std::shared_ptr<Connection>> Client::connect_once(const Deadline& deadline) {
-  return Connection::open(options_.socket_path, options_.name, deadline);
+  return Connection::open(options_.socket_path, options_.name, deadline, options_.spin_us);
 }
 
 Result<std::shared_ptr<Connection>> Client::start_and_connect(const Deadline& deadline) {

@@ -21,6 +21,7 @@ struct ClientOptions {
   std::string name;
   bool autostart = true;
   std::uint32_t timeout_ms = 10'000;
+  std::uint32_t spin_us = 0;  // 0: chosen by the number of cores
 };
 
 // How long a call may take to get a lost connection back.

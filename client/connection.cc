@@ -27,10 +27,12 @@ tl::unexpected<Status> lost_error() noexcept {
 
 Result<std::shared_ptr<Connection>> Connection::open(const std::string& socket_path,
                                                      const std::string& name,
-                                                     const Deadline& deadline) {
+                                                     const Deadline& deadline,
+                                                     std::uint32_t spin_us) {
   KVT_TRY(UniqueFd socket, connect_unix(socket_path, deadline));
   KVT_TRY(const pid_t pid, check_peer(socket.get()));
   std::shared_ptr<Connection> connection(new Connection());
+  if (spin_us != 0) connection->waiter_ = Waiter({SpinMode::kAlways, spin_us});
   connection->daemon_pid_ = pid;
   connection->socket_ = socket.get();
   connection->channel_ = ControlChannel(std::move(socket));

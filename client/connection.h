@@ -37,10 +37,12 @@ using Ticket = std::uint64_t;
 
 class Connection {
  public:
-  // Connects and says hello. kNotFound: nobody listens.
+  // Connects and says hello. kNotFound: nobody listens. `spin_us`: how long waits spin before they
+  // sleep; 0: chosen by the number of cores.
   [[nodiscard]] static Result<std::shared_ptr<Connection>> open(const std::string& socket_path,
                                                                 const std::string& name,
-                                                                const Deadline& deadline);
+                                                                const Deadline& deadline,
+                                                                std::uint32_t spin_us = 0);
   ~Connection();
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;

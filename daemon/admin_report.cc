@@ -292,6 +292,8 @@ Json writing_json(const Metrics& m) {
               {"seals_in_memory", m.seals_in_memory},
               {"seal_failures", m.seal_failures},
               {"seal_tokens", m.seal_tokens},
+              {"seal_work_us", m.seal_work_ns / 1000},
+              {"seal_work_bytes", m.seal_work_bytes},
               {"commits", m.commits},
               {"commit_failures", m.commit_failures},
               {"commit_tokens", m.commit_tokens},

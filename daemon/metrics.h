@@ -84,6 +84,8 @@ struct Metrics {
   std::uint64_t seal_failures = 0;
   std::uint64_t seal_tokens = 0;
   std::uint64_t seal_bytes = 0;
+  std::uint64_t seal_work_ns = 0;     // of workers: copy, checksums, abstracts
+  std::uint64_t seal_work_bytes = 0;  // of chunks so worked
   std::uint64_t seals_in_memory = 0;
   std::uint64_t commits = 0;
   std::uint64_t commit_failures = 0;

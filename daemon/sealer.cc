@@ -337,8 +337,15 @@ void run_seal(EngineState& engine, const Job& job) {
     return fail_seal(engine, job,
                      {Code::kFull, 0, "a private sequence does not fit in the host arena"});
   run_on_worker(
-      engine, [job] { copy_seal(*job); },
+      engine,
       [&engine, job] {
+        const std::uint64_t begin_ns = engine.now_ns();
+        copy_seal(*job);
+        job->work_ns = engine.now_ns() - begin_ns;
+      },
+      [&engine, job] {
+        engine.metrics.seal_work_ns += job->work_ns;
+        engine.metrics.seal_work_bytes += job->layout->size_bytes();
         job->tail.reset();
         job->in_memory ? publish_seal(engine, job) : write_file(engine, job);
       });

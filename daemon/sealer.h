@@ -49,6 +49,7 @@ struct SealJob {
   Status failure;
   const KernelTable* kernels = nullptr;
   std::vector<std::byte> abstracts;  // payload of the sidecar
+  std::uint64_t work_ns = 0;         // of the worker
   TailDone done;
 };
 

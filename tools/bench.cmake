@@ -1,6 +1,12 @@
+# peer.py goes into the program as text.
+file(READ ${CMAKE_CURRENT_SOURCE_DIR}/bench/peer.py KVT_PEER_TEXT)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/bench/peer.py)
+configure_file(bench/peer_text.cc.in ${CMAKE_CURRENT_BINARY_DIR}/peer_text.cc @ONLY)
+
 add_executable(kvtier-bench
-  bench/main.cc bench/common.cc bench/disk.cc bench/fetch.cc bench/kernels.cc bench/match.cc bench/model.cc
-  bench/open.cc bench/restore.cc bench/ring.cc bench/write.cc)
+  bench/main.cc bench/common.cc bench/commit.cc bench/decode.cc bench/disk.cc bench/fetch.cc bench/kernels.cc
+  bench/match.cc bench/model.cc bench/open.cc bench/own_daemon.cc bench/peer.cc bench/plain_file.cc bench/restore.cc
+  bench/resume.cc bench/ring.cc bench/seal.cc ${CMAKE_CURRENT_BINARY_DIR}/peer_text.cc)
 target_include_directories(kvtier-bench PRIVATE ${PROJECT_SOURCE_DIR}/client/include)
 target_link_libraries(kvtier-bench PRIVATE kvt_client kvt_kernels kvt_tiers kvt_ipc kvt_base CLI11::CLI11)
 install(TARGETS kvtier-bench)

@@ -25,31 +25,33 @@ struct Context {
   Size size = Size::kFull;
   std::string directory;    // scratch; made and removed by main
   std::string daemon_path;  // kvtierd
-  bool json = false;
+  std::string python_path;  // of peers that need torch; empty: none
 
   [[nodiscard]] bool smoke() const noexcept { return size == Size::kSmoke; }
-  // Interleaved pairs: 1 in smoke, 3 in quick, `full` else.
-  [[nodiscard]] std::size_t pairs(std::size_t full = 7) const noexcept {
-    return size == Size::kSmoke ? 1 : size == Size::kQuick ? 3 : full;
+  // Interleaved rounds: 1 in smoke, `quick` (at least 3) in quick, `full` else.
+  [[nodiscard]] std::size_t rounds(std::size_t quick = 3, std::size_t full = 7) const noexcept {
+    return size == Size::kSmoke ? 1 : size == Size::kQuick ? quick : full;
   }
 };
 
 enum class Better { kHigher, kLower };
 
+// One row of the table and one line of the JSON. `ratio` is the median of the rounds' ratios, which
+// a disk that swings from one second to the next disturbs less than the ratio of two medians.
 struct Figure {
   std::string metric;
-  double value = 0;  // median
   std::string unit;
+  double value = 0;    // median
   double ceiling = 0;  // median of what it is compared with
+  double ratio = 0, ratio_min = 0, ratio_max = 0;
+  std::size_t n = 0;  // rounds
   std::string ceiling_name;
-  double goal = 0;  // of value / ceiling; 0: none, for information
+  double goal = 0;  // of the ratio; 0: none, for information
   Better better = Better::kLower;
-  std::size_t n = 0;  // pairs
   std::string note;
 
-  [[nodiscard]] double ratio() const noexcept { return ceiling > 0 ? value / ceiling : 0; }
   [[nodiscard]] bool held() const noexcept {
-    return goal <= 0 || (better == Better::kLower ? ratio() <= goal : ratio() >= goal);
+    return goal <= 0 || (better == Better::kLower ? ratio <= goal : ratio >= goal);
   }
 };
 
@@ -61,13 +63,27 @@ struct Bench {
 
 [[nodiscard]] double median(std::vector<double> values);
 [[nodiscard]] double seconds_now();
-// Runs ours and theirs in turn, `pairs` times; each returns its figure (or an error).
-struct Pairs {
-  std::vector<double> ours, theirs;
-};
-[[nodiscard]] Result<Pairs> interleave(std::size_t pairs,
-                                       const std::function<Result<double>()>& ours,
-                                       const std::function<Result<double>()>& theirs);
+// Processor time of the calling thread: for what only computes, so that other programs do not
+// count.
+[[nodiscard]] double thread_seconds_now();
+
+using Measure = std::function<Result<double>()>;
+// Runs all measures in turn, `rounds` times, every other round backwards, so that a drift of the
+// machine meets all alike. One column of figures per measure, in the order given.
+[[nodiscard]] Result<std::vector<std::vector<double>>> interleave(
+    std::size_t rounds, const std::vector<Measure>& measures);
+// Medians and ratios of two columns; name, goal and note are the caller's.
+[[nodiscard]] Figure compare(std::string metric, const std::vector<double>& ours,
+                             const std::vector<double>& theirs);
+// The same against a fixed bound.
+[[nodiscard]] Figure bounded(std::string metric, const std::vector<double>& ours, double bound);
+// Into another unit.
+void scale(Figure* figure, double factor);
+// The row of fio against fio, in bytes per second.
+[[nodiscard]] Figure noise_floor(const std::string& what, const std::vector<double>& a,
+                                 const std::vector<double>& b);
+// "0.93-1.08": what one and the same thing differs by from itself in this run.
+[[nodiscard]] std::string spread(const std::vector<double>& a, const std::vector<double>& b);
 
 // Writes data back and drops the page cache where permitted; says whether it could.
 bool drop_page_cache();
@@ -79,7 +95,8 @@ struct FioJob {
   bool sequential = false;
   std::uint64_t block_bytes = 256 * 1024;
   std::uint32_t depth = 16;
-  double seconds = 2;
+  double seconds = 2;       // for so long
+  std::uint64_t bytes = 0;  // or, where not 0, so many bytes
 };
 [[nodiscard]] Result<double> run_fio(const FioJob& job);
 
@@ -103,31 +120,19 @@ class OwnDaemon {
   std::string socket_;
 };
 
-[[nodiscard]] Result<void> bench_ring(const Context& context,
-                                      std::vector<Figure>* figures);  // ring.cc
-[[nodiscard]] Result<void> bench_fetch(const Context& context,
-                                       std::vector<Figure>* figures);  // fetch.cc
-[[nodiscard]] Result<void> bench_disk(const Context& context,
-                                      std::vector<Figure>* figures);  // disk.cc
-[[nodiscard]] Result<void> bench_seal(const Context& context,
-                                      std::vector<Figure>* figures);  // write.cc
-[[nodiscard]] Result<void> bench_commit(const Context& context,
-                                        std::vector<Figure>* figures);  // write.cc
-[[nodiscard]] Result<void> bench_restore(const Context& context,
-                                         std::vector<Figure>* figures);  // restore.cc
-[[nodiscard]] Result<void> bench_resume(const Context& context,
-                                        std::vector<Figure>* figures);  // restore.cc
-[[nodiscard]] Result<void> bench_match(const Context& context,
-                                       std::vector<Figure>* figures);  // match.cc
-[[nodiscard]] Result<void> bench_open(const Context& context,
-                                      std::vector<Figure>* figures);  // open.cc
-[[nodiscard]] Result<void> bench_score(const Context& context,
-                                       std::vector<Figure>* figures);  // kernels.cc
-[[nodiscard]] Result<void> bench_attend(const Context& context,
-                                        std::vector<Figure>* figures);  // kernels.cc
-[[nodiscard]] Result<void> bench_decode(const Context& context,
-                                        std::vector<Figure>* figures);  // restore.cc
-[[nodiscard]] Result<void> bench_idle(const Context& context,
-                                      std::vector<Figure>* figures);  // match.cc
+// One per line of main.cc's table.
+[[nodiscard]] Result<void> bench_ring(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_fetch(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_disk(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_seal(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_commit(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_restore(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_resume(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_match(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_open(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_score(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_attend(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_decode(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_idle(const Context& context, std::vector<Figure>* figures);
 
 }  // namespace kvtier::bench

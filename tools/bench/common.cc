@@ -1,20 +1,17 @@
 #include <fcntl.h>
-#include <signal.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <fstream>
 #include <sstream>
 #include <utility>
 
 #include "base/random.h"
 #include "base/unique_fd.h"
-#include "client/ipc/unix_socket.h"
 #include "tools/bench/bench.h"
 
 namespace kvtier::bench {
@@ -30,16 +27,66 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-Result<Pairs> interleave(std::size_t pairs, const std::function<Result<double>()>& ours,
-                         const std::function<Result<double>()>& theirs) {
-  Pairs result;
-  for (std::size_t i = 0; i < pairs; ++i) {
-    KVT_TRY(const double our, ours());
-    KVT_TRY(const double their, theirs());
-    result.ours.push_back(our);
-    result.theirs.push_back(their);
+double thread_seconds_now() {
+  timespec now{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+Result<std::vector<std::vector<double>>> interleave(std::size_t rounds,
+                                                    const std::vector<Measure>& measures) {
+  std::vector<std::vector<double>> columns(measures.size());
+  for (std::size_t round = 0; round < rounds; ++round) {
+    for (std::size_t i = 0; i < measures.size(); ++i) {
+      const std::size_t which = round % 2 == 0 ? i : measures.size() - 1 - i;
+      KVT_TRY(const double value, measures[which]());
+      columns[which].push_back(value);
+    }
   }
-  return result;
+  return columns;
+}
+
+Figure compare(std::string metric, const std::vector<double>& ours,
+               const std::vector<double>& theirs) {
+  Figure figure;
+  figure.metric = std::move(metric);
+  figure.value = median(ours);
+  figure.ceiling = median(theirs);
+  figure.n = ours.size();
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < ours.size(); ++i)
+    ratios.push_back(theirs[i] > 0 ? ours[i] / theirs[i] : 0);
+  figure.ratio = median(ratios);
+  figure.ratio_min = *std::min_element(ratios.begin(), ratios.end());
+  figure.ratio_max = *std::max_element(ratios.begin(), ratios.end());
+  return figure;
+}
+
+Figure bounded(std::string metric, const std::vector<double>& ours, double bound) {
+  return compare(std::move(metric), ours, std::vector<double>(ours.size(), bound));
+}
+
+void scale(Figure* figure, double factor) {
+  figure->value *= factor;
+  figure->ceiling *= factor;
+}
+
+Figure noise_floor(const std::string& what, const std::vector<double>& a,
+                   const std::vector<double>& b) {
+  Figure figure = compare("noise floor: fio against fio, " + what, a, b);
+  scale(&figure, 1e-9);
+  figure.unit = "GB/s";
+  figure.ceiling_name = "GB/s fio";
+  figure.better = Better::kHigher;
+  figure.note = "ratios " + spread(a, b);
+  return figure;
+}
+
+std::string spread(const std::vector<double>& a, const std::vector<double>& b) {
+  const Figure figure = compare("", a, b);
+  char text[64];
+  std::snprintf(text, sizeof text, "%.2f-%.2f", figure.ratio_min, figure.ratio_max);
+  return text;
 }
 
 bool drop_page_cache() {
@@ -86,66 +133,14 @@ Result<double> run_fio(const FioJob& job) {
   command << "fio --name=peer --filename='" << job.path
           << "' --rw=" << (job.sequential ? "read" : "randread") << " --bs=" << job.block_bytes
           << " --iodepth=" << job.depth << " --ioengine=io_uring --direct=1"
-          << " --time_based --runtime=" << job.seconds
+          << (job.bytes != 0 ? " --size=" + std::to_string(job.bytes)
+                             : " --time_based --runtime=" + std::to_string(job.seconds))
           << " --readonly --output-format=json 2>/dev/null";
   KVT_TRY(const std::string text, output_of(command.str()));
   KVT_TRY(const Json report, parse_json(text.substr(std::min(text.find('{'), text.size()))));
   if (!report.contains("jobs") || report["jobs"].empty())
     return error(Code::kIo, "fio gave no figures");
   return report["jobs"][0]["read"]["bw_bytes"].get<double>();
-}
-
-Result<OwnDaemon> OwnDaemon::start(const Context& context, const std::string& store,
-                                   const std::vector<std::string>& settings) {
-  OwnDaemon daemon;
-  daemon.socket_ = store + ".sockets/kvtierd.sock";
-  ::mkdir((store + ".sockets").c_str(), 0700);
-  std::vector<std::string> words = {context.daemon_path, "--store", store, "--socket",
-                                    daemon.socket_};
-  for (const std::string& setting : settings) words.insert(words.end(), {"--set", setting});
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-  daemon.pid_ = ::fork();
-  if (daemon.pid_ == 0) {
-    ::setenv("KVTIER_CONFIG", "/dev/null", 1);
-    ::execv(argv[0], argv.data());
-    ::_exit(127);
-  }
-  for (int i = 0; i < 2000; ++i) {
-    if (connect_unix(daemon.socket_, Deadline::after_ms(1000))) return daemon;
-    int status = 0;
-    if (::waitpid(daemon.pid_, &status, WNOHANG) == daemon.pid_) {
-      daemon.pid_ = -1;
-      return error(Code::kIo, "kvtierd ended at once; its message is above");
-    }
-    ::usleep(5000);
-  }
-  return error(Code::kTimeout, "kvtierd does not answer");
-}
-
-OwnDaemon::OwnDaemon(OwnDaemon&& other) noexcept
-    : pid_(std::exchange(other.pid_, -1)), socket_(std::move(other.socket_)) {}
-
-OwnDaemon& OwnDaemon::operator=(OwnDaemon&& other) noexcept {
-  stop();
-  pid_ = std::exchange(other.pid_, -1);
-  socket_ = std::move(other.socket_);
-  return *this;
-}
-
-OwnDaemon::~OwnDaemon() { stop(); }
-
-void OwnDaemon::stop() {
-  if (pid_ < 0) return;
-  ::kill(pid_, SIGTERM);
-  ::waitpid(std::exchange(pid_, -1), nullptr, 0);
-}
-
-void OwnDaemon::kill() {
-  if (pid_ < 0) return;
-  ::kill(pid_, SIGKILL);
-  ::waitpid(std::exchange(pid_, -1), nullptr, 0);
 }
 
 }  // namespace kvtier::bench

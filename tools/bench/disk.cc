@@ -1,5 +1,6 @@
 // Random 256 KiB reads at queue depth 16 through our disk layer (scheduler, back end, registered
-// memory) against fio on the same file; and fio against fio, which is the noise of this disk.
+// memory) against fio on the same file; and fio against fio in the same rounds, which is the noise
+// of this disk.
 #include "base/random.h"
 #include "base/unique_fd.h"
 #include "tiers/io_scheduler.h"
@@ -67,7 +68,7 @@ Result<double> read_rate(Reader& reader, double seconds, Random& random) {
 }  // namespace
 
 Result<void> bench_disk(const Context& context, std::vector<Figure>* figures) {
-  const std::uint64_t bytes = context.smoke() ? 128ull << 20 : 2ull << 30;
+  const std::uint64_t bytes = context.smoke() ? 128ull << 20 : 1ull << 30;
   const double seconds = context.smoke() ? 0.5 : 2;
   const std::string path = context.directory + "/random";
   KVT_TRY_VOID(make_random_file(path, bytes));
@@ -76,19 +77,20 @@ Result<void> bench_disk(const Context& context, std::vector<Figure>* figures) {
   FioJob job;
   job.path = path;
   job.seconds = seconds;
-  KVT_TRY(const Pairs pairs,
-          interleave(
-              context.pairs(5), [&] { return read_rate(reader, seconds, random); },
-              [&] { return run_fio(job); }));
-  figures->push_back({"disk read 256 KiB QD 16", median(pairs.ours) / 1e9, "GB/s",
-                      median(pairs.theirs) / 1e9, "GB/s fio", 0.95, Better::kHigher,
-                      pairs.ours.size(), std::string("through ") + reader.io->name()});
-  KVT_TRY(const Pairs noise,
-          interleave(
-              context.pairs(3), [&] { return run_fio(job); }, [&] { return run_fio(job); }));
-  figures->push_back({"disk noise: fio against fio", median(noise.ours) / 1e9, "GB/s",
-                      median(noise.theirs) / 1e9, "GB/s fio", 0, Better::kHigher, noise.ours.size(),
-                      ""});
+  const Measure fio = [&] { return run_fio(job); };
+  KVT_TRY(const auto columns,
+          interleave(context.rounds(5, 9),
+                     {[&] { return read_rate(reader, seconds, random); }, fio, fio}));
+  Figure figure = compare("disk fetch of 256 KiB at queue depth 16", columns[0], columns[1]);
+  scale(&figure, 1e-9);
+  figure.unit = "GB/s";
+  figure.ceiling_name = "GB/s fio on the same file";
+  figure.goal = 0.95;
+  figure.better = Better::kHigher;
+  figure.note = std::string("through ") + reader.io->name() +
+                "; fio against itself: " + spread(columns[2], columns[1]);
+  figures->push_back(figure);
+  figures->push_back(noise_floor("random 256 KiB", columns[2], columns[1]));
   reader.io->close(reader.file);
   return {};
 }

@@ -20,15 +20,15 @@ const std::vector<Bench>& benches() {
       {"ring", "round trip of the shared-memory ring", bench_ring},
       {"fetch", "one chunk from host memory, through the daemon", bench_fetch},
       {"disk", "256 KiB reads, queue depth 16", bench_disk},
-      {"seal", "2,048 tokens into a durable segment", bench_seal},
-      {"commit", "one token durable", bench_commit},
+      {"seal", "2,048 tokens into a segment: the work, and until it is durable", bench_seal},
+      {"commit", "tokens durable: one, 1 MiB and more", bench_commit},
       {"restore", "a whole session from disk, checksums on", bench_restore},
       {"resume", "64k tokens: attach and one decode step at budget 1,024, cold", bench_resume},
       {"match", "longest prefix of 64k tokens", bench_match},
       {"open", "a store of 5,000 segments and 160,000 blocks", bench_open},
       {"score", "scoring of abstracts", bench_score},
       {"attend", "attention over rows", bench_attend},
-      {"decode", "attention of one step over 7k tokens, all layers", bench_decode},
+      {"decode", "attention of one step over 7k tokens, all layers, against SDPA", bench_decode},
       {"idle", "processor time of an idle daemon", bench_idle},
   };
   return table;
@@ -40,96 +40,148 @@ std::string beside_us(const char* name) {
   return (self.parent_path() / name).string();
 }
 
-Json line_of(const Figure& f) {
+// `held` and `goal` are null where there is no verdict.
+Json line_of(const Figure& f, bool verdict) {
+  const bool judged = verdict && f.goal > 0;
   return Json{{"metric", f.metric},
               {"value", f.value},
               {"unit", f.unit},
               {"ceiling", f.ceiling},
               {"ceiling_name", f.ceiling_name},
-              {"ratio", f.ratio()},
-              {"goal", f.goal},
+              {"ratio", f.ratio},
+              {"ratio_min", f.ratio_min},
+              {"ratio_max", f.ratio_max},
+              {"goal", judged ? Json(f.goal) : Json()},
               {"better", f.better == Better::kLower ? "lower" : "higher"},
-              {"held", f.held()},
+              {"held", judged ? Json(f.held()) : Json()},
               {"n", f.n},
               {"note", f.note}};
 }
 
+void print_head() {
+  std::printf("%-44s %10s %-5s %10s %-30s %7s\n", "figure", "value", "", "ceiling", "", "ratio");
+}
+
 void print_figure(const Figure& f, bool verdict) {
-  std::printf("%-34s %12.4g %-9s %12.4g %-22s %7.3f", f.metric.c_str(), f.value, f.unit.c_str(),
-              f.ceiling, f.ceiling_name.c_str(), f.ratio());
+  std::printf("%-44s %10.4g %-5s %10.4g %-30s %7.3f", f.metric.c_str(), f.value, f.unit.c_str(),
+              f.ceiling, f.ceiling_name.c_str(), f.ratio);
   if (f.goal > 0 && verdict)
-    std::printf("  %s %-6.3g %s", f.better == Better::kLower ? "<=" : ">=", f.goal,
+    std::printf("  %s %-5.3g %s", f.better == Better::kLower ? "<=" : ">=", f.goal,
                 f.held() ? "held" : "MISSED");
   std::printf("%s%s\n", f.note.empty() ? "" : "  ", f.note.c_str());
   std::fflush(stdout);
 }
 
+// Python with torch for the peers: of an activated environment, else of the repository this program
+// was built in.
+std::string find_python() {
+  std::vector<std::string> candidates;
+  if (const char* environment = std::getenv("VIRTUAL_ENV"); environment != nullptr)
+    candidates.push_back(std::string(environment) + "/bin/python");
+  candidates.push_back(beside_us("../../.venv/bin/python"));
+  for (const std::string& path : candidates)
+    if (::access(path.c_str(), X_OK) == 0) return path;
+  return "";
+}
+
+struct Arguments {
+  std::vector<std::string> names;
+  std::string json_path, directory, python;
+  bool quick = false, smoke = false, list = false;
+
+  [[nodiscard]] bool wants(const Bench& bench) const {
+    for (const std::string& name : names)
+      if (name == "all" || name == bench.name) return true;
+    return false;
+  }
+};
+
+void list_benches() {
+  for (const Bench& bench : benches()) std::printf("%-9s %s\n", bench.name, bench.help);
+}
+
+bool names_known(const Arguments& arguments) {
+  for (const std::string& name : arguments.names) {
+    bool known = name == "all";
+    for (const Bench& bench : benches()) known = known || name == bench.name;
+    if (known) continue;
+    std::fprintf(stderr, "kvtier-bench: no benchmark '%s'; --list shows them\n", name.c_str());
+    return false;
+  }
+  return true;
+}
+
+struct Verdict {
+  bool failed = false, missed = false;
+};
+
+Verdict run_benches(const Arguments& arguments, const Context& context, FILE* json) {
+  Verdict verdict;
+  const bool table = json != stdout, judged = !context.smoke();
+  if (table) print_head();
+  for (const Bench& bench : benches()) {
+    if (!arguments.wants(bench)) continue;
+    std::vector<Figure> figures;
+    const Result<void> run = bench.run(context, &figures);
+    for (const Figure& figure : figures) {
+      if (table) print_figure(figure, judged);
+      if (json != nullptr) std::fprintf(json, "%s\n", dump_json(line_of(figure, judged)).c_str());
+      verdict.missed = verdict.missed || (judged && !figure.held());
+    }
+    if (json != nullptr) std::fflush(json);
+    if (run) continue;
+    std::fprintf(stderr, "kvtier-bench: %s: %s\n", bench.name, run.error().message());
+    verdict.failed = true;
+  }
+  return verdict;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("kvtier-bench measures kvtier against ceilings and peers in the same run.");
-  std::vector<std::string> names;
-  std::string json_path, directory;
-  bool quick = false, smoke = false, list = false;
-  app.add_option("NAME", names, "benchmarks to run, or `all`");
-  app.add_flag("--quick", quick, "every row within 6 minutes");
-  app.add_flag("--smoke", smoke, "does it run; no verdicts");
-  app.add_flag("--list", list, "what there is");
-  app.add_option("--json", json_path,
+  CLI::App app(
+      "kvtier-bench measures kvtier against ceilings and peers in the same run.\n"
+      "Ends with 0: all goals held, 3: a goal was missed, 1: a benchmark failed, 2: usage.");
+  Arguments arguments;
+  app.add_option("NAME", arguments.names, "benchmarks to run, or `all`");
+  app.add_flag("--quick", arguments.quick, "every row within 6 minutes");
+  app.add_flag("--smoke", arguments.smoke, "does it run, within a minute; no verdicts");
+  app.add_flag("--list", arguments.list, "what there is");
+  app.add_option("--json", arguments.json_path,
                  "append one line per figure to this file; - for standard output");
-  app.add_option("--dir", directory,
-                 "scratch directory on the disk to be measured; default build/ or the current one");
+  app.add_option("--dir", arguments.directory,
+                 "scratch directory on the disk to be measured; default: the current one");
+  app.add_option("--python", arguments.python,
+                 "Python with torch and safetensors for the peers of resume and decode; default: "
+                 "$VIRTUAL_ENV, else .venv of the repository");
   CLI11_PARSE(app, argc, argv);
-  if (list || names.empty()) {
-    for (const Bench& bench : benches()) std::printf("%-9s %s\n", bench.name, bench.help);
-    return list ? 0 : 2;
+  if (arguments.list || arguments.names.empty()) {
+    list_benches();
+    return arguments.list ? 0 : 2;
   }
-  for (const std::string& name : names) {
-    bool known = name == "all";
-    for (const Bench& bench : benches()) known = known || name == bench.name;
-    if (!known) {
-      std::fprintf(stderr, "kvtier-bench: no benchmark '%s'; --list shows them\n", name.c_str());
-      return 2;
-    }
-  }
+  if (!names_known(arguments)) return 2;
 
   Context context;
-  context.size = smoke ? Size::kSmoke : quick ? Size::kQuick : Size::kFull;
+  context.size = arguments.smoke ? Size::kSmoke : arguments.quick ? Size::kQuick : Size::kFull;
   context.daemon_path = beside_us("kvtierd");
-  context.json = json_path == "-";
-  if (directory.empty()) directory = std::filesystem::current_path();
-  std::string pattern = directory + "/kvtier-bench.XXXXXX";
+  context.python_path = arguments.python.empty() ? find_python() : arguments.python;
+  if (arguments.directory.empty()) arguments.directory = std::filesystem::current_path();
+  std::string pattern = arguments.directory + "/kvtier-bench.XXXXXX";
   if (::mkdtemp(pattern.data()) == nullptr) {
     std::perror("kvtier-bench: cannot make a scratch directory");
     return 1;
   }
   context.directory = pattern;
-
-  FILE* json = json_path.empty()  ? nullptr
-               : json_path == "-" ? stdout
-                                  : std::fopen(json_path.c_str(), "a");
-  if (!context.json)
-    std::printf("%-34s %12s %-9s %12s %-22s %7s\n", "figure", "value", "", "ceiling", "", "ratio");
-  bool failed = false, missed = false;
-  for (const Bench& bench : benches()) {
-    bool wanted = false;
-    for (const std::string& name : names) wanted = wanted || name == "all" || name == bench.name;
-    if (!wanted) continue;
-    std::vector<Figure> figures;
-    const Result<void> run = bench.run(context, &figures);
-    for (const Figure& figure : figures) {
-      if (!context.json) print_figure(figure, !smoke);
-      if (json != nullptr) std::fprintf(json, "%s\n", dump_json(line_of(figure)).c_str());
-      missed = missed || !figure.held();
-    }
-    if (!run) {
-      std::fprintf(stderr, "kvtier-bench: %s: %s\n", bench.name, run.error().message());
-      failed = true;
-    }
+  const std::string& path = arguments.json_path;
+  FILE* json = path.empty() ? nullptr : path == "-" ? stdout : std::fopen(path.c_str(), "a");
+  if (!path.empty() && json == nullptr) {
+    std::perror("kvtier-bench: cannot write the JSON");
+    return 1;
   }
+  const Verdict verdict = run_benches(arguments, context, json);
   std::error_code ignored;
   std::filesystem::remove_all(context.directory, ignored);
   if (json != nullptr && json != stdout) std::fclose(json);
-  if (failed) return 1;
-  return missed && !smoke ? 3 : 0;
+  if (verdict.failed) return 1;
+  return verdict.missed ? 3 : 0;
 }

@@ -32,9 +32,9 @@ Result<void> bench_match(const Context& context, std::vector<Figure>* figures) {
   KVT_TRY(const OwnDaemon daemon,
           OwnDaemon::start(context, context.directory + "/match", {"host.arena_bytes=2GiB"}));
   KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
-  KVT_TRY(const SpacePtr space, open_space(client.get(), KVT_DTYPE_F16));
+  KVT_TRY(const SpacePtr space, open_space(client.get(), Shape{}));
   KVT_TRY(const SequencePtr sequence, create_sequence(space.get(), "match"));
-  Writer writer(KVT_DTYPE_F16);
+  Writer writer(Shape{});
   KVT_TRY_VOID(writer.append(sequence.get(), tokens));
   KVT_TRY_VOID(check(kvt_sequence_commit(sequence.get())));
   std::vector<kvt_token> records(tokens);
@@ -62,10 +62,12 @@ Result<void> bench_match(const Context& context, std::vector<Figure>* figures) {
     static_cast<void>(keep);
     return (seconds_now() - start) * 1e3;
   };
-  KVT_TRY(const Pairs pairs, interleave(context.pairs(), ours, theirs));
-  figures->push_back({"match of 64k tokens", median(pairs.ours), "ms", median(pairs.theirs),
-                      "ms hash + compare", 0, Better::kLower, pairs.ours.size(),
-                      "with the socket's round trip"});
+  KVT_TRY(const auto columns, interleave(context.rounds(7, 15), {ours, theirs}));
+  Figure figure = compare("match of 64k tokens", columns[0], columns[1]);
+  figure.unit = "ms";
+  figure.ceiling_name = "ms hash + compare in memory";
+  figure.note = "with the socket's round trip";
+  figures->push_back(figure);
   return {};
 }
 
@@ -76,13 +78,16 @@ Result<void> bench_idle(const Context& context, std::vector<Figure>* figures) {
   KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
   const double seconds = context.smoke() ? 1 : 5;
   std::vector<double> shares;
-  for (std::size_t i = 0; i < context.pairs(3); ++i) {
+  for (std::size_t i = 0; i < context.rounds(3, 5); ++i) {
     const double before = processor_seconds(daemon.pid());
     ::usleep(static_cast<useconds_t>(seconds * 1e6));
     shares.push_back((processor_seconds(daemon.pid()) - before) / seconds * 100);
   }
-  figures->push_back({"idle daemon, one client attached", median(shares), "% core", 100,
-                      "% one core", 0.005, Better::kLower, shares.size(), ""});
+  Figure figure = bounded("idle daemon, one client attached", shares, 0.5);
+  figure.unit = "%";
+  figure.ceiling_name = "% of one core";
+  figure.goal = 1;
+  figures->push_back(figure);
   return {};
 }
 

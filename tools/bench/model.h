@@ -12,7 +12,21 @@
 
 namespace kvtier::bench {
 
-inline constexpr std::uint32_t kLayers = 30, kKvHeads = 3, kQueryHeads = 9, kDim = 64;
+struct Context;
+
+inline constexpr std::uint32_t kLayers = 30, kDim = 64;
+
+struct Shape {
+  std::uint16_t kv_heads = 3, query_heads = 9;
+  std::uint8_t dtype = KVT_DTYPE_F16;
+
+  [[nodiscard]] std::uint32_t row_bytes() const noexcept {
+    return kDim * (dtype == KVT_DTYPE_F32 ? 4u : 2u);
+  }
+  [[nodiscard]] std::uint64_t token_bytes() const noexcept {
+    return 2ull * kLayers * kv_heads * row_bytes();
+  }
+};
 
 struct CloseClient {
   void operator()(kvt_client* client) const { kvt_client_close(client); }
@@ -33,25 +47,43 @@ using ViewPtr = std::unique_ptr<kvt_view, CloseView>;
 
 // Turns a failed call into an error that says what the library said.
 [[nodiscard]] Result<void> check(kvt_status status);
-[[nodiscard]] Result<ClientPtr> open_client(const std::string& socket);
-[[nodiscard]] Result<SpacePtr> open_space(kvt_client* client, std::uint8_t dtype);
-[[nodiscard]] Result<SequencePtr> create_sequence(kvt_space* space, const char* name);
+[[nodiscard]] Result<ClientPtr> open_client(const std::string& socket, std::uint32_t spin_us = 0);
+[[nodiscard]] Result<SpacePtr> open_space(kvt_client* client, const Shape& shape);
+[[nodiscard]] Result<SequencePtr> create_sequence(kvt_space* space, const std::string& name);
+[[nodiscard]] Result<SequencePtr> open_sequence(kvt_space* space, const std::string& name,
+                                                bool writable);
+// `budget` 0: everything.
+[[nodiscard]] Result<ViewPtr> open_view(kvt_sequence* sequence, std::uint64_t budget);
 
 // Random rows of one piece, written to all layers of `sequence`, again and again until `tokens` are
 // there.
 class Writer {
  public:
-  explicit Writer(std::uint8_t dtype);
+  explicit Writer(const Shape& shape);
   [[nodiscard]] Result<void> append(kvt_sequence* sequence, std::uint64_t tokens);
-  [[nodiscard]] std::uint64_t token_bytes() const noexcept {
-    return 2ull * kLayers * kKvHeads * row_bytes_;
-  }
+  // One layer of the piece of `count` tokens that was begun.
+  [[nodiscard]] Result<void> write_layer(kvt_sequence* sequence, std::uint32_t layer,
+                                         std::uint32_t count);
+  // A token with an id of its own.
+  [[nodiscard]] kvt_token next_token(std::uint64_t position) noexcept;
 
  private:
-  std::uint32_t row_bytes_;
+  Shape shape_;
   std::vector<std::byte> rows_;  // [heads][piece][row]
   std::uint32_t next_id_ = 1;
 };
+
+// A store that holds one committed sequence named "session", and no daemon. The first call makes
+// it, later ones find it.
+struct SessionStore {
+  std::string path;
+  std::uint64_t bytes = 0;  // of K and V
+};
+[[nodiscard]] Result<SessionStore> session_store(const Context& context, const Shape& shape,
+                                                 std::uint64_t tokens);
+
+// Attention of one decode step over all layers; seconds.
+[[nodiscard]] Result<double> attend_step(kvt_view* view, const Shape& shape);
 
 // Times a bare two-thread ping-pong (ring.cc).
 double bare_ping_pong_us(std::uint64_t rounds);

@@ -81,7 +81,8 @@ typedef struct kvt_client_options {
       daemon_path;     /* null: $KVTIER_DAEMON, else beside the library, else `kvtierd` of PATH */
   const char* name;    /* shown by `kvtier status`; null: the program's name */
   uint32_t timeout_ms; /* of connecting and of control requests; default 10000 */
-  uint32_t reserved;
+  uint32_t spin_us;    /* spin this long for an answer before sleeping, 1000 at most; 0: chosen by
+                          the number of cores (daemon.spin_us is the daemon's side of it) */
 } kvt_client_options;
 KVT_API void kvt_client_options_init(kvt_client_options* options);
 

@@ -1,0 +1,95 @@
+"""The peers of kvtier-bench that need torch: loading a saved whole cache, and SDPA on a preallocated one.
+
+kvtier-bench runs this text with a Python that has torch and safetensors, and asks line by line:
+
+    save DIR TOKENS     saves a cache of SmolLM2-135M's geometry in float16, by torch.save and by safetensors
+    torch DIR           seconds of torch.load and one step of attention over all of it
+    safetensors DIR     the same through safetensors
+    allocate TOKENS     a preallocated cache in float32
+    sdpa                seconds of one decode step on it: K and V of a token written, attention, all layers
+
+Every answer is one line: `ok NUMBER` or `error TEXT`.
+"""
+import gc
+import sys
+import time
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+
+LAYERS, KV_HEADS, QUERY_HEADS, DIM = 30, 3, 9, 64
+
+
+def attend(keys, values):
+    query = torch.full((1, QUERY_HEADS, 1, DIM), 0.05, dtype=keys.dtype)
+    return F.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
+
+
+def step(cache):
+    return sum(attend(cache[f"k{layer}"], cache[f"v{layer}"]).float().sum().item() for layer in range(LAYERS))
+
+
+def save(directory, tokens):
+    generator = torch.Generator().manual_seed(1)
+    cache = {}
+    for layer in range(LAYERS):
+        for name in "kv":
+            # Small finite floats of random bits: nothing that a disk could compress.
+            bits = torch.randint(0x2C00, 0x3000, (1, KV_HEADS, int(tokens), DIM), generator=generator, dtype=torch.int16)
+            cache[f"{name}{layer}"] = bits.view(torch.float16)
+    torch.save(cache, directory + "/cache.pt")
+    safetensors.torch.save_file(cache, directory + "/cache.safetensors")
+    step(cache)
+    return 0
+
+
+def timed_load(load, path):
+    gc.collect()
+    start = time.perf_counter()
+    step(load(path))
+    return time.perf_counter() - start
+
+
+class Peer:
+    def __init__(self):
+        self.cache, self.length = None, 0
+
+    def allocate(self, tokens):
+        self.length = int(tokens)
+        shape = (1, KV_HEADS, self.length + 4096, DIM)
+        self.cache = [(torch.rand(shape) - 0.5, torch.rand(shape) - 0.5) for _ in range(LAYERS)]
+        return 0
+
+    def sdpa(self):
+        start = time.perf_counter()
+        row = torch.full((1, KV_HEADS, DIM), 0.05)
+        self.length += 1
+        for keys, values in self.cache:
+            keys[:, :, self.length - 1] = row
+            values[:, :, self.length - 1] = row
+            attend(keys[:, :, :self.length], values[:, :, :self.length])
+        return time.perf_counter() - start
+
+    def answer(self, word, *arguments):
+        if word == "save":
+            return save(*arguments)
+        if word == "torch":
+            return timed_load(torch.load, arguments[0] + "/cache.pt")
+        if word == "safetensors":
+            return timed_load(safetensors.torch.load_file, arguments[0] + "/cache.safetensors")
+        return {"allocate": self.allocate, "sdpa": self.sdpa}[word](*arguments)
+
+
+def main():
+    torch.set_grad_enabled(False)
+    peer = Peer()
+    print("ok 0", flush=True)
+    for line in sys.stdin:
+        try:
+            print(f"ok {peer.answer(*line.split()):.9f}", flush=True)
+        except Exception as problem:  # told to who asked, whatever it is
+            print("error", str(problem).splitlines()[0], flush=True)
+
+
+main()

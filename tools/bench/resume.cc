@@ -1,0 +1,107 @@
+// A 64k-token sequence, page cache and host arena cold, from attach to its first decode step at
+// budget 1,024, against loading the saved whole cache plus one step over it.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+
+#include "base/unique_fd.h"
+#include "tools/bench/bench.h"
+#include "tools/bench/model.h"
+#include "tools/bench/peer.h"
+
+namespace kvtier::bench {
+namespace {
+
+// Reads a whole file into memory with ordinary reads: what loading a saved cache is at the least.
+Result<double> load_file(const std::string& path, std::vector<std::byte>* memory) {
+  drop_page_cache();
+  const double start = seconds_now();
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return error(Code::kIo, "cannot open the saved cache", errno);
+  std::size_t done = 0;
+  while (done < memory->size()) {
+    const ssize_t got = ::read(fd.get(), memory->data() + done,
+                               std::min<std::size_t>(memory->size() - done, 8u << 20));
+    if (got <= 0) return error(Code::kIo, "cannot read the saved cache", errno);
+    done += static_cast<std::size_t>(got);
+  }
+  return seconds_now() - start;
+}
+
+Result<double> resume(const Context& context, const SessionStore& store) {
+  const Shape shape;
+  KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, store.path, {}));
+  KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
+  KVT_TRY(const SpacePtr space, open_space(client.get(), shape));
+  drop_page_cache();
+  const double start = seconds_now();
+  KVT_TRY(const SequencePtr sequence, open_sequence(space.get(), "session", false));
+  KVT_TRY(const ViewPtr view, open_view(sequence.get(), 1024));
+  KVT_TRY_VOID(attend_step(view.get(), shape));
+  return seconds_now() - start;
+}
+
+// What a step over the whole cache in memory takes through us: for where torch is not there.
+Result<double> full_step(const Context& context, const SessionStore& store) {
+  const Shape shape;
+  KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, store.path, {}));
+  KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
+  KVT_TRY(const SpacePtr space, open_space(client.get(), shape));
+  KVT_TRY(const SequencePtr sequence, open_sequence(space.get(), "session", false));
+  KVT_TRY(const ViewPtr view, open_view(sequence.get(), 0));
+  KVT_TRY_VOID(attend_step(view.get(), shape));
+  return attend_step(view.get(), shape);
+}
+
+}  // namespace
+
+Result<void> bench_resume(const Context& context, std::vector<Figure>* figures) {
+  const std::uint64_t tokens = context.smoke() ? 4096 : 65536;
+  KVT_TRY(const SessionStore store, session_store(context, Shape{}, tokens));
+  const auto ours = [&] { return resume(context, store); };
+  Figure figure;
+  // Smoke has no time for torch to load.
+  Result<Peer> peer = Peer::start(context.smoke() ? "" : context.python_path);
+  const std::string metric =
+      "resume of " + std::to_string(tokens / 1024) + "k tokens to first step, cold";
+  if (peer) {
+    KVT_TRY_VOID(peer->ask("save " + context.directory + " " + std::to_string(tokens)));
+    const auto load = [&](const char* word) {
+      return [&, word] {
+        drop_page_cache();
+        return peer->ask(std::string(word) + " " + context.directory);
+      };
+    };
+    KVT_TRY(const auto columns,
+            interleave(context.rounds(3, 7), {ours, load("torch"), load("safetensors")}));
+    const bool torch = median(columns[1]) < median(columns[2]);
+    figure = compare(metric, columns[0], columns[torch ? 1 : 2]);
+    figure.ceiling_name = torch ? "s torch.load + 1 step" : "s safetensors + 1 step";
+    char text[96];
+    std::snprintf(text, sizeof text, "torch.load + 1 step %.3g s, safetensors + 1 step %.3g s",
+                  median(columns[1]), median(columns[2]));
+    figure.note = text;
+  } else {
+    const std::string saved = context.directory + "/saved";
+    KVT_TRY_VOID(make_random_file(saved, store.bytes));
+    std::vector<std::byte> memory(store.bytes);
+    KVT_TRY(const double step, full_step(context, store));
+    const auto theirs = [&]() -> Result<double> {
+      KVT_TRY(const double seconds, load_file(saved, &memory));
+      return seconds + step;
+    };
+    KVT_TRY(const auto columns, interleave(context.rounds(3, 7), {ours, theirs}));
+    figure = compare(metric, columns[0], columns[1]);
+    figure.ceiling_name = "s read(2) of all + 1 step";
+    figure.note = context.smoke() ? "" : peer.error().message();
+  }
+  figure.unit = "s";
+  figure.goal = 0.10;
+  figures->push_back(figure);
+  return {};
+}
+
+}  // namespace kvtier::bench
