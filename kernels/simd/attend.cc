@@ -19,17 +19,37 @@ namespace kvtier::simd {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr std::size_t kTile = 64;     // tokens between two updates of the running maximum
+constexpr std::size_t kTile = 32;     // tokens between two updates of the running maximum
 constexpr std::size_t kQueries = 64;  // queries that share one pass over the rows
+constexpr std::size_t kLine = 64;     // bytes that one prefetch brings
+
+template <Dtype kDtype>
+constexpr std::size_t kElementBytes = kDtype == Dtype::kF32 ? 4 : 2;
+
+// Addresses of the rows of one tile.
+struct Tile {
+  std::size_t tokens = 0;
+  const std::byte* k[kTile];
+  const std::byte* v[kTile];
+};
+
+// Brings a row into the second-level cache while something else is computed: pages of a few KiB,
+// here and there, are beyond what the hardware foresees. (The first level has too few buffers for
+// that many lines under way.)
+HWY_INLINE void prefetch_row(const std::byte* row, std::size_t row_bytes) {
+  if (row_bytes == 0) return;
+  __builtin_prefetch(row, 0, 2);
+  if (row_bytes > kLine) __builtin_prefetch(row + kLine, 0, 2);
+  for (std::size_t at = 2 * kLine; at < row_bytes; at += kLine) __builtin_prefetch(row + at, 0, 2);
+}
 
 // A pass of up to kQueries queries over all tokens. `scores` of a tile become weights in place.
 struct Pass {
   const float* q = nullptr;
   float* out = nullptr;
   std::uint32_t queries = 0;
-  std::size_t tokens = 0;  // of the tile
-  const std::byte* k[kTile];
-  const std::byte* v[kTile];
+  const Tile* tile = nullptr;
+  const Tile* next = nullptr;  // the tile after it, maybe empty
   float max[kQueries];
   float sum[kQueries];
   float shrink[kQueries];  // what the sums so far are multiplied with
@@ -37,13 +57,20 @@ struct Pass {
 };
 
 // Scores of kCount queries from `first` against all tokens of the tile, four tokens at a time.
+// Meanwhile the tile's values come.
 template <Dtype kDtype, std::size_t kCount, class D>
 HWY_INLINE void score_tile(D df, const AttendArgs& args, std::uint32_t first, Pass* pass) {
   const float* q = pass->q + first * args.q_stride;
   const std::size_t lanes = hn::Lanes(df);
-  for (std::size_t t = 0; t < pass->tokens; t += 4) {
+  const Tile& tile = *pass->tile;
+  const std::size_t v_bytes = first == 0 ? args.v_dim * kElementBytes<kDtype> : 0;
+  for (std::size_t t = 0; t < tile.tokens; t += 4) {
     const std::byte* rows[4];  // beyond the end: the last row again, overwritten later
-    for (std::size_t j = 0; j < 4; ++j) rows[j] = pass->k[std::min(t + j, pass->tokens - 1)];
+    for (std::size_t j = 0; j < 4; ++j) {
+      const std::size_t token = std::min(t + j, tile.tokens - 1);
+      rows[j] = tile.k[token];
+      prefetch_row(tile.v[token], v_bytes);
+    }
     hn::Vec<D> sum[kCount][4];
     for (std::size_t i = 0; i < kCount; ++i)
       for (std::size_t j = 0; j < 4; ++j) sum[i][j] = hn::Zero(df);
@@ -65,8 +92,9 @@ void weigh_tile(std::uint32_t i, Pass* pass) {
   const hn::ScalableTag<float> df;
   const std::size_t lanes = hn::Lanes(df);
   float* scores = pass->scores[i];
-  const std::size_t padded = (pass->tokens + lanes - 1) / lanes * lanes;
-  std::fill(scores + pass->tokens, scores + padded, -std::numeric_limits<float>::infinity());
+  const std::size_t tokens = pass->tile->tokens;
+  const std::size_t padded = (tokens + lanes - 1) / lanes * lanes;
+  std::fill(scores + tokens, scores + padded, -std::numeric_limits<float>::infinity());
   auto largest = hn::Set(df, pass->max[i]);
   for (std::size_t t = 0; t < padded; t += lanes)
     largest = hn::Max(largest, hn::Load(df, scores + t));
@@ -85,7 +113,8 @@ void weigh_tile(std::uint32_t i, Pass* pass) {
   pass->max[i] = max;
 }
 
-// Adds the weighted values of kVectors * Lanes dimensions from d for kCount queries.
+// Adds the weighted values of kVectors * Lanes dimensions from d for kCount queries. Meanwhile the
+// next tile's keys come.
 template <Dtype kDtype, std::size_t kCount, std::size_t kVectors, class D>
 HWY_INLINE void add_values_at(D df, const AttendArgs& args, std::uint32_t first, std::size_t d,
                               const Pass& pass) {
@@ -96,10 +125,13 @@ HWY_INLINE void add_values_at(D df, const AttendArgs& args, std::uint32_t first,
     for (std::size_t j = 0; j < kVectors; ++j)
       sum[i][j] = hn::Mul(hn::LoadU(df, out + i * args.out_stride + j * lanes),
                           hn::Set(df, pass.shrink[first + i]));
-  for (std::size_t t = 0; t < pass.tokens; ++t) {
+  const std::size_t k_bytes = first == 0 && d == 0 ? args.dim * kElementBytes<kDtype> : 0;
+  const std::size_t ahead = pass.next->tokens;
+  for (std::size_t t = 0; t < pass.tile->tokens; ++t) {
+    if (t < ahead) prefetch_row(pass.next->k[t], k_bytes);
     hn::Vec<D> value[kVectors];
     for (std::size_t j = 0; j < kVectors; ++j)
-      value[j] = load_row<kDtype>(df, pass.v[t], d + j * lanes);
+      value[j] = load_row<kDtype>(df, pass.tile->v[t], d + j * lanes);
     for (std::size_t i = 0; i < kCount; ++i) {
       const auto weight = hn::Set(df, pass.scores[first + i][t]);
       for (std::size_t j = 0; j < kVectors; ++j)
@@ -135,10 +167,15 @@ void attend_pass(D df, const AttendArgs& args, float* lse, Pass* pass) {
     pass->max[i] = kEmpty;
     pass->sum[i] = 0.0f;
   }
-  bool empty = true;
   RowCursor cursor(args.rows, args.token_range[0], args.token_range[1], args.row_masks);
-  while ((pass->tokens = cursor.next(pass->k, pass->v, kTile)) > 0) {
-    empty = false;
+  Tile tiles[2];
+  tiles[0].tokens = cursor.next(tiles[0].k, tiles[0].v, kTile);
+  const bool empty = tiles[0].tokens == 0;
+  for (std::size_t turn = 0; tiles[turn].tokens > 0; turn ^= 1) {
+    Tile& next = tiles[turn ^ 1];
+    next.tokens = cursor.next(next.k, next.v, kTile);
+    pass->tile = &tiles[turn];
+    pass->next = &next;
     with_query_blocks(pass->queries, [&]<std::size_t kCount>(std::uint32_t first) HWY_ATTR {
       add_tile<kDtype, kCount>(df, args, first, pass);
     });
