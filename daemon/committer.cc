@@ -13,8 +13,15 @@ namespace kvtier {
 
 namespace {
 
-// One commit: what the worker encodes and the disk writes.
+constexpr std::uint64_t kBufferBytes = 1ull << 20;  // a record is as many tokens as fit into it
+constexpr std::uint32_t kRecordsAtOnce = 3;         // of one commit: encoded or being written
+constexpr std::size_t kSpareBuffers = 4;            // kept: fresh memory costs as much as the copy
+// A commit up to this is encoded at once: the way to a worker and back would take longer.
+constexpr std::uint64_t kAtOnceBytes = 64ull << 10;
+
+// One commit. The worker reads what is constant; the engine's thread has the rest.
 struct CommitJob {
+  // constant once it runs
   SequenceId sequence;
   std::shared_ptr<Tail> tail;
   Space* space = nullptr;
@@ -25,10 +32,29 @@ struct CommitJob {
   std::uint32_t count = 0;  // tokens of the half that it will have
   std::uint64_t offset = 0;
   std::uint64_t order = 0;
-  std::uint64_t records = 0;
-  AlignedBuffer bytes;
+  std::uint32_t step = 0;  // tokens of one record at most
+  // engine's
   FileId file;
+  std::uint64_t records = 0;   // begun
+  std::uint64_t bytes = 0;     // handed to the disk
+  std::uint32_t at_once = 0;   // records encoded or being written
+  bool encoding = false;       // one of them: they go to the disk in order
+  std::uint32_t next = 0;      // first token of the next record
+  bool done_encoding = false;  // no further record
+  Status failure;
   TailDone done;
+};
+
+using Job = std::shared_ptr<CommitJob>;
+
+// Some of a commit's tokens on their way into the log.
+struct Record {
+  std::uint32_t first = 0;
+  std::uint32_t count = 0;
+  std::uint64_t order = 0;
+  bool begins_file = false;  // the file's header goes in front
+  AlignedBuffer buffer;
+  std::uint64_t bytes = 0;
 };
 
 TailLogHeader header_of(const Sequence& sequence, std::uint64_t generation) {
@@ -41,41 +67,39 @@ TailLogHeader header_of(const Sequence& sequence, std::uint64_t generation) {
   return header;
 }
 
-// Worker: records (and the file header of a new log) into one aligned buffer.
-void encode_commit(CommitJob& job) {
-  std::vector<std::byte> bytes;
-  if (job.new_file) bytes = encode_tail_log_header(job.header);
-  const std::uint32_t step = tail_record_tokens_max(job.space->row.geometry);
-  std::uint32_t first = job.first;
-  do {
-    TailRecordSource source;
-    source.header = &job.header;
-    source.geometry = &job.space->row.geometry;
-    source.layout = &job.tail->layout->plane;
-    source.tokens = reinterpret_cast<const TokenRecord*>(job.tail->tokens(job.half));
-    source.plane = job.tail->plane(job.half);
-    source.first = first;
-    source.count = std::min(step, job.count - first);
-    source.start_token = job.header.base_token + first;
-    source.order = job.order + job.records;
-    if (source.count == 0 && job.new_file) break;
-    const std::vector<std::byte> record = encode_tail_record(source);
-    bytes.insert(bytes.end(), record.begin(), record.end());
-    ++job.records;
-    first += source.count;
-  } while (first < job.count);
-  job.bytes = AlignedBuffer(bytes.size());
-  std::memcpy(job.bytes.data(), bytes.data(), bytes.size());
+// Worker.
+void encode(const CommitJob& job, Record& record) {
+  const MutableByteSpan room = record.buffer.span();
+  if (record.begins_file) {
+    const std::vector<std::byte> header = encode_tail_log_header(job.header);
+    std::memcpy(room.data(), header.data(), header.size());
+    record.bytes = header.size();
+    if (record.count == 0) return;
+  }
+  TailRecordSource source;
+  source.header = &job.header;
+  source.geometry = &job.space->row.geometry;
+  source.layout = &job.tail->layout->plane;
+  source.tokens = reinterpret_cast<const TokenRecord*>(job.tail->tokens(job.half));
+  source.plane = job.tail->plane(job.half);
+  source.first = record.first;
+  source.count = record.count;
+  source.start_token = job.header.base_token + record.first;
+  source.order = record.order;
+  const std::uint64_t bytes = tail_record_bytes(*source.geometry, source.count);
+  encode_tail_record(source, room.subspan(static_cast<std::size_t>(record.bytes),
+                                          static_cast<std::size_t>(bytes)));
+  record.bytes += bytes;
 }
 
-void finish(EngineState& engine, const std::shared_ptr<CommitJob>& job, Result<void> result) {
+void finish(EngineState& engine, const Job& job, Result<void> result) {
   Sequence& sequence = *engine.sequences.all.at(job->sequence);
   TailLog& log = sequence.log;
   if (result) {
     engine.metrics.commits += 1;
     engine.metrics.commit_tokens += job->count - std::min(job->first, job->count);
-    engine.metrics.commit_bytes += job->bytes.size_bytes();
-    log.end_offset = job->offset + job->bytes.size_bytes();
+    engine.metrics.commit_bytes += job->bytes;
+    log.end_offset = job->offset + job->bytes;
     log.next_order = job->order + job->records;
     log.tokens = job->count;
     log.half = job->half;
@@ -108,7 +132,7 @@ void remove_log_file(EngineState& engine, SequenceId sequence, TailLog& log, Log
 }
 
 // New generation: the row that names it must be durable before the commit is acknowledged.
-void publish_new_log(EngineState& engine, const std::shared_ptr<CommitJob>& job) {
+void publish_new_log(EngineState& engine, const Job& job) {
   Sequence& sequence = *engine.sequences.all.at(job->sequence);
   const Result<void> synced = KVT_FAULT("log.created") ? error(Code::kIo, "injected")
                                                        : engine.io->io().sync_directory("logs");
@@ -140,7 +164,7 @@ void publish_new_log(EngineState& engine, const std::shared_ptr<CommitJob>& job)
   });
 }
 
-void sync_commit(EngineState& engine, const std::shared_ptr<CommitJob>& job, Result<void> written) {
+void sync_commit(EngineState& engine, const Job& job, Result<void> written) {
   if (written && KVT_FAULT("commit.appended")) written = error(Code::kIo, "injected");
   if (!written) {
     if (job->new_file) abandon_file(engine, *job);
@@ -159,25 +183,74 @@ void sync_commit(EngineState& engine, const std::shared_ptr<CommitJob>& job, Res
   engine.io->submit(std::move(sync));
 }
 
-void write_commit(EngineState& engine, const std::shared_ptr<CommitJob>& job) {
-  Sequence& sequence = *engine.sequences.all.at(job->sequence);
-  if (job->new_file) {
-    Result<FileId> file =
-        engine.io->io().open(tail_log_path(job->sequence, job->header.generation),
-                             {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
-    if (!file) return finish(engine, job, error(file.error()));
-    job->file = *file;
-  } else {
-    job->file = sequence.log.file;
-  }
+// ---- records: one is encoded while those before it are written ----
+
+void go_on(EngineState& engine, const Job& job);
+
+AlignedBuffer take_buffer(EngineState& engine, std::uint64_t bytes) {
+  std::vector<AlignedBuffer>& spare = engine.sequences.commit_buffers;
+  if (bytes > kBufferBytes || spare.empty())
+    return AlignedBuffer(std::max<std::uint64_t>(bytes, kBufferBytes));
+  AlignedBuffer buffer = std::move(spare.back());
+  spare.pop_back();
+  return buffer;
+}
+
+void give_buffer_back(EngineState& engine, AlignedBuffer buffer) {
+  std::vector<AlignedBuffer>& spare = engine.sequences.commit_buffers;
+  if (buffer.size_bytes() == kBufferBytes && spare.size() < kSpareBuffers)
+    spare.push_back(std::move(buffer));
+}
+
+void write_record(EngineState& engine, const Job& job, const std::shared_ptr<Record>& record) {
+  job->encoding = false;
   IoRequest write;
   write.op = IoOp::kWrite;
   write.priority = IoPriority::kCommit;
   write.file = job->file;
-  write.offset = job->offset;
-  write.pieces.push_back({job->bytes.data(), job->bytes.size_bytes()});
-  write.done = [&engine, job](Result<void> written) { sync_commit(engine, job, written); };
+  write.offset = job->offset + job->bytes;
+  write.pieces.push_back({record->buffer.data(), record->bytes});
+  job->bytes += record->bytes;
+  write.done = [&engine, job, record](Result<void> written) {
+    give_buffer_back(engine, std::move(record->buffer));
+    if (!written && job->failure.ok()) job->failure = written.error();
+    --job->at_once;
+    go_on(engine, job);
+  };
   engine.io->submit(std::move(write));
+  go_on(engine, job);
+}
+
+void begin_record(EngineState& engine, const Job& job) {
+  auto record = std::make_shared<Record>();
+  record->first = job->next;
+  record->count = std::min(job->step, job->count - job->next);
+  record->order = job->order + job->records;
+  record->begins_file = job->new_file && job->bytes == 0;
+  const std::uint64_t head_bytes = record->begins_file ? kTailLogHeaderBytes : 0;
+  const std::uint64_t bytes =
+      head_bytes + tail_record_bytes(job->space->row.geometry, record->count);
+  record->buffer = take_buffer(engine, bytes);
+  job->next += record->count;
+  job->records += record->begins_file && record->count == 0 ? 0 : 1;
+  job->done_encoding = job->next == job->count;
+  ++job->at_once;
+  job->encoding = true;
+  if (job->done_encoding && bytes <= kAtOnceBytes) {
+    encode(*job, *record);
+    return write_record(engine, job, record);
+  }
+  run_on_worker(
+      engine, [job, record] { encode(*job, *record); },
+      [&engine, job, record] { write_record(engine, job, record); });
+}
+
+void go_on(EngineState& engine, const Job& job) {
+  while (!job->encoding && !job->done_encoding && job->failure.ok() &&
+         job->at_once < kRecordsAtOnce)
+    begin_record(engine, job);
+  if (job->at_once != 0) return;
+  sync_commit(engine, job, job->failure.ok() ? Result<void>() : error(job->failure));
 }
 
 std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence, std::uint32_t half,
@@ -193,13 +266,23 @@ std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence, std
   job->header = header_of(sequence, job->new_file ? engine.sequences.next_log++ : log.generation);
   job->offset = job->new_file ? 0 : log.end_offset;
   job->order = job->new_file ? 0 : log.next_order;
+  job->next = job->first;
+  job->step = tail_record_tokens_max(job->space->row.geometry, kBufferBytes - kTailLogHeaderBytes);
   ++sequence.busy;
   return job;
 }
 
-void run_commit(EngineState& engine, std::shared_ptr<CommitJob> job) {
-  run_on_worker(
-      engine, [job] { encode_commit(*job); }, [&engine, job] { write_commit(engine, job); });
+void run_commit(EngineState& engine, const Job& job) {
+  if (job->new_file) {
+    const Result<FileId> file =
+        engine.io->io().open(tail_log_path(job->sequence, job->header.generation),
+                             {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
+    if (!file) return finish(engine, job, error(file.error()));
+    job->file = *file;
+  } else {
+    job->file = engine.sequences.all.at(job->sequence)->log.file;
+  }
+  begin_record(engine, job);
 }
 
 }  // namespace
@@ -235,7 +318,7 @@ void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work)
   std::shared_ptr<CommitJob> job = make_job(engine, sequence, work.half, log.tokens, work.count);
   job->tail = work.tail;
   job->done = work.done;
-  run_commit(engine, std::move(job));
+  run_commit(engine, job);
 }
 
 void drop_log(EngineState& engine, Sequence& sequence, LogFile file) {
@@ -391,7 +474,7 @@ void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, Meta
     job->done = [done](Result<TailResult> result) {
       done(result ? Result<void>() : error(result.error()));
     };
-    run_commit(engine, std::move(job));
+    run_commit(engine, job);
   };
   add_work(engine, sequence, std::move(work));
 }

@@ -1,6 +1,7 @@
 // Committer: makes tail tokens durable in the tail log without sealing them.
 //
-// A worker copies the tokens that the log lacks into one record; the engine appends it and syncs.
+// A worker copies the tokens that the log lacks into records of up to 1 MiB; the engine appends
+// each while the worker is at the next, and syncs once. A commit of a few tokens is copied at once.
 // The first commit after a seal makes a new file of a new generation: header and record written,
 // synced, directory synced, and the sequence row that names the generation synced, before anything
 // is acknowledged. After a write or sync that failed, the next commit begins a new generation with

@@ -132,6 +132,7 @@ struct SequenceTable {
   std::uint64_t reserved_until = 1;  // ids below are promised to the catalogue
   std::uint64_t next_log = 1;        // generations, over all sequences
   std::uint32_t next_serial = 1;
+  std::vector<AlignedBuffer> commit_buffers;  // committer.cc's, to be used again
 };
 
 [[nodiscard]] Sequence* find_sequence(EngineState& engine, SequenceId id);

@@ -137,8 +137,9 @@ std::uint64_t tail_record_bytes(const Geometry& geometry, std::uint32_t count) {
   return align_up<std::uint64_t>(sizeof(RecordHeader) + rows, kDiskAlign);
 }
 
-std::uint32_t tail_record_tokens_max(const Geometry& geometry) noexcept {
-  const std::uint64_t room = kTailLogRecordBytesMax - sizeof(RecordHeader);
+std::uint32_t tail_record_tokens_max(const Geometry& geometry,
+                                     std::uint64_t record_bytes_max) noexcept {
+  const std::uint64_t room = record_bytes_max - sizeof(RecordHeader);
   const std::uint64_t fit = room / (sizeof(TokenRecord) + geometry.token_bytes());
   return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(fit, 1, kSegmentTokensMax));
 }
@@ -161,9 +162,15 @@ Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes) {
 }
 
 std::vector<std::byte> encode_tail_record(const TailRecordSource& source) {
+  std::vector<std::byte> record(tail_record_bytes(*source.geometry, source.count));
+  encode_tail_record(source, record);
+  return record;
+}
+
+void encode_tail_record(const TailRecordSource& source, MutableByteSpan record) {
   KVT_CHECK(source.first <= kSegmentTokensMax && source.count <= kSegmentTokensMax - source.first);
   const Geometry& geometry = *source.geometry;
-  std::vector<std::byte> record(tail_record_bytes(geometry, source.count));
+  KVT_CHECK(record.size() == tail_record_bytes(geometry, source.count));
   std::byte* target = record.data() + sizeof(RecordHeader);
   if (source.count != 0) {
     std::memcpy(target, source.tokens + source.first, source.count * sizeof(TokenRecord));
@@ -175,6 +182,7 @@ std::vector<std::byte> encode_tail_record(const TailRecordSource& source) {
                    std::memcpy(target, source.plane + offset, size_bytes);
                    target += size_bytes;
                  });
+  std::memset(target, 0, static_cast<std::size_t>(record.data() + record.size() - target));
   RecordHeader header;
   header.count = source.count;
   header.sequence = source.header->sequence;
@@ -182,10 +190,9 @@ std::vector<std::byte> encode_tail_record(const TailRecordSource& source) {
   header.order = source.order;
   header.start_token = source.start_token;
   header.record_bytes = record.size();
-  header.payload_checksum = hash64(ByteSpan(record).subspan(sizeof(RecordHeader)));
+  header.payload_checksum = hash64(record.subspan(sizeof(RecordHeader)));
   header.header_checksum = hash64(as_bytes_of(header).first(kRecordHeaderSummed));
   std::memcpy(record.data(), &header, sizeof(header));
-  return record;
 }
 
 Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected,

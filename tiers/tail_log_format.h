@@ -54,10 +54,13 @@ struct TailRecordSource {
   std::uint64_t order = 0;
 };
 [[nodiscard]] std::vector<std::byte> encode_tail_record(const TailRecordSource& source);
+// The same into memory of exactly tail_record_bytes(); every byte of it is written.
+void encode_tail_record(const TailRecordSource& source, MutableByteSpan record);
 [[nodiscard]] std::uint64_t tail_record_bytes(const Geometry& geometry, std::uint32_t count);
-// Tokens that fit in one record of kTailLogRecordBytesMax (at least 1): a commit of more is several
-// records.
-[[nodiscard]] std::uint32_t tail_record_tokens_max(const Geometry& geometry) noexcept;
+// Tokens that fit in one record of `record_bytes_max` (at least 1), a multiple of kDiskAlign: a
+// commit of more is several records.
+[[nodiscard]] std::uint32_t tail_record_tokens_max(
+    const Geometry& geometry, std::uint64_t record_bytes_max = kTailLogRecordBytesMax) noexcept;
 
 // The first kTailRecordHeaderBytes of a record, for readers that walk a log without its geometry.
 // kCorrupt where their checksum is wrong. The payload (record_bytes less this header, padding
