@@ -16,12 +16,22 @@ namespace kvtier {
 std::vector<std::byte> build_abstracts(const AbstractSource& source) {
   const Space& space = *source.space;
   if (space.abstract_kind() == AbstractKind::kNone) return {};
+  std::vector<std::byte> payload(
+      static_cast<std::size_t>(space.abstract_layout(source.tokens).size_bytes()));
+  const auto layers = static_cast<std::uint32_t>(space.row.geometry.layers.size());
+  if (!build_layer_abstracts(source, 0, layers, payload)) return {};
+  return payload;
+}
+
+bool build_layer_abstracts(const AbstractSource& source, std::uint32_t first, std::uint32_t last,
+                           MutableByteSpan payload) {
+  const Space& space = *source.space;
   const Geometry& geometry = space.row.geometry;
   const AbstractLayout layout = space.abstract_layout(source.tokens);
-  std::vector<std::byte> payload(static_cast<std::size_t>(layout.size_bytes()));
+  KVT_CHECK(payload.size() == layout.size_bytes());
   std::vector<std::uint64_t> pages(source.layout->chunks_per_layer());
   const std::uint64_t tokens = source.tokens;
-  for (std::uint32_t layer = 0; layer < geometry.layers.size(); ++layer) {
+  for (std::uint32_t layer = first; layer < last; ++layer) {
     if (layout.unit_bytes(layer) == 0) continue;
     const LayerGeometry& shape = geometry.layers[layer];
     for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
@@ -44,10 +54,10 @@ std::vector<std::byte> build_abstracts(const AbstractSource& source) {
       args.dim = shape.k_row_bytes / dtype_bytes(shape.dtype);
       args.kind = space.abstract_kind();
       args.out = reinterpret_cast<std::uint16_t*>(payload.data() + layout.head_offset(layer, head));
-      if (!source.kernels->build_abstract(args, nullptr)) return {};
+      if (!source.kernels->build_abstract(args, nullptr)) return false;
     }
   }
-  return payload;
+  return true;
 }
 
 namespace {

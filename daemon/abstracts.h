@@ -28,6 +28,10 @@ struct AbstractSource {
 };
 // The sidecar's payload (AbstractLayout order); empty where the space has no abstracts. Any thread.
 [[nodiscard]] std::vector<std::byte> build_abstracts(const AbstractSource& source);
+// The same for layers [first, last) only, into their places in `payload`, which has the size of
+// all; needs only the chunks of these layers. False where a kernel refuses.
+[[nodiscard]] bool build_layer_abstracts(const AbstractSource& source, std::uint32_t first,
+                                         std::uint32_t last, MutableByteSpan payload);
 
 // A segment is being published: its abstracts into the arena, and to its sidecar in the background.
 void install_abstracts_of_seal(EngineState& engine, Segment& segment,

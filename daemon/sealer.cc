@@ -18,8 +18,10 @@ namespace kvtier {
 
 namespace {
 
-constexpr std::uint64_t kArenaShareOfSeal =
-    4;  // a seal keeps at most a quarter of the arena, or what is free
+// A seal keeps at most a quarter of the arena, or what is free.
+constexpr std::uint64_t kArenaShareOfSeal = 4;
+constexpr std::uint64_t kSliceBytes = 4ull << 20;  // layers that a worker copies at a time
+constexpr std::uint32_t kSlicesAtOnce = 2;         // of one seal
 
 using Job = std::shared_ptr<SealJob>;
 
@@ -58,8 +60,8 @@ void extend_chain(SealJob& job) {
   }
 }
 
-void copy_seal(SealJob& job) {
-  const TailLayout& tail = *job.tail->layout;
+// Tokens, their blocks, and where everything will lie in the file.
+void copy_tokens(SealJob& job) {
   job.meta.tokens.resize(job.count);
   copy_from_shared(job.meta.tokens.data(), job.tail->tokens(job.half),
                    job.count * sizeof(TokenRecord));
@@ -67,7 +69,23 @@ void copy_seal(SealJob& job) {
   extend_chain(job);
   job.meta.chunks.resize(job.layout->chunks_total());
   place_raw_chunks(&job.meta);
-  for (std::uint32_t i = 0; i < job.layout->chunks_total(); ++i) {
+  job.row.file_bytes = job.meta.file_bytes();
+  if (job.space->abstract_kind() != AbstractKind::kNone)
+    job.abstracts.resize(
+        static_cast<std::size_t>(job.space->abstract_layout(job.count).size_bytes()));
+}
+
+// Some layers, whose chunks lie side by side in the file.
+struct Slice {
+  std::uint32_t first_layer = 0, last_layer = 0;
+  std::uint32_t first_chunk = 0, last_chunk = 0;
+  bool abstracts_failed = false;
+  std::uint64_t work_ns = 0;
+};
+
+void copy_slice(SealJob& job, Slice* slice) {
+  const TailLayout& tail = *job.tail->layout;
+  for (std::uint32_t i = slice->first_chunk; i < slice->last_chunk; ++i) {
     const PlaneLayout::ChunkPlace place = job.layout->place_of(i);
     copy_chunk(
         job, place,
@@ -76,11 +94,16 @@ void copy_seal(SealJob& job) {
     job.meta.chunks[i].checksum =
         chunk_checksum(job.meta.id, i, {job.chunks[i], job.meta.chunks[i].stored_bytes});
   }
+  if (job.abstracts.empty()) return;
+  slice->abstracts_failed =
+      !build_layer_abstracts({job.kernels, job.space, job.count, job.layout, job.chunks},
+                             slice->first_layer, slice->last_layer, job.abstracts);
+}
+
+void encode_meta(SealJob& job) {
   const std::vector<std::byte> meta = encode_segment_meta(job.meta);
   job.meta_buffer = AlignedBuffer(meta.size());
   std::memcpy(job.meta_buffer.data(), meta.data(), meta.size());
-  job.row.file_bytes = job.meta.file_bytes();
-  job.abstracts = build_abstracts({job.kernels, job.space, job.count, job.layout, job.chunks});
 }
 
 // ---- engine ----
@@ -261,38 +284,159 @@ void sync_file(EngineState& engine, const Job& job) {
   engine.io->submit(std::move(sync));
 }
 
-// Metadata and chunks lie one after the other in the file: gathered into writes of at most
-// kReadBytesMax.
-std::vector<IoRequest> writes_of(const SealJob& job) {
-  std::vector<IoRequest> writes;
-  IoRequest write;
-  std::uint64_t bytes = 0;
-  const auto add = [&](std::byte* data, std::uint64_t size, std::uint64_t offset) {
-    if (!write.pieces.empty() &&
-        (bytes + size > kReadBytesMax || write.pieces.size() == kIoVecsMax)) {
-      writes.push_back(std::move(write));
-      write = IoRequest{};
-      bytes = 0;
-    }
-    if (write.pieces.empty()) write.offset = offset;
-    if (!write.pieces.empty() && write.pieces.back().data + write.pieces.back().size_bytes == data)
-      write.pieces.back().size_bytes += size;
+// ---- the file ----
+
+void step_seal(EngineState& engine, const Job& job);
+
+// Gathers what lies one after the other in the file into writes of at most kReadBytesMax.
+class WriteGatherer {
+ public:
+  void add(std::byte* data, std::uint64_t size, std::uint64_t offset) {
+    if (!write_.pieces.empty() &&
+        (bytes_ + size > kReadBytesMax || write_.pieces.size() == kIoVecsMax))
+      cut();
+    if (write_.pieces.empty()) write_.offset = offset;
+    if (!write_.pieces.empty() &&
+        write_.pieces.back().data + write_.pieces.back().size_bytes == data)
+      write_.pieces.back().size_bytes += size;
     else
-      write.pieces.push_back({data, size});
-    bytes += size;
-  };
-  for (std::uint64_t at = 0; at < job.meta_buffer.size_bytes(); at += kReadBytesMax)
-    add(job.meta_buffer.data() + at, std::min(kReadBytesMax, job.meta_buffer.size_bytes() - at),
-        at);
-  for (std::uint32_t i = 0; i < job.chunks.size(); ++i)
-    add(job.chunks[i], job.space->row.geometry.slot_bytes(job.layout->place_of(i).layer),
-        job.meta.chunks[i].offset);
-  if (!write.pieces.empty()) writes.push_back(std::move(write));
-  return writes;
+      write_.pieces.push_back({data, size});
+    bytes_ += size;
+  }
+  std::vector<IoRequest> take() {
+    if (!write_.pieces.empty()) cut();
+    return std::move(writes_);
+  }
+
+ private:
+  void cut() {
+    writes_.push_back(std::move(write_));
+    write_ = IoRequest{};
+    bytes_ = 0;
+  }
+
+  std::vector<IoRequest> writes_;
+  IoRequest write_;
+  std::uint64_t bytes_ = 0;
+};
+
+void submit_writes(EngineState& engine, const Job& job, std::vector<IoRequest> writes) {
+  job->writes_under_way += static_cast<std::uint32_t>(writes.size());
+  for (IoRequest& write : writes) {
+    write.op = IoOp::kWrite;
+    write.priority = IoPriority::kWriteBack;
+    write.file = job->file;
+    write.done = [&engine, job](Result<void> result) {
+      if (!result && job->failure.ok()) job->failure = result.error();
+      --job->writes_under_way;
+      step_seal(engine, job);
+    };
+    engine.io->submit(std::move(write));
+  }
 }
 
-void write_file(EngineState& engine, const Job& job) {
-  if (KVT_FAULT("seal.copied")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
+void write_slice(EngineState& engine, const Job& job, const Slice& slice) {
+  WriteGatherer writes;
+  for (std::uint32_t i = slice.first_chunk; i < slice.last_chunk; ++i)
+    writes.add(job->chunks[i], job->space->row.geometry.slot_bytes(job->layout->place_of(i).layer),
+               job->meta.chunks[i].offset);
+  submit_writes(engine, job, writes.take());
+}
+
+void write_meta(EngineState& engine, const Job& job) {
+  WriteGatherer writes;
+  const AlignedBuffer& meta = job->meta_buffer;
+  for (std::uint64_t at = 0; at < meta.size_bytes(); at += kReadBytesMax)
+    writes.add(meta.data() + at, std::min(kReadBytesMax, meta.size_bytes() - at), at);
+  submit_writes(engine, job, writes.take());
+}
+
+// ---- slices ----
+
+// The next layers, as many as kSliceBytes hold and at least one.
+Slice next_slice(SealJob& job) {
+  const Geometry& geometry = job.space->row.geometry;
+  Slice slice;
+  slice.first_layer = slice.last_layer = job.next_layer;
+  std::uint64_t bytes = 0;
+  const auto layers = static_cast<std::uint32_t>(geometry.layers.size());
+  const auto layer_chunks = [&](std::uint32_t layer) {
+    return job.layout->chunks_per_layer() * geometry.groups(layer);
+  };
+  for (std::uint32_t i = 0; i < job.next_layer; ++i) slice.first_chunk += layer_chunks(i);
+  slice.last_chunk = slice.first_chunk;
+  while (slice.last_layer < layers) {
+    const std::uint32_t chunks = layer_chunks(slice.last_layer);
+    const std::uint64_t more = std::uint64_t{chunks} * geometry.slot_bytes(slice.last_layer);
+    if (bytes != 0 && bytes + more > kSliceBytes) break;
+    bytes += more;
+    slice.last_chunk += chunks;
+    ++slice.last_layer;
+  }
+  job.next_layer = slice.last_layer;
+  return slice;
+}
+
+// Runs `work` for this seal on a worker and counts its time.
+void work_on_seal(EngineState& engine, const Job& job, std::function<void()> work,
+                  std::function<void()> done) {
+  auto spent_ns = std::make_shared<std::uint64_t>(0);
+  run_on_worker(
+      engine,
+      [&engine, work = std::move(work), spent_ns] {
+        const std::uint64_t begin_ns = engine.now_ns();
+        work();
+        *spent_ns = engine.now_ns() - begin_ns;
+      },
+      [job, done = std::move(done), spent_ns] {
+        job->work_ns += *spent_ns;
+        done();
+      });
+}
+
+void begin_slice(EngineState& engine, const Job& job) {
+  ++job->slices_under_way;
+  auto slice = std::make_shared<Slice>(next_slice(*job));
+  work_on_seal(
+      engine, job, [job, slice] { copy_slice(*job, slice.get()); },
+      [&engine, job, slice] {
+        --job->slices_under_way;
+        job->abstracts_failed = job->abstracts_failed || slice->abstracts_failed;
+        if (!job->in_memory && job->failure.ok()) write_slice(engine, job, *slice);
+        step_seal(engine, job);
+      });
+}
+
+void copied(EngineState& engine, const Job& job) {
+  job->tail.reset();
+  engine.metrics.seal_work_ns += job->work_ns;
+  engine.metrics.seal_work_bytes += job->layout->size_bytes();
+  if (job->abstracts_failed) job->abstracts.clear();
+  if (job->in_memory) return publish_seal(engine, job);
+  if (KVT_FAULT("seal.copied")) job->failure = {Code::kIo, 0, "injected"};
+  if (!job->failure.ok()) return step_seal(engine, job);
+  ++job->slices_under_way;
+  work_on_seal(
+      engine, job, [job] { encode_meta(*job); },
+      [&engine, job] {
+        --job->slices_under_way;
+        write_meta(engine, job);
+        step_seal(engine, job);
+      });
+}
+
+// Something of the seal has ended: what comes next?
+void step_seal(EngineState& engine, const Job& job) {
+  const std::size_t layers = job->space->row.geometry.layers.size();
+  while (job->failure.ok() && job->next_layer < layers && job->slices_under_way < kSlicesAtOnce)
+    begin_slice(engine, job);
+  if (job->slices_under_way != 0) return;
+  if (job->failure.ok() && job->tail != nullptr) return copied(engine, job);
+  if (job->writes_under_way != 0) return;
+  job->failure.ok() ? sync_file(engine, job) : fail_seal(engine, job, job->failure);
+}
+
+void make_file(EngineState& engine, const Job& job) {
   if (const Result<void> room = reserve_disk(engine, job->row.file_bytes); !room)
     return fail_seal(engine, job, room.error());
   Result<FileId> file =
@@ -300,19 +444,7 @@ void write_file(EngineState& engine, const Job& job) {
                            {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
   if (!file) return fail_seal(engine, job, file.error());
   job->file = *file;
-  std::vector<IoRequest> writes = writes_of(*job);
-  job->writes_left = static_cast<std::uint32_t>(writes.size());
-  for (IoRequest& write : writes) {
-    write.op = IoOp::kWrite;
-    write.priority = IoPriority::kWriteBack;
-    write.file = job->file;
-    write.done = [&engine, job](Result<void> result) {
-      if (!result && job->failure.ok()) job->failure = result.error();
-      if (--job->writes_left != 0) return;
-      job->failure.ok() ? sync_file(engine, job) : fail_seal(engine, job, job->failure);
-    };
-    engine.io->submit(std::move(write));
-  }
+  step_seal(engine, job);
 }
 
 void run_seal(EngineState& engine, const Job& job) {
@@ -336,19 +468,9 @@ void run_seal(EngineState& engine, const Job& job) {
   if (!place_chunks(engine, *job))
     return fail_seal(engine, job,
                      {Code::kFull, 0, "a private sequence does not fit in the host arena"});
-  run_on_worker(
-      engine,
-      [&engine, job] {
-        const std::uint64_t begin_ns = engine.now_ns();
-        copy_seal(*job);
-        job->work_ns = engine.now_ns() - begin_ns;
-      },
-      [&engine, job] {
-        engine.metrics.seal_work_ns += job->work_ns;
-        engine.metrics.seal_work_bytes += job->layout->size_bytes();
-        job->tail.reset();
-        job->in_memory ? publish_seal(engine, job) : write_file(engine, job);
-      });
+  work_on_seal(
+      engine, job, [job] { copy_tokens(*job); },
+      [&engine, job] { job->in_memory ? step_seal(engine, job) : make_file(engine, job); });
 }
 
 }  // namespace

@@ -1,8 +1,10 @@
 // Sealer: tail half -> segment.
 //
-//   engine: slots, id -> worker: copy once, checksum, chain -> engine: file written -> fdatasync ->
-//   directory synced
-//   -> catalogue batch synced -> published: parts, directories, prefix index, completion
+//   engine: slots, id -> worker: tokens, chain -> engine: file made
+//   -> slice by slice, worker: copy once, checksums, abstracts; engine: written, while the worker
+//   is at the next
+//   -> worker: metadata; engine: written -> fdatasync -> directory synced -> catalogue batch synced
+//   -> published: parts, directories, prefix index, completion
 //
 // Nothing is visible before the batch is durable; a crash before leaves a file without a row, which
 // recovery removes. At most kSealsAtOnce run; others wait in order. The copied chunks stay in the
@@ -38,18 +40,22 @@ struct SealJob {
   std::vector<std::byte*> chunks;    // where each chunk lies
   AlignedBuffer overflow;
   SegmentMeta meta;
-  std::vector<std::byte> meta_bytes;
   AlignedBuffer meta_buffer;
   SegmentRow row;
   BlockHash chain;  // before, then after
   std::vector<std::uint32_t> open_ids;
 
-  FileId file;
-  std::uint32_t writes_left = 0;
-  Status failure;
   const KernelTable* kernels = nullptr;
-  std::vector<std::byte> abstracts;  // payload of the sidecar
-  std::uint64_t work_ns = 0;         // of the worker
+  std::vector<std::byte> abstracts;  // payload of the sidecar; each slice fills its layers
+
+  // engine's
+  FileId file;
+  std::uint32_t next_layer = 0;  // of the next slice
+  std::uint32_t slices_under_way = 0;
+  std::uint32_t writes_under_way = 0;
+  bool abstracts_failed = false;
+  Status failure;
+  std::uint64_t work_ns = 0;  // of workers
   TailDone done;
 };
 
