@@ -127,6 +127,7 @@ std::size_t Engine::step() {
   return work;
 }
 
+bool Engine::rings_stamped() const { return any_ring_stamped(*state_); }
 bool Engine::prepare_sleep() { return prepare_ring_sleep(*state_); }
 void Engine::woke() { end_ring_sleep(*state_); }
 

@@ -87,6 +87,8 @@ class Engine {
   // One turn: rings of all data sessions, mailbox, disk completions, timers. The amount of work
   // done; 0 means: sleep until a descriptor of wait_fds() is readable or next_timer_ns() has come.
   std::size_t step();
+  // True where the next entry of some ring is there. Cheap: for spinning between two turns.
+  [[nodiscard]] bool rings_stamped() const;
   // Call before sleeping (sets the rings' sleep flags; false: something arrived, do not sleep) and
   // after waking.
   [[nodiscard]] bool prepare_sleep();

@@ -151,7 +151,7 @@ void serve_object(EngineState& engine, Session& session, const Submission& reque
 
 void serve(EngineState& engine, Session& session, const Submission& request) {
   ++session.in_flight;
-  if (request.flags != 0 || request.reserved0 != 0 || request.reserved1 != 0)
+  if (request.flags != 0 || request.reserved0 != 0)
     return fail(engine, session, request, {Code::kInvalid, 0, nullptr});
   switch (static_cast<Op>(request.op)) {
     case Op::kNop:
@@ -240,6 +240,13 @@ void flush_completions(EngineState& engine) {
     session->completions.erase(session->completions.begin(),
                                session->completions.begin() + *pushed);
   }
+}
+
+bool any_ring_stamped(const EngineState& engine) {
+  for (const auto& [id, session] : engine.sessions) {
+    if (session->data && !session->broken && session->rings.submissions.stamped()) return true;
+  }
+  return false;
 }
 
 bool prepare_ring_sleep(EngineState& engine) {

@@ -14,6 +14,8 @@ std::size_t serve_rings(EngineState& engine);
 void flush_completions(EngineState& engine);
 // Queues a completion for a request that was counted in flight.
 void complete(EngineState& engine, SessionId session, const Completion& completion);
+// True where the next entry of some ring is there (RingReader::stamped).
+[[nodiscard]] bool any_ring_stamped(const EngineState& engine);
 [[nodiscard]] bool prepare_ring_sleep(EngineState& engine);
 void end_ring_sleep(EngineState& engine);
 

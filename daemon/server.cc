@@ -26,6 +26,8 @@ namespace kvtier {
 namespace {
 
 constexpr std::uint64_t kDrainDeadlineNs = 20'000'000'000;
+// Of a spinning engine, between two looks at everything else.
+constexpr int kRingLooks = 16;
 
 // The store's directory, 0700, and its lock: one daemon per store.
 Result<UniqueFd> lock_store(const std::string& path) {
@@ -159,7 +161,7 @@ void Server::State::loop() {
       break;
     }
     if (spin.allowed() && clock.now_ns() - last_work_ns < spin.budget_ns()) {
-      AdaptiveSpin::relax();
+      for (int i = 0; i < kRingLooks && !engine->rings_stamped(); ++i) AdaptiveSpin::relax();
       continue;
     }
     sleep();

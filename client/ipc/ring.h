@@ -8,6 +8,11 @@
 // before anybody looks at them. One store of `tail` publishes a batch, one store of `head` gives
 // its room back. Neither side ever waits inside a call.
 //
+// A reader that spins need not wait for two cache lines, the tail's and then the entry's: the last
+// word of an entry, its stamp, is index + 1 once the rest is written, and such an entry may be
+// taken before `tail` says so. A tail behind the entries so taken is therefore no fault; behind
+// what it was before, it is. An entry without stamp counts when `tail` says so.
+//
 // Sleeping. The reader must not sleep on entries that the writer published without seeing that it
 // sleeps:
 //
@@ -72,9 +77,12 @@ class RingWriter {
     const std::uint64_t count =
         std::min<std::uint64_t>(capacity_ - (tail_ - head_), entries.size());
     if (count == 0) return 0u;
-    for (std::uint64_t i = 0; i < count; ++i)
-      copy_to_shared(&entries_[(tail_ + i) & (capacity_ - 1)],
-                     &entries[static_cast<std::size_t>(i)], sizeof(Entry));
+    for (std::uint64_t i = 0; i < count; ++i) {
+      Entry* target = &entries_[(tail_ + i) & (capacity_ - 1)];
+      copy_to_shared(target, &entries[static_cast<std::size_t>(i)], offsetof(Entry, stamp));
+      const std::uint64_t stamp = tail_ + i + 1;
+      copy_to_shared<SharedOrder::kRelease>(&target->stamp, &stamp, sizeof stamp);
+    }
     tail_ += count;
     indices_->tail.store(tail_, std::memory_order_seq_cst);  // W2
     if (indices_->reader_sleeps.load(std::memory_order_seq_cst) != 0) wake();
@@ -123,40 +131,55 @@ class RingReader {
   // Copies up to out.size() entries out and gives their room back. How many (0: empty), or
   // kProtocol.
   [[nodiscard]] Result<std::uint32_t> pop(std::span<Entry> out) noexcept {
-    if (tail_ == head_) load_tail(std::memory_order_acquire);
+    std::uint32_t count = 0;
+    // What comes later is for the next call: looking at the tail costs a cache line.
+    while (count < out.size() && next_there(count == 0)) {
+      copy_from_shared(&out[count++], &entries_[head_ & (capacity_ - 1)], sizeof(Entry));
+      ++head_;
+    }
     if (broken_)
       return error(Code::kProtocol, "the peer wrote an impossible ring index: reconnect");
-    const std::uint64_t count = std::min<std::uint64_t>(tail_ - head_, out.size());
-    if (count == 0) return 0u;
-    for (std::uint64_t i = 0; i < count; ++i)
-      copy_from_shared(&out[static_cast<std::size_t>(i)], &entries_[(head_ + i) & (capacity_ - 1)],
-                       sizeof(Entry));
-    head_ += count;
-    indices_->head.store(head_, std::memory_order_release);
-    return static_cast<std::uint32_t>(count);
+    if (count != 0) indices_->head.store(head_, std::memory_order_release);
+    return count;
   }
 
-  // True where pop has something to give: entries, or the news that the ring is broken.
-  [[nodiscard]] bool ready() noexcept {
-    if (tail_ == head_) load_tail(std::memory_order_acquire);
-    return broken_ || tail_ != head_;
+  // True where the next entry's stamp is there. For tight loops, which must leave the tail's line
+  // to the writer; every so often they must ask ready() or pop.
+  [[nodiscard]] bool stamped() const noexcept {
+    std::uint64_t stamp = 0;
+    copy_from_shared<SharedOrder::kAcquire>(&stamp, &entries_[head_ & (capacity_ - 1)].stamp,
+                                            sizeof stamp);
+    return stamp == head_ + 1;
   }
+  // True where pop has something to give: entries, or the news that the ring is broken.
+  [[nodiscard]] bool ready() noexcept { return next_there(true) || broken_; }
   // R1 and R2. True: nothing is there, and the writer will ring the doorbell. Follow it by
   // end_sleep() either way.
   [[nodiscard]] bool begin_sleep() noexcept {
     indices_->reader_sleeps.store(1, std::memory_order_seq_cst);
-    if (tail_ == head_) load_tail(std::memory_order_seq_cst);
-    return !broken_ && tail_ == head_;
+    if (!known()) load_tail(std::memory_order_seq_cst);
+    return !broken_ && !known();
   }
   void end_sleep() noexcept { indices_->reader_sleeps.store(0, std::memory_order_relaxed); }
 
   [[nodiscard]] bool broken() const noexcept { return broken_; }
 
  private:
+  // The tail as last seen says that the next entry is there.
+  [[nodiscard]] bool known() const noexcept { return tail_ - head_ - 1 < capacity_; }
+  // Its stamp or the tail, where wanted, says so.
+  [[nodiscard]] bool next_there(bool look_at_tail) noexcept {
+    if (broken_) return false;
+    if (known()) return true;
+    if (stamped()) return true;
+    if (look_at_tail) load_tail(std::memory_order_acquire);
+    return !broken_ && known();
+  }
   void load_tail(std::memory_order order) noexcept {
     if (broken_) return;
     const std::uint64_t tail = indices_->tail.load(order);
-    broken_ = tail - tail_ > capacity_;  // head_ == tail_ here: more than fits, or behind us
+    // Went back, or leaves more than fits. The sum is exact: tail_ <= head_ + capacity_.
+    broken_ = tail - tail_ > head_ + capacity_ - tail_;
     if (!broken_) tail_ = tail;
   }
 
@@ -164,7 +187,7 @@ class RingReader {
   const Entry* entries_ = nullptr;
   std::uint64_t capacity_ = 0;
   std::uint64_t head_ = 0;  // own, published
-  std::uint64_t tail_ = 0;  // the writer's, as last seen
+  std::uint64_t tail_ = 0;  // the writer's, as last seen; behind head_ where stamps said more
   bool broken_ = false;
 };
 

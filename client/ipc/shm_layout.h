@@ -67,7 +67,7 @@ struct Submission {
   std::uint64_t value0;
   std::uint64_t value1;
   std::uint64_t reserved0;  // must be 0
-  std::uint64_t reserved1;  // must be 0
+  std::uint64_t stamp;      // the ring's: index + 1, written last
 };
 static_assert(sizeof(Submission) == 64,
               "a submission is one cache line: a torn one cannot span two");
@@ -80,7 +80,8 @@ struct Completion {
   std::uint64_t value0;      // kFetch: lease id; kSeal: segment id; kObjectGet: length
   std::uint64_t value1;      // kSeal and kCommit: tokens of the sequence that are durable
   std::uint64_t bytes_disk;  // read from disk for this request
-  std::uint64_t reserved[3];
+  std::uint64_t reserved[2];
+  std::uint64_t stamp;  // the ring's: index + 1, written last
 };
 static_assert(sizeof(Completion) == 64);
 static_assert(std::is_trivially_copyable_v<Completion>);

@@ -88,9 +88,10 @@ bool Waiter::spin(Reader& reader, Deadline::Clock::time_point start) noexcept {
   const auto end = start + std::chrono::nanoseconds(spin_.budget_ns());
   do {
     for (int i = 0; i < 16; ++i) {
-      if (reader.ready()) return true;
+      if (reader.stamped()) return true;
       AdaptiveSpin::relax();
     }
+    if (reader.ready()) return true;
   } while (Deadline::Clock::now() < end);
   return false;
 }

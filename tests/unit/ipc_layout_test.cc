@@ -47,7 +47,7 @@ void dump_rings(Dump& dump) {
   FIELD(Submission, value0);
   FIELD(Submission, value1);
   FIELD(Submission, reserved0);
-  FIELD(Submission, reserved1);
+  FIELD(Submission, stamp);
   TYPE(Completion);
   FIELD(Completion, user_data);
   FIELD(Completion, status);
@@ -56,6 +56,7 @@ void dump_rings(Dump& dump) {
   FIELD(Completion, value1);
   FIELD(Completion, bytes_disk);
   FIELD(Completion, reserved);
+  FIELD(Completion, stamp);
   TYPE(FetchEntry);
   FIELD(FetchEntry, segment);
   FIELD(FetchEntry, row_mask);

@@ -63,7 +63,7 @@ std::string play_client(ClientRings rings, const Side& side, WaitStats* stats) {
     for (std::uint64_t i = 0; i < count; ++i) {
       batch[i].user_data = sent + i;
       batch[i].value0 = ~(sent + i);
-      batch[i].reserved1 = (sent + i) * 3;
+      batch[i].reserved0 = (sent + i) * 3;
     }
     const auto pushed = rings.submissions.push(std::span<const Submission>(batch).first(count));
     if (!pushed || *pushed != count) return "push failed";
@@ -97,7 +97,7 @@ std::string play_daemon(DaemonRings rings, const Side& side, WaitStats* stats) {
     std::array<Completion, 64> completions{};
     for (std::uint32_t i = 0; i < *popped; ++i, ++seen) {
       const Submission& entry = submissions[i];
-      if (entry.user_data != seen || entry.value0 != ~seen || entry.reserved1 != seen * 3)
+      if (entry.user_data != seen || entry.value0 != ~seen || entry.reserved0 != seen * 3)
         return "wrong submission at " + std::to_string(seen);
       completions[i].user_data = seen;
       completions[i].value1 = seen * 5;

@@ -102,6 +102,7 @@ TEST(Ring, ReaderRefusesImpossibleTails) {
     auto ring = std::make_unique<SmallRing>();
     for (std::uint64_t i = 0; i < 2; ++i) ASSERT_EQ(ring->writer.push(numbered(i)).value(), 1u);
     ASSERT_EQ(ring->reader.pop(out).value(), 2u);
+    ASSERT_FALSE(ring->reader.ready());  // now it has seen the tail
     ring->indices.tail = bad;
     EXPECT_TRUE(ring->reader.ready()) << "a wait must end, so that pop can tell";
     EXPECT_EQ(ring->reader.pop(out).error().code, Code::kProtocol) << bad;
@@ -110,6 +111,36 @@ TEST(Ring, ReaderRefusesImpossibleTails) {
     ring->indices.tail = 3;  // too late: broken for good
     EXPECT_EQ(ring->reader.pop(out).error().code, Code::kProtocol);
   }
+}
+
+// The writer stamps an entry before it moves the tail: a reader that is faster must not take the
+// tail for one that went back.
+TEST(Ring, AStampedEntryIsThereBeforeTheTailSaysSo) {
+  auto ring = std::make_unique<SmallRing>();
+  std::array<Submission, 4> out;
+  ASSERT_EQ(ring->writer.push(numbered(0)).value(), 1u);
+  ring->indices.tail = 0;  // as it is in the middle of that push
+  EXPECT_TRUE(ring->reader.ready());
+  ASSERT_EQ(ring->reader.pop(out).value(), 1u);
+  EXPECT_TRUE(is_numbered(out[0], 0));
+  EXPECT_FALSE(ring->reader.ready());
+  EXPECT_EQ(ring->reader.pop(out).value(), 0u);
+  EXPECT_TRUE(ring->reader.begin_sleep());
+  ring->reader.end_sleep();
+  ring->indices.tail = 1;
+  EXPECT_EQ(ring->reader.pop(out).value(), 0u) << "taken already";
+  ring->indices.tail = 0;
+  EXPECT_EQ(ring->reader.pop(out).error().code, Code::kProtocol) << "now it went back";
+}
+
+TEST(Ring, AnEntryWithoutStampCountsWhenTheTailSaysSo) {
+  auto ring = std::make_unique<SmallRing>();
+  std::array<Submission, 4> out;
+  ring->entries[0] = numbered(7);
+  EXPECT_EQ(ring->reader.pop(out).value(), 0u);
+  ring->indices.tail = 1;
+  ASSERT_EQ(ring->reader.pop(out).value(), 1u);
+  EXPECT_TRUE(is_numbered(out[0], 7));
 }
 
 TEST(Ring, WriterRefusesImpossibleHeads) {

@@ -34,6 +34,12 @@ double bare_us(std::uint64_t rounds) {
   return (end - start) * 1e6 / static_cast<double>(rounds);
 }
 
+// As Waiter and the daemon spin.
+template <class Reader>
+void spin_on(const Reader& reader) {
+  for (int i = 0; i < 16 && !reader.stamped(); ++i) AdaptiveSpin::relax();
+}
+
 Result<double> ring_us(std::uint64_t rounds) {
   KVT_TRY(Memfd memory,
           make_memfd("bench-ring", sizeof(ControlLayout), MemfdAccess::kSharedWrite, false));
@@ -45,12 +51,10 @@ Result<double> ring_us(std::uint64_t rounds) {
                                        -1);
     Submission one{};
     for (std::uint64_t done = 0; done < rounds;) {
+      spin_on(submissions);
       const Result<std::uint32_t> got = submissions.pop({&one, 1});
       if (!got) return;
-      if (*got == 0) {
-        AdaptiveSpin::relax();
-        continue;
-      }
+      if (*got == 0) continue;
       Completion answer{};
       answer.user_data = one.user_data;
       static_cast<void>(completions.push(answer));
@@ -67,9 +71,9 @@ Result<double> ring_us(std::uint64_t rounds) {
     request.user_data = i;
     static_cast<void>(submissions.push(request));
     for (;;) {
+      spin_on(completions);
       const Result<std::uint32_t> got = completions.pop({&answer, 1});
       if (got && *got == 1) break;
-      AdaptiveSpin::relax();
     }
   }
   const double end = seconds_now();
