@@ -41,9 +41,10 @@ std::string beside_us(const char* name) {
 }
 
 // `held` and `goal` are null where there is no verdict.
-Json line_of(const Figure& f, bool verdict) {
+Json line_of(const Bench& bench, const Figure& f, bool verdict) {
   const bool judged = verdict && f.goal > 0;
-  return Json{{"metric", f.metric},
+  return Json{{"bench", bench.name},
+              {"metric", f.metric},
               {"value", f.value},
               {"unit", f.unit},
               {"ceiling", f.ceiling},
@@ -125,7 +126,8 @@ Verdict run_benches(const Arguments& arguments, const Context& context, FILE* js
     const Result<void> run = bench.run(context, &figures);
     for (const Figure& figure : figures) {
       if (table) print_figure(figure, judged);
-      if (json != nullptr) std::fprintf(json, "%s\n", dump_json(line_of(figure, judged)).c_str());
+      if (json != nullptr)
+        std::fprintf(json, "%s\n", dump_json(line_of(bench, figure, judged)).c_str());
       verdict.missed = verdict.missed || (judged && !figure.held());
     }
     if (json != nullptr) std::fflush(json);

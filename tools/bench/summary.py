@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes docs/benchmarks.md of kvtier-bench's and the quickstart's JSON.
+"""Makes docs/benchmarks.md of kvtier-bench's and the quickstart's JSON, on the machine that measured, and of notes.md beside it.
 
     build/bin/kvtier-bench all --quick --json bench.json
     tools/quickstart --json quickstart.json
@@ -7,40 +7,68 @@
 """
 import json
 import os
+import pathlib
 import platform
 import subprocess
 import sys
 
+HERE = pathlib.Path(__file__).resolve().parent
+DISKS = {"vd": "virtio disk", "nv": "NVMe disk", "sd": "SCSI or SATA disk", "dm": "mapped disk"}
+
+
+def processor():
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        fields = [line.split(":", 1) for line in file if ":" in line]
+    found = {name.strip(): value.strip() for name, value in fields}
+    return f"{found.get('model name', 'unknown processor')} (family {found.get('cpu family', '?')}, model {found.get('model', '?')})"
+
+
+def disk():
+    """Kind of disk and file system of the current folder."""
+    device, system, best = "?", "?", ""
+    with open("/proc/mounts", encoding="utf-8") as file:
+        for line in file:
+            source, target, kind = line.split()[:3]
+            if os.getcwd().startswith(target) and len(target) >= len(best):
+                device, system, best = source.rsplit("/", 1)[-1], kind, target
+    return f"{DISKS.get(device[:2], device)}, {system}"
+
 
 def machine():
-    model = "?"
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
     with open("/proc/meminfo", encoding="utf-8") as file:
         memory = int(file.readline().split()[1]) / 2**20
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}"
+    virtual = ", virtual machine" if "hypervisor" in open("/proc/cpuinfo", encoding="utf-8").read() else ""
+    return f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB{virtual}; {disk()}; Linux {platform.release().split('-')[0]}"
 
 
 def commit():
-    return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip()
+    described = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"
 
 
 def number(value):
     return f"{value:.4g}"
 
 
+def goal_of(figure):
+    if figure["goal"] is None:
+        return "", ""
+    sign = "≤" if figure["better"] == "lower" else "≥"
+    return f"{sign} {figure['goal']:g}", "held" if figure["held"] else "**missed**"
+
+
 def bench_rows(path):
     with open(path, encoding="utf-8") as file:
         for line in file:
             figure = json.loads(line)
-            sign = "≤" if figure["better"] == "lower" else "≥"
-            goal = f"{sign} {figure['goal']:g}" if figure["goal"] else "–"
-            held = "–" if not figure["goal"] else ("held" if figure["held"] else "**missed**")
-            yield (f"| {figure['metric']} | {number(figure['value'])} {figure['unit']} | {number(figure['ceiling'])} "
-                   f"{figure['ceiling_name']} | {figure['ratio']:.3f} | {goal} | {held} | {figure['n']} | {figure['note']} |")
+            goal, held = goal_of(figure)
+            yield (f"| {figure['metric']} | {number(figure['value'])} {figure['unit']} | {number(figure['ceiling'])} {figure['ceiling_name']} "
+                   f"| {figure['ratio']:.3g} ({figure['ratio_min']:.3g}-{figure['ratio_max']:.3g}) | {goal} | {held} | {figure['n']} "
+                   f"| `{figure['bench']}` | {figure['note']} |")
+
+
+def judged(value, bound, form):
+    return f"{value:{form}}: goal ≤ {bound}, {'held' if value <= bound else '**missed**'}"
 
 
 def story_rows(path):
@@ -48,32 +76,35 @@ def story_rows(path):
         story = json.load(file)
     first, tokens = story["first_token_s"], story["tokens_per_s"]
     perplexity, size = story["perplexity"], story["bytes"]
-    yield f"| document | {story['document_tokens']} tokens, prefilled in {story['prefill_s']:.1f} s |"
-    yield (f"| attach after SIGKILL, cold, to first token | {first['kvtier_cold']:.3f} s; from memory {first['kvtier_ram']:.3f} s; "
-           f"loading the saved whole cache + 1 step {first['full_load']:.3f} s: ratio {first['kvtier_cold'] / first['full_load']:.2f} (goal ≤ 0.5); "
-           f"of prefill {first['kvtier_cold'] / story['prefill_s']:.4f} (goal ≤ 0.01) |")
-    yield f"| tokens forwarded on resume | {story['tokens_forwarded_on_resume']} |"
-    yield f"| greedy tokens, budget = all, equal to full attention | {'yes' if story['tokens_equal_budget_all'] else 'NO'} |"
-    yield (f"| perplexity, last 128 tokens | full {perplexity['full']:.4f}, all {perplexity['all']:.4f}, "
-           f"budget {story['budget_tokens']}: {perplexity['budget']:.4f} |")
-    yield f"| tokens per second | full {tokens['full']:.2f}, all {tokens['all']:.2f}, budget {tokens['budget']:.2f} |"
-    yield "| bytes | " + ", ".join(f"{name} {value / 2**20:.1f} MiB" for name, value in size.items()) + " |"
+    cold = first["kvtier_cold"]
+    yield f"document | {story['document_tokens']} tokens, prefilled in {story['prefill_s']:.1f} s"
+    yield f"attach after SIGKILL, page cache cold, to first token at budget {story['budget_tokens']} | {cold:.3f} s; from memory {first['kvtier_ram']:.3f} s"
+    yield f"of loading the saved whole cache + 1 step ({first['full_load']:.3f} s) | {judged(cold / first['full_load'], 0.5, '.2f')}"
+    yield f"of the prefill | {judged(cold / story['prefill_s'], 0.01, '.4f')}"
+    yield f"tokens forwarded on resume | {story['tokens_forwarded_on_resume']}"
+    yield f"greedy tokens, budget = all, equal to full attention | {'yes' if story['tokens_equal_budget_all'] else '**no**'}"
+    yield (f"perplexity, last 128 tokens | full {perplexity['full']:.4f}, all {perplexity['all']:.4f}, "
+           f"budget {story['budget_tokens']}: {perplexity['budget']:.4f}")
+    yield f"tokens per second | full {tokens['full']:.2f}, all {tokens['all']:.2f}, budget {tokens['budget']:.2f}"
+    yield "bytes | " + ", ".join(f"{name} {value / 2**20:.1f} MiB" for name, value in size.items())
 
 
 def main():
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
     print("# Benchmarks\n")
-    print(f"Made by `tools/bench/summary.py` on: {machine()}; commit {commit()}.\n")
-    print("Every figure stands beside its ceiling or peer, measured in the same run, in turn; medians. This machine is a small virtual one whose\n"
-          "disk swings fourfold from one second to the next (see the row of fio against fio): read the ratios, and those of the disk with care.\n")
+    print(f"Made by `tools/bench/summary.py`. Machine: {machine()}. Commit {commit()}.\n")
+    print((HERE / "notes.md").read_text(encoding="utf-8").strip() + "\n")
     print("## `kvtier-bench all --quick`\n")
-    print("| figure | value | ceiling or peer | ratio | goal | | pairs | |\n|---|---|---|---|---|---|---|---|")
+    print("One figure by itself: `kvtier-bench NAME --quick`, NAME as in the column *bench*.\n")
+    print("| figure | value | ceiling or peer | ratio (range) | goal | | rounds | bench | |\n|---|---|---|---|---|---|---|---|---|")
     for row in bench_rows(sys.argv[1]):
         print(row)
     if len(sys.argv) > 2:
         print("\n## `tools/quickstart --json FILE`\n")
         print("| what | measured |\n|---|---|")
         for row in story_rows(sys.argv[2]):
-            print(row)
+            print(f"| {row} |")
 
 
 if __name__ == "__main__":
