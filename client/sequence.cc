@@ -115,6 +115,7 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
   id_ = id;
   writable_ = writable;
   private_ = is_private;
+  row_durable_ = false;
   directory_ = std::move(directory);
   return {};
 }
@@ -247,6 +248,7 @@ Result<void> Sequence::truncate_once(std::uint64_t tokens) {
 
 Result<void> Sequence::truncate_stored(std::uint64_t tokens) {
   const bool in_tail = tokens >= tail_->first_token();
+  row_durable_ = false;  // where this fails, the catalogue is in doubt until the next commit
   KVT_TRY(ControlMessage reply,
           connection_->call(Json{{"op", "truncate"}, {"handle", handle_}, {"tokens", tokens}}, {},
                             0, space_->client().deadline()));

@@ -139,6 +139,7 @@ class Sequence {
   bool private_ = false;
   bool closed_ = false;
   bool closing_ = false;
+  bool row_durable_ = false;  // a commit or seal was acknowledged since it was attached
   Directory directory_;
   std::optional<Tail> tail_;  // writable ones
   std::vector<std::pair<std::uint64_t, TruncateObserver>> observers_;

@@ -189,6 +189,7 @@ Result<void> Sequence::settle_seal(std::uint32_t half) {
   KVT_TRY_VOID(directory_.refresh());
   if (directory_.tokens() < end)
     return error(Code::kProtocol, "a segment was sealed but is not in the directory");
+  row_durable_ = true;
   tail_->free_half(half);
   return {};
 }
@@ -237,8 +238,11 @@ Result<void> Sequence::commit() {
 Result<void> Sequence::commit_once() {
   KVT_TRY_VOID(submit_seals());
   Tail::Half& active = tail_->half(tail_->active());
-  if (active.state != Tail::HalfState::kFilling || active.tokens == active.durable_tokens)
-    return settle_all_seals();
+  if (active.state != Tail::HalfState::kFilling || active.tokens == active.durable_tokens) {
+    KVT_TRY_VOID(settle_all_seals());
+    // Nothing was written here yet: a sequence of shared tokens only may be in no catalogue.
+    if (row_durable_) return {};
+  }
   Submission submission{};
   submission.op = static_cast<std::uint16_t>(Op::kCommit);
   submission.priority = static_cast<std::uint8_t>(Priority::kCommit);
@@ -249,6 +253,7 @@ Result<void> Sequence::commit_once() {
   KVT_TRY(const Completion done, connection_->wait(ticket, Deadline::after_ms(kDiskMs)));
   const auto code = static_cast<Code>(done.status);
   if (code == Code::kOk && done.value1 >= length()) {
+    row_durable_ = true;
     active.durable_tokens = active.tokens;
     return take_finished_seals();
   }

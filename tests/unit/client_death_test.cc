@@ -90,6 +90,36 @@ TEST_F(DaemonDeath, CommittedIsThereAndTheRestIsNot) {
   kvt_space_close(space);
 }
 
+// No new token: what is committed is that the sequence exists.
+TEST_F(DaemonDeath, ACommittedForkIsThereWithoutATokenOfItsOwn) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* trunk = create_sequence(space, "trunk");
+  Model model(shape);
+  model.append_many(trunk, 1, 2500);
+  kvt_sequence *fork = nullptr, *uncommitted = nullptr;
+  KVT_ASSERT_OK(kvt_sequence_fork(trunk, UINT64_MAX, nullptr, &fork));
+  KVT_ASSERT_OK(kvt_sequence_fork(trunk, 2000, nullptr, &uncommitted));
+  kvt_match match{};
+  kvt_sequence* matched = create_sequence(space, nullptr, model.ids(), &match);
+  ASSERT_EQ(match.tokens, 2500u);
+  KVT_ASSERT_OK(kvt_sequence_commit(fork));
+  KVT_ASSERT_OK(kvt_sequence_commit(matched));
+  KVT_ASSERT_OK(kvt_sequence_commit(matched));
+  daemon_->kill();
+  daemon_->start();
+  model.expect_equal(fork);
+  model.expect_equal(matched);
+  std::vector<kvt_token> records(1);
+  EXPECT_EQ(kvt_sequence_tokens(uncommitted, 0, 1, records.data()), KVT_ERROR_NOT_FOUND);
+  KVT_ASSERT_OK(kvt_sequence_commit(fork));
+  KVT_EXPECT_OK(kvt_sequence_close(fork));
+  KVT_EXPECT_OK(kvt_sequence_close(matched));
+  kvt_sequence_close(uncommitted);
+  KVT_EXPECT_OK(kvt_sequence_close(trunk));
+  kvt_space_close(space);
+}
+
 TEST_F(DaemonDeath, ReadingFailsFastAndGoesOnAfterwards) {
   const TestShape shape;
   kvt_space* space = open_space(shape);
