@@ -15,6 +15,20 @@ namespace {
 // that is gone or stopped.
 constexpr std::uint64_t kPatienceMs = 100;
 
+// The first token of `older` that `newer` has in another segment or not at all; UINT64_MAX: none.
+std::uint64_t first_difference(std::span<const DirectoryEntry> older,
+                               std::span<const DirectoryEntry> newer) {
+  for (std::size_t i = 0; i < older.size(); ++i) {
+    const DirectoryEntry& before = older[i];
+    if (i >= newer.size() || newer[i].segment != before.segment) return before.first_token;
+    if (newer[i].visible_tokens < before.visible_tokens)
+      return before.first_token + newer[i].visible_tokens;
+    if (newer[i].visible_tokens > before.visible_tokens && i + 1 < older.size())
+      return older[i + 1].first_token;
+  }
+  return UINT64_MAX;
+}
+
 }  // namespace
 
 Result<Directory> Directory::map(int fd) {
@@ -52,12 +66,13 @@ Result<bool> Directory::copy() {
     if (header->version.load(std::memory_order_acquire) != version) return false;
     return error(Code::kProtocol, "the daemon's directory has too many segments");
   }
-  entries_.resize(head.segments);
-  copy_from_shared<SharedOrder::kAcquire>(entries_.data(), memory_.data() + sizeof(DirectoryHeader),
+  incoming_.resize(head.segments);
+  copy_from_shared<SharedOrder::kAcquire>(incoming_.data(),
+                                          memory_.data() + sizeof(DirectoryHeader),
                                           head.segments * sizeof(DirectoryEntry));
   if (header->version.load(std::memory_order_acquire) != version) return false;
   std::uint64_t next = 0;
-  for (const DirectoryEntry& entry : entries_) {
+  for (const DirectoryEntry& entry : incoming_) {
     if (entry.first_token != next || entry.visible_tokens == 0 ||
         entry.visible_tokens > entry.tokens || entry.tokens > kSegmentTokensMax)
       return error(Code::kProtocol, "the daemon's directory contradicts itself");
@@ -65,9 +80,15 @@ Result<bool> Directory::copy() {
   }
   if (next != head.tokens)
     return error(Code::kProtocol, "the daemon's directory contradicts itself");
+  differs_from_ = first_difference(entries_, incoming_);
+  entries_.swap(incoming_);
   tokens_ = head.tokens;
   version_ = version;
   return true;
+}
+
+std::uint64_t Directory::differs_from(const Directory& older) const noexcept {
+  return first_difference(older.entries_, entries_);
 }
 
 std::size_t Directory::segment_of(std::uint64_t token) const noexcept {

@@ -24,6 +24,11 @@ class Directory {
   [[nodiscard]] Result<bool> refresh();
 
   [[nodiscard]] std::uint64_t tokens() const noexcept { return tokens_; }
+  // Where the newest copy begins to differ from the one before it: from this token on it has other
+  // segments, or fewer tokens. UINT64_MAX: nowhere, at most tokens were added.
+  [[nodiscard]] std::uint64_t differs_from() const noexcept { return differs_from_; }
+  // The same of this one against an older directory of the same sequence.
+  [[nodiscard]] std::uint64_t differs_from(const Directory& older) const noexcept;
   // Ascending, without gaps, from token 0.
   [[nodiscard]] std::span<const DirectoryEntry> segments() const noexcept { return entries_; }
   // The segment that holds a token below tokens(): its number in segments().
@@ -35,7 +40,9 @@ class Directory {
   Mapping memory_;
   std::uint64_t version_ = 1;  // odd: never copied
   std::uint64_t tokens_ = 0;
+  std::uint64_t differs_from_ = UINT64_MAX;
   std::vector<DirectoryEntry> entries_;
+  std::vector<DirectoryEntry> incoming_;  // being copied; the copy before, after that
 };
 
 }  // namespace kvtier

@@ -116,7 +116,9 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
   writable_ = writable;
   private_ = is_private;
   row_durable_ = false;
+  const std::uint64_t differs_from = directory.differs_from(directory_);
   directory_ = std::move(directory);
+  if (differs_from != UINT64_MAX) tell_observers(differs_from);
   return {};
 }
 
@@ -160,12 +162,22 @@ Result<void> Sequence::attach_again(const std::shared_ptr<Connection>& connectio
 Result<void> Sequence::refresh(Patience patience) {
   KVT_TRY_VOID(ensure(patience));
   KVT_TRY_VOID(take_finished_seals());
-  KVT_TRY_VOID(directory_.refresh());
+  KVT_TRY_VOID(refresh_directory());
   return {};
 }
 
+Result<void> Sequence::refresh_directory() {
+  KVT_TRY(const bool moved, directory_.refresh());
+  if (moved && directory_.differs_from() != UINT64_MAX) tell_observers(directory_.differs_from());
+  return {};
+}
+
+void Sequence::tell_observers(std::uint64_t tokens) {
+  for (const auto& [id, observer] : observers_) observer(tokens);
+}
+
 std::uint64_t Sequence::current_length() {
-  if (!tail_ && !closed_) static_cast<void>(directory_.refresh());  // what it says last counts
+  if (!tail_ && !closed_) static_cast<void>(refresh_directory());  // what it says last counts
   return length();
 }
 
@@ -253,10 +265,9 @@ Result<void> Sequence::truncate_stored(std::uint64_t tokens) {
           connection_->call(Json{{"op", "truncate"}, {"handle", handle_}, {"tokens", tokens}}, {},
                             0, space_->client().deadline()));
   KVT_TRY(const std::uint64_t sealed, json_uint(reply.body, "tokens_sealed", 0));
-  KVT_TRY_VOID(directory_.refresh());
+  KVT_TRY_VOID(refresh_directory());
   if (sealed != directory_.tokens() || sealed != (in_tail ? tail_->first_token() : tokens))
     return error(Code::kProtocol, "the daemon truncated to another length");
-  for (const auto& [id, observer] : observers_) observer(tokens);
   if (in_tail) {
     tail_->truncate(tokens);
   } else {

@@ -92,7 +92,8 @@ class Sequence {
   }
   // The layer is a full one of this space. kInvalid.
   [[nodiscard]] Result<void> check_layer(std::uint32_t layer) const;
-  // Called with the new length whenever stored tokens were cut off; until remove_observer.
+  // Called with the number of tokens that are as before whenever stored ones were cut off or
+  // replaced, here or by another writer; until remove_observer.
   using TruncateObserver = std::function<void(std::uint64_t)>;
   std::uint64_t add_observer(TruncateObserver observer);
   void remove_observer(std::uint64_t id) noexcept;
@@ -105,6 +106,9 @@ class Sequence {
                                                      bool writable, PrefixMatch* match);
   Result<void> take_attach(const std::shared_ptr<Connection>& connection, ControlMessage reply,
                            bool writable);
+  // Every look at the directory goes through this: what changed below its end is told to views.
+  Result<void> refresh_directory();
+  void tell_observers(std::uint64_t tokens);
   Result<void> ensure(Patience patience);
   Result<void> attach_again(const std::shared_ptr<Connection>& connection, Patience patience);
   Result<void> check_open() const;

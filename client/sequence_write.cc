@@ -186,7 +186,7 @@ Result<void> Sequence::settle_seal(std::uint32_t half) {
     return {};
   }
   const std::uint64_t end = sealing.first_token + sealing.tokens;
-  KVT_TRY_VOID(directory_.refresh());
+  KVT_TRY_VOID(refresh_directory());
   if (directory_.tokens() < end)
     return error(Code::kProtocol, "a segment was sealed but is not in the directory");
   row_durable_ = true;

@@ -262,6 +262,37 @@ TEST_P(ViewTest, ABudgetAboveTheLengthIsExact) {
   kvt_space_close(space);
 }
 
+// The writer cuts off and goes on otherwise: a reader's slot cache has rows of the old tokens.
+TEST_P(ViewTest, AReaderForgetsWhatTheWriterReplaced) {
+  const TestShape shape = GetParam();
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "rewritten");
+  Model model(shape);
+  model.append_many(sequence, 1, 3000);
+  KVT_ASSERT_OK(kvt_sequence_close(sequence));
+  kvt_sequence* reader = open_sequence(space, "rewritten", false);
+  kvt_view* view = open_view(reader, 100000);
+  expect_exact(view, model, 0, 1, 5);
+  for (int round = 0; round < 3; ++round) {
+    sequence = open_sequence(space, "rewritten", true);
+    KVT_ASSERT_OK(kvt_sequence_truncate(sequence, 1500));
+    model.tokens().resize(1500);
+    model.append_many(sequence, 500000u + 10000u * static_cast<unsigned>(round), 1800);
+    KVT_ASSERT_OK(kvt_sequence_close(sequence));
+    if (round == 1) {
+      EXPECT_EQ(kvt_sequence_length(reader), 3300u);  // looks at the directory, too
+    }
+    if (round == 2) {
+      daemon_->kill();
+      daemon_->start();
+    }
+    expect_exact(view, model, 0, 1, 15);
+  }
+  kvt_view_close(view);
+  KVT_EXPECT_OK(kvt_sequence_close(reader));
+  kvt_space_close(space);
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, ViewTest,
                          ::testing::Values(TestShape{}, TestShape{1, 1, 4, 64, KVT_DTYPE_F16, 1},
                                            TestShape{2, 3, 3, 24, KVT_DTYPE_F16, 0}));
