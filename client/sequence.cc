@@ -88,7 +88,8 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
   if (id == 0 || handle == 0) return error(Code::kProtocol, "the daemon's reply names no sequence");
   KVT_TRY(Directory directory, Directory::map(reply.fds[0].get()));
   KVT_TRY_VOID(directory.refresh());
-  if (directory.tokens() != sealed)
+  // A reader's directory may already show what the writer sealed since the reply was made.
+  if (writable && directory.tokens() != sealed)
     return error(Code::kProtocol, "the daemon's directory and its reply differ");
   if (writable) {
     KVT_TRY(Mapping memory, map_tail(reply.fds[1].get(), space_->tail_layout()));

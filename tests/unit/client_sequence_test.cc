@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <thread>
 
@@ -262,6 +263,26 @@ TEST_F(Sequences, ThreadsShareAClient) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(leased_bytes(), 0u);
+  kvt_space_close(space);
+}
+
+TEST_F(Sequences, AReaderOpensWhileTheWriterSeals) {
+  const TestShape shape{1, 1, 1, 16, KVT_DTYPE_F16, 1};
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "growing");
+  std::atomic<bool> done{false};
+  std::thread reader([&] {
+    while (!done) {
+      kvt_sequence* opened = open_sequence(space, "growing", false);
+      if (opened == nullptr) break;
+      KVT_EXPECT_OK(kvt_sequence_close(opened));
+    }
+  });
+  Model model(shape);
+  for (std::uint64_t i = 0; i < 60; ++i) model.append(sequence, i * 10'000, 1024);
+  done = true;
+  reader.join();
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
   kvt_space_close(space);
 }
 
