@@ -58,7 +58,7 @@ Result<std::shared_ptr<Sequence>> Sequence::create(std::shared_ptr<Space> space,
                                                    PrefixMatch* match) {
   if (ids.size() > kSequenceTokensMax)
     return error(Code::kTooLarge, "more tokens than a sequence may have");
-  Json request{{"op", "create"}, {"private", options.private_only}};
+  Json request{{"op", "create"}, {"private", options.private_only || space->private_only()}};
   if (!options.name.empty()) request["name"] = options.name;
   PrefixMatch found;
   return open_with(std::move(space), std::move(request), ids, true,
@@ -221,7 +221,7 @@ Result<std::shared_ptr<Sequence>> Sequence::fork(std::uint64_t tokens,
   Json request{{"op", "fork"},
                {"handle", handle_},
                {"tokens", tokens},
-               {"private", options.private_only},
+               {"private", options.private_only || space_->private_only()},
                {"write", true}};
   if (!options.name.empty()) request["new_name"] = options.name;
   std::shared_ptr<Sequence> made(new Sequence(space_));

@@ -118,7 +118,7 @@ class ClientTest : public ::testing::Test {
     return client;
   }
   kvt_space* open_space(const TestShape& shape, const char* model = "test-model",
-                        std::uint32_t abstracts = 1) {
+                        std::uint32_t abstracts = 1, bool private_only = false) {
     std::vector<kvt_layer> layers(shape.layers);
     for (kvt_layer& layer : layers) {
       layer.kind = 0;
@@ -133,6 +133,7 @@ class ClientTest : public ::testing::Test {
     options.runtime = "test/1";
     options.heads_per_chunk = shape.heads_per_chunk;
     options.abstract_kind = abstracts;
+    options.private_only = private_only ? 1 : 0;
     options.layers = layers.data();
     options.layer_count = shape.layers;
     kvt_space* space = nullptr;
@@ -150,8 +151,7 @@ class ClientTest : public ::testing::Test {
   std::uint64_t leased_bytes() {
     std::uint64_t sum = 0;
     const Json status = request({{"op", "status"}});
-    for (const Json& client : status["clients"])
-      sum += client["leased_bytes"].get<std::uint64_t>();
+    for (const Json& client : status["clients"]) sum += client["leased_bytes"].get<std::uint64_t>();
     return sum;
   }
 

@@ -286,6 +286,27 @@ TEST_F(Sequences, AReaderOpensWhileTheWriterSeals) {
   kvt_space_close(space);
 }
 
+// Also where the same space exists already and is not private.
+TEST_F(Sequences, APrivateSpaceIsPrivate) {
+  const TestShape shape;
+  kvt_space* open = open_space(shape);
+  kvt_space* closed = open_space(shape, "test-model", 1, true);
+  kvt_sequence* sequence = create_sequence(closed, "secret");
+  Model model(shape);
+  model.append(sequence, 1, 200);
+  EXPECT_EQ(kvt_sequence_commit(sequence), KVT_ERROR_UNSUPPORTED);
+  kvt_sequence* fork = nullptr;
+  KVT_ASSERT_OK(kvt_sequence_fork(sequence, 100, nullptr, &fork));
+  EXPECT_EQ(kvt_sequence_commit(fork), KVT_ERROR_UNSUPPORTED);
+  KVT_EXPECT_OK(kvt_sequence_close(fork));
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  sequence = create_sequence(open, "public");
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(open);
+  kvt_space_close(closed);
+}
+
 TEST_F(Sequences, AForkedChildIsTold) {
   const TestShape shape;
   kvt_space* space = open_space(shape);
