@@ -153,7 +153,8 @@ Result<void> Sequence::submit_seal(std::uint32_t half) {
   submission.sequence = handle_;
   submission.half = half;
   submission.count = tail_->half(half).tokens;
-  submission.value0 = closing_ ? 1 : 0;
+  // Admission may decline the rest of a tail, never a full half: another one follows it.
+  submission.value0 = closing_ && submission.count < kSegmentTokensMax ? 1 : 0;
   KVT_TRY(tail_->half(half).seal, connection_->submit(submission, Deadline::after_ms(kSubmitMs)));
   tail_->half(half).state = Tail::HalfState::kSealing;
   return {};

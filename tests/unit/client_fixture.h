@@ -70,6 +70,7 @@ class Daemon {
     options.daemon.abstracts_bytes = 16ull << 20;
     options.daemon.io_backend = "threads";
     options.daemon.idle_seal_s = 0;
+    if (scarce_writes) options.daemon.disk_write_bytes_per_day = 1;
     auto server = Server::start(options);
     ASSERT_TRUE(server) << server.error().message();
     server_ = *std::move(server);
@@ -82,6 +83,8 @@ class Daemon {
   }
   void stop() { server_.reset(); }
   std::string socket() const { return root_ + "/run/kvtierd.sock"; }
+
+  bool scarce_writes = false;  // from the next start on
 
  private:
   std::string root_;

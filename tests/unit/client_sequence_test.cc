@@ -307,6 +307,32 @@ TEST_F(Sequences, APrivateSpaceIsPrivate) {
   kvt_space_close(closed);
 }
 
+// The piece fills a half and begins the next: admission decides about what is left of the tail
+// only.
+TEST_F(Sequences, AFullHalfIsAlwaysAdmitted) {
+  kvt_client_close(client_);
+  daemon_->stop();
+  daemon_->scarce_writes = true;
+  daemon_->start();
+  client_ = open_client();
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, nullptr);
+  Model model(shape);
+  model.append(sequence, 1, 1024);
+  model.append(sequence, 2000, 1000);
+  model.append(sequence, 4000, 300, false);
+  KVT_ASSERT_OK(kvt_sequence_close(sequence));
+  const std::vector<std::uint32_t> ids = model.ids();
+  kvt_match match{};
+  sequence = create_sequence(space, nullptr, ids, &match);
+  EXPECT_EQ(match.tokens, 2048u);
+  model.tokens().resize(match.tokens);
+  model.expect_equal(sequence);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(space);
+}
+
 TEST_F(Sequences, AForkedChildIsTold) {
   const TestShape shape;
   kvt_space* space = open_space(shape);
