@@ -11,7 +11,8 @@ namespace kvtier {
 inline constexpr std::uint32_t kLayersMax = 256;
 inline constexpr std::uint32_t kHeadsMax = 256;  // KV heads of a layer
 inline constexpr std::uint32_t kHeadDimMax = 1024;
-inline constexpr std::uint32_t kRowBytesMax = 16 * 1024;  // K or V of one token and head
+inline constexpr std::uint32_t kRowBytesMax = 16 * 1024;     // K or V of one token and head
+inline constexpr std::uint64_t kTokenBytesMax = 4ull << 20;  // K and V, all layers
 
 // Tokens.
 inline constexpr std::uint32_t kBlockTokens = 64;  // unit of prefix reuse

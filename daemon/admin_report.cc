@@ -85,7 +85,9 @@ void reply(ControlDone& done, Json body) { done(ControlReply{std::move(body), {}
 
 void op_ls(EngineState& engine, Session&, ControlRequest, ControlDone done) {
   std::vector<const Sequence*> sorted;
-  for (const auto& [id, sequence] : engine.sequences.all) sorted.push_back(sequence.get());
+  for (const auto& [id, sequence] : engine.sequences.all) {
+    if (!sequence->internal) sorted.push_back(sequence.get());
+  }
   std::sort(sorted.begin(), sorted.end(),
             [](const Sequence* a, const Sequence* b) { return a->row.id < b->row.id; });
   Json sequences = Json::array();

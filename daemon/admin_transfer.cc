@@ -157,20 +157,9 @@ Result<std::string> absolute_path(const Json& body) {
   return path;
 }
 
-void op_export(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Sequence*> target = target_sequence(engine, request.body);
-  if (!target) return done(error(target.error()));
-  const Result<std::string> path = absolute_path(request.body);
-  if (!path) return done(error(path.error()));
-  Sequence& sequence = **target;
-  if (sequence.is_private)
-    return done(error(Code::kPermission, "a private sequence is never written to disk"));
-  if (sequence.working || sequence.writer_coming)
-    return done(error(Code::kBusy,
-                      "the sequence is being written: try again when its client has committed"));
-  auto job = std::make_shared<Export>();
-  job->store_path = engine.options.store_path;
-  job->file_path = *path;
+// What is durable now, sealed and tail. In the sequence's queue: no seal or commit is under way.
+void describe_export(EngineState& engine, const ExportPtr& job, Sequence& sequence,
+                     const ControlDone& done) {
   const SpaceRow& space = sequence.space->row;
   job->description.fingerprint = {space.model, space.runtime, space.detail, space.geometry};
   job->description.name = sequence.row.name;
@@ -181,22 +170,41 @@ void op_export(EngineState& engine, Session&, ControlRequest request, ControlDon
     job->parts.push_back({part.segment->row.id, part.first_token, part.visible_tokens});
   job->description.tokens = sequence.tokens_sealed;
   job->description.segments = static_cast<std::uint32_t>(job->parts.size());
-  if (sequence.row.log_generation == 0) return run_export(engine, job, std::move(done));
+  const auto begin = [&engine, job, id = sequence.row.id, done](Result<std::uint32_t> tail) {
+    if (tail) {
+      job->tail_tokens = *tail;
+      job->description.tokens += *tail;
+      job->description.segments += *tail > 0 ? 1 : 0;
+      run_export(engine, job, done);
+    } else {
+      done(error(tail.error()));
+    }
+    work_finished(engine, *engine.sequences.all.at(id));
+  };
+  if (sequence.row.log_generation == 0) return begin(0);
   Result<std::shared_ptr<Tail>> tail = make_tail(*sequence.space);
-  if (!tail) return done(error(tail.error()));
+  if (!tail) return begin(error(tail.error()));
   job->tail = std::move(*tail);
-  const SequenceId id = sequence.row.id;
-  ++sequence.busy;
-  load_log(engine, sequence, job->tail,
-           [&engine, job, id, done = std::move(done)](Result<void> loaded) mutable {
-             Sequence& found = *engine.sequences.all.at(id);
-             --found.busy;
-             if (!loaded) return done(error(loaded.error()));
-             job->tail_tokens = found.log.tokens;
-             job->description.tokens += job->tail_tokens;
-             job->description.segments += job->tail_tokens > 0 ? 1 : 0;
-             run_export(engine, job, std::move(done));
-           });
+  read_log(engine, sequence, job->tail, begin);
+}
+
+void op_export(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Sequence*> target = target_sequence(engine, request.body);
+  if (!target) return done(error(target.error()));
+  const Result<std::string> path = absolute_path(request.body);
+  if (!path) return done(error(path.error()));
+  Sequence& sequence = **target;
+  if (sequence.is_private)
+    return done(error(Code::kPermission, "a private sequence is never written to disk"));
+  auto job = std::make_shared<Export>();
+  job->store_path = engine.options.store_path;
+  job->file_path = *path;
+  TailWork work;
+  work.kind = TailWork::Kind::kOther;
+  work.run = [&engine, job, id = sequence.row.id, done = std::move(done)] {
+    describe_export(engine, job, *engine.sequences.all.at(id), done);
+  };
+  add_work(engine, sequence, std::move(work));
 }
 
 // ---- import ----
@@ -269,7 +277,7 @@ void finish_import(EngineState& engine, const ImportPtr& job) {
   Sequence* sequence = find_sequence(engine, job->sequence);
   if (sequence == nullptr)
     return job->done(error(Code::kNotFound, "the sequence was removed meanwhile"));
-  sequence->writer_coming = false;
+  sequence->internal = false;
   if (!job->name.empty() && find_sequence_by_name(engine, job->name) != nullptr) {
     return fail_import(engine, job,
                        {Code::kExists, 0, "the name is taken: import with another --name"});
@@ -342,7 +350,7 @@ void begin_import(EngineState& engine, const ImportPtr& job) {
   Sequence& sequence = new_sequence(engine, space, false);
   job->sequence = sequence.row.id;
   sequence.in_catalogue = true;
-  sequence.writer_coming = true;  // nobody else writes meanwhile
+  sequence.internal = true;  // until it is whole
   learn_chain(engine, sequence, [&engine, job](Result<void> learned) {
     learned ? next_import(engine, job) : fail_import(engine, job, learned.error());
   });

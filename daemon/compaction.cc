@@ -97,31 +97,41 @@ bool same_parts(const std::vector<SequenceRow::Part>& a, const std::vector<Seque
   });
 }
 
-// All new segments are durable: one synced batch gives them to the sequence.
+void parts_swapped(EngineState& engine, const CompactionPtr& all, const RunPtr& run) {
+  ++all->report.sequences;
+  all->report.segments_merged += run->before.size() - run->first_part;
+  all->report.segments_made += run->made;
+  remove_sequence(engine, *find_sequence(engine, run->scratch), LogFile::kUnlink,
+                  [&engine, all, run](Result<void>) {
+                    if (Sequence* kept = find_sequence(engine, run->target); kept != nullptr)
+                      retire_old(engine, *run, *kept);
+                    next_sequence(engine, all);
+                  });
+}
+
+// All new segments are durable: one synced batch gives them to the sequence. In the sequence's
+// queue, so that nobody appends meanwhile; readers see the new parts when the batch is durable.
 void swap_parts(EngineState& engine, const CompactionPtr& all, const RunPtr& run) {
   Sequence* target = find_sequence(engine, run->target);
-  Sequence* scratch = find_sequence(engine, run->scratch);
-  if (target == nullptr || scratch == nullptr || !at_rest(*target) ||
-      !same_parts(target->row.parts, run->before))
+  if (target == nullptr || !at_rest(*target) || !same_parts(target->row.parts, run->before))
     return abandon(engine, all, run, {Code::kBusy, 0, "the sequence was used meanwhile"});
-  const std::vector<PartSpec> parts = parts_up_to(*scratch, scratch->tokens_sealed);
-  target->row.parts = scratch->row.parts;
-  set_parts(engine, *target, parts);
-  ++target->busy;
-  post_sequence_row(engine, *target, true, [&engine, all, run](Result<void> result) {
-    Sequence* found = engine.sequences.all.at(run->target).get();
-    --found->busy;
-    if (!result) return abandon(engine, all, run, result.error());
-    ++all->report.sequences;
-    all->report.segments_merged += run->before.size() - run->first_part;
-    all->report.segments_made += run->made;
-    Sequence* leftover = find_sequence(engine, run->scratch);
-    remove_sequence(engine, *leftover, LogFile::kUnlink, [&engine, all, run](Result<void>) {
-      if (Sequence* kept = find_sequence(engine, run->target); kept != nullptr)
-        retire_old(engine, *run, *kept);
-      next_sequence(engine, all);
+  TailWork work;
+  work.kind = TailWork::Kind::kOther;
+  work.run = [&engine, all, run] {
+    Sequence& swapped = *find_sequence(engine, run->target);
+    swapped.row.parts = find_sequence(engine, run->scratch)->row.parts;
+    post_sequence_row(engine, swapped, true, [&engine, all, run](Result<void> result) {
+      Sequence& found = *find_sequence(engine, run->target);
+      const Sequence& scratch = *find_sequence(engine, run->scratch);
+      if (result)
+        set_parts(engine, found, parts_up_to(scratch, scratch.tokens_sealed));
+      else
+        found.row.parts = run->before;
+      work_finished(engine, found);
+      result ? parts_swapped(engine, all, run) : abandon(engine, all, run, result.error());
     });
-  });
+  };
+  add_work(engine, *target, std::move(work));
 }
 
 // What a worker copies: rows of these segments one after the other into half 0.
@@ -208,6 +218,7 @@ void begin_run(EngineState& engine, const CompactionPtr& all, Sequence& target,
   run->scratch = scratch.row.id;
   scratch.row.expires_unix_s = engine.wall_ns() / 1'000'000'000 + kLeftoverSeconds;
   scratch.in_catalogue = true;
+  scratch.internal = true;
   const std::vector<PartSpec> shared = parts_up_to(target, target.parts[first_part].first_token);
   for (const PartSpec& part : shared)
     scratch.row.parts.push_back({part.segment->row.id, part.visible_tokens});
@@ -234,7 +245,9 @@ void next_sequence(EngineState& engine, const CompactionPtr& all) {
 void compact_store(EngineState& engine, std::function<void(Result<CompactionReport>)> done) {
   auto all = std::make_shared<Compaction>();
   all->done = std::move(done);
-  for (const auto& [id, sequence] : engine.sequences.all) all->todo.push_back(id);
+  for (const auto& [id, sequence] : engine.sequences.all) {
+    if (!sequence->internal) all->todo.push_back(id);
+  }
   std::sort(all->todo.begin(), all->todo.end());
   next_sequence(engine, all);
 }

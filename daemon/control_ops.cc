@@ -49,7 +49,7 @@ Result<Sequence*> target_sequence(EngineState& engine, const Json& body, const c
     sequence = find_sequence_by_name(engine, field->get_ref<const std::string&>());
   else
     return error(Code::kInvalid, "a target is a number or a name");
-  if (sequence == nullptr) return error(Code::kNotFound, "no such sequence");
+  if (sequence == nullptr || sequence->internal) return error(Code::kNotFound, "no such sequence");
   return sequence;
 }
 
@@ -237,17 +237,28 @@ void open_writer(EngineState& engine, SessionId session_id, Sequence& sequence,
                 else if (session != nullptr)
                   open = open_in_session(engine, *session, found, true, tail);
                 if (!open) found.chain_known = false;
-                done(open);
-                if (!open) drop_if_ephemeral(engine, found);
+                done(open);  // may have ended the sequence
+                Sequence* left = open ? nullptr : find_sequence(engine, id);
+                if (left != nullptr) drop_if_ephemeral(engine, *left);
               });
+}
+
+// A sequence that was made for a request that failed: as if it had never been.
+void forget_unopened(EngineState& engine, Sequence& sequence) {
+  const bool free = sequence.open.empty() && !sequence.working && sequence.busy == 0 &&
+                    !sequence.writer_coming && !sequence.removed;
+  if (free && !sequence.row.name.empty())
+    return remove_sequence(engine, sequence, LogFile::kUnlink, [](Result<void>) {});
+  drop_if_ephemeral(engine, sequence);
 }
 
 void start_new_sequence(EngineState& engine, SessionId session_id, Sequence& sequence, bool write,
                         Json body, ControlDone done) {
   const auto reply = [&engine, id = sequence.row.id, body = std::move(body),
                       done](Result<OpenSequence*> open) {
-    if (!open) return done(error(open.error()));
-    done(info_reply(*engine.sequences.all.at(id), *open, body));
+    if (open) return done(info_reply(*engine.sequences.all.at(id), *open, body));
+    done(error(open.error()));
+    forget_unopened(engine, *engine.sequences.all.at(id));
   };
   if (!write) {
     Session* session = find_session(engine, session_id);
@@ -255,8 +266,7 @@ void start_new_sequence(EngineState& engine, SessionId session_id, Sequence& seq
   }
   Result<std::shared_ptr<Tail>> tail = make_tail(*sequence.space);
   if (!tail) {
-    done(error(tail.error()));
-    return drop_if_ephemeral(engine, sequence);
+    return reply(error(tail.error()));
   }
   sequence.writer_coming = true;
   open_writer(engine, session_id, sequence, *tail, reply);

@@ -87,6 +87,9 @@ struct ControlServer::State : std::enable_shared_from_this<ControlServer::State>
   bool stopping = false;                                        // control thread
 };
 
+// Requests of one connection that may wait; what comes behind them stays in the socket.
+constexpr std::size_t kRequestsQueued = 2;
+
 // One client of the socket. Everything but the lambdas given to the mailbox runs on the control
 // thread.
 class Connection : public std::enable_shared_from_this<Connection> {
@@ -123,6 +126,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
  private:
   void read() {
+    paused_ = waiting_.size() > kRequestsQueued;
+    if (paused_) return;
     socket_.async_wait(Descriptor::wait_read,
                        [self = shared_from_this()](const boost::system::error_code& failed) {
                          if (failed || self->closed_) return;
@@ -146,10 +151,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
       if (!fed) KVT_LOG(kWarn, "control: %s; connection closed", fed.error().message());
       next_request();
       if (closed_) return false;
-      if (!fed || waiting_.size() > 64) {
+      if (!fed) {
         close();
         return false;
       }
+      if (waiting_.size() > kRequestsQueued) return true;
     }
   }
 
@@ -158,6 +164,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     busy_ = true;
     ControlMessage message = std::move(waiting_.front());
     waiting_.pop_front();
+    if (paused_) read();
     const Result<std::string> op = json_string(message.body, "op", "", 64);
     id_ = message.body.contains("id") ? message.body["id"] : Json(nullptr);
     if (!greeted_) {
@@ -217,7 +224,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   // On the engine's thread.
   void open_in_engine(const std::string& name, std::uint32_t pid, bool data) {
-    const Result<SessionId> session = server_->engine.open_session(name, pid, data);
+    const auto broken = [server = server_, weak = weak_from_this()] {
+      asio::post(server->loop, [weak] {
+        if (const auto self = weak.lock()) self->close();
+      });
+    };
+    const Result<SessionId> session = server_->engine.open_session(name, pid, data, broken);
     if (!session) return send_later({error_body(session.error()), {}, {}, true});
     session_in_engine_ = *session;
     const SessionFds fds = server_->engine.session_fds(*session);
@@ -299,6 +311,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   SessionId session_;            // control thread
   SessionId session_in_engine_;  // engine thread
   bool greeted_ = false, busy_ = false, closed_ = false, close_after_ = false;
+  bool paused_ = false;  // nothing is read until what waits has become less
 };
 
 void ControlServer::State::accept() {

@@ -52,8 +52,11 @@ Result<std::unique_ptr<Engine>> Engine::make(const DaemonOptions& options, Engin
 
 Result<void> Engine::recover() { return recover_engine(*state_); }
 
-Result<SessionId> Engine::open_session(const std::string& name, std::uint32_t pid, bool data) {
-  return open_engine_session(*state_, name, pid, data);
+Result<SessionId> Engine::open_session(const std::string& name, std::uint32_t pid, bool data,
+                                       std::function<void()> broken) {
+  const Result<SessionId> opened = open_engine_session(*state_, name, pid, data);
+  if (opened) find_session(*state_, *opened)->on_broken = std::move(broken);
+  return opened;
 }
 
 SessionFds Engine::session_fds(SessionId id) const {

@@ -76,8 +76,9 @@ class Engine {
   [[nodiscard]] Result<void> recover();
 
   // A data session gets rings; an admin session does not. kTooLarge above kClientsMax.
+  // `broken` is called, from step(), when the client's ring is beyond use: the connection must end.
   [[nodiscard]] Result<SessionId> open_session(const std::string& name, std::uint32_t pid,
-                                               bool data);
+                                               bool data, std::function<void()> broken = {});
   [[nodiscard]] SessionFds session_fds(SessionId session) const;
   // The socket closed: leases, sequences and waiting requests of the session are given up at once.
   // Memory that the disk still writes into is reused only when it has finished.

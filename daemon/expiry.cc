@@ -49,7 +49,8 @@ std::size_t run_timers(EngineState& engine) {
   const std::uint64_t now_s = engine.wall_ns() / kSecond;
   for (const auto& [id, sequence] : engine.sequences.all) {
     const SequenceRow& row = sequence->row;
-    if (row.expires_unix_s == 0 || row.expires_unix_s > now_s || row.pinned || sequence->removed)
+    if (row.expires_unix_s == 0 || row.expires_unix_s > now_s || row.pinned || sequence->removed ||
+        sequence->internal)
       continue;
     if (sequence->open.empty() && !sequence->working && sequence->busy == 0) expired.push_back(id);
   }

@@ -73,7 +73,7 @@ Sequence* coldest_sequence(EngineState& engine) {
     const Sequence& sequence = *found;
     if (!sequence.row.name.empty() || sequence.row.pinned || sequence.is_private ||
         sequence.removed || !sequence.open.empty() || sequence.working || sequence.writer_coming ||
-        sequence.busy != 0)
+        sequence.busy != 0 || sequence.internal)
       continue;
     const auto order = [](const Sequence& one) {
       return std::tuple(rank_of(one), one.row.last_used_unix_ns, one.row.id.value);

@@ -187,6 +187,7 @@ void break_rings(EngineState& engine, Session& session) {
   ++engine.metrics.rings_broken;
   KVT_LOG(kWarn, "client %s (pid %u): its ring is broken; it must reconnect", session.name.c_str(),
           session.pid);
+  if (session.on_broken) session.on_broken();
 }
 
 }  // namespace

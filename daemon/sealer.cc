@@ -175,9 +175,10 @@ void end_seal(EngineState& engine, const Job& job, Result<TailResult> result) {
   }
   --sequence.busy;
   // What is queued behind a failed seal counted on it.
-  const std::uint32_t serial = sequence.writer != nullptr ? sequence.writer->serial : 0;
+  const OpenSequence* const writer = sequence.writer;
+  const std::uint32_t serial = writer != nullptr ? writer->serial : 0;
   if (job->done) job->done(result);
-  if (!result) cancel_work(engine, sequence, serial);
+  if (!result && serial != 0) cancel_work(engine, sequence, serial);
   work_finished(engine, sequence);
   next_seal(engine);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <cstring>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -201,8 +202,10 @@ void parse_meta_read(EngineState& engine, const std::shared_ptr<MetaRead>& read,
   if (!meta) return finish_meta(engine, *segment, error(meta.error()));
   if (Result<void> same = check_meta(*segment, *meta); !same)
     return finish_meta(engine, *segment, same);
-  keep_meta(engine, *segment,
-            make_loaded_meta(*std::move(meta), segment->space->layout_of(segment->row.tokens)));
+  // A fill that ended meanwhile may have brought its own copy back.
+  if (segment->meta == nullptr)
+    keep_meta(engine, *segment,
+              make_loaded_meta(*std::move(meta), segment->space->layout_of(segment->row.tokens)));
   finish_meta(engine, *segment, {});
 }
 
@@ -379,7 +382,8 @@ void condemn_segment(EngineState& engine, Segment& segment) {
     batch.remove_segment(segment.row.id);
     ++segment.busy;  // the file goes after the row
     const SegmentId id = segment.row.id;
-    post_batch(engine, std::move(batch), true, [&engine, id](Result<void>) {
+    post_batch(engine, std::move(batch), true, [&engine, id](Result<void> removed) {
+      if (!removed) return;  // a row may still name the file: it stays until the next start
       if (Segment* gone = find_segment(engine, id); gone != nullptr) --gone->busy;
     });
   }
@@ -393,6 +397,8 @@ bool try_sweep(EngineState& engine, Segment& segment) {
     return false;
   for (SlotId& slot : segment.slots) {
     if (!slot.valid()) continue;
+    if (segment.state == SegmentState::kInMemory)  // private: nobody reads it in freed memory
+      std::memset(engine.arena->data(slot), 0, engine.arena->slot_bytes(slot));
     engine.arena->free(slot);
     slot = {};
   }

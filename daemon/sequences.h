@@ -104,6 +104,7 @@ struct Sequence {
   bool in_catalogue = false;  // a batch with its row was posted
   bool row_durable = false;   // and such a batch was synced
   bool removed = false;
+  bool internal = false;  // of a compaction or an import under way: nobody can name it
   std::vector<SequencePart> parts;
   std::uint64_t tokens_sealed = 0;
   TailLog log;

@@ -24,8 +24,9 @@ struct Session {
   Memfd control;
   UniqueFd daemon_bell, client_bell;
   DaemonRings rings;
-  bool broken = false;          // rings closed for good; the control server drops the connection
-  std::uint32_t in_flight = 0;  // requests that will complete
+  bool broken = false;                  // rings closed for good
+  std::function<void()> on_broken;      // drops the connection; may be empty
+  std::uint32_t in_flight = 0;          // requests that will complete
   std::vector<Completion> completions;  // to be published at the end of the turn
 
   std::vector<std::unique_ptr<OpenSequence>> open;  // by place of the handle

@@ -22,7 +22,7 @@ bool may_seal(const EngineState& engine, const Sequence& sequence) {
   // Known to be whole: a log that is damaged stays for verify and repair to name.
   if (!sequence.log.loaded || sequence.log.suspect || sequence.log.tokens == 0) return false;
   return sequence.row.log_generation != 0 && !sequence.is_private && !sequence.removed &&
-         sequence.open.empty() && !sequence.working && sequence.busy == 0 &&
+         !sequence.internal && sequence.open.empty() && !sequence.working && sequence.busy == 0 &&
          !sequence.writer_coming && sequence.row.last_used_unix_ns + idle_ns <= engine.wall_ns();
 }
 

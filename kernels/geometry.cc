@@ -71,6 +71,8 @@ Result<void> Geometry::validate() const {
     if (slot_bytes(i) > kSlotBytesMax)
       return error(Code::kTooLarge, "a chunk is above 2 MiB: lower chunk_tokens");
   }
+  if (token_bytes() > kTokenBytesMax)
+    return error(Code::kTooLarge, "K and V of one token of all layers are above 4 MiB");
   return {};
 }
 

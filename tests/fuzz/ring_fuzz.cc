@@ -50,7 +50,7 @@ Submission make(FuzzWorld& world, std::uint8_t flags, ByteSpan bytes) {
   Submission request{};
   std::memcpy(&request, bytes.data(), sizeof request);
   if ((flags & kOwnHandle) != 0) request.sequence = world.own().handle;
-  if ((flags & kNoReserved) != 0) request.flags = 0, request.reserved0 = request.reserved1 = 0;
+  if ((flags & kNoReserved) != 0) request.flags = 0, request.reserved0 = 0;
   if ((flags & kInsideArea) != 0) request.argument_offset = request.argument_offset % 512 * 8;
   if ((flags & kKnownOp) != 0) request.op %= 12;
   if ((flags & kSmallCount) != 0) request.count %= 130;
