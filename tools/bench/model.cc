@@ -136,6 +136,14 @@ Result<SessionStore> session_store(const Context& context, const Shape& shape,
   return store;
 }
 
+Result<Json> daemon_stats(kvt_client* client) {
+  char* reply = nullptr;
+  KVT_TRY_VOID(check(kvt_client_request(client, R"({"op":"stats"})", &reply)));
+  Result<Json> stats = parse_json(reply);
+  kvt_free(reply);
+  return stats;
+}
+
 Result<double> attend_step(kvt_view* view, const Shape& shape) {
   std::vector<float> q(std::size_t{shape.query_heads} * kDim), out(q.size());
   const double start = seconds_now();

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/json.h"
 #include "base/result.h"
 #include "kvtier/kvtier.h"
 
@@ -81,6 +82,14 @@ struct SessionStore {
 };
 [[nodiscard]] Result<SessionStore> session_store(const Context& context, const Shape& shape,
                                                  std::uint64_t tokens);
+
+// An arena that kArenaSeals seals of 2,048 tokens fill: behind them its memory has been used.
+inline const std::vector<std::string> kSmallArena = {"host.arena_bytes=192MiB",
+                                                     "host.leased_bytes_per_client_max=64MiB"};
+inline constexpr std::size_t kArenaSeals = 5;
+
+// What `kvtier stats` shows.
+[[nodiscard]] Result<Json> daemon_stats(kvt_client* client);
 
 // Attention of one decode step over all layers; seconds.
 [[nodiscard]] Result<double> attend_step(kvt_view* view, const Shape& shape);

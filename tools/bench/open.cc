@@ -13,6 +13,7 @@
 #include "tiers/catalogue.h"
 #include "tiers/segment_format.h"
 #include "tools/bench/bench.h"
+#include "tools/bench/model.h"
 
 namespace kvtier::bench {
 namespace {
@@ -41,7 +42,9 @@ Result<void> make_sparse(const std::string& path, std::uint64_t bytes) {
   return {};
 }
 
-// `chains` sequences of 25 segments each.
+constexpr std::uint32_t kChainSegments = 25;
+
+// `chains` sequences of so many segments each.
 Result<void> make_store(const std::string& store, std::uint32_t chains) {
   for (const char* folder : {"", "/segments", "/sidecars", "/logs", "/objects"})
     ::mkdir((store + folder).c_str(), 0700);
@@ -55,12 +58,13 @@ Result<void> make_store(const std::string& store, std::uint32_t chains) {
   for (std::uint32_t chain = 0; chain < chains; ++chain) {
     CatalogueBatch batch;
     batch.put_space(space);
+    batch.put_number("chain_key", 1);  // a catalogue without one counts as lost
     SequenceRow sequence;
     sequence.id = SequenceId{chain + 1};
     sequence.space = space.id;
     sequence.name = "document " + std::to_string(chain);
     SegmentId parent;
-    for (std::uint32_t i = 0; i < 25; ++i) {
+    for (std::uint32_t i = 0; i < kChainSegments; ++i) {
       SegmentRow row;
       row.id = SegmentId{next++};
       row.space = space.id;
@@ -93,17 +97,28 @@ std::uint64_t private_bytes(int pid) {
   return (anonymous + mapped) * 1024;
 }
 
+// The first answer of a daemon: how many segments it has. (Its socket takes connections before.)
+Result<std::uint64_t> segments_served(const OwnDaemon& daemon) {
+  KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
+  KVT_TRY(const Json stats, daemon_stats(client.get()));
+  return stats["damage"]["recovered_segments"].get<std::uint64_t>();
+}
+
 }  // namespace
 
 Result<void> bench_open(const Context& context, std::vector<Figure>* figures) {
   const std::string store = context.directory + "/open";
-  KVT_TRY_VOID(make_store(store, context.smoke() ? 20 : 200));
+  const std::uint32_t chains = context.smoke() ? 20 : 200;
+  KVT_TRY_VOID(make_store(store, chains));
   std::vector<double> seconds, bytes;
   for (std::size_t i = 0; i < context.rounds(5, 9); ++i) {
     drop_page_cache();
     const double start = seconds_now();
     KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, store, {}));
+    KVT_TRY(const std::uint64_t served, segments_served(daemon));
     seconds.push_back(seconds_now() - start);
+    if (served != chains * kChainSegments)
+      return error(Code::kInternal, "the daemon serves fewer segments than are stored");
     bytes.push_back(static_cast<double>(private_bytes(daemon.pid())) / 1e6);
   }
   const std::string what =
