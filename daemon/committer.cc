@@ -16,8 +16,10 @@ namespace {
 constexpr std::uint64_t kBufferBytes = 1ull << 20;  // a record is as many tokens as fit into it
 constexpr std::uint32_t kRecordsAtOnce = 3;         // of one commit: encoded or being written
 constexpr std::size_t kSpareBuffers = 4;            // kept: fresh memory costs as much as the copy
-// A commit up to this is encoded at once: the way to a worker and back would take longer.
-constexpr std::uint64_t kAtOnceBytes = 64ull << 10;
+// A commit up to this is encoded by the engine itself, in records that take it less time than the
+// way to a worker and back.
+constexpr std::uint64_t kAtOnceBytes = 2ull << 20;
+constexpr std::uint64_t kAtOnceRecordBytes = 256ull << 10;
 
 // One commit. The worker reads what is constant; the engine's thread has the rest.
 struct CommitJob {
@@ -33,6 +35,7 @@ struct CommitJob {
   std::uint64_t offset = 0;
   std::uint64_t order = 0;
   std::uint32_t step = 0;  // tokens of one record at most
+  bool by_engine = false;  // encoded by the engine's thread
   // engine's
   FileId file;
   std::uint64_t records = 0;   // begun
@@ -236,7 +239,7 @@ void begin_record(EngineState& engine, const Job& job) {
   job->done_encoding = job->next == job->count;
   ++job->at_once;
   job->encoding = true;
-  if (job->done_encoding && bytes <= kAtOnceBytes) {
+  if (job->by_engine) {
     encode(*job, *record);
     return write_record(engine, job, record);
   }
@@ -267,7 +270,10 @@ std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence, std
   job->offset = job->new_file ? 0 : log.end_offset;
   job->order = job->new_file ? 0 : log.next_order;
   job->next = job->first;
-  job->step = tail_record_tokens_max(job->space->row.geometry, kBufferBytes - kTailLogHeaderBytes);
+  const Geometry& geometry = job->space->row.geometry;
+  job->by_engine = tail_record_bytes(geometry, count - job->first) <= kAtOnceBytes;
+  job->step = tail_record_tokens_max(
+      geometry, (job->by_engine ? kAtOnceRecordBytes : kBufferBytes) - kTailLogHeaderBytes);
   ++sequence.busy;
   return job;
 }
