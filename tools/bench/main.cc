@@ -40,6 +40,12 @@ std::string beside_us(const char* name) {
   return (self.parent_path() / name).string();
 }
 
+// Programs that wanted a processor in the last minute: on a busy machine figures say little.
+double load_average() {
+  double load = 0;
+  return ::getloadavg(&load, 1) == 1 ? load : 0;
+}
+
 // `held` and `goal` are null where there is no verdict.
 Json line_of(const Bench& bench, const Figure& f, bool verdict) {
   const bool judged = verdict && f.goal > 0;
@@ -56,7 +62,8 @@ Json line_of(const Bench& bench, const Figure& f, bool verdict) {
               {"better", f.better == Better::kLower ? "lower" : "higher"},
               {"held", judged ? Json(f.held()) : Json()},
               {"n", f.n},
-              {"note", f.note}};
+              {"note", f.note},
+              {"load", load_average()}};
 }
 
 void print_head() {

@@ -57,14 +57,24 @@ def goal_of(figure):
     return f"{sign} {figure['goal']:g}", "held" if figure["held"] else "**missed**"
 
 
-def bench_rows(path):
+def read_figures(path):
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            figure = json.loads(line)
-            goal, held = goal_of(figure)
-            yield (f"| {figure['metric']} | {number(figure['value'])} {figure['unit']} | {number(figure['ceiling'])} {figure['ceiling_name']} "
-                   f"| {figure['ratio']:.3g} ({figure['ratio_min']:.3g}-{figure['ratio_max']:.3g}) | {goal} | {held} | {figure['n']} "
-                   f"| `{figure['bench']}` | {figure['note']} |")
+        return [json.loads(line) for line in file]
+
+
+def busy(figures):
+    """A sentence about what else ran: the benchmark itself is a load of 1 to 2."""
+    loads = [figure["load"] for figure in figures]
+    others = "the machine was quiet" if max(loads) < 3 else "**other programs ran beside it: run it again on a quiet machine**"
+    return f"Load average during the run {min(loads):.1f} to {max(loads):.1f}: {others}."
+
+
+def bench_rows(figures):
+    for figure in figures:
+        goal, held = goal_of(figure)
+        yield (f"| {figure['metric']} | {number(figure['value'])} {figure['unit']} | {number(figure['ceiling'])} {figure['ceiling_name']} "
+               f"| {figure['ratio']:.3g} ({figure['ratio_min']:.3g}-{figure['ratio_max']:.3g}) | {goal} | {held} | {figure['n']} "
+               f"| `{figure['bench']}` | {figure['note']} |")
 
 
 def judged(value, bound, form):
@@ -97,8 +107,10 @@ def main():
     print((HERE / "notes.md").read_text(encoding="utf-8").strip() + "\n")
     print("## `kvtier-bench all --quick`\n")
     print("One figure by itself: `kvtier-bench NAME --quick`, NAME as in the column *bench*.\n")
+    figures = read_figures(sys.argv[1])
+    print(busy(figures) + "\n")
     print("| figure | value | ceiling or peer | ratio (range) | goal | | rounds | bench | |\n|---|---|---|---|---|---|---|---|---|")
-    for row in bench_rows(sys.argv[1]):
+    for row in bench_rows(figures):
         print(row)
     if len(sys.argv) > 2:
         print("\n## `tools/quickstart --json FILE`\n")
