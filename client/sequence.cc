@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <thread>
 
 #include "base/log.h"
@@ -96,14 +97,12 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
     Tail fresh(&space_->geometry(), &space_->tail_layout(), std::move(memory), sealed,
                static_cast<std::uint32_t>(in_tail));
     if (tail_) {
-      if (sealed < tail_->first_token() || fresh.length() > tail_->length())
-        return error_with(Code::kCorrupt,
-                          "the daemon came back with %llu tokens of sequence %llu, where %llu to "
-                          "%llu were stored",
-                          static_cast<unsigned long long>(fresh.length()),
-                          static_cast<unsigned long long>(id),
-                          static_cast<unsigned long long>(tail_->first_token()),
-                          static_cast<unsigned long long>(tail_->length()));
+      const auto unchanged = check_unchanged(connection, handle, directory, fresh);
+      if (!unchanged) {  // not ours to write any more: let others in
+        static_cast<void>(connection->call(Json{{"op", "close"}, {"handle", handle}}, {}, 0,
+                                           space_->client().deadline()));
+        return unchanged;
+      }
       fresh.replay(*tail_);
       KVT_LOG(kInfo, "sequence %llu: attached again, %llu tokens replayed",
               static_cast<unsigned long long>(id),
@@ -120,6 +119,47 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
   const std::uint64_t differs_from = directory.differs_from(directory_);
   directory_ = std::move(directory);
   if (differs_from != UINT64_MAX) tell_observers(differs_from);
+  return {};
+}
+
+Result<void> Sequence::check_unchanged(const std::shared_ptr<Connection>& connection,
+                                       std::uint64_t handle, const Directory& directory,
+                                       const Tail& fresh) const {
+  const std::uint64_t first = tail_->first_token(), sealed = fresh.first_token();
+  if (sealed < first)
+    return error_with(Code::kCorrupt,
+                      "the daemon came back with %llu tokens of sequence %llu, where %llu to %llu "
+                      "were stored",
+                      static_cast<unsigned long long>(fresh.length()),
+                      static_cast<unsigned long long>(id_), static_cast<unsigned long long>(first),
+                      static_cast<unsigned long long>(tail_->length()));
+  const auto changed = [this](std::uint64_t token) {
+    return error_with(Code::kStale,
+                      "sequence %llu was changed by another writer meanwhile, from token %llu on: "
+                      "open it again",
+                      static_cast<unsigned long long>(id_), static_cast<unsigned long long>(token));
+  };
+  // Below the tail nothing is kept here: it must be in the very same segments.
+  const std::uint64_t differs_from = directory.differs_from(directory_);
+  if (differs_from < first) return changed(differs_from);
+  if (fresh.length() > tail_->length()) return changed(tail_->length());
+  // What of the tail is stored must be our tokens: sealed ones, then those of the tail log.
+  std::vector<TokenRecord> stored(static_cast<std::size_t>(fresh.length() - first));
+  if (sealed != first) {
+    KVT_TRY(
+        const ControlMessage reply,
+        connection->call(
+            Json{{"op", "tokens"}, {"handle", handle}, {"first", first}, {"count", sealed - first}},
+            {}, 0, space_->client().deadline()));
+    if (reply.payload.size() != (sealed - first) * sizeof(TokenRecord))
+      return error(Code::kProtocol, "the daemon sent fewer tokens");
+    std::memcpy(stored.data(), reply.payload.data(), reply.payload.size());
+  }
+  fresh.copy_tokens(sealed, fresh.length(), stored.data() + (sealed - first));
+  std::vector<TokenRecord> ours(stored.size());
+  tail_->copy_tokens(first, fresh.length(), ours.data());
+  const auto other = std::mismatch(ours.begin(), ours.end(), stored.begin()).first;
+  if (other != ours.end()) return changed(first + static_cast<std::uint64_t>(other - ours.begin()));
   return {};
 }
 

@@ -106,6 +106,10 @@ class Sequence {
                                                      bool writable, PrefixMatch* match);
   Result<void> take_attach(const std::shared_ptr<Connection>& connection, ControlMessage reply,
                            bool writable);
+  // What is stored of the sequence, as attached again, is what this Sequence knows: the same
+  // segments below its tail, its own tokens in it. kStale where another writer changed it.
+  Result<void> check_unchanged(const std::shared_ptr<Connection>& connection, std::uint64_t handle,
+                               const Directory& directory, const Tail& fresh) const;
   // Every look at the directory goes through this: what changed below its end is told to views.
   Result<void> refresh_directory();
   void tell_observers(std::uint64_t tokens);

@@ -36,12 +36,7 @@ Result<void> Sequence::read_tokens(std::uint64_t first, std::uint64_t count, Tok
   }
   sealed_end = std::max(first, sealed_end);
   if (!tail_ || sealed_end == last) return {};
-  std::array<Tail::Run, 3> runs;
-  const std::uint32_t run_count = tail_->runs(sealed_end, last, &runs);
-  for (std::uint32_t i = 0; i < run_count; ++i)
-    std::memcpy(out + (runs[i].first_token - first),
-                tail_->tokens(runs[i].half) + runs[i].first_place,
-                runs[i].count * sizeof(TokenRecord));
+  tail_->copy_tokens(sealed_end, last, out + (sealed_end - first));
   return {};
 }
 

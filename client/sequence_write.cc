@@ -233,6 +233,7 @@ Result<void> Sequence::commit() {
   if (tail_->in_piece()) {
     KVT_TRY_VOID(finish_piece());
   }
+  connection_->check_alive();  // where nothing is to be sent, nobody else finds out
   return with_connection(Patience::kFull, [this] { return commit_once(); });
 }
 

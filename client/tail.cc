@@ -211,6 +211,15 @@ void Tail::restart(std::uint64_t length) noexcept {
   halves_[0] = {HalfState::kFilling, 0, length, 0, 0};
 }
 
+void Tail::copy_tokens(std::uint64_t first, std::uint64_t last, TokenRecord* out) const noexcept {
+  if (first == last) return;
+  std::array<Run, 3> parts;
+  const std::uint32_t count = runs(first, last, &parts);
+  for (std::uint32_t i = 0; i < count; ++i)
+    std::memcpy(out + (parts[i].first_token - first), tokens(parts[i].half) + parts[i].first_place,
+                parts[i].count * sizeof(TokenRecord));
+}
+
 void Tail::append_token(const Tail& old, std::uint64_t token, std::uint64_t first) noexcept {
   std::array<Run, 3> part;
   KVT_CHECK(old.runs(token, token + 1, &part) == 1);

@@ -86,6 +86,9 @@ class Tail {
   [[nodiscard]] std::uint32_t runs(std::uint64_t first, std::uint64_t last,
                                    std::array<Run, 3>* out) const noexcept;
 
+  // The records of tokens [first, last), as runs() takes them.
+  void copy_tokens(std::uint64_t first, std::uint64_t last, TokenRecord* out) const noexcept;
+
   [[nodiscard]] std::byte* data() const noexcept { return memory_.data(); }
   // Offsets in data() of chunk starts of one (layer, head), as RowPages wants them.
   [[nodiscard]] std::uint64_t head_page(std::uint32_t half, std::uint32_t layer, std::uint32_t head,

@@ -120,6 +120,58 @@ TEST_F(DaemonDeath, ACommittedForkIsThereWithoutATokenOfItsOwn) {
   kvt_space_close(space);
 }
 
+// Another writer comes between: what is replayed must not land on tokens of somebody else.
+TEST_F(DaemonDeath, AnotherWritersTokensAreNotBuiltUpon) {
+  const TestShape shape;
+  struct Case {
+    std::uint64_t keep;
+    std::uint32_t more;
+  };
+  // Other segments below the tail; other tokens in it; nothing but a shorter tail; more tokens.
+  for (const Case& c : {Case{1000, 1100}, Case{2500, 100}, Case{2500, 0}, Case{3000, 10}}) {
+    SCOPED_TRACE("cut to " + std::to_string(c.keep) + ", then " + std::to_string(c.more) + " more");
+    const std::string name = "shared" + std::to_string(c.keep + c.more);
+    kvt_space* space = open_space(shape);
+    kvt_sequence* first = create_sequence(space, name.c_str());
+    Model model(shape);
+    model.append_many(first, 1, 3000);
+    KVT_ASSERT_OK(kvt_sequence_commit(first));
+    daemon_->kill();
+    daemon_->start();
+
+    kvt_client* const ours = client_;
+    client_ = open_client();
+    kvt_space* other_space = open_space(shape);
+    kvt_sequence* second = open_sequence(other_space, name.c_str(), true);
+    Model other = model;
+    KVT_ASSERT_OK(kvt_sequence_truncate(second, c.keep));
+    other.tokens().resize(c.keep);
+    if (c.more != 0) other.append_many(second, 500'000, c.more);
+    KVT_ASSERT_OK(kvt_sequence_close(second));
+
+    if (c.more != 0) {
+      EXPECT_EQ(kvt_sequence_commit(first), KVT_ERROR_STALE);
+      EXPECT_NE(std::string(kvt_last_error()).find("another writer"), std::string::npos)
+          << kvt_last_error();
+    } else {
+      KVT_EXPECT_OK(kvt_sequence_commit(first));  // and our tokens are replayed
+      KVT_EXPECT_OK(kvt_sequence_close(first));
+      first = nullptr;
+      other = model;
+    }
+    second = open_sequence(other_space, name.c_str(), true);  // nobody else holds it
+    other.expect_equal(second);
+    KVT_EXPECT_OK(kvt_sequence_close(second));
+    if (first != nullptr) {
+      EXPECT_EQ(kvt_sequence_close(first), KVT_ERROR_STALE);
+    }
+    kvt_space_close(other_space);
+    kvt_client_close(client_);
+    client_ = ours;
+    kvt_space_close(space);
+  }
+}
+
 TEST_F(DaemonDeath, ReadingFailsFastAndGoesOnAfterwards) {
   const TestShape shape;
   kvt_space* space = open_space(shape);
