@@ -1,6 +1,6 @@
-// The shared-memory layout between a client and the daemon: frozen. Any change moves
-// kProtocolVersion and the golden test in the same commit. No pointers, fixed widths, no implicit
-// padding, trivially copyable.
+// The shared-memory layout between a client and the daemon: frozen. Any change moves the golden
+// test in the same commit and, once 0.1 is released, kProtocolVersion: until then client and daemon
+// are of one build. No pointers, fixed widths, no implicit padding, trivially copyable.
 //
 // Who writes what:
 //   control memfd   client and daemon   the two rings and the argument area (one per connection)

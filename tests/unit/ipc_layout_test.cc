@@ -1,8 +1,9 @@
 // The shared-memory layout is frozen: sizes, alignments and offsets are those of
 // tests/golden/shm_layout.txt.
 //
-// A change here breaks every client that runs beside a newer daemon: move kProtocolVersion, then
-// write the golden file anew with KVTIER_UPDATE_GOLDEN=1, in one commit.
+// A change here breaks every client that runs beside a newer daemon: move kProtocolVersion
+// (once 0.1 is released), then write the golden file anew with KVTIER_UPDATE_GOLDEN=1, in one
+// commit.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
