@@ -44,6 +44,8 @@ Result<void> Sequence::read(std::uint32_t layer, std::uint64_t first, std::uint6
                             std::byte* k, std::byte* v) {
   KVT_TRY_VOID(check_open());
   KVT_TRY_VOID(check_layer(layer));
+  // The writer may have cut off and replaced what we know; what the directory says last counts.
+  if (!tail_) static_cast<void>(refresh_directory());
   if (tail_first() < first + count || connection_->lost()) {
     const auto fresh = refresh(Patience::kQuick);
     if (!fresh && (fresh.error().code != Code::kDaemonLost || first < tail_first())) return fresh;

@@ -286,6 +286,24 @@ TEST_F(Sequences, AReaderOpensWhileTheWriterSeals) {
   kvt_space_close(space);
 }
 
+TEST_F(Sequences, AReaderReadsWhatTheWriterReplaced) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "rewritten");
+  Model model(shape);
+  model.append_many(sequence, 1, 2048);
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  kvt_sequence* reader = open_sequence(space, "rewritten", false);
+  model.expect_rows(reader, 1000, 1000);
+  KVT_ASSERT_OK(kvt_sequence_truncate(sequence, 1500));
+  model.tokens().resize(1500);
+  model.append_many(sequence, 500'000, 548);
+  KVT_ASSERT_OK(kvt_sequence_close(sequence));
+  model.expect_rows(reader, 1000, 1000);
+  KVT_EXPECT_OK(kvt_sequence_close(reader));
+  kvt_space_close(space);
+}
+
 // Also where the same space exists already and is not private.
 TEST_F(Sequences, APrivateSpaceIsPrivate) {
   const TestShape shape;
