@@ -34,10 +34,15 @@ Result<std::shared_ptr<Space>> Space::open(std::shared_ptr<Client> client, Space
   if (options.unit_tokens == 0 || options.unit_tokens > kSegmentTokensMax)
     return error_with(Code::kInvalid, "unit_tokens is %u: give 1 to %u", options.unit_tokens,
                       kSegmentTokensMax);
-  KVT_TRY(std::shared_ptr<Connection> connection, client->connection(Patience::kFull));
   std::shared_ptr<Space> space(new Space(std::move(client), std::move(options)));
-  KVT_TRY_VOID(space->announce(connection, space->client_->deadline()));
-  return space;
+  for (int attempt = 0;; ++attempt) {
+    KVT_TRY(std::shared_ptr<Connection> connection, space->client_->connection(Patience::kFull));
+    const auto announced = space->announce(connection, space->client_->deadline());
+    if (announced) return space;
+    // Nobody may have looked at the connection since the daemon went away.
+    if (announced.error().code != Code::kDaemonLost || attempt == 1)
+      return error(announced.error());
+  }
 }
 
 Result<void> Space::announce(const std::shared_ptr<Connection>& connection,

@@ -223,6 +223,14 @@ TEST_F(DaemonDeath, AnOrderlyStopLosesNothingEither) {
   kvt_space_close(space);
 }
 
+TEST_F(DaemonDeath, ASpaceOpensAfterARestartThatNobodyNoticed) {
+  daemon_->kill();
+  daemon_->start();
+  kvt_space* space = open_space(TestShape{});
+  ASSERT_NE(space, nullptr);
+  kvt_space_close(space);
+}
+
 TEST_F(DaemonDeath, NobodyListensIsSaid) {
   daemon_->stop();
   kvt_client_options options;
