@@ -52,7 +52,8 @@ std::vector<Sample> make_samples() {
                        .expires_unix_s = 10,
                        .created_unix_ns = 11,
                        .last_used_unix_ns = 12};
-  const ObjectRow object{.key = "k", .file = 5, .value_bytes = 6, .checksum = 7};
+  const ObjectRow object{
+      .key = "k", .file = 5, .value_bytes = 6, .checksum = 7, .stored_unix_ns = 8};
   std::vector<Sample> samples{{"space", rows::key_of(rows::Kind::kSpace, 0x1111), {}},
                               {"segment", rows::key_of(rows::Kind::kSegment, 7), {}},
                               {"sequence", rows::key_of(rows::Kind::kSequence, 3), {}},

@@ -396,10 +396,15 @@ TEST_F(TailLog, RecordSizesAreWhatTheFormatSays) {
   EXPECT_EQ(tail_record_tokens_max(geometry_), kSegmentTokensMax);
   Geometry large = geometry_;
   large.chunk_tokens = 8;
-  large.layers.assign(
-      kLayersMax, {.kv_heads = 64, .query_heads = 64, .k_row_bytes = 16384, .v_row_bytes = 16384});
+  large.layers.assign(kLayersMax,
+                      {.kv_heads = 1, .query_heads = 1, .k_row_bytes = 8192, .v_row_bytes = 8192});
   ASSERT_TRUE(large.validate().has_value());
-  EXPECT_EQ(tail_record_tokens_max(large), 1u);
+  ASSERT_EQ(large.token_bytes(), kTokenBytesMax);
+  EXPECT_EQ(tail_record_tokens_max(large), 255u);
+  EXPECT_EQ(tail_record_tokens_max(large, 1 << 20), 1u);
+  large.layers[0].kv_heads = large.layers[0].query_heads = 2;
+  EXPECT_EQ(large.validate().error().code, Code::kTooLarge);
+  large.layers[0].kv_heads = large.layers[0].query_heads = 1;
   EXPECT_LE(tail_record_bytes(large, 1), kTailLogRecordBytesMax);
 }
 
