@@ -16,7 +16,8 @@ void require(bool condition) {
 }
 
 void check_bounds(const kvtier::DaemonOptions& options) {
-  for (const kvtier::Json& key : kvtier::options_json(options)["keys"]) {
+  const kvtier::Json all = kvtier::options_json(options);
+  for (const kvtier::Json& key : all["keys"]) {
     if (key["max"].is_null()) continue;
     require(key["value"].get<std::uint64_t>() <= key["max"].get<std::uint64_t>());
     require(key["value"].get<std::uint64_t>() >= key["min"].get<std::uint64_t>());

@@ -193,8 +193,9 @@ void print_prometheus(const std::string& prefix, const Json& value) {
 int run_stats(const Invocation& invocation) {
   double interval = 0;
   if (invocation.has("watch")) {
+    const std::string text = invocation.get("watch");
     char* end = nullptr;
-    interval = std::strtod(invocation.get("watch").c_str(), &end);
+    interval = std::strtod(text.c_str(), &end);
     if (*end != '\0' || !(interval >= 0.1) || interval > 3600) {
       print_error(invocation, {Code::kInvalid}, "--watch needs seconds, 0.1 to 3600");
       return 2;
