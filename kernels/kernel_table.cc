@@ -91,4 +91,34 @@ Result<void> ConvertArgs::validate() const noexcept {
   return {};
 }
 
+Result<void> CodeTablesArgs::validate() const noexcept {
+  KVT_TRY_VOID(book.validate());
+  if (queries > 1 && out_stride < std::uint64_t{book.subspaces} * kCodeEntries)
+    return error(Code::kInvalid, "outputs of queries would overlap");
+  return {};
+}
+
+Result<void> ScoreCodesArgs::validate() const noexcept {
+  if (codes.count == nullptr) return no_count();
+  return check_code_subspaces(codes.subspaces);
+}
+
+Result<void> RescoreCodesArgs::validate() const noexcept {
+  if (codes.count == nullptr || token_count == nullptr) return no_count();
+  return check_code_subspaces(codes.subspaces);
+}
+
+Result<void> EncodeCodesArgs::validate() const noexcept {
+  if (rows.dtype == Dtype::kOpaque) return bad_dtype();
+  if (token_count == nullptr) return no_count();
+  if (rows.page_tokens == 0) return error(Code::kInvalid, "a page has 1 token or more");
+  return book.validate();
+}
+
+Result<void> NearestArgs::validate() const noexcept {
+  if (!dim_ok(dim)) return bad_dim();
+  if (row_count == nullptr || centroid_count == nullptr) return no_count();
+  return {};
+}
+
 }  // namespace kvtier

@@ -8,8 +8,9 @@
 // arguments (validate()), never allocate, never write outside their outputs, and keep nothing.
 // Elements must be aligned to their own size, nothing to more.
 //
-// All back ends give the same bits for build_abstract (box), top_k, gather_rows, all_finite and
-// convert; the others agree within rounding (tests/conformance/kernels_test.cc has the tolerances).
+// All back ends give the same bits for build_abstract, score_codes, rescore_codes, encode_codes,
+// top_k, gather_rows, all_finite and convert; the others agree within rounding (tests/conformance
+// has the tolerances).
 // Any thread.
 #pragma once
 
@@ -17,31 +18,13 @@
 #include <cstdint>
 
 #include "base/result.h"
-#include "kernels/geometry.h"
+#include "kernels/code_args.h"
 #include "kernels/layout.h"
+#include "kernels/row_pages.h"
 
 namespace kvtier {
 
 using KernelStream = void*;  // opaque; null on the CPU
-
-// Dims of K and V are multiples of this, from 8 to kHeadDimMax.
-inline constexpr std::uint32_t kKernelDimStep = 8;
-
-// Rows of one (layer, KV head), found through a table of pages. Token t lies in page p = t /
-// page_tokens at place i = t % page_tokens; its K row at base + pages[p] + i * k_stride, its V row
-// at base + pages[p] + v_offset + i * v_stride. A slot cache has pages of one row; tail and arena
-// have chunks (k_stride = k_row_bytes, v_offset = chunk_tokens * k_row_bytes, pages[p] = slot +
-// k_row_offset(geometry, layer, head, 0)). The sum is taken modulo 2^64: with a null base the table
-// may hold addresses, and so name rows of several mappings at once.
-struct RowPages {
-  const std::byte* base = nullptr;
-  const std::uint64_t* pages = nullptr;
-  std::uint64_t page_tokens = 1;
-  std::uint64_t k_stride = 0;
-  std::uint64_t v_offset = 0;
-  std::uint64_t v_stride = 0;
-  Dtype dtype = Dtype::kF32;
-};
 
 // Abstracts of tokens [0, *token_count): unit u covers tokens [u * unit_tokens, (u + 1) *
 // unit_tokens), the last maybe fewer. Keys must be finite (all_finite); of others only the unit's
@@ -181,6 +164,24 @@ struct ConvertArgs {
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
+// For each of *row_count rows the best of *centroid_count centroids: the index of the largest row .
+// centroid + bias, and that value. Ties go to the lower index; NaN is never best. Where nothing is
+// best the index is 0 and the value -infinity. Spherical k-means has no bias, Euclidean has
+// -|centroid|^2 / 2. Back ends may differ where values tie within rounding.
+struct NearestArgs {
+  const float* rows = nullptr;   // row i at rows + i * row_stride
+  std::uint64_t row_stride = 0;  // in floats
+  const std::uint64_t* row_count = nullptr;
+  const float* centroids = nullptr;               // centroid j at centroids + j * centroid_stride
+  std::uint64_t centroid_stride = 0;              // in floats
+  const std::uint64_t* centroid_count = nullptr;  // below 2^32
+  const float* bias = nullptr;                    // f32 [*centroid_count]; null: 0
+  std::uint32_t dim = 0;
+  std::uint32_t* out_index = nullptr;  // u32 [*row_count]
+  float* out_value = nullptr;          // f32 [*row_count]
+  [[nodiscard]] Result<void> validate() const noexcept;
+};
+
 struct KernelTable {
   const char* name;         // "scalar", "simd": what --kernels=NAME takes
   const char* (*target)();  // what it runs on here: "portable", "AVX2" ...
@@ -195,6 +196,11 @@ struct KernelTable {
   Result<void> (*merge_attention)(const MergeAttentionArgs& args, KernelStream stream);
   Result<void> (*all_finite)(const AllFiniteArgs& args, KernelStream stream);
   Result<void> (*convert)(const ConvertArgs& args, KernelStream stream);
+  Result<void> (*code_tables)(const CodeTablesArgs& args, KernelStream stream);
+  Result<void> (*score_codes)(const ScoreCodesArgs& args, KernelStream stream);
+  Result<void> (*rescore_codes)(const RescoreCodesArgs& args, KernelStream stream);
+  Result<void> (*encode_codes)(const EncodeCodesArgs& args, KernelStream stream);
+  Result<void> (*nearest)(const NearestArgs& args, KernelStream stream);
 };
 
 }  // namespace kvtier

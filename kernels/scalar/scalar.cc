@@ -24,6 +24,11 @@ const KernelTable scalar_kernels = {
     scalar::merge_attention,
     scalar::all_finite,
     scalar::convert,
+    scalar::code_tables,
+    scalar::score_codes,
+    scalar::rescore_codes,
+    scalar::encode_codes,
+    scalar::nearest,
 };
 
 }  // namespace kvtier

@@ -3,6 +3,8 @@
 #include <array>
 #include <cstring>
 
+#include "kernels/scalar/scalar.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/simd/simd.cc"
 #include "hwy/foreach_target.h"
@@ -80,6 +82,11 @@ const KernelTable simd_kernels = {
     simd::merge_attention,
     simd::all_finite,
     simd::convert,
+    scalar::code_tables,
+    scalar::score_codes,
+    scalar::rescore_codes,
+    scalar::encode_codes,
+    scalar::nearest,
 };
 
 }  // namespace kvtier

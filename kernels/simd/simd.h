@@ -24,6 +24,11 @@ Result<void> attend(const AttendArgs& args, KernelStream stream);
 Result<void> merge_attention(const MergeAttentionArgs& args, KernelStream stream);
 Result<void> all_finite(const AllFiniteArgs& args, KernelStream stream);
 Result<void> convert(const ConvertArgs& args, KernelStream stream);
+Result<void> code_tables(const CodeTablesArgs& args, KernelStream stream);
+Result<void> score_codes(const ScoreCodesArgs& args, KernelStream stream);
+Result<void> rescore_codes(const RescoreCodesArgs& args, KernelStream stream);
+Result<void> encode_codes(const EncodeCodesArgs& args, KernelStream stream);
+Result<void> nearest(const NearestArgs& args, KernelStream stream);
 
 // Names of the instruction sets that this build has code for and this machine can run, best first.
 // Static.
