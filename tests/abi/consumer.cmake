@@ -1,5 +1,5 @@
 # Installs the client library into a fresh prefix, builds the consumer against it and runs the C program.
-# Arguments: BUILD, SOURCE, EXAMPLE, SCRATCH, C_COMPILER, CXX_COMPILER, FLAGS.
+# Arguments: BUILD, SOURCE, EXAMPLE, SCRATCH, GENERATOR, C_COMPILER, CXX_COMPILER, FLAGS.
 file(REMOVE_RECURSE ${SCRATCH})
 function(run)
   execute_process(COMMAND ${ARGV} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
@@ -8,7 +8,7 @@ function(run)
   endif()
 endfunction()
 run(${CMAKE_COMMAND} --install ${BUILD} --prefix ${SCRATCH}/prefix --component client)
-run(${CMAKE_COMMAND} -S ${SOURCE} -B ${SCRATCH}/build -DCMAKE_PREFIX_PATH=${SCRATCH}/prefix -DEXAMPLE=${EXAMPLE}
+run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${SOURCE} -B ${SCRATCH}/build -DCMAKE_PREFIX_PATH=${SCRATCH}/prefix -DEXAMPLE=${EXAMPLE}
   -DCMAKE_C_COMPILER=${C_COMPILER} -DCMAKE_CXX_COMPILER=${CXX_COMPILER} -DCMAKE_C_FLAGS=${FLAGS} -DCMAKE_CXX_FLAGS=${FLAGS})
 run(${CMAKE_COMMAND} --build ${SCRATCH}/build)
 run(${SCRATCH}/build/consumer_c)
