@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/float16.h"
+#include "kernels/row_pages.h"
 
 namespace kvtier {
 
@@ -16,8 +17,8 @@ Result<void> CodeBook::validate() const noexcept {
   KVT_TRY_VOID(check_code_subspaces(subspaces));
   if (dtype != Dtype::kF32 && dtype != Dtype::kF16)
     return error(Code::kUnsupported, "the entries of a codebook are f32 or f16");
-  if (dim == 0 || dim > kHeadDimMax)
-    return error(Code::kUnsupported, "a codebook is for keys of 1 to 1024 dims");
+  if (dim < kKernelDimStep || dim % kKernelDimStep != 0 || dim > kHeadDimMax)
+    return error(Code::kUnsupported, "a codebook is for keys of 8 to 1024 dims, in steps of 8");
   return {};
 }
 

@@ -60,7 +60,7 @@ struct CodeBook {
   const std::uint16_t* dims = nullptr;   // [first[subspaces]], each below `dim`
   const std::uint16_t* first = nullptr;  // [subspaces + 1], ascending from 0
   std::uint32_t subspaces = 0;
-  std::uint32_t dim = 0;  // of a key
+  std::uint32_t dim = 0;  // of a key; a multiple of kKernelDimStep
 
   // kUnsupported or kInvalid with what is wrong; looks at no pointer.
   [[nodiscard]] Result<void> validate() const noexcept;

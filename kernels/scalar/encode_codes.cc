@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels/float16.h"
 #include "kernels/row_cursor.h"
@@ -26,14 +27,14 @@ std::uint32_t encode(const EncodeCodesArgs& args, std::uint32_t m, float* left) 
   const std::uint32_t dims = args.book.first[m + 1] - args.book.first[m];
   const std::uint16_t* dim = args.book.dims + args.book.first[m];
   std::uint32_t best = 0;
-  float least = 0.0f;
+  float least = std::numeric_limits<float>::infinity();
   for (std::uint32_t j = 0; j < kCodeEntries; ++j) {
     float distance = 0.0f;
     for (std::uint32_t d = 0; d < dims; ++d) {
       const float delta = left[dim[d]] - entry_of(args, m, j, d);
       distance += delta * delta;
     }
-    if (j == 0 || distance < least) {
+    if (distance < least) {
       best = j;
       least = distance;
     }

@@ -11,6 +11,7 @@
 #endif
 
 #include "hwy/highway.h"
+#include "kernels/float16.h"
 #include "kernels/kernel_table.h"
 #include "kernels/registry.h"
 
@@ -22,6 +23,15 @@ namespace hn = hwy::HWY_NAMESPACE;
 // First act of every operation: this code really runs on this instruction set.
 inline void begin(const char* op) {
   internal::trace_kernel("simd", hwy::TargetName(HWY_TARGET), op);
+}
+
+// For operations that need more than one lane: the reference, on the one target that has only one
+// (HWY_SCALAR; machines without vectors do not get this table, but the tests run it).
+template <class Args>
+inline void run_reference(const char* op, const Args& args,
+                          Result<void> (*reference)(const Args&, KernelStream)) {
+  static_cast<void>(reference(args, nullptr));  // the arguments are checked
+  begin(op);
 }
 
 // f16 bits in u16 lanes to f32.
@@ -114,6 +124,17 @@ HWY_INLINE hn::Vec<D> load_row(D df, const std::byte* row, std::size_t index) {
       return f32_from_bf16(df, half);
     }
   }
+}
+
+// `count` elements from element `index` as f32.
+template <Dtype kDtype>
+HWY_INLINE void load_floats(const std::byte* row, std::uint64_t index, std::size_t count,
+                            float* out) {
+  const hn::ScalableTag<float> df;
+  std::size_t i = 0;
+  for (; i + hn::Lanes(df) <= count; i += hn::Lanes(df))
+    hn::StoreU(load_row<kDtype>(df, row, index + i), df, out + i);
+  for (; i < count; ++i) out[i] = load_element(row, kDtype, index + i);
 }
 
 template <class D>

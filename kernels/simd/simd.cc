@@ -3,8 +3,6 @@
 #include <array>
 #include <cstring>
 
-#include "kernels/scalar/scalar.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/simd/simd.cc"
 #include "hwy/foreach_target.h"
@@ -82,11 +80,11 @@ const KernelTable simd_kernels = {
     simd::merge_attention,
     simd::all_finite,
     simd::convert,
-    scalar::code_tables,
-    scalar::score_codes,
-    scalar::rescore_codes,
-    scalar::encode_codes,
-    scalar::nearest,
+    simd::code_tables,
+    simd::score_codes,
+    simd::rescore_codes,
+    simd::encode_codes,
+    simd::nearest,
 };
 
 }  // namespace kvtier

@@ -328,6 +328,66 @@ TEST_P(KernelConformance, MergeAttention) {
     }
 }
 
+class Nearest : public KernelConformance {
+ protected:
+  // Where rounding decides between two centroids either is right.
+  void compare(std::uint32_t dim, std::uint64_t rows, std::uint64_t centroids, bool biased) {
+    const std::vector<float> row = random_floats(&random, rows * (dim + 1));
+    std::vector<float> centroid = random_floats(&random, centroids * (dim + 3));
+    std::vector<float> bias = random_floats(&random, centroids);
+    // Two that often win and are equal; the lower index lies in the higher lane.
+    if (centroids > 17) {
+      float* often = &centroid[15 * (dim + 3)];
+      for (std::uint32_t d = 0; d < dim; ++d) often[d] *= 4.0f;
+      std::copy_n(often, dim, &centroid[17 * (dim + 3)]);
+      bias[17] = bias[15];
+    }
+    if (centroids > 2) bias[2] = random.one_in(2) ? kNan : -kInfinity;
+    Guarded<std::uint32_t> index(rows), index_wanted(rows);
+    Guarded<float> value(rows), value_wanted(rows);
+    NearestArgs args{row.data(),
+                     dim + 1,
+                     &rows,
+                     centroid.data(),
+                     dim + 3,
+                     &centroids,
+                     biased ? bias.data() : nullptr,
+                     dim,
+                     index.data(),
+                     value.data()};
+    NearestArgs reference = args;
+    reference.out_index = index_wanted.data();
+    reference.out_value = value_wanted.data();
+    ASSERT_TRUE(run(&KernelTable::nearest, "nearest", args, reference));
+    ASSERT_TRUE(index.intact() && value.intact());
+    for (std::uint64_t i = 0; i < rows; ++i) {
+      if (value_wanted[i] == -kInfinity) {
+        ASSERT_EQ(value[i], -kInfinity);
+        ASSERT_EQ(index[i], index_wanted[i]);
+        continue;
+      }
+      const float tolerance = 2e-6f * static_cast<float>(dim);
+      ASSERT_NEAR(value[i], value_wanted[i], tolerance) << rows << " x " << centroids;
+      ASSERT_LT(index[i], centroids);
+      ASSERT_NE(index[i], 17u) << "equal centroids: the lower index";
+      if (index[i] == index_wanted[i]) continue;
+      double sum = biased ? static_cast<double>(bias[index[i]]) : 0.0;
+      for (std::uint32_t d = 0; d < dim; ++d)
+        sum += static_cast<double>(row[i * (dim + 1) + d]) *
+               static_cast<double>(centroid[index[i] * (dim + 3) + d]);
+      ASSERT_NEAR(sum, value_wanted[i], tolerance) << "not a tie";
+    }
+  }
+};
+TEST_P(Nearest, AllShapes) {
+  for (const std::uint32_t dim : {8u, 24u, 64u, 128u})
+    for (const std::uint64_t rows : {0u, 1u, 5u, 6u, 7u, 241u})
+      for (const std::uint64_t centroids : {0u, 1u, 2u, 15u, 16u, 17u, 31u, 32u, 33u, 100u})
+        for (const bool biased : {false, true})
+          ASSERT_NO_FATAL_FAILURE(compare(dim, rows, centroids, biased));
+  ASSERT_NO_FATAL_FAILURE(compare(1024, 13, 40, true));
+}
+
 TEST_P(KernelConformance, AllFinite) {
   for (const Dtype dtype : kDtypes)
     for (const std::uint64_t count : kLengths)
@@ -411,6 +471,7 @@ INSTANTIATE_TEST_SUITE_P(Kernels, KernelConformance, ::testing::ValuesIn(all_bac
                          backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Scores, ::testing::ValuesIn(all_backends()), backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Attend, ::testing::ValuesIn(all_backends()), backend_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, Nearest, ::testing::ValuesIn(all_backends()), backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Convert, ::testing::ValuesIn(all_backends()), backend_name);
 
 }  // namespace

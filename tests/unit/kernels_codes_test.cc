@@ -194,7 +194,7 @@ TEST(EncodeCodes, FindsWhatKeysAreMadeOf) {
 
 TEST(EncodeCodes, WeightsDecideWhichDimCounts) {
   Random random(11);
-  BookParts parts(&random, 2, 2, Dtype::kF32);
+  BookParts parts(&random, 8, 2, Dtype::kF32);
   parts.dims = {0, 1};
   parts.first = {0, 2, 2};
   parts.entries.assign(16 * 2 * 4 + BookParts::kOff, std::byte{0});
@@ -209,7 +209,7 @@ TEST(EncodeCodes, WeightsDecideWhichDimCounts) {
   ASSERT_TRUE(scalar().encode_codes(args, nullptr));
   EXPECT_EQ(out[0], 1);
   EXPECT_EQ(out[16], 0) << "no dims at all: entry 0";
-  const float weights[2] = {0.1f, 4.0f};
+  const float weights[8] = {0.1f, 4.0f};
   args.weights = weights;
   ASSERT_TRUE(scalar().encode_codes(args, nullptr));
   EXPECT_EQ(out[0], 2);

@@ -109,6 +109,54 @@ TEST_P(Refusals, WhatCannotBeIsRefused) {
       Code::kUnsupported);
 }
 
+TEST_P(Refusals, KeyCodes) {
+  const KernelTable& kernels = *GetParam();
+  const std::uint64_t zero = 0;
+  const std::uint16_t first[5] = {};
+  const CodeBook book{nullptr, Dtype::kF16, nullptr, first, 4, 64};
+  const CodePieces codes{nullptr, nullptr, nullptr, &zero, 4};
+
+  CodeTablesArgs tables{book, nullptr, 0, 0, nullptr, 64};
+  EXPECT_TRUE(kernels.code_tables(tables, nullptr));
+  tables.queries = 2;
+  tables.out_stride = 63;
+  EXPECT_EQ(kernels.code_tables(tables, nullptr).error().code, Code::kInvalid);
+  tables.book.dtype = Dtype::kBf16;
+  EXPECT_EQ(kernels.code_tables(tables, nullptr).error().code, Code::kUnsupported);
+
+  ScoreCodesArgs score{codes, nullptr, 0, 0, nullptr, 0, nullptr};
+  EXPECT_TRUE(kernels.score_codes(score, nullptr));
+  score.codes.subspaces = 5;
+  EXPECT_EQ(kernels.score_codes(score, nullptr).error().code, Code::kUnsupported);
+  score.codes.count = nullptr;
+  EXPECT_EQ(kernels.score_codes(score, nullptr).error().code, Code::kInvalid);
+
+  RescoreCodesArgs rescore{codes, nullptr, &zero, nullptr, 0, 1, nullptr, 0};
+  EXPECT_TRUE(kernels.rescore_codes(rescore, nullptr));
+  rescore.codes.subspaces = 66;
+  EXPECT_EQ(kernels.rescore_codes(rescore, nullptr).error().code, Code::kUnsupported);
+  rescore.token_count = nullptr;
+  EXPECT_EQ(kernels.rescore_codes(rescore, nullptr).error().code, Code::kInvalid);
+
+  EncodeCodesArgs encode{book, {}, &zero, nullptr, nullptr};
+  EXPECT_TRUE(kernels.encode_codes(encode, nullptr));
+  encode.book.dim = 60;
+  EXPECT_EQ(kernels.encode_codes(encode, nullptr).error().code, Code::kUnsupported);
+  encode.book.dim = 64;
+  encode.rows.page_tokens = 0;
+  EXPECT_EQ(kernels.encode_codes(encode, nullptr).error().code, Code::kInvalid);
+  encode.rows.dtype = Dtype::kOpaque;
+  EXPECT_EQ(kernels.encode_codes(encode, nullptr).error().code, Code::kUnsupported);
+
+  NearestArgs nearest{nullptr, 0, &zero, nullptr, 0, &zero, nullptr, 64, nullptr, nullptr};
+  EXPECT_TRUE(kernels.nearest(nearest, nullptr));
+  nearest.dim = 4;
+  EXPECT_EQ(kernels.nearest(nearest, nullptr).error().code, Code::kUnsupported);
+  nearest.dim = 8;
+  nearest.centroid_count = nullptr;
+  EXPECT_EQ(kernels.nearest(nearest, nullptr).error().code, Code::kInvalid);
+}
+
 INSTANTIATE_TEST_SUITE_P(Kernels, Refusals,
                          ::testing::ValuesIn(all_kernels().begin(), all_kernels().end()),
                          [](const auto& info) { return std::string(info.param->name); });
