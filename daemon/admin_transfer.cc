@@ -171,6 +171,12 @@ void describe_export(EngineState& engine, const ExportPtr& job, Sequence& sequen
   job->description.tokens = sequence.tokens_sealed;
   job->description.segments = static_cast<std::uint32_t>(job->parts.size());
   const auto begin = [&engine, job, id = sequence.row.id, done](Result<std::uint32_t> tail) {
+    const TailLog& log = engine.sequences.all.at(id)->log;
+    if (tail && log.loaded && *tail < log.tokens)
+      tail = error(Code::kCorrupt, "the committed tail cannot be read back: run kvtier verify");
+    if (tail && log.loaded) tail = log.tokens;  // what was written beyond was never acknowledged
+    if (!tail && tail.error().code == Code::kNotFound)
+      tail = error(Code::kNotFound, "the log of the committed tail is gone: run kvtier repair");
     if (tail) {
       job->tail_tokens = *tail;
       job->description.tokens += *tail;
@@ -224,10 +230,11 @@ struct Import {
 using ImportPtr = std::shared_ptr<Import>;
 
 Result<void> open_import(Import& job) {
-  job.file = UniqueFd(::open(job.file_path.c_str(), O_RDONLY | O_CLOEXEC));
+  job.file = UniqueFd(::open(job.file_path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   struct stat info {};
   if (!job.file.valid() || ::fstat(job.file.get(), &info) != 0)
     return error(Code::kNotFound, "cannot open the file to import", errno);
+  if (!S_ISREG(info.st_mode)) return error(Code::kInvalid, "what is imported is a file");
   job.file_bytes = static_cast<std::uint64_t>(info.st_size);
   const int fd = job.file.get();
   ExportSource source;
@@ -278,10 +285,9 @@ void finish_import(EngineState& engine, const ImportPtr& job) {
   if (sequence == nullptr)
     return job->done(error(Code::kNotFound, "the sequence was removed meanwhile"));
   sequence->internal = false;
-  if (!job->name.empty() && find_sequence_by_name(engine, job->name) != nullptr) {
+  if (engine.sequences.names.count(job->name) != 0)
     return fail_import(engine, job,
                        {Code::kExists, 0, "the name is taken: import with another --name"});
-  }
   if (!job->name.empty()) {
     sequence->row.name = job->name;
     engine.sequences.names.emplace(job->name, job->sequence);
@@ -290,7 +296,11 @@ void finish_import(EngineState& engine, const ImportPtr& job) {
   post_sequence_row(engine, *sequence, true, [&engine, job](Result<void> posted) {
     Sequence& found = *engine.sequences.all.at(job->sequence);
     --found.busy;
-    if (!posted) return job->done(error(posted.error()));
+    if (!posted) {
+      engine.sequences.names.erase(found.row.name);
+      found.row.name.clear();
+      return fail_import(engine, job, posted.error());
+    }
     job->done(ControlReply{Json{{"sequence", job->sequence.value},
                                 {"space", found.row.space.value},
                                 {"name", found.row.name},
@@ -345,7 +355,7 @@ void begin_import(EngineState& engine, const ImportPtr& job) {
   if (!tail) return job->done(error(tail.error()));
   job->tail = std::move(*tail);
   if (job->name.empty()) job->name = description.name;
-  if (!job->name.empty() && find_sequence_by_name(engine, job->name) != nullptr)
+  if (engine.sequences.names.count(job->name) != 0)
     return job->done(error(Code::kExists, "the name is taken: import with another --name"));
   Sequence& sequence = new_sequence(engine, space, false);
   job->sequence = sequence.row.id;

@@ -127,11 +127,22 @@ class Connection : public std::enable_shared_from_this<Connection> {
  private:
   void read() {
     paused_ = waiting_.size() > kRequestsQueued;
-    if (paused_) return;
+    if (paused_) return watch_hangup();
     socket_.async_wait(Descriptor::wait_read,
                        [self = shared_from_this()](const boost::system::error_code& failed) {
                          if (failed || self->closed_) return;
                          if (self->receive()) self->read();
+                       });
+  }
+
+  // Who does not read does not see the end of the stream: a client that is gone would keep its
+  // leases until its requests are through.
+  void watch_hangup() {
+    if (std::exchange(hangup_watched_, true)) return;
+    socket_.async_wait(Descriptor::wait_error,
+                       [self = shared_from_this()](const boost::system::error_code& failed) {
+                         self->hangup_watched_ = false;
+                         if (!failed && self->paused_) self->close();
                        });
   }
 
@@ -312,6 +323,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   SessionId session_in_engine_;  // engine thread
   bool greeted_ = false, busy_ = false, closed_ = false, close_after_ = false;
   bool paused_ = false;  // nothing is read until what waits has become less
+  bool hangup_watched_ = false;
 };
 
 void ControlServer::State::accept() {

@@ -61,6 +61,12 @@ TEST(Geometry, ValidateNamesWhatIsWrong) {
          g->layers[0].kv_heads = g->layers[0].query_heads = 64;
          g->layers[0].k_row_bytes = 1024;
        }},
+      {"a token of all layers above 4 MiB", Code::kTooLarge,
+       [](Geometry* g) {
+         g->layers[0].kv_heads = g->layers[0].query_heads = 16;
+         g->layers[0].k_row_bytes = g->layers[0].v_row_bytes = 4096;
+         g->layers.resize(33, g->layers[0]);  // 32 are exactly 4 MiB
+       }},
   };
   ASSERT_TRUE(plain(2, 2, 64).validate().has_value());
   for (const Case& one : cases) {

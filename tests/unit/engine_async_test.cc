@@ -1,0 +1,309 @@
+// The engine's asynchronous corners: what waits behind work that fails, answers that come when
+// their asker is gone, sequences that nobody may name yet.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "base/fault.h"
+#include "daemon/admin.h"
+#include "daemon/engine_state.h"
+#include "daemon/reclaim.h"
+#include "tests/sim/sim_client.h"
+#include "tiers/export_format.h"
+
+namespace kvtier {
+namespace {
+
+using sim::FetchResult;
+using sim::Reply;
+using sim::SimClient;
+using sim::SimSequence;
+using sim::SimWorld;
+
+std::vector<std::uint32_t> make_ids(std::uint32_t count, std::uint32_t salt = 0) {
+  std::vector<std::uint32_t> ids;
+  for (std::uint32_t i = 0; i < count; ++i) ids.push_back((i * 7 + salt * 131 + (i / 13)) % 50000);
+  return ids;
+}
+
+class EngineAsyncTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    add_admin_ops();
+    restart();
+  }
+  void TearDown() override { static_cast<void>(arm_faults("")); }
+  void restart() {
+    client.reset();
+    ASSERT_TRUE(world.start());
+    client = std::make_unique<SimClient>(world, "test");
+    space = client->open_space(geometry);
+    ASSERT_NE(space, 0u);
+  }
+  void crash() {
+    world.crash();
+    restart();
+  }
+  EngineState& state() { return world.engine().state(); }
+  // Appends `count` tokens and seals them.
+  void seal(SimSequence& sequence, const std::vector<std::uint32_t>& ids, std::uint32_t count) {
+    client->append(sequence, geometry, ids, sequence.tokens_sealed, count);
+    ASSERT_EQ(client->seal(sequence).status, 0);
+  }
+  bool close(const SimSequence& sequence) {
+    const Json body{{"op", "close"}, {"handle", sequence.handle}};
+    const bool closed = client->control(body).ok();
+    world.settle();
+    return closed;
+  }
+  // Sends a request without waiting for its answer.
+  std::shared_ptr<Reply> send(SimClient& from, Json body) {
+    auto reply = std::make_shared<Reply>();
+    reply->status = {Code::kTimeout, 0, "no answer"};
+    body = parse_json(dump_json(body)).value();
+    world.engine().control(from.session(), {std::move(body), {}},
+                           [reply](Result<ControlReply> result) {
+                             reply->status = result ? Status{} : result.error();
+                             if (result) reply->body = std::move(result->body);
+                           });
+    return reply;
+  }
+
+  sim::SimWorldOptions options;
+  SimWorld world{options};
+  Geometry geometry = sim::tiny_geometry();
+  std::unique_ptr<SimClient> client;
+  std::uint64_t space = 0;
+};
+
+// Two forks wait for the committed tail to be sealed. The seal of the first fails: the second must
+// be served all the same.
+TEST_F(EngineAsyncTest, AFailedSealWithoutAWriterDropsNobodysRequest) {
+  const auto ids = make_ids(60);
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, ids, 0, 60);
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  ASSERT_TRUE(close(*chat));
+  ASSERT_TRUE(arm_faults("seal.copied=fail"));
+  const auto fork = [&](const char* name) {
+    return send(*client, {{"op", "fork"}, {"name", "chat"}, {"new_name", name}});
+  };
+  const auto first = fork("first"), second = fork("second");
+  world.settle();
+  EXPECT_EQ(first->status.code, Code::kIo);
+  EXPECT_TRUE(second->ok()) << second->status.message();
+  auto made = client->attach(space, "second", false);
+  ASSERT_NE(made, nullptr);
+  EXPECT_EQ(made->tokens_sealed, 60u);
+}
+
+// The attach waits behind a seal; when its turn comes, its session is gone, and so is the
+// sequence with its last one. For AddressSanitizer.
+TEST_F(EngineAsyncTest, AnAttachWhoseSessionIsGone) {
+  const auto ids = make_ids(60);
+  SimClient reader(world, "reader");
+  auto late = std::make_unique<SimClient>(world, "late");
+  auto writer = client->create(space, {}, "", true);
+  client->append(*writer, geometry, ids, 0, 60);
+  Submission request{};
+  request.op = static_cast<std::uint16_t>(Op::kSeal);
+  request.sequence = writer->handle;
+  request.count = 60;
+  client->submit(request);
+  world.engine().step();  // the seal is with its worker
+  auto open = reader.attach(space, writer->id, false);
+  ASSERT_NE(open, nullptr);
+  world.engine().close_session(client->session());
+  const auto attach =
+      send(*late, {{"op", "attach"}, {"space", space}, {"sequence", writer->id}, {"write", true}});
+  world.engine().close_session(late->session());
+  world.engine().close_session(reader.session());
+  world.settle();
+  EXPECT_EQ(attach->status.code, Code::kCancelled);
+  EXPECT_TRUE(state().sequences.all.empty());
+  EXPECT_TRUE(state().segments.all.empty());
+}
+
+// Metadata is evicted while chunks are read; whoever asks for it again and the read that kept a
+// copy both bring it back.
+TEST_F(EngineAsyncTest, MetadataThatComesBackTwice) {
+  const auto ids = make_ids(64);
+  {
+    auto chat = client->create(space, {}, "chat");
+    seal(*chat, ids, 64);
+  }
+  for (int round = 0; round < 20; ++round) {
+    crash();
+    auto chat = client->attach(space, "chat", false);
+    Segment& segment = *state().segments.all.begin()->second;
+    bool loaded = false;
+    load_meta(state(), segment, IoPriority::kDemand, [&](Result<void>) { loaded = true; });
+    ASSERT_TRUE(world.run_until([&] { return loaded; }));
+    const auto wanted = SimClient::all_entries(chat->read_directory(), geometry);
+    const std::uint64_t fetch = client->start_fetch(*chat, wanted, Op::kFetch, 0);
+    ASSERT_TRUE(world.run_until([&] { return !state().fetch.fills.empty(); }));
+    ASSERT_TRUE(segment.meta_listed);  // as keep_meta() evicts
+    state().segments.meta_bytes -= segment.meta->memory_bytes();
+    state().segments.meta_order.erase(segment.meta_place);
+    segment.meta_listed = false;
+    segment.meta.reset();
+    loaded = false;
+    load_meta(state(), segment, IoPriority::kDemand,
+              [&](Result<void> r) { loaded = r.has_value(); });
+    const Completion done = client->wait(fetch);
+    EXPECT_EQ(done.status, 0);
+    EXPECT_EQ(done.count, wanted.size());
+    world.settle();
+    EXPECT_TRUE(loaded);
+    EXPECT_NE(segment.meta, nullptr);
+    EXPECT_EQ(state().segments.meta_order.size(), 1u);
+  }
+}
+
+// Nobody can name a sequence that an import or a compaction is at work on, and no timer takes it.
+TEST_F(EngineAsyncTest, InternalSequencesAreNobodys) {
+  const auto ids = make_ids(100);
+  auto chat = client->create(space, {}, "");
+  seal(*chat, ids, 60);
+  client->append(*chat, geometry, ids, 60, 20);
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  ASSERT_TRUE(close(*chat));
+  Sequence& sequence = *find_sequence(state(), SequenceId{chat->id});
+  sequence.internal = true;
+  const Json requests[] = {{{"op", "attach"}, {"space", space}, {"sequence", chat->id}},
+                           {{"op", "fork"}, {"sequence", chat->id}},
+                           {{"op", "rm"}, {"target", chat->id}},
+                           {{"op", "rename"}, {"target", chat->id}, {"name", "mine"}},
+                           {{"op", "export"}, {"target", chat->id}, {"path", "/nowhere/x"}}};
+  for (const Json& request : requests)
+    EXPECT_EQ(client->control(request).status.code, Code::kNotFound) << request.dump();
+  EXPECT_TRUE(client->control({{"op", "ls"}}).body["sequences"].empty());
+  sequence.row.expires_unix_s = 1;
+  world.clock().advance_ns(3600'000'000'000);
+  world.settle();
+  ASSERT_EQ(find_sequence(state(), SequenceId{chat->id}), &sequence) << "it expired";
+  EXPECT_EQ(sequence.tokens_sealed, 60u) << "its idle tail was sealed";
+  state().options.disk_bytes_max = 1;
+  EXPECT_FALSE(reserve_disk(state(), 4096));
+  world.settle();
+  ASSERT_EQ(find_sequence(state(), SequenceId{chat->id}), &sequence) << "it was evicted";
+  sequence.internal = false;
+  EXPECT_EQ(client->control({{"op", "ls"}}).body["sequences"].size(), 1u);
+}
+
+// Every sequence that exists while the request runs and did not before is internal.
+TEST_F(EngineAsyncTest, ImportAndCompactionMakeThemInternal) {
+  const auto ids = make_ids(100);
+  auto chat = client->create(space, {}, "chat");
+  seal(*chat, ids, 50);
+  seal(*chat, ids, 50);
+  ASSERT_TRUE(close(*chat));
+  const std::string file = std::filesystem::temp_directory_path() /
+                           ("kvtier-async-" + std::to_string(::getpid()) + ".kvx");
+  ExportDescription description;
+  const SpaceRow& row = state().spaces.begin()->second->row;
+  description.fingerprint = {row.model, row.runtime, row.detail, row.geometry};
+  description.tokens = 50;
+  description.segments = 1;
+  std::vector<std::byte> bytes;
+  ExportWriter writer(
+      [&](ByteSpan more) -> Result<void> {
+        bytes.insert(bytes.end(), more.begin(), more.end());
+        return {};
+      },
+      CodecId::kRaw);
+  ASSERT_TRUE(writer.begin(description));
+  ASSERT_TRUE(writer.begin_segment({0, std::vector<TokenRecord>(50), {}, {}}));
+  const std::vector<std::byte> chunk(static_cast<std::size_t>(geometry.chunk_bytes(0)));
+  for (std::uint32_t i = 0; i < PlaneLayout(geometry, 50).chunks_total(); ++i)
+    ASSERT_TRUE(writer.add_chunk(chunk));
+  ASSERT_TRUE(writer.finish());
+  std::ofstream(file, std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()),
+             static_cast<std::streamsize>(bytes.size()));
+  // The simulated disk is not where a compaction's worker reads: it gives up, and cleans up.
+  for (const Json& request :
+       {Json{{"op", "import"}, {"path", file}, {"name", "new"}}, Json{{"op", "gc"}}}) {
+    const std::size_t before = state().sequences.all.size();
+    const std::uint64_t first_new = state().sequences.next_id;
+    const auto reply = send(*client, request);
+    bool seen = false;
+    while (reply->status.code == Code::kTimeout && world.turn()) {
+      for (const auto& [id, sequence] : state().sequences.all) {
+        if (id.value < first_new || !sequence->row.name.empty()) continue;
+        seen = true;
+        ASSERT_TRUE(sequence->internal) << request.dump();
+      }
+    }
+    EXPECT_TRUE(seen) << request.dump();
+    EXPECT_TRUE(reply->ok()) << request.dump() << reply->status.message();
+    world.settle();
+    const bool import = request["op"] == "import";
+    EXPECT_EQ(state().sequences.all.size(), before + (import ? 1 : 0));
+  }
+  std::filesystem::remove(file);
+  EXPECT_EQ(client->attach(space, "chat", false)->read_directory().entries.size(), 2u);
+  EXPECT_EQ(client->attach(space, "new", false)->tokens_sealed, 50u);
+}
+
+// As if it had never been: its name is free, and nothing of it comes back.
+TEST_F(EngineAsyncTest, ASequenceOfAFailedRequestGoes) {
+  const auto ids = make_ids(60);
+  auto chat = client->create(space, {}, "chat");
+  seal(*chat, ids, 60);
+  SimClient full(world, "full");
+  find_session(state(), full.session())->open_count = kOpenSequencesMax;
+  Reply reply;
+  for (const bool is_private : {false, true}) {
+    EXPECT_EQ(full.create(space, ids, "mine", is_private, &reply), nullptr);
+    EXPECT_EQ(reply.status.code, Code::kFull);
+    world.settle();
+    EXPECT_EQ(client->attach(space, "mine", false, &reply), nullptr);
+    EXPECT_EQ(reply.status.code, Code::kNotFound);
+  }
+  const Json fork{{"op", "fork"}, {"name", "chat"}, {"new_name", "mine"}};
+  EXPECT_EQ(full.control(fork).status.code, Code::kFull);
+  world.settle();
+  EXPECT_NE(client->create(space, ids, "mine"), nullptr);
+  find_session(state(), full.session())->open_count = 0;
+}
+
+TEST_F(EngineAsyncTest, PrivateRowsAreNotLeftInMemory) {
+  const auto ids = make_ids(90);
+  auto chat = client->create(space, {}, "", true);
+  seal(*chat, ids, 90);
+  const std::byte* arena = client->arena();
+  const std::size_t size = state().arena->size_bytes();
+  const auto any = [&] {
+    return std::any_of(arena, arena + size, [](std::byte byte) { return byte != std::byte{0}; });
+  };
+  EXPECT_TRUE(any());
+  ASSERT_TRUE(close(*chat));
+  EXPECT_FALSE(any());
+}
+
+// A row that could not be removed may still name its file: the file stays, and is served.
+TEST_F(EngineAsyncTest, AFileStaysWhereItsRowMayStay) {
+  const auto ids = make_ids(64);
+  {
+    auto chat = client->create(space, {}, "chat");
+    seal(*chat, ids, 64);
+    ASSERT_TRUE(close(*chat));
+    ASSERT_TRUE(arm_faults("catalogue.write=fail@2"));
+    ASSERT_TRUE(client->control({{"op", "rm"}, {"target", "chat"}}).ok());
+    world.settle();
+    ASSERT_TRUE(arm_faults(""));
+  }
+  EXPECT_EQ(world.disk().list("segments")->size(), 1u);
+  crash();
+  EXPECT_EQ(state().metrics.segments_missing, 0u);
+  Reply reply;
+  auto again = client->create(space, ids, "", false, &reply);
+  EXPECT_EQ(reply.body["tokens"], 64);
+}
+
+}  // namespace
+}  // namespace kvtier
