@@ -1,0 +1,116 @@
+"""Abstracts: what stands for a unit's keys. `build(layer, units, books)` gives the tensors that a
+score reads; `bytes(units, vectors, dim)` what they take on the device, tables included, per layer
+and KV head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .layer import Layer, half
+from .partition import Units
+
+Vectors = dict[str, torch.Tensor]
+
+
+def table_bytes(units: Units) -> int:
+    """What says which rows a unit has: nothing for pages and rows; where units differ by head, 2
+    bytes per row (its place in its segment) and 4 per unit; else 4 per unit, shared by all."""
+    if units.of_row is None or len(units.of_row) == 1:
+        return 0
+    return 2 * units.of_row.shape[1] + 4 * units.count
+
+
+@dataclass(frozen=True)
+class Nothing:
+    def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
+        return {}
+
+    def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
+        return 0
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean key (SentenceKV; LouisKV's centroid; ShadowKV's landmark)."""
+
+    def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
+        return {"mean": half(units.mean(layer.keys[:, : layer.stored]))}
+
+    def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
+        return 2 * dim * units.count + table_bytes(units)
+
+
+@dataclass(frozen=True)
+class MeanCount:
+    """Mean and number of keys: the number weighs a unit's score by its logarithm."""
+
+    def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
+        mean = half(units.mean(layer.keys[:, : layer.stored]))
+        return {"mean": mean, "log_count": units.size().clamp_min(1).float().log()}
+
+    def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
+        return (2 * dim + 2) * units.count + table_bytes(units)
+
+
+@dataclass(frozen=True)
+class Box:
+    """Element-wise smallest and largest key (Quest, arXiv 2406.10774, section 3.2; LeoAM)."""
+
+    def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
+        rows = layer.keys[:, : layer.stored]
+        return {
+            "low": half(units.extreme(rows, largest=False)),
+            "high": half(units.extreme(rows, largest=True)),
+        }
+
+    def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
+        return 4 * dim * units.count + table_bytes(units)
+
+
+@dataclass(frozen=True)
+class MeanRadius:
+    """Mean and the distance of the key farthest from it (ArkVale's ball)."""
+
+    def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
+        rows = layer.keys[:, : layer.stored]
+        mean = half(units.mean(rows))
+        index = units.of_row.expand(rows.shape[0], -1)
+        far = (rows - mean.gather(1, index[:, :, None].expand_as(rows))).norm(dim=-1, keepdim=True)
+        return {"mean": mean, "radius": units.extreme(far, largest=True)[..., 0]}
+
+    def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
+        return (2 * dim + 2) * units.count + table_bytes(units)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The keys themselves: what no abstract can beat. An oracle, not a preset for use."""
+
+    def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
+        return {"mean": layer.keys[:, : layer.stored]}
+
+    def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
+        return 2 * dim * units.count
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Keys product-quantised with the codebooks of the layer (PQCache, arXiv 2407.12820): a score
+    is the sum of one table entry per sub-space, which is the product with the decoded key."""
+
+    books: str
+
+    def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
+        if books is None:
+            raise ValueError("key codes need codebooks: train them on another text first")
+        book = books[layer.index]
+        return {
+            "mean": book.decode_of(layer.keys[:, : layer.stored]),
+            "bytes_per_row": torch.tensor(book.bytes_per_row),
+        }
+
+    def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
+        return float(vectors["bytes_per_row"]) * units.count

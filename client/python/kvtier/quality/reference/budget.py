@@ -1,0 +1,95 @@
+"""Budgets: how many rows the best units may have, beside the kept ones.
+`choose(weights [S, n, U], units, rows)`: bool [S, n, C]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .layer import Layer
+from .partition import Units
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """As many rows as the user says. Whole units while they fit, the first that does not ends it;
+    `cut`: of that one the first rows that fit (ClusterKV; LouisKV does not say)."""
+
+    cut: bool = False
+
+    def rows(self, given: int, layer: Layer) -> int:
+        return given
+
+    def choose(self, weights: torch.Tensor, units: Units, rows: int) -> torch.Tensor:
+        free = (units.cost > 0)[:, None]
+        weights = weights.masked_fill(~free, -torch.inf)
+        if units.of_row is None:
+            return best_rows(weights, free, rows)
+        order = weights.argsort(stable=True, dim=-1, descending=True)
+        cost = units.cost[:, None].expand(weights.shape).gather(-1, order)
+        until = cost.cumsum(-1)
+        if self.cut:
+            return self._cut(order, until - cost, units, rows)
+        taken = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order, until <= rows)
+        return of_rows(taken & free, units)
+
+    @staticmethod
+    def _cut(order: torch.Tensor, before: torch.Tensor, units: Units, rows: int) -> torch.Tensor:
+        start = torch.zeros_like(before).scatter_(-1, order, before)  # rows of better units
+        room = of_rows(rows - start, units)
+        return room > place_in_unit(units)[:, None]
+
+
+@dataclass(frozen=True)
+class Share(Tokens):
+    """A share of the stored rows where the user gives no number: `early` in layers 0 and 1,
+    `other` elsewhere (LeoAM's code: 0.5 and 0.2)."""
+
+    early: float = 0.5
+    other: float = 0.2
+
+    def rows(self, given: int, layer: Layer) -> int:
+        return given or int((self.early if layer.index < 2 else self.other) * layer.stored)
+
+
+@dataclass(frozen=True)
+class TopP(Tokens):
+    """The fewest best units whose estimated share of the attention mass, with that of the kept
+    rows, reaches `p`; never more than the rows given. Needs weights that are probabilities."""
+
+    p: float = 0.95
+
+    def choose(self, weights: torch.Tensor, units: Units, rows: int) -> torch.Tensor:
+        chosen = super().choose(weights, units, rows)
+        order = weights.argsort(stable=True, dim=-1, descending=True)
+        mass = weights.gather(-1, order)
+        needed = mass.cumsum(-1) - mass < self.p * mass.sum(-1, keepdim=True)
+        enough = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order, needed)
+        return chosen & of_rows(enough, units)
+
+
+def best_rows(weights: torch.Tensor, free: torch.Tensor, rows: int) -> torch.Tensor:
+    """The `rows` best single rows, those without weight (kept ones) left out."""
+    out = torch.zeros_like(weights, dtype=torch.bool)
+    count = min(rows, weights.shape[-1])
+    if count:
+        out.scatter_(-1, weights.topk(count, sorted=False).indices, True)
+    return out & free
+
+
+def of_rows(x: torch.Tensor, units: Units) -> torch.Tensor:
+    """A value per unit [S, n, U] as a value per row [S, n, C]."""
+    if units.of_row is None:
+        return x
+    index = units.of_row[:, None].expand(x.shape[0], x.shape[1], -1)
+    return x.gather(-1, index)
+
+
+def place_in_unit(units: Units) -> torch.Tensor:
+    """How many rows of its unit lie before a row: [H or 1, C]."""
+    order = units.of_row.argsort(stable=True, dim=-1)
+    size = units.size()
+    first = size.cumsum(-1) - size
+    place = torch.arange(units.of_row.shape[1]) - first.gather(-1, units.of_row.gather(-1, order))
+    return torch.zeros_like(place).scatter_(-1, order, place)

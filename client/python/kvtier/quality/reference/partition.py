@@ -1,0 +1,131 @@
+"""Partitions: which stored rows form a unit. `split(layer)` gives the Units.
+
+A unit may be anything from one row to a cluster scattered over the context. Kept rows (sinks,
+window) may lie in units; they cost nothing there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .layer import Layer
+
+
+@dataclass
+class Units:
+    of_row: torch.Tensor | None  # int64 [H or 1, C]; None: every row is a unit of its own
+    count: int  # U, the most of any head
+    cost: torch.Tensor  # int64 [H or 1, U]: rows that are not kept anyway; 0: nothing to choose
+
+    def size(self) -> torch.Tensor:
+        """Rows of each unit, kept ones included: [H or 1, U]."""
+        if self.of_row is None:
+            return torch.ones_like(self.cost)
+        ones = torch.ones_like(self.of_row)
+        return torch.zeros(len(ones), self.count, dtype=torch.int64).scatter_add_(
+            1, self.of_row, ones
+        )
+
+    def mean(self, rows: torch.Tensor) -> torch.Tensor:
+        """Mean of each unit's rows, [H, C, d] -> [H, U, d]; 0 for a unit without rows."""
+        index = self.of_row.expand(rows.shape[0], -1)
+        total = torch.zeros(rows.shape[0], self.count, rows.shape[2])
+        total.scatter_add_(1, index[:, :, None].expand_as(rows), rows)
+        return total / self.size().clamp_min(1)[:, :, None]
+
+    def extreme(self, rows: torch.Tensor, largest: bool) -> torch.Tensor:
+        """Element-wise largest or smallest of each unit's rows, [H, C, d] -> [H, U, d]."""
+        index = self.of_row.expand(rows.shape[0], -1)[:, :, None].expand_as(rows)
+        out = torch.zeros(rows.shape[0], self.count, rows.shape[2])
+        return out.scatter_reduce(
+            1, index, rows, "amax" if largest else "amin", include_self=False
+        )
+
+
+def units_of(of_row: torch.Tensor, kept: torch.Tensor) -> Units:
+    count = int(of_row.max()) + 1 if of_row.numel() else 0
+    free = (~kept).long().expand_as(of_row)
+    cost = torch.zeros(len(of_row), count, dtype=torch.int64).scatter_add_(1, of_row, free)
+    return Units(of_row, count, cost)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Every row a unit."""
+
+    def split(self, layer: Layer) -> Units:
+        return Units(None, layer.stored, (~layer.kept()).long()[None])
+
+
+@dataclass(frozen=True)
+class Pages:
+    """`rows` consecutive tokens (Quest, arXiv 2406.10774; ArkVale)."""
+
+    rows: int = 16
+
+    def split(self, layer: Layer) -> Units:
+        return units_of(torch.arange(layer.stored)[None] // self.rows, layer.kept())
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Up to a delimiter token, which belongs to the sentence that it ends; at most `longest`
+    tokens (SentenceKV, arXiv 2504.00970, section 3; the cap is ours, papers.md 4.2)."""
+
+    longest: int = 128
+
+    def split(self, layer: Layer) -> Units:
+        of_row, unit, begin = [], 0, 0
+        delimiter = layer.delimiter.tolist()
+        for row in range(layer.stored):
+            of_row.append(unit)
+            if delimiter[row] or row + 1 - begin == self.longest:
+                unit, begin = unit + 1, row + 1
+        return units_of(torch.tensor([of_row]), layer.kept())
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """k-means over the directions of a head's keys, `rows` a cluster on average, separately in
+    each run of `segment` rows (LouisKV, arXiv 2510.11292: about 16 tokens a cluster; distance,
+    seeding and segments are not given there: cosine as in ClusterKV, seeded by every `rows`-th key,
+    `iterations` rounds of Lloyd, an empty cluster takes the key that fits its own worst)."""
+
+    rows: int = 16
+    segment: int = 2048
+    iterations: int = 10
+
+    def split(self, layer: Layer) -> Units:
+        parts, base = [], 0
+        for first in range(0, layer.stored, self.segment):
+            keys = layer.keys[:, first : min(first + self.segment, layer.stored)]
+            of_row, count = spherical_k_means(keys, self.rows, self.iterations)
+            parts.append(of_row + base)
+            base += count
+        return units_of(torch.cat(parts, 1), layer.kept())
+
+
+def spherical_k_means(
+    keys: torch.Tensor, rows: int, iterations: int
+) -> tuple[torch.Tensor, int]:
+    """([H, n] cluster of each key, clusters): unit vectors, centroids are means of them, the
+    nearest is that with the largest cosine."""
+    heads, n, dim = keys.shape
+    count = max(1, n // rows)
+    x = torch.nn.functional.normalize(keys, dim=-1)
+    centroids = x[:, torch.arange(count) * n // count]
+    of_row = torch.zeros(heads, n, dtype=torch.int64)
+    for _ in range(iterations):
+        fit, of_row = (x @ centroids.transpose(1, 2)).max(-1)
+        size = torch.zeros(heads, count).scatter_add_(1, of_row, torch.ones(heads, n))
+        total = torch.zeros(heads, count, dim).scatter_add_(
+            1, of_row[:, :, None].expand_as(x), x
+        )
+        for head, empty in (size == 0).nonzero().tolist():
+            worst = int(fit[head].argmin())
+            total[head, empty] = x[head, worst]
+            fit[head, worst] = 1.0
+        centroids = torch.nn.functional.normalize(total, dim=-1)
+    return (x @ centroids.transpose(1, 2)).argmax(-1), count

@@ -1,0 +1,83 @@
+"""The table: every preset as a row over the parts. Nothing here has code of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import abstract, budget, group, partition, precision, query, residency, score, trigger
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    partition: Any = partition.Rows()
+    abstract: Any = abstract.Nothing()
+    query: Any = query.Current()
+    score: Any = score.Dot()
+    group: Any = group.MeanSoftmax()
+    budget: Any = budget.Tokens()
+    trigger: Any = trigger.EveryStep()
+    residency: Any = residency.Lru()
+    precision: Any = precision.Raw()
+    attends: str = "chosen"  # or "all" rows, or the "kept" ones only
+    books: str | None = None  # which codebooks its abstract needs: a key of BOOKS
+    dense: tuple[int, ...] = field(default=())  # layers that attend to everything
+
+
+# Key codes: sub-spaces per head dimension of 64, bits, and whether RoPE's pairs stay together.
+# A codebook is trained for all sequences, over all positions.
+BOOKS = {
+    "4x4": {"width": 4, "bits": 4, "pairs": True},
+    "8x8": {"width": 8, "bits": 8, "pairs": True},
+}
+
+_TABLE = [
+    # What nothing can be better than, and what everything must be better than.
+    Preset("full", attends="all"),
+    Preset("window", attends="kept"),
+    # Quest: pages of 16, box, upper bound. The paper's code chooses per query head; here the group
+    # chooses together, as in the engine.
+    Preset("quest", partition.Pages(16), abstract.Box(), score=score.UpperBound()),
+    Preset("mean", partition.Pages(16), abstract.Mean()),
+    # LouisKV: clusters of about 16 keys, mean of the group's softmax, cos(q_{t-1}, q_t) < 0.7
+    # (the value of the paper for Qwen3-8B).
+    Preset(
+        "louiskv",
+        partition.Clusters(16),
+        abstract.Mean(),
+        budget=budget.Tokens(cut=True),
+        trigger=trigger.Cosine(0.7),
+    ),
+    # The same abstract with a selection at every step: what its trigger costs.
+    Preset("clusters", partition.Clusters(16), abstract.Mean(), budget=budget.Tokens(cut=True)),
+    # SentenceKV: mean key of each sentence, mean query of the sentence being written, every step.
+    # The paper's store cap (r tau tokens) throws the rest away; here everything stays eligible.
+    Preset(
+        "sentencekv",
+        partition.Sentences(),
+        abstract.Mean(),
+        query=query.SentenceMean(),
+        group=group.MeanScore(),
+        budget=budget.Tokens(cut=True),
+    ),
+    # Ours: single rows by 4-bit product codes.
+    Preset("codes", abstract=abstract.Codes("4x4"), books="4x4"),
+    Preset("codes-8x8", abstract=abstract.Codes("8x8"), books="8x8"),
+    # What codes would be without an error.
+    Preset("oracle", abstract=abstract.Exact()),
+    # Codes, and attention from a 4-bit copy but for the rows above 1 % of the mass.
+    Preset(
+        "progressive",
+        abstract=abstract.Codes("4x4"),
+        books="4x4",
+        precision=precision.LowBit(4, 4, hot=0.01),
+    ),
+]
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _TABLE}
+
+
+def find(name: str) -> Preset:
+    if name not in PRESETS:
+        raise KeyError(f"no such preset: {name}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,46 @@
+"""Queries: what is scored against the abstracts. `of(layer)`: [H, g, n, d]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .layer import Layer
+
+
+@dataclass(frozen=True)
+class Current:
+    """The query of the step."""
+
+    def of(self, layer: Layer) -> torch.Tensor:
+        return layer.queries
+
+
+@dataclass(frozen=True)
+class SentenceMean:
+    """Mean of the queries since the last delimiter, this step's included (SentenceKV, section 3.3
+    and its figure; attention itself takes the current query)."""
+
+    def of(self, layer: Layer) -> torch.Tensor:
+        steps = layer.steps
+        first = layer.keys.shape[1] - steps
+        total = layer.queries.cumsum(2)
+        begin = torch.zeros(steps, dtype=torch.int64)
+        for i in range(1, steps):
+            begin[i] = i if bool(layer.delimiter[first + i - 1]) else begin[i - 1]
+        before = torch.where(
+            (begin > 0)[None, None, :, None],
+            total[:, :, (begin - 1).clamp_min(0)],
+            torch.zeros(()),
+        )
+        length = torch.arange(steps) - begin + 1
+        return (total - before) / length[None, None, :, None]
+
+
+@dataclass(frozen=True)
+class PreviousLayer:
+    """The query of the layer before: known one layer ahead. The first layer has its own only."""
+
+    def of(self, layer: Layer) -> torch.Tensor:
+        return layer.queries if layer.previous_queries is None else layer.previous_queries

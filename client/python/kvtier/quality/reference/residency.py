@@ -1,0 +1,45 @@
+"""Residency: which rows stay in the client's slot cache from step to step, and so what has to be
+fetched. One least-recently-used cache per selection (KV head), filled by what its steps attend to
+of the stored rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Lru:
+    """`percent` of the budget in rows, kept rows included, and never less than one step needs.
+
+    Order of recency after a step: rows that were resident in token order, then those that entered
+    in token order; the last is the most recent."""
+
+    percent: int = 200
+
+    def capacity(self, budget: int, kept: int, rows: int) -> int:
+        """`rows`: what the user says, 0: nothing."""
+        return max(rows or budget * self.percent // 100, budget + kept)
+
+    def entering(self, wanted: torch.Tensor, capacity: int) -> torch.Tensor:
+        """bool [S, n, C] rows that each step attends to -> int64 [S, n] rows that were not there.
+        What exceeds the capacity in one step is fetched and not kept."""
+        mask = wanted.numpy()
+        selections, steps, rows = mask.shape
+        recency = np.full((selections, rows), -1, dtype=np.int64)  # -1: not resident
+        place = np.arange(rows, dtype=np.int64)
+        out = np.zeros((selections, steps), dtype=np.int64)
+        for i in range(steps):
+            now = mask[:, i]
+            missing = now & (recency < 0)
+            out[:, i] = missing.sum(1)
+            stamp = place + i * 2 * rows + rows * missing
+            recency = np.where(now, stamp, recency)
+            for s, over in enumerate((recency >= 0).sum(1) - capacity):
+                if over > 0:
+                    resident = np.flatnonzero(recency[s] >= 0)
+                    oldest = np.argpartition(recency[s, resident], over - 1)[:over]
+                    recency[s, resident[oldest]] = -1
+        return torch.from_numpy(out)

@@ -1,0 +1,297 @@
+"""The in-memory reference of the presets, on a tiny random model: what it selects, what it counts,
+and that all steps at once are the steps one by one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import kvtier.quality  # noqa: F401  (the package is there)
+from kvtier.quality.reference import PRESETS, Preset, Reference
+from kvtier.quality.reference import abstract, budget, codebook, partition, precision, query
+from kvtier.quality.reference import residency, trigger
+from kvtier.quality.reference.attention import attending, cache_of, install
+from kvtier.quality.reference.layer import Layer
+
+STORED, STEPS, BUDGET, SINKS, WINDOW = 300, 24, 48, 4, 8
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(model, keys, values, ids of the steps, delimiters): a context of 300 tokens and 24 more."""
+    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=96,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=1024,
+    )
+    model = LlamaForCausalLM(config).eval()
+    for layer in model.model.layers:  # sharper than a fresh model, or no selection would matter
+        layer.self_attn.q_proj.weight.data *= 12
+    install(model)
+    ids = torch.randint(97, (1, STORED + STEPS))
+    cache = DynamicCache()
+    with torch.inference_mode():
+        model(input_ids=ids[:, :STORED], past_key_values=cache, use_cache=True)
+    keys = torch.stack([layer.keys[0] for layer in cache.layers])
+    values = torch.stack([layer.values[0] for layer in cache.layers])
+    return model, keys, values, ids[:, STORED:], ids[0] % 7 == 0
+
+
+@pytest.fixture(scope="module")
+def books(tiny):
+    _, keys, *_ = tiny
+    dims = codebook.rope_pairs(16, 4)
+    return [codebook.train_codebook(k, dims, bits=4) for k in keys]
+
+
+def reference(tiny, preset: Preset | str, books=None, **settings) -> Reference:
+    preset = PRESETS[preset] if isinstance(preset, str) else preset
+    settings = {"budget": BUDGET, "sinks": SINKS, "window": WINDOW} | settings
+    return Reference(preset, stored=STORED, delimiter=tiny[4], layers=3, books=books, **settings)
+
+
+def logits(tiny, one: Reference | None, piece: int = STEPS) -> torch.Tensor:
+    model, keys, values, ids, _ = tiny
+    cache = cache_of(keys, values)
+    with torch.inference_mode(), attending(model, one):
+        parts = [
+            model(input_ids=part, past_key_values=cache, use_cache=True).logits[0]
+            for part in ids.split(piece, 1)
+        ]
+    return torch.cat(parts)
+
+
+def differ(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def test_everything_is_full_attention(tiny, books):
+    full = logits(tiny, None)
+    assert differ(logits(tiny, reference(tiny, "full")), full) < 1e-4
+    for preset in ("quest", "louiskv", "sentencekv", "codes"):
+        one = reference(tiny, preset, books, budget=STORED)
+        assert differ(logits(tiny, one), full) < 1e-4, preset
+    assert differ(logits(tiny, reference(tiny, "quest")), full) > 1e-2
+
+
+def test_rows_outside_the_selection_do_not_count(tiny):
+    """"window" is full attention over a context that has nothing else."""
+    model, keys, values, ids, _ = tiny
+    kept = [*range(SINKS), *range(STORED - WINDOW, STORED)]
+    cache = cache_of(keys[:, :, kept], values[:, :, kept])
+    positions = torch.arange(STORED, STORED + STEPS)[None]
+    with torch.inference_mode(), attending(model, None):
+        want = model(
+            input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True
+        ).logits[0]
+    assert differ(logits(tiny, reference(tiny, "window")), want) < 1e-4
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS])
+def test_all_steps_at_once_are_the_steps_one_by_one(tiny, books, name):
+    at_once, stepwise = reference(tiny, name, books), reference(tiny, name, books)
+    assert differ(logits(tiny, at_once), logits(tiny, stepwise, piece=1)) < 1e-3
+    for field in ("rows_attended", "rows_entered", "selections", "first_rows", "hot_rows"):
+        assert getattr(at_once.tally, field) == getattr(stepwise.tally, field), field
+
+
+def layer_of(tiny, queries: torch.Tensor | None = None, index: int = 1) -> Layer:
+    _, keys, values, _, delimiter = tiny
+    torch.manual_seed(5)
+    if queries is None:
+        queries = torch.randn(2, 3, STEPS, 16)
+    rows = torch.zeros(2, STEPS, 16)
+    k, v = torch.cat([keys[index], rows], 1), torch.cat([values[index], rows], 1)
+    return Layer(index, 3, k, v, queries, STORED, 0.25, SINKS, WINDOW, delimiter)
+
+
+def test_quest_takes_the_pages_whose_bound_is_highest(tiny):
+    """Against the equation, page by page, in numpy."""
+    layer = layer_of(tiny)
+    one = reference(tiny, "quest")
+    chosen = one._choose(layer, torch.tensor([7]))[:, 0]
+    for head in range(2):
+        keys = layer.keys[head, :STORED].numpy()
+        q = layer.queries[head, :, 7].numpy()
+        bounds = np.zeros((3, 19))
+        for page in range(19):
+            rows = keys[16 * page : 16 * page + 16].astype(np.float16).astype(np.float32)
+            bounds[:, page] = np.maximum(q * rows.min(0), q * rows.max(0)).sum(1)
+        weight = np.exp(0.25 * bounds)
+        weight = (weight / weight.sum(1, keepdims=True)).mean(0)
+        # Page 18 has only kept rows but for 4; page 0 costs 12.
+        cost = [12] + [16] * 17 + [4]
+        want, left = set(), BUDGET
+        for page in np.argsort(-weight):
+            if cost[page] > left:
+                break
+            left -= cost[page]
+            want.update(range(16 * page, min(16 * page + 16, STORED)))
+        assert set(chosen[head].nonzero()[:, 0].tolist()) == want
+
+
+def test_units_cover_the_context_once(tiny):
+    layer = layer_of(tiny)
+    for parts in (partition.Pages(16), partition.Sentences(20), partition.Clusters(16, 128)):
+        units = parts.split(layer)
+        assert units.of_row.shape[1] == STORED
+        assert (units.size().sum(1) == STORED).all()
+        assert (units.cost.sum(1) == STORED - SINKS - WINDOW).all()
+    sentences = partition.Sentences(20).split(layer)
+    of_row, delimiter = sentences.of_row[0], layer.delimiter[:STORED]
+    ends = (of_row[1:] != of_row[:-1]).nonzero()[:, 0]
+    assert all(delimiter[e] or (of_row == of_row[e]).sum() == 20 for e in ends)
+    assert int(sentences.size().max()) <= 20
+
+
+def test_clusters_are_nearer_to_their_keys_than_pages(tiny):
+    layer = layer_of(tiny)
+    x = torch.nn.functional.normalize(layer.keys[:, :STORED], dim=-1)
+    fit = {}
+    for name, parts in (("clusters", partition.Clusters(16)), ("pages", partition.Pages(16))):
+        units = parts.split(layer)
+        mean = torch.nn.functional.normalize(units.mean(x), dim=-1)
+        index = units.of_row.expand(2, -1)[:, :, None].expand_as(x)
+        fit[name] = float((x * mean.gather(1, index)).sum(-1).mean())
+    assert fit["clusters"] > fit["pages"] + 0.05
+
+
+def test_a_cut_unit_gives_its_first_rows(tiny):
+    layer = layer_of(tiny)
+    units = partition.Pages(16).split(layer)
+    weights = torch.zeros(1, 1, units.count)
+    weights[0, 0, 5], weights[0, 0, 3] = 2.0, 1.0
+    rows = budget.Tokens(cut=True).choose(weights, units, 20)[0, 0].nonzero()[:, 0].tolist()
+    assert rows == [48, 49, 50, 51, *range(80, 96)]
+    whole = budget.Tokens().choose(weights, units, 20)[0, 0].nonzero()[:, 0].tolist()
+    assert whole == list(range(80, 96))
+
+
+def test_top_p_stops_where_the_mass_is_reached(tiny):
+    layer = layer_of(tiny)
+    units = partition.Rows().split(layer)
+    weights = torch.full((1, 1, STORED), 0.2 / STORED)
+    weights[0, 0, 100], weights[0, 0, 200] = 0.5, 0.3
+    assert budget.TopP(p=0.79).choose(weights, units, 48).sum() == 2
+    assert budget.TopP(p=0.99).choose(weights, units, 48).sum() == 48
+
+
+def test_the_sentence_mean_begins_anew_after_a_delimiter(tiny):
+    layer = layer_of(tiny)
+    layer.delimiter = torch.zeros(STORED + STEPS, dtype=torch.bool)
+    layer.delimiter[STORED + 4] = True
+    got = query.SentenceMean().of(layer)
+    q = layer.queries
+    assert torch.allclose(got[:, :, 4], q[:, :, :5].mean(2), atol=1e-5)
+    assert torch.allclose(got[:, :, 5], q[:, :, 5], atol=1e-5)
+    assert torch.allclose(got[:, :, 9], q[:, :, 5:10].mean(2), atol=1e-5)
+
+
+def test_triggers(tiny):
+    queries = torch.zeros(2, 3, STEPS, 16)
+    queries[..., 0] = 1
+    queries[:, :, 10:, 0], queries[:, :, 10:, 1] = 0, 1  # all turn at step 10
+    layer = layer_of(tiny, queries)
+    want = [0] * 10 + [10] * 14
+    assert trigger.Cosine(0.7).anchors(layer)[0].tolist() == want
+    assert trigger.Cosine(0.7, to_anchor=True).anchors(layer)[0].tolist() == want
+    assert trigger.EveryN(8).anchors(layer)[0].tolist() == [0] * 8 + [8] * 8 + [16] * 8
+    assert trigger.Speculate(0.8).anchors(layer)[0].tolist() == [
+        i if i in (0, 10) else i - 1 for i in range(STEPS)
+    ]
+    layer.delimiter = torch.zeros(STORED + STEPS, dtype=torch.bool)
+    layer.delimiter[STORED + 2] = True
+    assert trigger.Delimiter().anchors(layer)[0].tolist() == [0] * 3 + [3] * (STEPS - 3)
+
+
+def test_residency_evicts_the_least_recently_used():
+    steps = [[0, 1], [2, 3], [0, 1], [4, 5], [2, 3], [4, 5]]
+    wanted = torch.zeros(1, len(steps), 8, dtype=torch.bool)
+    for i, rows in enumerate(steps):
+        wanted[0, i, rows] = True
+    # Capacity 4: {0,1} {0,1,2,3} stays; 4, 5 push out 2, 3; these push out 0, 1.
+    assert residency.Lru().entering(wanted, 4)[0].tolist() == [2, 2, 0, 2, 2, 0]
+    assert residency.Lru().entering(wanted, 6)[0].tolist() == [2, 2, 0, 2, 0, 0]
+    assert residency.Lru().capacity(100, 80, 0) == 200
+    assert residency.Lru().capacity(100, 80, 120) == 180
+
+
+def test_codes_keep_the_pairs_of_rope_together():
+    assert codebook.rope_pairs(16, 4).tolist()[1] == [2, 3, 10, 11]
+    with pytest.raises(ValueError, match="pairs"):
+        codebook.rope_pairs(16, 16)
+
+
+def test_codes_are_the_nearest_centroids(tiny, books):
+    keys = tiny[1][1]
+    book = books[1]
+    decoded = book.decode_of(keys)
+    assert float((decoded - keys).norm() / keys.norm()) < 0.6
+    part = keys[1, 77, book.dims[2]]
+    nearest = (book.centroids[1, 2] - part).norm(dim=-1).argmin()
+    assert torch.equal(decoded[1, 77, book.dims[2]], book.centroids[1, 2, nearest])
+    assert book.bytes_per_row == 2
+
+
+def test_turned_keys_are_those_of_later_positions(tiny):
+    model = tiny[0]
+    frequency = model.model.rotary_emb.inv_freq
+    ids = torch.arange(20)[None]
+    from transformers import DynamicCache
+
+    rows = []
+    for offset in (0, 300):
+        cache = DynamicCache()
+        with torch.inference_mode():
+            positions = torch.arange(20)[None] + offset
+            model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        rows.append(cache.layers[0].keys[0])
+    turned = codebook.turn(rows[0], torch.full((20,), 300), frequency)
+    assert differ(turned, rows[1]) < 1e-3
+    spread = codebook.spread(rows[0], 600, frequency, 64)
+    assert spread.shape == (2, 64, 16)
+
+
+def test_a_low_bit_copy_is_within_half_a_step():
+    x = torch.randn(3, 50, 64)
+    for bits in (8, 4, 3):
+        error = (precision.affine(x, bits, 32) - x).abs()
+        span = x.unflatten(-1, (2, 32))
+        step = (span.amax(-1) - span.amin(-1)) / (2**bits - 1)
+        assert (error.unflatten(-1, (2, 32)).amax(-1) <= 0.55 * step + 2e-3).all()
+
+
+def test_hot_rows_are_exact(tiny, books):
+    """With a threshold of 0 every row is hot: progressive is codes."""
+    exact = Preset("a", abstract=abstract.Codes("4x4"), precision=precision.LowBit(2, 2, hot=0.0))
+    want = logits(tiny, reference(tiny, "codes", books))
+    assert differ(logits(tiny, reference(tiny, exact, books)), want) < 1e-4
+    coarse = Preset("b", abstract=abstract.Codes("4x4"), precision=precision.LowBit(2, 2, hot=2.0))
+    assert differ(logits(tiny, reference(tiny, coarse, books)), want) > 1e-3
+
+
+def test_the_reference_imports_nothing_of_kvtier():
+    """It stands alone: a copy of its folder runs where kvtier cannot be imported."""
+    folder = ROOT / "client" / "python" / "kvtier" / "quality"
+    code = (
+        "import sys; sys.modules['kvtier'] = None\n"
+        f"sys.path.insert(0, {str(folder)!r})\n"
+        "import reference, reference.attention, reference.codebook\n"
+        "print(len(reference.PRESETS))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) == len(PRESETS)
