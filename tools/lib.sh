@@ -46,6 +46,9 @@ install_python_package() {
   rm -rf "$site/kvtier"
   cmake --install build --component python --prefix "$site" >/dev/null || return 1
   ln -sf ../../build/bin/kvtierd ../../build/bin/kvtier .venv/bin/
+  # As pip would write it for the entry point in pyproject.toml.
+  printf '#!%s\nfrom kvtier.quality.__main__ import entry\nentry()\n' "$PWD/.venv/bin/python" >.venv/bin/kvtier-quality
+  chmod +x .venv/bin/kvtier-quality
 }
 
 # A wheel, and the first steps of somebody who installs it: in a virtual environment of its own, with .venv's numpy.

