@@ -24,7 +24,9 @@ void run_score_codes(const ScoreCodesArgs& args) {
 }
 #else
 constexpr std::uint32_t kQueriesPerPass = 16;  // that share one reading of the codes
-constexpr std::uint64_t kBlocksPerTile = 16;   // several blocks of queries read a tile in cache
+constexpr std::uint64_t kBlocksPerTile = 8;    // several blocks of queries read a tile in cache
+constexpr std::size_t kLine = 64;              // bytes that one prefetch brings
+constexpr std::size_t kAheadBytes = 2048;
 constexpr std::size_t kTableBytes = kCodeSubspacesMax * kCodeEntries;
 
 // The tables of a pass as bytes, in the order of a block's codes.
@@ -67,6 +69,8 @@ void quantise(const float* table, std::uint32_t subspaces, std::uint8_t* bytes, 
     }
 }
 
+using Eight = hn::CappedTag<std::uint16_t, 8>;
+
 // Adds up the lanes that hold the same tokens: vectors are groups of 16 bytes, one per
 // sub-quantiser.
 template <class D>
@@ -79,81 +83,115 @@ HWY_INLINE hn::Vec<hn::CappedTag<std::uint16_t, 8> > fold_subspaces(D, hn::Vec<D
   }
 }
 
-// Sums of 16 tokens in order, from the sums of pairs (even token + 256 * odd token, modulo 2^16)
-// and of the odd ones.
+// Scores of as many tokens as `sums` has lanes. The product is exact (kernels/code_scale.h): fused
+// or not, the bits are the same.
 template <class D>
-HWY_INLINE void store_sums(D d16, hn::Vec<D> pairs, hn::Vec<D> odd, std::uint16_t* out) {
-  const hn::CappedTag<std::uint16_t, 8> eight;
+HWY_INLINE void store_scores(D d16, hn::Vec<D> sums, const CodeScale& scale, float* out) {
+  const hn::Rebind<float, D> df;
+  if constexpr (hn::MaxLanes(hn::ScalableTag<float>()) >= hn::MaxLanes(D())) {
+    const auto whole = hn::ConvertTo(df, hn::PromoteTo(hn::RebindToSigned<decltype(df)>(), sums));
+    hn::StoreU(hn::MulAdd(hn::Set(df, scale.scale), whole, hn::Set(df, scale.bias)), df, out);
+  } else {
+    const hn::Half<D> half;
+    store_scores(half, hn::LowerHalf(half, sums), scale, out);
+    store_scores(half, hn::UpperHalf(half, sums), scale, out + hn::Lanes(d16) / 2);
+  }
+}
+
+// Scores of 16 tokens from the sums of pairs (even token + 256 * odd token, modulo 2^16) and of the
+// odd ones.
+template <class D>
+HWY_INLINE void score_half(D d16, hn::Vec<D> pairs, hn::Vec<D> odd, const CodeScale& scale,
+                           float* out) {
   const auto even = fold_subspaces(d16, hn::Sub(pairs, hn::ShiftLeft<8>(odd)));
   const auto odds = fold_subspaces(d16, odd);
-  hn::Store(hn::InterleaveLower(eight, even, odds), eight, out);
-  hn::Store(hn::InterleaveUpper(eight, even, odds), eight, out + 8);
+  store_scores(Eight(), hn::InterleaveLower(Eight(), even, odds), scale, out);
+  store_scores(Eight(), hn::InterleaveUpper(Eight(), even, odds), scale, out + 8);
 }
 
-// Sums of the 32 tokens of one block for kCount queries. A lookup gives bytes of 16 tokens; added
-// as 16-bit numbers they make the even tokens' sums with the odd ones' on top, and the latter are
-// summed a second time alone.
-template <std::size_t kCount, class D>
-HWY_INLINE void sum_block(D d8, const std::uint8_t* block, std::size_t bytes,
-                          const std::uint8_t* tables, std::uint16_t (*out)[kCodeBlockTokens]) {
+// One pass of up to kQueriesPerPass queries over one piece.
+struct Pass {
+  const ByteTables* tables;
+  const std::uint8_t* piece;
+  std::size_t block_bytes;
+  float* out;
+  std::uint64_t out_stride;
+};
+
+// Scores of kBlocks blocks, `apart` from each other, for kCount queries from `query`. A lookup
+// gives bytes of 16 tokens; added as 16-bit numbers they make the even tokens' sums with the odd
+// ones' on top, and the latter are summed a second time alone.
+template <std::size_t kBlocks, std::size_t kCount, class D>
+HWY_INLINE void score_blocks(D d8, const Pass& pass, std::uint32_t query, const std::uint8_t* codes,
+                             std::size_t apart, float* out, std::size_t out_apart,
+                             std::size_t out_stride) {
   const hn::Repartition<std::uint16_t, D> d16;
   const auto nibble = hn::Set(d8, 15);
-  hn::Vec<decltype(d16)> sum[kCount][4];
-  for (std::size_t i = 0; i < kCount; ++i)
-    for (std::size_t j = 0; j < 4; ++j) sum[i][j] = hn::Zero(d16);
-  for (std::size_t at = 0; at < bytes; at += hn::Lanes(d8)) {
-    const auto codes = hn::LoadU(d8, block + at);
-    const auto low = hn::And(codes, nibble);
-    const auto high = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, codes))), nibble);
-    for (std::size_t i = 0; i < kCount; ++i) {
-      const auto table = hn::LoadU(d8, tables + i * kTableBytes + at);
-      const auto a = hn::BitCast(d16, hn::TableLookupBytes(table, low));
-      const auto b = hn::BitCast(d16, hn::TableLookupBytes(table, high));
-      sum[i][0] = hn::Add(sum[i][0], a);
-      sum[i][1] = hn::Add(sum[i][1], hn::ShiftRight<8>(a));
-      sum[i][2] = hn::Add(sum[i][2], b);
-      sum[i][3] = hn::Add(sum[i][3], hn::ShiftRight<8>(b));
-    }
-  }
-  for (std::size_t i = 0; i < kCount; ++i) {
-    store_sums(d16, sum[i][0], sum[i][1], out[i]);
-    store_sums(d16, sum[i][2], sum[i][3], out[i] + 16);
-  }
-}
-
-// Scores of a block's 32 tokens. The product is exact (kernels/code_scale.h).
-HWY_INLINE void store_scores(const std::uint16_t* sums, const CodeScale& scale, float* out) {
-  const hn::ScalableTag<float> df;
-  const hn::Rebind<std::uint16_t, decltype(df)> d16;
-  const hn::RebindToSigned<decltype(df)> di;
-  const auto step = hn::Set(df, scale.scale);
-  const auto bias = hn::Set(df, scale.bias);
-  for (std::size_t t = 0; t < kCodeBlockTokens; t += hn::Lanes(df)) {
-    const auto sum = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d16, sums + t)));
-    hn::StoreU(hn::Add(bias, hn::Mul(step, sum)), df, out + t);
-  }
-}
-
-// Blocks [first, last) of a piece for kCount queries from `query` of the pass.
-template <std::size_t kCount, class D>
-HWY_INLINE void score_blocks(D d8, const ScoreCodesArgs& args, const std::uint8_t* piece,
-                             std::uint64_t first, std::uint64_t last, std::uint64_t tokens,
-                             const ByteTables& tables, std::uint32_t query, float* out) {
-  const std::size_t bytes = std::size_t{args.codes.subspaces} * kCodeEntries;
-  alignas(64) std::uint16_t sums[kCount][kCodeBlockTokens];
-  for (std::uint64_t block = first; block < last; ++block) {
-    sum_block<kCount>(d8, piece + block * bytes, bytes, tables.bytes[query], sums);
-    const std::uint64_t at = block * kCodeBlockTokens;
-    for (std::size_t i = 0; i < kCount; ++i) {
-      float* target = out + i * args.out_stride + at;
-      if (at + kCodeBlockTokens <= tokens) {
-        store_scores(sums[i], tables.scale[query + i], target);
-      } else {
-        float scores[kCodeBlockTokens];
-        store_scores(sums[i], tables.scale[query + i], scores);
-        std::copy_n(scores, tokens - at, target);
+  hn::Vec<decltype(d16)> sum[kBlocks][kCount][4];
+  for (std::size_t b = 0; b < kBlocks; ++b)
+    for (std::size_t i = 0; i < kCount; ++i)
+      for (std::size_t j = 0; j < 4; ++j) sum[b][i][j] = hn::Zero(d16);
+  for (std::size_t at = 0; at < pass.block_bytes; at += hn::Lanes(d8)) {
+    hn::Vec<D> table[kCount];
+    for (std::size_t i = 0; i < kCount; ++i)
+      table[i] = hn::LoadU(d8, pass.tables->bytes[query + i] + at);
+    for (std::size_t b = 0; b < kBlocks; ++b) {
+      const auto both = hn::LoadU(d8, codes + b * apart + at);
+      const auto low = hn::And(both, nibble);
+      const auto high = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, both))), nibble);
+      for (std::size_t i = 0; i < kCount; ++i) {
+        const auto first = hn::BitCast(d16, hn::TableLookupBytes(table[i], low));
+        const auto second = hn::BitCast(d16, hn::TableLookupBytes(table[i], high));
+        sum[b][i][0] = hn::Add(sum[b][i][0], first);
+        sum[b][i][1] = hn::Add(sum[b][i][1], hn::ShiftRight<8>(first));
+        sum[b][i][2] = hn::Add(sum[b][i][2], second);
+        sum[b][i][3] = hn::Add(sum[b][i][3], hn::ShiftRight<8>(second));
       }
     }
+  }
+  for (std::size_t b = 0; b < kBlocks; ++b)
+    for (std::size_t i = 0; i < kCount; ++i) {
+      float* target = out + b * out_apart + i * out_stride;
+      const CodeScale& scale = pass.tables->scale[query + i];
+      score_half(d16, sum[b][i][0], sum[b][i][1], scale, target);
+      score_half(d16, sum[b][i][2], sum[b][i][3], scale, target + 16);
+    }
+}
+
+// Blocks [first, last) and those that lie `half` blocks behind them: two streams, which the machine
+// reads faster than one. The first queries of a pass meet codes that are not in cache yet, and ask
+// for what comes.
+template <std::size_t kCount, class D>
+HWY_INLINE void score_tile(D d8, const Pass& pass, std::uint32_t query, std::uint64_t first,
+                           std::uint64_t last, std::uint64_t half) {
+  constexpr std::size_t kBlocks = 2 * kCount <= kQueryBlock ? 2 : 1;
+  const std::size_t apart = half * pass.block_bytes;
+  const std::size_t out_apart = half * kCodeBlockTokens;
+  for (std::uint64_t block = first; block < last; ++block) {
+    const std::uint8_t* codes = pass.piece + block * pass.block_bytes;
+    float* out = pass.out + query * pass.out_stride + block * kCodeBlockTokens;
+    if (query == 0)
+      for (std::size_t at = kAheadBytes; at < kAheadBytes + pass.block_bytes; at += kLine) {
+        __builtin_prefetch(codes + at);
+        __builtin_prefetch(codes + apart + at);
+      }
+    for (std::size_t b = 0; b < 2; b += kBlocks)
+      score_blocks<kBlocks, kCount>(d8, pass, query, codes + b * apart, apart, out + b * out_apart,
+                                    out_apart, pass.out_stride);
+  }
+}
+
+// The last block or blocks of a piece, of which maybe not all tokens are there.
+template <std::size_t kCount, class D>
+HWY_INLINE void score_rest(D d8, const Pass& pass, std::uint32_t query, std::uint64_t block,
+                           std::uint64_t tokens) {
+  for (std::uint64_t at = block * kCodeBlockTokens; at < tokens; at += kCodeBlockTokens) {
+    float scores[kCount][kCodeBlockTokens];
+    score_blocks<1, kCount>(d8, pass, query, pass.piece + at / kCodeBlockTokens * pass.block_bytes,
+                            0, scores[0], 0, kCodeBlockTokens);
+    for (std::size_t i = 0; i < kCount; ++i)
+      std::copy_n(scores[i], std::min<std::uint64_t>(tokens - at, kCodeBlockTokens),
+                  pass.out + (query + i) * pass.out_stride + at);
   }
 }
 
@@ -161,18 +199,21 @@ template <class D>
 void score_pieces(D d8, const ScoreCodesArgs& args, const ByteTables& tables, std::uint32_t queries,
                   float* out) {
   const CodePieces& codes = args.codes;
+  Pass pass{&tables, nullptr, std::size_t{codes.subspaces} * kCodeEntries, nullptr,
+            args.out_stride};
   for (std::uint64_t p = 0; p < *codes.count; ++p) {
-    const auto* piece =
-        reinterpret_cast<const std::uint8_t*>(address_of(codes.base, codes.pieces[p]));
+    pass.piece = reinterpret_cast<const std::uint8_t*>(address_of(codes.base, codes.pieces[p]));
+    pass.out = out + codes.starts[p];
     const std::uint64_t tokens = codes.starts[p + 1] - codes.starts[p];
-    const std::uint64_t blocks = (tokens + kCodeBlockTokens - 1) / kCodeBlockTokens;
-    for (std::uint64_t first = 0; first < blocks; first += kBlocksPerTile) {
-      const std::uint64_t last = std::min(blocks, first + kBlocksPerTile);
+    const std::uint64_t half = tokens / kCodeBlockTokens / 2;
+    for (std::uint64_t first = 0; first < half; first += kBlocksPerTile) {
+      const std::uint64_t last = std::min(half, first + kBlocksPerTile);
       with_query_blocks(queries, [&]<std::size_t kCount>(std::uint32_t i) HWY_ATTR {
-        score_blocks<kCount>(d8, args, piece, first, last, tokens, tables, i,
-                             out + i * args.out_stride + codes.starts[p]);
+        score_tile<kCount>(d8, pass, i, first, last, half);
       });
     }
+    with_query_blocks(queries, [&]<std::size_t kCount>(std::uint32_t i)
+                                   HWY_ATTR { score_rest<kCount>(d8, pass, i, 2 * half, tokens); });
   }
 }
 
