@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
 
 #include "kernels/score_order.h"
 
@@ -17,44 +21,200 @@ namespace kvtier::simd {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr std::uint64_t kHeapMax = 128;  // for more, counting is faster than a heap
+constexpr std::uint64_t kSelectMax = 4096;  // for larger k all scores are counted digit by digit
+constexpr std::uint64_t kAllMax = 8192;     // up to here all scores are candidates
+constexpr std::uint64_t kFull = 12288;      // candidates after which only the k best are kept
+constexpr std::uint64_t kTile = 4096;       // scores between two looks at how many there are
+constexpr std::uint64_t kRun = 16;          // a sample is runs of one cache line, evenly spread
+constexpr std::uint64_t kSample = 256 * kRun;
+constexpr std::int32_t kInfinityKey = 0x7F800000;
+constexpr std::int32_t kNoKey = std::numeric_limits<std::int32_t>::min();  // below all keys
 
-// score_key for a vector.
+using Ints = hn::ScalableTag<std::int32_t>;
+
+// score_key with the top bit flipped: compared as signed numbers, which takes one instruction.
 template <class D>
-HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> keys_of(D df, hn::Vec<D> scores) {
-  const hn::RebindToUnsigned<D> du;
-  const auto bits = hn::BitCast(du, hn::Add(scores, hn::Zero(df)));
-  const auto negative =
-      hn::BitCast(du, hn::BroadcastSignBit(hn::BitCast(hn::RebindToSigned<D>(), bits)));
-  const auto ordered = hn::Xor(bits, hn::Or(negative, hn::Set(du, 0x80000000u)));
-  return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(scores)), hn::Set(du, 0xFF800000u), ordered);
+HWY_INLINE hn::Vec<hn::RebindToSigned<D>> keys_of(D df, hn::Vec<D> scores) {
+  const hn::RebindToSigned<D> di;
+  const auto bits = hn::BitCast(di, hn::Add(scores, hn::Zero(df)));
+  const auto ordered = hn::Xor(bits, hn::And(hn::BroadcastSignBit(bits), hn::Set(di, 0x7FFFFFFF)));
+  return hn::IfThenElse(hn::RebindMask(di, hn::IsNaN(scores)), hn::Set(di, kInfinityKey), ordered);
+}
+float score_of(std::int32_t key) { return std::bit_cast<float>(key < 0 ? key ^ 0x7FFFFFFF : key); }
+
+// Scores that may be among the best, by ascending index.
+struct Candidates {
+  static constexpr std::uint64_t kRoom = kFull + kTile + 128;  // whole vectors are written
+  std::uint64_t count = 0;
+  alignas(64) std::int32_t keys[kRoom];
+  alignas(64) std::int32_t index[kRoom];  // the bits of a u32
+};
+
+// How many of the keys (a multiple of two vectors) are not below `least`.
+HWY_INLINE std::uint64_t count_reaching(const std::int32_t* keys, std::uint64_t count,
+                                        std::int32_t least) {
+  const Ints di;
+  const std::size_t lanes = hn::Lanes(di);
+  const auto bound = hn::Set(di, least);
+  auto even = hn::Zero(di);  // they count those below, downwards
+  auto odd = hn::Zero(di);
+  for (std::uint64_t i = 0; i < count; i += 2 * lanes) {
+    even = hn::Add(even, hn::VecFromMask(di, hn::Lt(hn::LoadU(di, keys + i), bound)));
+    odd = hn::Add(odd, hn::VecFromMask(di, hn::Lt(hn::LoadU(di, keys + i + lanes), bound)));
+  }
+  const std::int32_t below = -hn::GetLane(hn::SumOfLanes(di, hn::Add(even, odd)));
+  return count - static_cast<std::uint64_t>(below);
 }
 
-// A heap of the k best in the output, the worst on top; whole vectors that hold nothing better are
-// passed over.
-void heap_select(const float* scores, std::uint64_t count, std::uint64_t k, std::uint32_t* out) {
-  const hn::ScalableTag<float> df;
-  const hn::RebindToUnsigned<decltype(df)> du;
-  const std::size_t lanes = hn::Lanes(df);
-  const auto better = [scores](std::uint32_t a, std::uint32_t b) {
-    return scores_better(scores, a, b);
-  };
-  for (std::uint64_t i = 0; i < k; ++i) out[i] = static_cast<std::uint32_t>(i);
-  std::make_heap(out, out + k, better);
-  std::uint64_t i = k;
-  const auto offer = [&](std::uint64_t index) {
-    if (!better(static_cast<std::uint32_t>(index), out[0])) return;
-    std::pop_heap(out, out + k, better);
-    out[k - 1] = static_cast<std::uint32_t>(index);
-    std::push_heap(out, out + k, better);
-  };
-  for (; i + lanes <= count; i += lanes) {
-    const auto worst = hn::Set(du, score_key(scores[out[0]]));
-    // A tie loses against what is there: its index is higher.
-    if (hn::AllFalse(du, hn::Gt(keys_of(df, hn::LoadU(df, scores + i)), worst))) continue;
-    for (std::size_t lane = 0; lane < lanes; ++lane) offer(i + lane);
+// A key that `rank` to `rank_max` of the keys reach; where ties make that impossible, the largest
+// that more of them reach. Keys behind the last one, up to two vectors, are overwritten.
+std::int32_t key_of_rank(std::int32_t* keys, std::uint64_t count, std::uint64_t rank,
+                         std::uint64_t rank_max) {
+  const Ints di;
+  const std::size_t step = 2 * hn::Lanes(di);
+  const std::uint64_t padded = (count + step - 1) / step * step;
+  std::fill(keys + count, keys + padded, keys[0]);
+  auto least = hn::Set(di, keys[0]);
+  auto most = least;
+  for (std::uint64_t i = 0; i < padded; i += hn::Lanes(di)) {
+    least = hn::Min(least, hn::LoadU(di, keys + i));
+    most = hn::Max(most, hn::LoadU(di, keys + i));
   }
-  for (; i < count; ++i) offer(i);
+  std::fill(keys + count, keys + padded, kNoKey);
+  // `rank` keys or more reach `low`, fewer reach `high`. The ends of the best are thin, about
+  // exponentially so: every other guess goes by that, every other halves what is left.
+  std::int64_t low = hn::GetLane(hn::MinOfLanes(di, least));
+  std::int64_t high = std::int64_t{hn::GetLane(hn::MaxOfLanes(di, most))} + 1;
+  std::uint64_t at_low = count;
+  std::uint64_t at_high = 0;
+  for (bool halve = false; at_low > rank_max && high - low > 1; halve = !halve) {
+    double share = 0.5;
+    if (!halve) {
+      const auto all = static_cast<double>(at_low);
+      const double few = std::max(static_cast<double>(at_high), 0.5);
+      share = std::log(all / static_cast<double>(rank)) / std::log(all / few);
+    }
+    const auto way = static_cast<std::int64_t>(share * static_cast<double>(high - low));
+    const std::int64_t middle = low + std::clamp<std::int64_t>(way, 1, high - low - 1);
+    const std::uint64_t reached = count_reaching(keys, padded, static_cast<std::int32_t>(middle));
+    (reached >= rank ? low : high) = middle;
+    (reached >= rank ? at_low : at_high) = reached;
+  }
+  return static_cast<std::int32_t>(low);
+}
+
+// Leaves the k best of k or more. Gives a key that none of those left out is above.
+std::int32_t keep_best(std::uint64_t k, Candidates* candidates) {
+  std::int32_t* keys = candidates->keys;
+  std::int32_t* index = candidates->index;
+  const std::int32_t least = key_of_rank(keys, candidates->count, k, k);
+  std::uint64_t kept = 0;
+  for (std::uint64_t i = 0; i < candidates->count; ++i) {  // no branch: they are mixed
+    const std::int32_t key = keys[i];
+    keys[kept] = key;
+    index[kept] = index[i];
+    kept += key >= least;
+  }
+  candidates->count = k;
+  if (kept == k) return least;
+  // Too many reach the least key: of those that equal it the first stay.
+  const auto ties = static_cast<std::uint64_t>(std::count(keys, keys + kept, least));
+  std::uint64_t room = ties - (kept - k);
+  std::uint64_t written = 0;
+  for (std::uint64_t i = 0; i < kept; ++i) {
+    if (keys[i] == least) {
+      if (room == 0) continue;
+      --room;
+    }
+    keys[written] = keys[i];
+    index[written++] = index[i];
+  }
+  return least;
+}
+
+// Bit i: score i of 64 is not below the threshold. NaN never is.
+template <class D>
+HWY_INLINE std::uint64_t reaching(D df, const float* scores, hn::Vec<D> threshold) {
+  std::uint64_t word = 0;
+  for (std::size_t i = 0; i < 64; i += hn::Lanes(df)) {
+    std::uint8_t bytes[8] = {};
+    hn::StoreMaskBits(df, hn::Not(hn::Lt(hn::LoadU(df, scores + i), threshold)), bytes);
+    std::uint64_t bits;
+    std::memcpy(&bits, bytes, sizeof bits);
+    word |= bits << i;
+  }
+  return word;
+}
+
+// Adds `count` (at most kTile) scores from number `first` that are not below the threshold.
+void add_tile(const float* scores, std::uint64_t first, std::uint64_t count, float threshold,
+              Candidates* candidates) {
+  const hn::ScalableTag<float> df;
+  const Ints di;
+  std::uint64_t words[kTile / 64 + 1];
+  std::size_t n = 0;
+  for (; (n + 1) * 64 <= count; ++n)
+    words[n] = reaching(df, scores + n * 64, hn::Set(df, threshold));
+  if (n * 64 < count) {
+    words[n] = 0;
+    for (std::uint64_t i = n * 64; i < count; ++i)
+      words[n] |= static_cast<std::uint64_t>(!(scores[i] < threshold)) << i % 64;
+    ++n;
+  }
+  // Places in the tile. As a rule a word has two bits or fewer: these without a branch.
+  std::uint64_t end = candidates->count;
+  for (std::size_t i = 0; i < n; ++i) {
+    std::uint64_t word = words[i];
+    const auto bits = static_cast<std::uint64_t>(std::popcount(word));
+    std::int32_t* out = candidates->index + end;
+    for (std::uint64_t j = 0; j < 2 || j < bits; ++j, word &= word - 1)
+      out[j] = static_cast<std::int32_t>(i * 64) + std::countr_zero(word);
+    end += bits;
+  }
+  std::fill_n(candidates->index + end, hn::Lanes(di), 0);
+  const auto offset = hn::Set(di, static_cast<std::int32_t>(static_cast<std::uint32_t>(first)));
+  for (std::uint64_t i = candidates->count; i < end; i += hn::Lanes(di)) {
+    const auto place = hn::LoadU(di, candidates->index + i);
+    hn::StoreU(keys_of(df, hn::GatherIndex(df, scores, place)), di, candidates->keys + i);
+    hn::StoreU(hn::Add(place, offset), di, candidates->index + i);
+  }
+  candidates->count = end;
+}
+
+// A score that a few times more than k of the scores reach, if the sample does not deceive.
+float guess_threshold(const float* scores, std::uint64_t count, std::uint64_t k,
+                      std::int32_t* sample) {
+  const hn::CappedTag<float, kRun> df;
+  const hn::RebindToSigned<decltype(df)> di;
+  for (std::uint64_t run = 0; run < kSample / kRun; ++run) {
+    const float* from = scores + (count - kRun) * run / (kSample / kRun - 1);
+    for (std::size_t i = 0; i < kRun; i += hn::Lanes(df))
+      hn::StoreU(keys_of(df, hn::LoadU(df, from + i)), di, sample + run * kRun + i);
+  }
+  // Five times the deviation of independent draws: good scores lie in clusters.
+  const double expected =
+      static_cast<double>(k) * static_cast<double>(kSample) / static_cast<double>(count);
+  const auto rank = static_cast<std::uint64_t>(expected + 5.0 * std::sqrt(expected) + 6.0);
+  return score_of(key_of_rank(sample, kSample, std::min(rank, kSample), rank + rank / 8));
+}
+
+// One pass that collects what reaches the threshold; when there is much of it, the k best stay and
+// the threshold rises. False where fewer than k were found.
+bool select(const float* scores, std::uint64_t count, std::uint64_t k, std::uint32_t* out) {
+  Candidates candidates;
+  float threshold = -std::numeric_limits<float>::infinity();
+  if (count > kAllMax) threshold = guess_threshold(scores, count, k, candidates.keys);
+  for (std::uint64_t first = 0; first < count; first += kTile) {
+    add_tile(scores + first, first, std::min(count - first, kTile), threshold, &candidates);
+    if (candidates.count <= kFull) continue;
+    const std::int32_t least = keep_best(k, &candidates);
+    if (least >= kInfinityKey) break;  // nothing can be better
+    threshold = score_of(least + 1);
+  }
+  if (candidates.count < k) return false;
+  keep_best(k, &candidates);
+  std::memcpy(out, candidates.index, k * sizeof *out);
+  return true;
 }
 
 // The k-th largest key, found digit by digit (11, 11, 10 bits), and how many of those equal to it
@@ -85,10 +245,10 @@ Threshold find_threshold(const float* scores, std::uint64_t count, std::uint64_t
 
 void count_select(const float* scores, std::uint64_t count, std::uint64_t k, std::uint32_t* out) {
   const hn::ScalableTag<float> df;
-  const hn::RebindToUnsigned<decltype(df)> du;
+  const Ints di;
   const std::size_t lanes = hn::Lanes(df);
   Threshold threshold = find_threshold(scores, count, k);
-  const auto below = hn::Set(du, threshold.key - 1);  // keys are above 0
+  const auto below = hn::Set(di, static_cast<std::int32_t>(threshold.key ^ 0x80000000u) - 1);
   std::uint64_t written = 0;
   const auto offer = [&](std::uint64_t index) {
     const std::uint32_t key = score_key(scores[index]);
@@ -98,7 +258,7 @@ void count_select(const float* scores, std::uint64_t count, std::uint64_t k, std
   };
   std::uint64_t i = 0;
   for (; i + lanes <= count && written < k; i += lanes) {
-    if (hn::AllFalse(du, hn::Gt(keys_of(df, hn::LoadU(df, scores + i)), below))) continue;
+    if (hn::AllFalse(di, hn::Gt(keys_of(df, hn::LoadU(df, scores + i)), below))) continue;
     for (std::size_t lane = 0; lane < lanes; ++lane) offer(i + lane);
   }
   for (; i < count && written < k; ++i) offer(i);
@@ -110,19 +270,13 @@ void run_top_k(const TopKArgs& args) {
   const std::uint64_t k = std::min(args.k, count);
   *args.out_count = k;
   if (k == 0) return;
-  const bool heap = k <= kHeapMax;
-  if (heap) {
-    heap_select(args.scores, count, k, args.out);
-  } else {
+  const bool few = k <= kSelectMax && (count <= kAllMax || k <= count / 4);
+  if (!few || !select(args.scores, count, k, args.out))
     count_select(args.scores, count, k, args.out);
-  }
-  if (args.ordered) {
-    const float* scores = args.scores;
-    std::sort(args.out, args.out + k,
-              [scores](std::uint32_t a, std::uint32_t b) { return scores_better(scores, a, b); });
-  } else if (heap) {
-    std::sort(args.out, args.out + k);
-  }
+  if (!args.ordered) return;
+  const float* scores = args.scores;
+  std::sort(args.out, args.out + k,
+            [scores](std::uint32_t a, std::uint32_t b) { return scores_better(scores, a, b); });
 }
 
 }  // namespace

@@ -124,7 +124,23 @@ TEST_P(KernelConformance, GroupScores) {
         }
 }
 
-TEST_P(KernelConformance, TopK) {
+class TopK : public KernelConformance {
+ protected:
+  void compare(const std::vector<float>& scores, std::uint64_t k, bool ordered) {
+    const std::uint64_t count = scores.size();
+    Guarded<std::uint32_t> tested(std::min<std::size_t>(k, count));
+    Guarded<std::uint32_t> wanted(tested.size());
+    std::uint64_t found = 77;
+    std::uint64_t found_wanted = 78;
+    TopKArgs args{scores.data(), &count, k, ordered, tested.data(), &found};
+    TopKArgs reference{scores.data(), &count, k, ordered, wanted.data(), &found_wanted};
+    ASSERT_TRUE(run(&KernelTable::top_k, "top_k", args, reference));
+    ASSERT_EQ(found, found_wanted);
+    ASSERT_TRUE(tested.intact() && tested.same_bits(wanted)) << "k " << k << " of " << count;
+  }
+};
+
+TEST_P(TopK, FewScores) {
   for (const std::uint64_t count : kLengths)
     for (const std::uint64_t k : {0u, 1u, 2u, 7u, 64u, 128u, 129u, 500u, 2000u})
       for (const int pattern : {0, 1, 2, 3}) {
@@ -137,19 +153,38 @@ TEST_P(KernelConformance, TopK) {
             score = random.one_in(2) ? (random.one_in(2) ? kNan : -kNan)
                                      : (random.one_in(2) ? kInfinity : -kInfinity);
         }
-        for (const bool ordered : {false, true}) {
-          Guarded<std::uint32_t> tested(std::min<std::size_t>(k, count));
-          Guarded<std::uint32_t> wanted(tested.size());
-          std::uint64_t found = 77;
-          std::uint64_t found_wanted = 78;
-          TopKArgs args{scores.data(), &count, k, ordered, tested.data(), &found};
-          TopKArgs reference{scores.data(), &count, k, ordered, wanted.data(), &found_wanted};
-          ASSERT_TRUE(run(&KernelTable::top_k, "top_k", args, reference));
-          ASSERT_EQ(found, found_wanted);
-          ASSERT_TRUE(tested.intact() && tested.same_bits(wanted))
-              << "k " << k << " of " << count << " pattern " << pattern;
-        }
+        for (const bool ordered : {false, true})
+          ASSERT_NO_FATAL_FAILURE(compare(scores, k, ordered)) << "pattern " << pattern;
       }
+}
+
+// Orders and values that a sample is deceived by, or that fill the room for candidates again and
+// again.
+TEST_P(TopK, ManyScores) {
+  const auto rank = [](std::size_t i) { return static_cast<float>(i); };
+  for (const std::size_t count : {8191u, 8192u, 8193u, 20000u, 70001u})
+    for (const char* pattern : {"random", "ascending", "descending", "ties", "equal", "specials",
+                                "spikes", "holes", "one more bit", "one place", "tiny"}) {
+      const std::string name = pattern;
+      std::vector<float> scores = random_floats(&random, count);
+      for (std::size_t i = 0; i < count; ++i) {
+        if (name == "ascending") scores[i] = rank(i) - 30000.0f;
+        if (name == "descending") scores[i] = -rank(i);
+        if (name == "ties") scores[i] = static_cast<float>(static_cast<int>(scores[i] * 2.0f));
+        if (name == "equal") scores[i] = -0.0f;
+        if (name == "specials" && random.one_in(3))
+          scores[i] = random.one_in(2) ? (random.one_in(2) ? kNan : -kNan) : -kInfinity;
+        const bool sampled = i * 255 % (count - 16) < 255 * 16;
+        if (name == "spikes" && sampled) scores[i] += 100.0f;
+        if (name == "holes") scores[i] = sampled ? -1e9f : 1e9f + 64.0f * rank(i);
+        if (name == "one more bit")
+          scores[i] = sampled ? -1e9f : (i > 16000 && i % 100 == 0 ? 1e9f + 64.0f : 1e9f);
+        if (name == "one place" && i / 3000 == 2) scores[i] += 100.0f;
+        if (name == "tiny") scores[i] *= 1e-41f;
+      }
+      for (const std::uint64_t k : {1u, 100u, 1000u, 4096u, 4097u, 30000u})
+        ASSERT_NO_FATAL_FAILURE(compare(scores, k, k == 100)) << pattern;
+    }
 }
 
 TEST_P(KernelConformance, GatherRows) {
@@ -470,6 +505,7 @@ std::string backend_name(const ::testing::TestParamInfo<Backend>& info) {
 INSTANTIATE_TEST_SUITE_P(Kernels, KernelConformance, ::testing::ValuesIn(all_backends()),
                          backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Scores, ::testing::ValuesIn(all_backends()), backend_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, TopK, ::testing::ValuesIn(all_backends()), backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Attend, ::testing::ValuesIn(all_backends()), backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Nearest, ::testing::ValuesIn(all_backends()), backend_name);
 INSTANTIATE_TEST_SUITE_P(Kernels, Convert, ::testing::ValuesIn(all_backends()), backend_name);
