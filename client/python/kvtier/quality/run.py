@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..story.progress import Step
-from . import books, evaluate, metrics, prefix, texts
+from . import books, daemon, evaluate, metrics, prefix, texts
 from .model import Judge
-from .reference import find
+from .reference import PRESETS, find
 
 CONTEXT = 6144
 LEAST_CONTEXT = 256
@@ -25,7 +27,8 @@ class Plan:
     calibration: list[texts.Text]
     context: int | None = None  # None: CONTEXT, or what the text has
     eval: int = 512
-    engines: list[str] = field(default_factory=lambda: ["reference"])
+    engines: list[str] = field(default_factory=lambda: ["daemon"])
+    skip: bool = False  # a preset that the daemon does not have: say so and go on
     settings: evaluate.Settings = field(default_factory=evaluate.Settings)
 
 
@@ -70,31 +73,50 @@ def run(plan: Plan, judge: Judge) -> Iterator[dict[str, Any]]:
     positions = max(len(context) + len(rest) for _, context, rest in parts)
     made = calibrate(plan, judge, (positions + 1023) // 1024 * 1024)
     rows = []
-    for text, context, rest in parts:
-        for row in _text(plan, judge, text, context, rest, made):
-            rows.append(row)
-            yield row
+    with ExitStack() as stack:
+        own = stack.enter_context(daemon.Daemon()) if "daemon" in plan.engines else None
+        for text, context, rest in parts:
+            for row in _text(plan, judge, text, context, rest, made, own):
+                rows.append(row)
+                yield row
     if len(parts) > 1:
         yield from means(rows)
 
 
 def _text(
-    plan: Plan, judge: Judge, text: texts.Text, context: list[int], rest: list[int], made: Any
+    plan: Plan,
+    judge: Judge,
+    text: texts.Text,
+    context: list[int],
+    rest: list[int],
+    made: dict[str, Any],
+    own: daemon.Daemon | None,
 ) -> Iterator[dict[str, Any]]:
     with Step(f"{text.name}: reading {len(context)} tokens") as step:
         stored = prefix.read(judge, context, step)
     with Step(f"{text.name}: full attention over {len(rest) - 1} more") as step:
         full = evaluate.forward(judge, stored, rest[:-1], None, step)
-    for engine in plan.engines:
-        for name, budget in cases(plan):
-            settings = evaluate.of_budget(plan.settings, budget or 0)
-            label = f"{text.name}: {name}" + (f" {budget}" if budget else "")
-            with Step(label) as step:
-                tokens, figures = evaluate.with_reference(
-                    judge, stored, rest, full, name, settings, made, step
-                )
-            figures |= metrics.summary(tokens)
-            step.note = f"KL {figures['kl']:.4f}"
+    for name, budget in cases(plan):
+        settings = evaluate.of_budget(plan.settings, budget or 0)
+        for engine in plan.engines:
+            label = f"{text.name}: {name}" + (f" {budget}" if budget else "") + f", {engine}"
+            try:
+                with Step(label) as step:
+                    if engine == "daemon":
+                        tokens, figures = daemon.with_daemon(
+                            own, judge, stored, rest, full, name, settings, step
+                        )
+                    else:
+                        tokens, figures = evaluate.with_reference(
+                            judge, stored, rest, full, name, settings, made, step
+                        )
+                    figures |= metrics.summary(tokens)
+                    step.note = f"KL {figures['kl']:.4f}"
+            except daemon.NotThere as error:
+                if not plan.skip:
+                    raise
+                print(f"left out: {error}", file=sys.stderr)
+                continue
             yield {
                 "text": text.name,
                 "engine": engine,
@@ -107,10 +129,11 @@ def _text(
 
 def cases(plan: Plan) -> Iterator[tuple[str, int | None]]:
     for name in plan.presets:
-        if find(name).attends == "chosen":
-            yield from ((name, budget) for budget in plan.budgets)
-        else:
+        # One that only the daemon knows is a user's own: it will have a budget.
+        if name in PRESETS and PRESETS[name].attends != "chosen":
             yield name, None
+        else:
+            yield from ((name, budget) for budget in plan.budgets)
 
 
 def means(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

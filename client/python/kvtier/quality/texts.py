@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-BUILT_IN = {"prose": "skarholm.txt", "code": "code.txt"}
+BUILT_IN = {"prose": "skarholm.txt", "code": "code.txt", "dialogue": "dialogue.txt"}
 CALIBRATION = ("calibration-prose.txt", "calibration-code.txt")
 CALIBRATION_TOKENS = 3000  # of each text; more would only cost time
 

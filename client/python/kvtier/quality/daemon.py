@@ -1,0 +1,237 @@
+"""The presets as kvtier runs them: a daemon of this run's own, the context stored in it as a
+sequence, and each preset a view that the transformers adapter reads through, one token a step.
+
+Store and socket lie in a temporary directory that goes away with the run. The context's rows are
+written as the prefix has them, so nothing is prefilled twice and both engines see the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from . import metrics
+from .evaluate import Progress, Settings
+from .model import Judge
+from .prefix import Prefix
+
+PIECE = 1024
+SEGMENT_TOKENS = 2048
+CLASS_SENTENCE = 2  # of a token's flags: it ends a sentence
+ARENA_BYTES = 2 << 30
+
+
+class NotThere(Exception):
+    """The daemon does not know a preset, or cannot run it."""
+
+
+class Daemon:
+    """`with Daemon() as daemon`: started by the first use, stopped and deleted at the end."""
+
+    def __init__(self, arena_bytes: int = ARENA_BYTES):
+        self.arena_bytes = arena_bytes
+        self._client: Any = None
+        self._spaces: dict[str, Any] = {}
+        self._stored: set[str] = set()
+        self._segments = 0  # stored so far
+
+    def __enter__(self) -> "Daemon":
+        from ..story.machine import disk_directory
+
+        self._directory = Path(tempfile.mkdtemp(prefix="kvtier-quality-", dir=disk_directory()))
+        (self._directory / "s").mkdir(mode=0o700)
+        self._before = dict(os.environ)
+        socket = str(self._directory / "s" / "kvtierd.sock")
+        os.environ.update(
+            {
+                "KVTIER_SOCKET": socket,
+                "KVTIER_DAEMON_SOCKET": socket,
+                "KVTIER_STORE_PATH": str(self._directory / "store"),
+                "KVTIER_HOST_ARENA_BYTES": str(self.arena_bytes),
+                "KVTIER_HOST_LEASED_BYTES_PER_CLIENT_MAX": str(self.arena_bytes // 2),
+            }
+        )
+        return self
+
+    def __exit__(
+        self, kind: type | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        from ..story.machine import stop_daemon
+
+        try:
+            if self._client is not None:
+                stop_daemon(self._client)
+        except Exception:  # it is gone already
+            pass
+        os.environ.clear()
+        os.environ.update(self._before)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def client(self) -> Any:
+        if self._client is None:
+            import kvtier
+
+            self._client = kvtier.Client(name="quality")
+        return self._client
+
+    def space(self, judge: Judge, preset: str) -> Any:
+        """The space that holds what the preset scores."""
+        from .. import transformers as adapter
+
+        adapter.install(judge.model)
+        kind = self._kind(preset)
+        if kind not in self._spaces:
+            self._spaces[kind] = adapter.open_space(
+                self.client, judge.model, judge.tokenizer, files=judge.files, abstracts=kind
+            )
+        return self._spaces[kind]
+
+    @staticmethod
+    def _kind(preset: str) -> str:
+        """A space has one kind of abstract."""
+        return "mean" if preset == "mean" else "box"
+
+    def store(self, judge: Judge, prefix: Prefix, preset: str, progress: Progress) -> str:
+        """Writes the prefix as a sealed sequence, once per space, and returns its name."""
+        space = self.space(judge, preset)
+        name = f"context-{id(prefix):x}-{self._kind(preset)}"
+        if name in self._stored:
+            return name
+        flags = judge.delimiters()[torch.tensor(prefix.ids)].int() * CLASS_SENTENCE
+        sequence = space.create(name=name)
+        for first in range(0, prefix.length, PIECE):
+            part = slice(first, min(first + PIECE, prefix.length))
+            sequence.append(prefix.ids[part], flags=flags[part].tolist())
+            for layer in range(judge.layers):
+                sequence.write(layer, 0, prefix.keys[layer][:, part], prefix.values[layer][:, part])
+            sequence.finish_piece()
+            progress(part.stop, prefix.length)
+        sequence.commit()
+        sequence.close()  # seals what is left
+        self._wait_for_abstracts(prefix.length)
+        self._stored.add(name)
+        return name
+
+    def _wait_for_abstracts(self, tokens: int, timeout_s: float = 120.0) -> None:
+        """Workers build them after the seal; until then a view fetches what it cannot score."""
+        self._segments += -(-tokens // SEGMENT_TOKENS)
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            counts = self.client.request({"op": "stats"})["abstracts"]
+            if counts.get("built", 0) >= self._segments and not counts.get("waiting", 0):
+                return
+            time.sleep(0.05)
+        raise NotThere(f"abstracts are not built after {timeout_s:.0f} s: {counts}")
+
+    def cache(self, judge: Judge, prefix: Prefix, preset: str, settings: Settings) -> Any:
+        """An adapter's cache over a new sequence that begins with the prefix. A budget of 0 means
+        everything there, so a preset that has none is given 1."""
+        import kvtier
+
+        from .. import transformers as adapter
+
+        space = self.space(judge, preset)
+        name = self.store(judge, prefix, preset, lambda done, total: None)
+        base = space.open(name, writable=False)
+        try:
+            return adapter.KvtierCache(
+                base.fork(prefix.length),
+                kv_dtype=space.dtype,
+                preset="" if preset == "default" else preset,
+                budget=settings.budget or 1,
+                sinks=settings.sinks,
+                window=settings.window,
+                capacity=settings.capacity,
+            )
+        except (kvtier.NotFound, kvtier.InvalidArgument, kvtier.Unsupported) as error:
+            raise NotThere(f"the daemon does not run the preset {preset}: {error}") from error
+        finally:
+            base.close()
+
+
+def with_daemon(
+    daemon: Daemon,
+    judge: Judge,
+    prefix: Prefix,
+    ids: list[int],
+    full: torch.Tensor,
+    name: str,
+    settings: Settings,
+    progress: Progress,
+) -> tuple[metrics.PerToken, dict[str, Any]]:
+    """As evaluate.with_reference, one step at a time."""
+    cache = daemon.cache(judge, prefix, name, settings)
+    steps = len(ids) - 1
+    first, seconds = {}, 0.0
+    parts = []
+    try:
+        with torch.inference_mode():
+            for i in range(steps):
+                start = time.monotonic()
+                token = torch.tensor([[ids[i]]])
+                logits = judge.model(
+                    input_ids=token, past_key_values=cache, use_cache=True
+                ).logits[0]
+                seconds += time.monotonic() - start
+                parts.append(
+                    metrics.compare(full[i : i + 1], logits, torch.tensor(ids[i + 1 : i + 2]))
+                )
+                if i == 0:
+                    first = dict(cache.view.stats())
+                progress(i + 1, steps)
+        figures = cost_of(judge, prefix, name, settings, first, dict(cache.view.stats()), steps)
+    finally:
+        cache.close()
+    figures["ms_per_step"] = 1000 * seconds / steps
+    return metrics.concatenate(parts), figures
+
+
+def cost_of(
+    judge: Judge,
+    prefix: Prefix,
+    name: str,
+    settings: Settings,
+    first: dict[str, int],
+    last: dict[str, int],
+    steps: int,
+) -> dict[str, Any]:
+    """As evaluate.cost_of, from the counters of a view."""
+    pairs = judge.layers * judge.kv_heads
+    context = prefix.length * judge.row_bytes()  # of one layer and KV head
+    after_first = max(1, steps - 1)
+    entered = (last["rows_fetched"] - first["rows_fetched"]) / after_first / pairs
+    rows = last["rows_attended"] / last["steps"] / judge.kv_heads
+    tail = (steps + 1) / 2
+    capacity = last.get("capacity_rows", settings.capacity or 2 * settings.budget)
+    kept = min(settings.sinks + settings.window, prefix.length)
+    resident = min(prefix.length, max(capacity, settings.budget + kept))
+    if name == "full":
+        resident = prefix.length
+    waited = last.get("rows_waited", last["rows_fetched"]) - first.get(
+        "rows_waited", first["rows_fetched"]
+    )
+    figures = {
+        "device_bytes_ratio": last["abstract_bytes"] / pairs / context,
+        "resident_bytes_ratio": resident / prefix.length,
+        "fetched_ratio": entered / prefix.length,
+        "waited_ratio": waited / after_first / pairs / prefix.length,
+        "rows_attended": max(0.0, rows - tail),
+        "rows_entered": entered,
+        "rows_entered_of_budget": entered / settings.budget if settings.budget else 0.0,
+        "rows_waited": waited / after_first / pairs,
+        "steps_waited": last.get("steps_waited", 0) / max(1, last["steps"]),
+        "rows_first_step": first["rows_fetched"] / pairs,
+        "hot_rows": last.get("rows_refined", 0) / last["steps"] / judge.kv_heads,
+        "selections_per_step": last["selections"] / last["steps"],
+        "host_bytes_per_step": (last["bytes_host"] - first["bytes_host"]) / after_first,
+        "disk_bytes_per_step": (last["bytes_disk"] - first["bytes_disk"]) / after_first,
+    }
+    return figures
