@@ -12,8 +12,8 @@
 
 #include "base/unique_fd.h"
 #include "daemon/admin.h"
-#include "daemon/committer.h"
 #include "daemon/engine_state.h"
+#include "daemon/log_reader.h"
 #include "daemon/segment_files.h"
 #include "tiers/export_format.h"
 

@@ -19,14 +19,6 @@ void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work)
 // Drops the log: after the batch that published its tokens in a segment, or when the sequence goes.
 void drop_log(EngineState& engine, Sequence& sequence, LogFile file = LogFile::kUnlink);
 
-// Reads the committed tail into half 0 of `tail`; `done` with the number of tokens in sequence.log.
-void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tail, MetaDone done);
-
-// The same, for who only reads: `done` with the number of tokens in `tail`; sequence.log stays as
-// it is. In the sequence's queue, so that nothing is appended meanwhile.
-void read_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tail,
-              std::function<void(Result<std::uint32_t>)> done);
-
 // Cuts the log to its first `tokens` tokens; `done` when that is durable. Nothing else of the
 // sequence is under way.
 void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, MetaDone done);

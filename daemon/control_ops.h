@@ -4,13 +4,18 @@
 
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "daemon/engine.h"
 
 namespace kvtier {
 
 struct EngineState;
+struct MatchResult;
+struct OpenSequence;
+struct Sequence;
 struct Session;
+struct Space;
 
 // Nulls are gone from the body. Calls `done` exactly once, now or later. `session` may be gone
 // later: look it up again.
@@ -22,15 +27,22 @@ struct ControlOp {
   ControlFunction run = nullptr;
 };
 
-[[nodiscard]] std::span<const ControlOp> sequence_ops();      // control_ops.cc
+[[nodiscard]] std::span<const ControlOp> sequence_ops();      // control_ops_sequences.cc
+[[nodiscard]] std::span<const ControlOp> opening_ops();       // control_ops_open.cc
 [[nodiscard]] std::span<const ControlOp> housekeeping_ops();  // control_ops_housekeeping.cc
 // Tables that other parts of the daemon add (ls, stats, verify ...): before the first request.
 void add_control_ops(std::span<const ControlOp> ops);
 [[nodiscard]] const ControlOp* find_control_op(std::string_view name);
 
+// ---- what a body or payload names ----
+
 // "target": a sequence by number or name.
-struct Sequence;
 [[nodiscard]] Result<Sequence*> target_sequence(EngineState& engine, const Json& body,
                                                 const char* key = "target");
+[[nodiscard]] Result<Space*> space_of(EngineState& engine, const Json& body);
+[[nodiscard]] Result<OpenSequence*> handle_of(Session& session, const Json& body);
+[[nodiscard]] Result<std::vector<std::uint32_t>> ids_of(const std::vector<std::byte>& payload);
+// The fields of a reply that say how far a prefix is stored.
+[[nodiscard]] Json match_json(const MatchResult& match);
 
 }  // namespace kvtier

@@ -1,8 +1,7 @@
-// Fetcher: brings chunks into the host arena and leases them.
+// Fetcher: requests for chunks: brings them into the host arena and leases them.
 //
 // What is resident is leased at once, without allocation. The rest is planned: metadata first where
-// it is not loaded, then slots in file order, neighbours merged into reads of at most
-// kReadBytesMax, checksum, decode, lease. Two requests for one chunk share one read (Fill). A job
+// it is not loaded, then slots, then reads (fills.h). Two requests for one chunk share one. A job
 // that was cancelled or whose session is gone is found no more by its id; its fills go on for
 // whoever else waits, or for nobody. Engine's thread.
 #pragma once
@@ -13,7 +12,7 @@
 #include <vector>
 
 #include "client/ipc/shm_layout.h"
-#include "daemon/segments.h"
+#include "daemon/fills.h"
 #include "daemon/sequences.h"
 
 namespace kvtier {
@@ -40,33 +39,6 @@ struct FetchJob {
   std::function<void(const FetchJob&)> done;  // inner jobs (warm); empty: a completion of the ring
 };
 
-struct ChunkKey {
-  std::uint64_t segment = 0;
-  std::uint32_t chunk = 0;
-  friend bool operator==(const ChunkKey&, const ChunkKey&) = default;
-};
-struct ChunkKeyHash {
-  std::size_t operator()(const ChunkKey& key) const noexcept {
-    return static_cast<std::size_t>(key.segment * 0x9E3779B97F4A7C15ull +
-                                    key.chunk * 0xC2B2AE3D27D4EB4Full);
-  }
-};
-
-// A chunk on its way into a slot.
-struct Fill {
-  struct Waiter {
-    std::uint64_t job = 0;
-    std::uint32_t entry = 0;
-  };
-  Segment* segment = nullptr;  // its `busy` is counted
-  std::uint32_t chunk = 0;
-  SlotId slot;
-  std::uint64_t read_bytes = 0;
-  std::uint64_t file_offset = 0;
-  AlignedBuffer staging;  // for chunks that are not raw
-  std::vector<Waiter> waiters;
-};
-
 struct FetchTable {
   std::unordered_map<std::uint64_t, std::unique_ptr<FetchJob>> jobs;  // that wait
   std::unordered_map<ChunkKey, std::unique_ptr<Fill>, ChunkKeyHash> fills;
@@ -85,6 +57,9 @@ void start_inner_fetch(EngineState& engine, Segment& segment,
                        std::function<void(const FetchJob&)> done);
 void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* entries,
                    std::uint32_t count);
+// The fill has ended, and is in no table any more: leases its chunk for whoever waits (kOk), or
+// tells them why not.
+void answer_waiters(EngineState& engine, Fill& fill, Code code);
 // False where there is no such request.
 bool cancel_fetch(EngineState& engine, Session& session, std::uint64_t user_data);
 // The session is gone: its jobs are forgotten.

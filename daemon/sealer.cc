@@ -13,6 +13,7 @@
 #include "daemon/directory.h"
 #include "daemon/engine_state.h"
 #include "daemon/reclaim.h"
+#include "daemon/seal_copy.h"
 
 namespace kvtier {
 
@@ -24,87 +25,6 @@ constexpr std::uint64_t kSliceBytes = 4ull << 20;  // layers that a worker copie
 constexpr std::uint32_t kSlicesAtOnce = 2;         // of one seal
 
 using Job = std::shared_ptr<SealJob>;
-
-// ---- worker ----
-
-// One chunk out of client memory. Rows behind the last token are zero, whatever the client left
-// there.
-void copy_chunk(const SealJob& job, const PlaneLayout::ChunkPlace& place, const std::byte* source,
-                std::byte* target) {
-  const Geometry& geometry = job.space->row.geometry;
-  const std::uint64_t bytes = geometry.chunk_bytes(place.layer);
-  const std::uint64_t slot_bytes = geometry.slot_bytes(place.layer);
-  std::memcpy(target, source, static_cast<std::size_t>(bytes));
-  std::memset(target + bytes, 0, static_cast<std::size_t>(slot_bytes - bytes));
-  const std::uint32_t first = place.chunk * geometry.chunk_tokens;
-  const std::uint32_t rows = std::min<std::uint32_t>(job.count - first, geometry.chunk_tokens);
-  if (rows == geometry.chunk_tokens) return;
-  const LayerGeometry& layer = geometry.layers[place.layer];
-  for (std::uint32_t head = 0; head < geometry.heads_in_group(place.layer); ++head) {
-    const std::uint64_t k = k_row_offset(geometry, layer, head, rows),
-                        v = v_row_offset(geometry, layer, head, rows);
-    const std::size_t empty = geometry.chunk_tokens - rows;
-    std::memset(target + k, 0, empty * layer.k_row_bytes);
-    std::memset(target + v, 0, empty * layer.v_row_bytes);
-  }
-}
-
-// Hashes of the blocks that end in this segment; leaves the chain as it is behind it.
-void extend_chain(SealJob& job) {
-  for (const TokenRecord& token : job.meta.tokens) {
-    job.open_ids.push_back(token.id);
-    if (job.open_ids.size() < kBlockTokens) continue;
-    job.chain = job.space->index.extend(job.chain, job.open_ids);
-    job.row.blocks.push_back(job.chain);
-    job.open_ids.clear();
-  }
-}
-
-// Tokens, their blocks, and where everything will lie in the file.
-void copy_tokens(SealJob& job) {
-  job.meta.tokens.resize(job.count);
-  copy_from_shared(job.meta.tokens.data(), job.tail->tokens(job.half),
-                   job.count * sizeof(TokenRecord));
-  job.meta.previous_chain = job.chain;
-  extend_chain(job);
-  job.meta.chunks.resize(job.layout->chunks_total());
-  place_raw_chunks(&job.meta);
-  job.row.file_bytes = job.meta.file_bytes();
-  if (job.space->abstract_kind() != AbstractKind::kNone)
-    job.abstracts.resize(
-        static_cast<std::size_t>(job.space->abstract_layout(job.count).size_bytes()));
-}
-
-// Some layers, whose chunks lie side by side in the file.
-struct Slice {
-  std::uint32_t first_layer = 0, last_layer = 0;
-  std::uint32_t first_chunk = 0, last_chunk = 0;
-  bool abstracts_failed = false;
-  std::uint64_t work_ns = 0;
-};
-
-void copy_slice(SealJob& job, Slice* slice) {
-  const TailLayout& tail = *job.tail->layout;
-  for (std::uint32_t i = slice->first_chunk; i < slice->last_chunk; ++i) {
-    const PlaneLayout::ChunkPlace place = job.layout->place_of(i);
-    copy_chunk(
-        job, place,
-        job.tail->plane(job.half) + tail.plane.chunk_offset(place.layer, place.chunk, place.group),
-        job.chunks[i]);
-    job.meta.chunks[i].checksum =
-        chunk_checksum(job.meta.id, i, {job.chunks[i], job.meta.chunks[i].stored_bytes});
-  }
-  if (job.abstracts.empty()) return;
-  slice->abstracts_failed =
-      !build_layer_abstracts({job.kernels, job.space, job.count, job.layout, job.chunks},
-                             slice->first_layer, slice->last_layer, job.abstracts);
-}
-
-void encode_meta(SealJob& job) {
-  const std::vector<std::byte> meta = encode_segment_meta(job.meta);
-  job.meta_buffer = AlignedBuffer(meta.size());
-  std::memcpy(job.meta_buffer.data(), meta.data(), meta.size());
-}
 
 // ---- engine ----
 
@@ -336,7 +256,7 @@ void submit_writes(EngineState& engine, const Job& job, std::vector<IoRequest> w
   }
 }
 
-void write_slice(EngineState& engine, const Job& job, const Slice& slice) {
+void write_slice(EngineState& engine, const Job& job, const SealSlice& slice) {
   WriteGatherer writes;
   for (std::uint32_t i = slice.first_chunk; i < slice.last_chunk; ++i)
     writes.add(job->chunks[i], job->space->row.geometry.slot_bytes(job->layout->place_of(i).layer),
@@ -355,9 +275,9 @@ void write_meta(EngineState& engine, const Job& job) {
 // ---- slices ----
 
 // The next layers, as many as kSliceBytes hold and at least one.
-Slice next_slice(SealJob& job) {
+SealSlice next_slice(SealJob& job) {
   const Geometry& geometry = job.space->row.geometry;
-  Slice slice;
+  SealSlice slice;
   slice.first_layer = slice.last_layer = job.next_layer;
   std::uint64_t bytes = 0;
   const auto layers = static_cast<std::uint32_t>(geometry.layers.size());
@@ -397,9 +317,9 @@ void work_on_seal(EngineState& engine, const Job& job, std::function<void()> wor
 
 void begin_slice(EngineState& engine, const Job& job) {
   ++job->slices_under_way;
-  auto slice = std::make_shared<Slice>(next_slice(*job));
+  auto slice = std::make_shared<SealSlice>(next_slice(*job));
   work_on_seal(
-      engine, job, [job, slice] { copy_slice(*job, slice.get()); },
+      engine, job, [job, slice] { copy_seal_slice(*job, slice.get()); },
       [&engine, job, slice] {
         --job->slices_under_way;
         job->abstracts_failed = job->abstracts_failed || slice->abstracts_failed;
@@ -418,7 +338,7 @@ void copied(EngineState& engine, const Job& job) {
   if (!job->failure.ok()) return step_seal(engine, job);
   ++job->slices_under_way;
   work_on_seal(
-      engine, job, [job] { encode_meta(*job); },
+      engine, job, [job] { encode_seal_meta(*job); },
       [&engine, job] {
         --job->slices_under_way;
         write_meta(engine, job);
@@ -470,7 +390,7 @@ void run_seal(EngineState& engine, const Job& job) {
     return fail_seal(engine, job,
                      {Code::kFull, 0, "a private sequence does not fit in the host arena"});
   work_on_seal(
-      engine, job, [job] { copy_tokens(*job); },
+      engine, job, [job] { copy_seal_tokens(*job); },
       [&engine, job] { job->in_memory ? step_seal(engine, job) : make_file(engine, job); });
 }
 

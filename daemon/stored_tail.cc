@@ -1,7 +1,7 @@
 #include "daemon/stored_tail.h"
 
-#include "daemon/committer.h"
 #include "daemon/engine_state.h"
+#include "daemon/log_reader.h"
 
 namespace kvtier {
 

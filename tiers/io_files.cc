@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -193,6 +194,45 @@ Status FileTable::failed(OpenFile& file, IoOp op, int os_error) {
   Status status = status_of_errno(os_error, nullptr);
   if (status.code == Code::kNotFound || status.code == Code::kUnsupported) status.code = Code::kIo;
   return status;
+}
+
+// ---- FileIo ----
+
+std::string FileIo::note() const {
+  if (own_note_.empty() || files_.note().empty()) return own_note_ + files_.note();
+  return own_note_ + "; " + files_.note();
+}
+
+void FileIo::signal() const {
+  const std::uint64_t one = 1;
+  static_cast<void>(!::write(event_.get(), &one, sizeof one));  // cannot fail short of 2^64 writes
+}
+
+void FileIo::drain_event() const {
+  std::uint64_t drained = 0;
+  static_cast<void>(!::read(event_.get(), &drained, sizeof drained));
+}
+
+void FileIo::end(IoRequest& request, Result<void> result) {
+  --in_flight_;
+  if (!result) {
+    ++stats_.errors;
+  } else if (request.op == IoOp::kRead) {
+    ++stats_.reads;
+    stats_.read_bytes += request.size_bytes();
+  } else if (request.op == IoOp::kWrite) {
+    ++stats_.writes;
+    stats_.written_bytes += request.size_bytes();
+  } else {
+    ++stats_.syncs;
+  }
+  if (request.done) request.done(result);
+}
+
+Result<UniqueFd> make_io_event() {
+  UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!event.valid()) return error(status_of_errno(errno, "no event descriptor"));
+  return event;
 }
 
 }  // namespace kvtier

@@ -1,6 +1,7 @@
-// FileTable: open files and names below a root directory on a real file system; what the io_uring
-// and the thread back end share. Paths are resolved from the root's descriptor, so the root may be
-// renamed under us. One thread, but for OpenFile::poisoned.
+// What the io_uring and the thread back end share. FileTable: open files and names below a root
+// directory on a real file system. Paths are resolved from the root's descriptor, so the root may
+// be renamed under us. FileIo: an Io of which only the transfers are missing. One thread, but for
+// OpenFile::poisoned.
 #pragma once
 
 #include <atomic>
@@ -58,5 +59,45 @@ class FileTable {
   std::uint32_t next_ = 1;
   std::string note_;
 };
+
+class FileIo : public Io {
+ public:
+  Result<FileId> open(std::string_view path, OpenOptions options) override {
+    return files_.open(path, options);
+  }
+  void close(FileId file) override { files_.close(file); }
+  Result<std::uint64_t> size_bytes(FileId file) final { return files_.size_bytes(file); }
+  Result<void> resize(FileId file, std::uint64_t size) final { return files_.resize(file, size); }
+  Result<void> make_directory(std::string_view path) final { return files_.make_directory(path); }
+  Result<std::vector<std::string>> list(std::string_view directory) final {
+    return files_.list(directory);
+  }
+  Result<void> rename(std::string_view from, std::string_view to) final {
+    return files_.rename(from, to);
+  }
+  Result<void> unlink(std::string_view path) final { return files_.unlink(path); }
+  Result<void> sync_directory(std::string_view path) final { return files_.sync_directory(path); }
+  Result<std::uint64_t> free_bytes() final { return files_.free_bytes(); }
+
+  std::size_t in_flight() const final { return in_flight_; }
+  int event_fd() const final { return event_.get(); }
+  std::string note() const final;
+  IoStats stats() const final { return stats_; }
+
+ protected:
+  // `event`: an eventfd, readable while poll() has something to do.
+  FileIo(FileTable files, UniqueFd event) : files_(std::move(files)), event_(std::move(event)) {}
+  void signal() const;  // any thread
+  void drain_event() const;
+  // The request has ended: it is counted, and its owner called.
+  void end(IoRequest& request, Result<void> result);
+
+  FileTable files_;
+  const UniqueFd event_;
+  std::string own_note_;  // why not a faster back end, or without what
+  std::size_t in_flight_ = 0;
+  IoStats stats_;
+};
+[[nodiscard]] Result<UniqueFd> make_io_event();
 
 }  // namespace kvtier

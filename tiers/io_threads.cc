@@ -3,8 +3,6 @@
 //
 // The owner's thread checks and queues; workers transfer; finished operations wait in a list,
 // announced by an eventfd, until the owner's poll() runs their callbacks.
-#include <fcntl.h>
-#include <sys/eventfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -23,45 +21,18 @@
 namespace kvtier {
 namespace {
 
-class ThreadIo final : public Io {
+class ThreadIo final : public FileIo {
  public:
   ThreadIo(FileTable files, UniqueFd event, std::string note, std::uint32_t threads);
   ~ThreadIo() override;
 
-  Result<FileId> open(std::string_view path, OpenOptions options) override {
-    return files_.open(path, options);
-  }
-  void close(FileId file) override { files_.close(file); }
-  Result<std::uint64_t> size_bytes(FileId file) override { return files_.size_bytes(file); }
-  Result<void> resize(FileId file, std::uint64_t size) override {
-    return files_.resize(file, size);
-  }
-  Result<void> make_directory(std::string_view path) override {
-    return files_.make_directory(path);
-  }
-  Result<std::vector<std::string>> list(std::string_view directory) override {
-    return files_.list(directory);
-  }
-  Result<void> rename(std::string_view from, std::string_view to) override {
-    return files_.rename(from, to);
-  }
-  Result<void> unlink(std::string_view path) override { return files_.unlink(path); }
-  Result<void> sync_directory(std::string_view path) override {
-    return files_.sync_directory(path);
-  }
-  Result<std::uint64_t> free_bytes() override { return files_.free_bytes(); }
-
   void submit(IoRequest request) override;
   std::size_t poll() override;
-  std::size_t in_flight() const override { return in_flight_; }
-  int event_fd() const override { return event_.get(); }
   bool register_memory(std::byte*, std::uint64_t) override {
     KVT_LOG(kInfo, "disk I/O by threads: there is nothing to register memory with");
     return false;
   }
   const char* name() const override { return "threads"; }
-  std::string note() const override;
-  IoStats stats() const override { return stats_; }
 
  private:
   struct Job {
@@ -72,13 +43,7 @@ class ThreadIo final : public Io {
 
   void work();
   void finish(Job job);
-  void count(const Job& job);
 
-  FileTable files_;  // owner's thread
-  const UniqueFd event_;
-  const std::string note_;
-  std::size_t in_flight_ = 0;  // owner's thread
-  IoStats stats_;              // owner's thread
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Job> waiting_;    // guarded by mutex_
@@ -139,7 +104,8 @@ Result<void> run(const IoRequest& request, OpenFile& file) {
 }
 
 ThreadIo::ThreadIo(FileTable files, UniqueFd event, std::string note, std::uint32_t threads)
-    : files_(std::move(files)), event_(std::move(event)), note_(std::move(note)) {
+    : FileIo(std::move(files), std::move(event)) {
+  own_note_ = std::move(note);
   threads_.reserve(threads);
   for (std::uint32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
 }
@@ -152,11 +118,6 @@ ThreadIo::~ThreadIo() {
   }
   wake_.notify_all();
   for (std::thread& thread : threads_) thread.join();
-}
-
-std::string ThreadIo::note() const {
-  if (note_.empty() || files_.note().empty()) return note_ + files_.note();
-  return note_ + "; " + files_.note();
 }
 
 void ThreadIo::submit(IoRequest request) {
@@ -176,8 +137,7 @@ void ThreadIo::submit(IoRequest request) {
 void ThreadIo::finish(Job job) {
   const std::lock_guard lock(mutex_);
   finished_.push_back(std::move(job));
-  const std::uint64_t one = 1;
-  static_cast<void>(!::write(event_.get(), &one, sizeof one));  // cannot fail short of 2^64 writes
+  signal();
 }
 
 void ThreadIo::work() {
@@ -199,43 +159,17 @@ std::size_t ThreadIo::poll() {
   {
     const std::lock_guard lock(mutex_);
     finished.swap(finished_);
-    std::uint64_t drained = 0;
-    static_cast<void>(!::read(event_.get(), &drained, sizeof drained));
+    drain_event();
   }
-  for (Job& job : finished) {
-    --in_flight_;
-    count(job);
-    if (job.request.done) job.request.done(job.result);
-  }
+  for (Job& job : finished) end(job.request, job.result);
   return finished.size();
-}
-
-void ThreadIo::count(const Job& job) {
-  if (!job.result) {
-    ++stats_.errors;
-    return;
-  }
-  switch (job.request.op) {
-    case IoOp::kRead:
-      ++stats_.reads;
-      stats_.read_bytes += job.request.size_bytes();
-      break;
-    case IoOp::kWrite:
-      ++stats_.writes;
-      stats_.written_bytes += job.request.size_bytes();
-      break;
-    case IoOp::kSync:
-      ++stats_.syncs;
-      break;
-  }
 }
 
 }  // namespace
 
 Result<std::unique_ptr<Io>> make_thread_io(const IoOptions& options, std::string note) {
   KVT_TRY(FileTable files, FileTable::open_root(options.root));
-  UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!event.valid()) return error(status_of_errno(errno, "no event descriptor"));
+  KVT_TRY(UniqueFd event, make_io_event());
   return std::make_unique<ThreadIo>(std::move(files), std::move(event), std::move(note),
                                     options.threads);
 }

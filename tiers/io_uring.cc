@@ -5,10 +5,8 @@
 // pages (half the processor time from 256 KiB on); others as plain or vectored ones. The ring is
 // made disabled and enabled by the thread that submits first, which owns it from then on. A short
 // transfer goes on where it stopped; EAGAIN and EINTR go again.
-#include <fcntl.h>
 #include <liburing.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -88,7 +86,7 @@ class Ring {
   bool made_ = false;
 };
 
-class UringIo final : public Io {
+class UringIo final : public FileIo {
  public:
   UringIo(FileTable files, UniqueFd event, std::uint32_t depth);
   ~UringIo() override;
@@ -96,33 +94,10 @@ class UringIo final : public Io {
 
   Result<FileId> open(std::string_view path, OpenOptions options) override;
   void close(FileId file) override;
-  Result<std::uint64_t> size_bytes(FileId file) override { return files_.size_bytes(file); }
-  Result<void> resize(FileId file, std::uint64_t size) override {
-    return files_.resize(file, size);
-  }
-  Result<void> make_directory(std::string_view path) override {
-    return files_.make_directory(path);
-  }
-  Result<std::vector<std::string>> list(std::string_view directory) override {
-    return files_.list(directory);
-  }
-  Result<void> rename(std::string_view from, std::string_view to) override {
-    return files_.rename(from, to);
-  }
-  Result<void> unlink(std::string_view path) override { return files_.unlink(path); }
-  Result<void> sync_directory(std::string_view path) override {
-    return files_.sync_directory(path);
-  }
-  Result<std::uint64_t> free_bytes() override { return files_.free_bytes(); }
-
   void submit(IoRequest request) override;
   std::size_t poll() override;
-  std::size_t in_flight() const override { return in_flight_; }
-  int event_fd() const override { return event_.get(); }
   bool register_memory(std::byte* data, std::uint64_t size_bytes) override;
   const char* name() const override { return "io_uring"; }
-  std::string note() const override;
-  IoStats stats() const override { return stats_; }
 
  private:
   struct Waiting {
@@ -155,11 +130,7 @@ class UringIo final : public Io {
   bool reap();  // false: there was nothing
   void complete(std::uint32_t index, int result);
   void finish(std::uint32_t index, Result<void> result);
-  void signal() const;
-  void count(const Finished& finished);
 
-  FileTable files_;
-  const UniqueFd event_;
   const std::uint32_t depth_;
   Ring ring_;
   bool enabled_ = false;
@@ -169,19 +140,16 @@ class UringIo final : public Io {
   std::uint64_t piece_bytes_ = 0;
   std::vector<bool> pieces_;     // by index: registered
   bool no_more_pieces_ = false;  // the kernel refused one
-  std::string note_;
   std::vector<int> free_slots_;  // of registered files
   std::vector<Operation> operations_;
   std::vector<std::uint32_t> free_;   // operations that nobody uses
   std::vector<std::uint32_t> again_;  // operations to hand to the kernel again
   std::deque<Waiting> waiting_;
   std::vector<Finished> finished_;
-  std::size_t in_flight_ = 0;
-  IoStats stats_;
 };
 
 UringIo::UringIo(FileTable files, UniqueFd event, std::uint32_t depth)
-    : files_(std::move(files)), event_(std::move(event)), depth_(depth), operations_(depth) {
+    : FileIo(std::move(files), std::move(event)), depth_(depth), operations_(depth) {
   for (std::uint32_t i = depth; i-- > 0;) free_.push_back(i);
 }
 
@@ -290,7 +258,7 @@ void UringIo::registration_failed(int result, std::uint64_t size_bytes) {
                errno_name(-result), static_cast<unsigned long long>(limit.rlim_cur >> 10), mib);
   else
     ::snprintf(text, sizeof text, "registered buffers: %s for %llu MiB", errno_name(-result), mib);
-  note_ = text;
+  own_note_ = text;
   KVT_LOG(kWarn, "%s; goes on without, at more processor time", text);
 }
 
@@ -305,11 +273,6 @@ int UringIo::registered_buffer(const iovec& piece) {
   if ((at + piece.iov_len - 1) / piece_bytes_ != index) return -1;
   return pieces_[static_cast<std::size_t>(index)] || register_piece(index) ? static_cast<int>(index)
                                                                            : -1;
-}
-
-std::string UringIo::note() const {
-  if (note_.empty() || files_.note().empty()) return note_ + files_.note();
-  return note_ + "; " + files_.note();
 }
 
 // ---- the way down ----
@@ -428,19 +391,13 @@ void UringIo::flush() {
   }
 }
 
-void UringIo::signal() const {
-  const std::uint64_t one = 1;
-  static_cast<void>(!::write(event_.get(), &one, sizeof one));  // cannot fail short of 2^64 writes
-}
-
 // ---- the way up ----
 
 std::size_t UringIo::poll() {
   // The descriptor is emptied before reaping, so that nothing is missed, and once more after it:
   // with deferred task work the reaping itself signals, and the owner would wake for nothing.
   do {
-    std::uint64_t drained = 0;
-    static_cast<void>(!::read(event_.get(), &drained, sizeof drained));
+    drain_event();
     if (in_flight_ == 0) return 0;
   } while (reap());
   start_waiting();
@@ -448,11 +405,7 @@ std::size_t UringIo::poll() {
   std::vector<Finished> finished;
   finished.swap(finished_);
   polling_ = true;
-  for (Finished& each : finished) {
-    --in_flight_;
-    count(each);
-    if (each.request.done) each.request.done(each.result);
-  }
+  for (Finished& each : finished) end(each.request, each.result);
   polling_ = false;
   flush();
   return finished.size();
@@ -514,32 +467,11 @@ void UringIo::finish(std::uint32_t index, Result<void> result) {
   free_.push_back(index);
 }
 
-void UringIo::count(const Finished& finished) {
-  if (!finished.result) {
-    ++stats_.errors;
-    return;
-  }
-  switch (finished.request.op) {
-    case IoOp::kRead:
-      ++stats_.reads;
-      stats_.read_bytes += finished.request.size_bytes();
-      break;
-    case IoOp::kWrite:
-      ++stats_.writes;
-      stats_.written_bytes += finished.request.size_bytes();
-      break;
-    case IoOp::kSync:
-      ++stats_.syncs;
-      break;
-  }
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Io>> make_uring_io(const IoOptions& options) {
   KVT_TRY(FileTable files, FileTable::open_root(options.root));
-  UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!event.valid()) return error(status_of_errno(errno, "no event descriptor"));
+  KVT_TRY(UniqueFd event, make_io_event());
   auto io = std::make_unique<UringIo>(std::move(files), std::move(event), options.depth);
   KVT_TRY_VOID(io->start());
   return io;

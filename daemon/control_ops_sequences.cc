@@ -1,0 +1,252 @@
+// Requests about spaces and open sequences: space, match, tokens, truncate, staging, close.
+#include <algorithm>
+
+#include "daemon/abstracts.h"
+#include "daemon/committer.h"
+#include "daemon/control_ops.h"
+#include "daemon/engine_state.h"
+#include "daemon/matcher.h"
+
+namespace kvtier {
+
+namespace {
+
+// ---- space ----
+
+Result<std::uint32_t> abstract_kind_of(const Json& body) {
+  KVT_TRY(const std::string name, json_string(body, "abstract_kind", "box", 16));
+  for (const AbstractKind kind : {AbstractKind::kNone, AbstractKind::kBox, AbstractKind::kMean}) {
+    if (name == abstract_kind_name(kind)) return static_cast<std::uint32_t>(kind);
+  }
+  return error(Code::kInvalid, "abstract_kind is \"box\", \"mean\" or \"none\"");
+}
+
+Result<SpaceRow> parse_space(const ControlRequest& request) {
+  Fingerprint fingerprint;
+  KVT_TRY(fingerprint.model, json_string(request.body, "model", ""));
+  KVT_TRY(fingerprint.runtime, json_string(request.body, "runtime", ""));
+  KVT_TRY(fingerprint.detail, json_string(request.body, "detail", ""));
+  KVT_TRY(const bool is_private, json_bool(request.body, "private", false));
+  KVT_TRY(const std::uint32_t kind, abstract_kind_of(request.body));
+  KVT_TRY(const std::uint64_t unit, json_uint(request.body, "unit_tokens", 16, kSegmentTokensMax));
+  ByteReader reader(request.payload);
+  KVT_TRY(fingerprint.geometry, decode_geometry(&reader));
+  if (reader.remaining() != 0) return error(Code::kInvalid, "bytes behind the geometry");
+  return make_space_row(fingerprint, kind, static_cast<std::uint32_t>(unit), is_private);
+}
+
+Json space_reply(const Space& space, bool created) {
+  Json body;
+  body["space"] = space.row.id.value;
+  body["created"] = created;
+  body["abstract_kind"] = abstract_kind_name(space.abstract_kind());
+  body["unit_tokens"] = space.row.unit_tokens;
+  return body;
+}
+
+// A catalogue that was rebuilt from files knows a space by its digest only: the first client that
+// opens it brings the texts, and the digest says that they are right.
+void learn_texts(EngineState& engine, Space& space, const SpaceRow& given) {
+  if (!space.row.model.empty() || given.model.empty()) return;
+  space.row.model = given.model;
+  space.row.runtime = given.runtime;
+  space.row.detail = given.detail;
+  if (space.row.private_only) return;
+  CatalogueBatch batch;
+  batch.put_space(space.row);
+  post_batch(engine, std::move(batch), false, [](Result<void>) {});
+}
+
+void op_space(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  Result<SpaceRow> row = parse_space(request);
+  if (!row) return done(error(row.error()));
+  if (Space* space = find_space(engine, row->id); space != nullptr) {
+    if (space->row.digest != row->digest)
+      return done(error(Code::kInternal, "two spaces with one id"));
+    learn_texts(engine, *space, *row);
+    return done(ControlReply{space_reply(*space, false), {}, {}});
+  }
+  row->created_unix_ns = engine.wall_ns();
+  Space& space = add_space(engine, *std::move(row));
+  const Json body = space_reply(space, true);
+  if (space.row.private_only) return done(ControlReply{body, {}, {}});
+  CatalogueBatch batch;
+  batch.put_space(space.row);
+  post_batch(engine, std::move(batch), true, [body, done = std::move(done)](Result<void> result) {
+    result ? done(ControlReply{body, {}, {}}) : done(error(result.error()));
+  });
+}
+
+// ---- match ----
+
+void op_match(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Space*> space = space_of(engine, request.body);
+  if (!space) return done(error(space.error()));
+  Result<std::vector<std::uint32_t>> ids = ids_of(request.payload);
+  if (!ids) return done(error(ids.error()));
+  match_prefix(
+      engine, **space, *std::move(ids), [done = std::move(done)](Result<MatchResult> match) {
+        match ? done(ControlReply{match_json(*match), {}, {}}) : done(error(match.error()));
+      });
+}
+
+// ---- tokens ----
+
+struct TokenRead {
+  std::vector<std::pair<SegmentId, std::pair<std::uint32_t, std::uint32_t>>>
+      runs;  // first and count in the segment
+  std::vector<Segment*> held;
+  std::size_t next = 0;
+  ControlReply reply;
+  ControlDone done;
+};
+
+void read_tokens(EngineState& engine, const std::shared_ptr<TokenRead>& read) {
+  const auto finish = [read](Result<ControlReply> reply) {
+    for (Segment* segment : read->held) --segment->busy;
+    read->done(std::move(reply));
+  };
+  if (read->next == read->runs.size()) return finish(std::move(read->reply));
+  Segment* segment = read->held[read->next];
+  load_meta(engine, *segment, IoPriority::kDemand,
+            [&engine, read, segment, finish](Result<void> loaded) {
+              if (!loaded) return finish(error(loaded.error()));
+              const auto [first, count] = read->runs[read->next++].second;
+              const auto* bytes =
+                  reinterpret_cast<const std::byte*>(segment->meta->tokens.data() + first);
+              read->reply.payload.insert(read->reply.payload.end(), bytes,
+                                         bytes + count * sizeof(TokenRecord));
+              read_tokens(engine, read);
+            });
+}
+
+void op_tokens(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
+  constexpr std::uint64_t kTokensMax = 1ull << 20;
+  const Result<OpenSequence*> open = handle_of(session, request.body);
+  if (!open) return done(error(open.error()));
+  const Result<std::uint64_t> first = json_uint(request.body, "first", 0, kSequenceTokensMax);
+  const Result<std::uint64_t> count = json_uint(request.body, "count", 0, kTokensMax);
+  if (!first || !count) return done(error(first ? count.error() : first.error()));
+  const Sequence& sequence = *(*open)->sequence;
+  if (*first > sequence.tokens_sealed || *count > sequence.tokens_sealed - *first)
+    return done(error(Code::kInvalid, "beyond the sealed tokens of the sequence"));
+  auto read = std::make_shared<TokenRead>();
+  const std::uint64_t end = *first + *count;
+  for (const SequencePart& part : sequence.parts) {
+    const std::uint64_t from = std::max(*first, part.first_token);
+    const std::uint64_t to = std::min(end, part.first_token + part.visible_tokens);
+    if (from >= to) continue;
+    read->runs.push_back({part.segment->row.id,
+                          {static_cast<std::uint32_t>(from - part.first_token),
+                           static_cast<std::uint32_t>(to - from)}});
+    read->held.push_back(part.segment);
+    ++part.segment->busy;
+  }
+  read->reply.body["count"] = *count;
+  read->done = std::move(done);
+  read_tokens(engine, read);
+}
+
+// ---- truncate, close ----
+
+void truncate_reply(const Sequence& sequence, const ControlDone& done) {
+  ControlReply reply;
+  reply.body["tokens_sealed"] = sequence.tokens_sealed;
+  reply.body["tail_tokens"] = sequence.log.tokens;
+  done(std::move(reply));
+}
+
+// In the sequence's queue.
+void truncate_sealed(EngineState& engine, SequenceId id, std::uint64_t tokens, ControlDone done) {
+  Sequence& sequence = *engine.sequences.all.at(id);
+  const SequenceRow before = sequence.row;
+  const std::vector<PartSpec> parts = parts_up_to(sequence, tokens);
+  sequence.row.parts.clear();
+  for (const PartSpec& part : parts)
+    sequence.row.parts.push_back({part.segment->row.id, part.visible_tokens});
+  sequence.row.log_generation = 0;
+  const auto apply = [&engine, id, tokens, before, done](Result<void> result) {
+    Sequence& found = *engine.sequences.all.at(id);
+    if (!result) {
+      found.row.parts = before.parts;
+      found.row.log_generation = before.log_generation;
+      found.log.suspect = true;  // the catalogue may say otherwise: the next commit says it anew
+      done(error(result.error()));
+      return work_finished(engine, found);
+    }
+    set_parts(engine, found, parts_up_to(found, tokens));
+    drop_log(engine, found);
+    found.chain_known = false;
+    learn_chain(engine, found, [&engine, id, done](Result<void> known) {
+      Sequence& sequence = *engine.sequences.all.at(id);
+      known ? truncate_reply(sequence, done) : done(error(known.error()));
+      work_finished(engine, sequence);
+    });
+  };
+  if (!sequence.in_catalogue) return apply({});
+  post_sequence_row(engine, sequence, true, apply);
+}
+
+void op_truncate(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
+  const Result<OpenSequence*> open = handle_of(session, request.body);
+  if (!open) return done(error(open.error()));
+  const Result<std::uint64_t> tokens = json_uint(request.body, "tokens", UINT64_MAX);
+  if (!tokens) return done(error(tokens.error()));
+  if (!(*open)->writable)
+    return done(error(Code::kPermission, "the handle is open for reading only"));
+  Sequence& sequence = *(*open)->sequence;
+  if (sequence.working || !sequence.work.empty())
+    return done(error(Code::kBusy, "a seal or commit is under way: wait for it"));
+  const SequenceId id = sequence.row.id;
+  if (*tokens >= sequence.tokens_sealed) {
+    const std::uint64_t tail = *tokens - sequence.tokens_sealed;
+    const auto cut = static_cast<std::uint32_t>(std::min<std::uint64_t>(tail, kSegmentTokensMax));
+    return cut_log(
+        engine, sequence, cut, [&engine, id, done = std::move(done)](Result<void> result) {
+          result ? truncate_reply(*engine.sequences.all.at(id), done) : done(error(result.error()));
+        });
+  }
+  TailWork work;
+  work.kind = TailWork::Kind::kOther;
+  work.run = [&engine, id, tokens = *tokens, done = std::move(done)] {
+    truncate_sealed(engine, id, tokens, done);
+  };
+  add_work(engine, sequence, std::move(work));
+}
+
+void op_staging(EngineState&, Session& session, ControlRequest request, ControlDone done) {
+  const Result<std::uint64_t> wanted = json_uint(request.body, "bytes", UINT64_MAX);
+  if (!wanted) return done(error(wanted.error()));
+  if (*wanted == 0) return done(error(Code::kInvalid, "bytes: at least 1"));
+  if (*wanted > kObjectBytesMax)
+    return done(error(Code::kTooLarge, "more staging memory than limits.staging_bytes"));
+  if (session.object_requests != 0)
+    return done(error(Code::kBusy, "an object request is under way: wait for it"));
+  const std::uint64_t bytes = align_up<std::uint64_t>(*wanted, 4096);
+  Result<Memfd> made = make_memfd("kvtier-staging", static_cast<std::size_t>(bytes),
+                                  MemfdAccess::kSharedWrite, false);
+  if (!made) return done(error(made.error()));
+  session.staging = std::make_shared<Memfd>(std::move(*made));
+  done(ControlReply{Json{{"bytes", bytes}}, {}, {session.staging->fd.get()}});
+}
+
+void op_close(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
+  const Result<OpenSequence*> open = handle_of(session, request.body);
+  if (!open) return done(error(open.error()));
+  const Result<std::uint64_t> measured = json_uint(request.body, "compute_ns_per_token", 0);
+  if (measured) learn_compute_time(engine, *(*open)->sequence->space, *measured);
+  close_open_sequence(engine, session, **open);
+  done(ControlReply{Json::object(), {}, {}});
+}
+
+}  // namespace
+
+std::span<const ControlOp> sequence_ops() {
+  static constexpr ControlOp kOps[] = {
+      {"space", true, op_space},       {"match", true, op_match}, {"tokens", true, op_tokens},
+      {"truncate", true, op_truncate}, {"close", true, op_close}, {"staging", true, op_staging},
+  };
+  return kOps;
+}
+
+}  // namespace kvtier

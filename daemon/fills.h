@@ -1,0 +1,48 @@
+// Fills: chunks on their way from segment files into slots of the host arena. Read in file order,
+// neighbours merged into reads of at most kReadBytesMax; checked, and decoded by a worker where
+// they are not raw, before anybody may see them. Engine's thread.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "daemon/segments.h"
+
+namespace kvtier {
+
+struct ChunkKey {
+  std::uint64_t segment = 0;
+  std::uint32_t chunk = 0;
+  friend bool operator==(const ChunkKey&, const ChunkKey&) = default;
+};
+struct ChunkKeyHash {
+  std::size_t operator()(const ChunkKey& key) const noexcept {
+    return static_cast<std::size_t>(key.segment * 0x9E3779B97F4A7C15ull +
+                                    key.chunk * 0xC2B2AE3D27D4EB4Full);
+  }
+};
+
+// A chunk on its way into a slot.
+struct Fill {
+  struct Waiter {
+    std::uint64_t job = 0;
+    std::uint32_t entry = 0;
+  };
+  Segment* segment = nullptr;  // its `busy` is counted
+  std::uint32_t chunk = 0;
+  SlotId slot;
+  std::uint64_t read_bytes = 0;
+  std::uint64_t file_offset = 0;
+  AlignedBuffer staging;  // for chunks that are not raw
+  std::vector<Waiter> waiters;
+};
+
+// A new fill of a chunk that is in nobody's way yet; the segment's metadata is loaded. It has begun
+// when submit_fills() was called with it, and ends with answer_waiters().
+[[nodiscard]] Fill& begin_fill(EngineState& engine, Segment& segment, std::uint32_t chunk,
+                               SlotId slot);
+// Reads these fills of one segment.
+void submit_fills(EngineState& engine, Segment& segment, IoPriority priority,
+                  std::vector<Fill*> fills);
+
+}  // namespace kvtier
