@@ -242,9 +242,6 @@ void CatalogueBatch::put_object(const ObjectRow& row) {
 void CatalogueBatch::put_number(std::string_view name, std::uint64_t value) {
   state_->put(rows::key_of(rows::Kind::kNumber, name), value);
 }
-void CatalogueBatch::remove_space(SpaceId id) {
-  state_->remove(rows::key_of(rows::Kind::kSpace, id.value));
-}
 void CatalogueBatch::remove_segment(SegmentId id) {
   state_->remove(rows::key_of(rows::Kind::kSegment, id.value));
 }

@@ -85,7 +85,6 @@ class CatalogueBatch {
   void put_object(const ObjectRow& row);
   void put_number(std::string_view name,
                   std::uint64_t value);  // "next_segment", "written_day", ...
-  void remove_space(SpaceId id);
   void remove_segment(SegmentId id);
   void remove_sequence(SequenceId id);
   void remove_object(std::string_view key);

@@ -7,7 +7,6 @@
 
 #include <cstring>
 #include <memory>
-#include <string_view>
 
 #include "base/check.h"
 
@@ -75,12 +74,6 @@ const char* codec_name(CodecId codec) noexcept {
       return "zstd";
   }
   return "unknown";
-}
-
-Result<CodecId> codec_by_name(std::string_view name) {
-  for (const CodecId codec : {CodecId::kRaw, CodecId::kZstd})
-    if (name == codec_name(codec)) return codec;
-  return error(Code::kInvalid, "the codec must be raw or zstd");
 }
 
 std::vector<std::byte> encode_chunk(CodecId codec, ByteSpan raw, std::uint32_t element_bytes,

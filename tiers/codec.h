@@ -12,7 +12,6 @@ namespace kvtier {
 
 enum class CodecId : std::uint16_t { kRaw = 0, kZstd = 1 };
 [[nodiscard]] const char* codec_name(CodecId codec) noexcept;
-[[nodiscard]] Result<CodecId> codec_by_name(std::string_view name);
 
 // Encodes `raw`; `element_bytes` (1, 2, 4) says how to split byte planes. Falls back to kRaw in
 // `*used` where it saves less than 5 %.

@@ -434,16 +434,6 @@ void HostArena::pin(SlotId id) {
   if (state_->order.contains(id.value)) state_->order.erase(id.value);
 }
 
-void HostArena::unpin(SlotId id) {
-  Slot& slot = state_->at(id.value);
-  KVT_CHECK(slot.pins > 0);
-  if (--slot.pins > 0) return;
-  state_->stats.pinned_bytes -= slot_bytes(id);
-  if (slot.state != SlotState::kReady) return;
-  state_->change_busy(id.value, true);
-  state_->enter_order(id.value, slot);
-}
-
 void HostArena::touch(SlotId id) {
   if (state_->order.contains(id.value)) state_->order.touch(id.value);
 }

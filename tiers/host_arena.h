@@ -67,9 +67,8 @@ class HostArena {
   // Leases count: a slot with one is neither evicted nor freed. Ready slots only.
   void lease(SlotId slot);
   void release(SlotId slot);
-  // A pinned slot is not evicted (private and not yet written segments).
+  // A pinned slot is not evicted (private segments); it stays pinned until it is freed.
   void pin(SlotId slot);
-  void unpin(SlotId slot);
   // Marks use: moves it in the eviction order.
   void touch(SlotId slot);
   // Marks that it is not needed: the next to be reused.

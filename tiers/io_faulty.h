@@ -40,7 +40,6 @@ class FaultyIo final : public Io {
   // Replaces the plan; the counts begin at 0 again.
   void set_plan(FaultPlan plan);
   [[nodiscard]] std::uint64_t data_operations() const noexcept { return data_count_; }
-  [[nodiscard]] std::uint64_t namespace_operations() const noexcept { return namespace_count_; }
   // Operations that were hit since the plan was set.
   [[nodiscard]] std::uint64_t hits() const noexcept { return hits_; }
 

@@ -154,7 +154,6 @@ Result<void> FrameWriter::enqueue(const Json& body, std::vector<std::byte> paylo
     frame.fds.push_back(std::move(copy));
   }
   frame.payload = std::move(payload);
-  bytes_queued_ += frame.head.size() + frame.payload.size();
   frames_.push_back(std::move(frame));
   return {};
 }
@@ -196,7 +195,6 @@ Result<bool> FrameWriter::flush(int socket) {
       return error(Code::kIo, "cannot send on the control socket", errno);
     }
     frame.sent += static_cast<std::size_t>(sent);
-    bytes_queued_ -= static_cast<std::size_t>(sent);
     frame.fds.clear();  // they went with the first byte
     if (frame.sent == frame.head.size() + frame.payload.size()) frames_.pop_front();
   }

@@ -47,8 +47,6 @@ class FrameParser {
   [[nodiscard]] Result<void> feed(ByteSpan bytes, std::vector<UniqueFd> fds = {});
   // The next whole message, if there is one.
   [[nodiscard]] std::optional<ControlMessage> next();
-  // True between frames: the end of the stream is clean here.
-  [[nodiscard]] bool at_boundary() const noexcept { return header_bytes_ == 0; }
 
  private:
   Result<void> take(ByteSpan* bytes);
@@ -76,7 +74,6 @@ class FrameWriter {
   // gone (on either side).
   [[nodiscard]] Result<bool> flush(int socket);
   [[nodiscard]] bool empty() const noexcept { return frames_.empty(); }
-  [[nodiscard]] std::size_t bytes_queued() const noexcept { return bytes_queued_; }
 
  private:
   struct Frame {
@@ -86,7 +83,6 @@ class FrameWriter {
     std::size_t sent = 0;
   };
   std::deque<Frame> frames_;
-  std::size_t bytes_queued_ = 0;
 };
 
 struct Received {

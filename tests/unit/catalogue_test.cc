@@ -166,13 +166,12 @@ TEST_F(CatalogueTest, LaterEntriesWinAndRemovedRowsAreGone) {
   CatalogueBatch second;
   second.remove_object("o");
   second.remove_sequence({3});
-  second.remove_space({4});
   ASSERT_TRUE(catalogue->write(std::move(second), true));
   const Loaded all = load(*catalogue);
   EXPECT_EQ(all.segments.size(), 1u);
   EXPECT_TRUE(all.segments.contains(2));
   EXPECT_EQ(all.numbers.at("n"), 2u);
-  EXPECT_TRUE(all.objects.empty() && all.sequences.empty() && all.spaces.empty());
+  EXPECT_TRUE(all.objects.empty() && all.sequences.empty());
 }
 
 TEST_F(CatalogueTest, TheLongestSequenceFits) {

@@ -44,10 +44,9 @@ struct Guarded {
   std::vector<std::byte> bytes;
 };
 
-TEST(Codec, NamesGoBothWays) {
-  for (const CodecId codec : {CodecId::kRaw, CodecId::kZstd})
-    EXPECT_EQ(codec_by_name(codec_name(codec)), codec);
-  EXPECT_EQ(codec_by_name("lz4").error().code, Code::kInvalid);
+TEST(Codec, HasAName) {
+  EXPECT_STREQ(codec_name(CodecId::kRaw), "raw");
+  EXPECT_STREQ(codec_name(CodecId::kZstd), "zstd");
   EXPECT_STREQ(codec_name(static_cast<CodecId>(7)), "unknown");
 }
 

@@ -124,10 +124,10 @@ TEST(HostArena, LeasedPinnedAndFillingSlotsStay) {
   arena->release(leased);
   EXPECT_EQ(arena->stats().leased_bytes, 0u);
   EXPECT_EQ(*arena->allocate(kPage / 4, {2, 1}), leased);
-  arena->unpin(pinned);
+  arena->free(pinned);
   EXPECT_EQ(arena->stats().pinned_bytes, 0u);
   EXPECT_EQ(*arena->allocate(kPage / 4, {2, 2}), pinned);
-  EXPECT_EQ(gone.size(), 3u);
+  EXPECT_EQ(gone.size(), 2u);
   arena->free(*filling);
   EXPECT_EQ(*arena->allocate(kPage / 4, {2, 3}), *filling);
 }
@@ -289,9 +289,6 @@ class ArenaModel {
     } else if (action == 8 && random_.one_in(3)) {
       arena_->pin(slot);
       ++live.pins;
-    } else if (action <= 10 && live.pins > 0) {
-      arena_->unpin(slot);
-      --live.pins;
     } else if (action == 11 && live.leases == 0 && random_.one_in(4)) {
       arena_->free(slot);
       live_.erase(slot.value);

@@ -48,7 +48,6 @@ TEST(FrameParser, GivesWhatCame) {
   EXPECT_EQ(message->body["op"], "ls");
   EXPECT_EQ(text_of(message->payload), "pay");
   EXPECT_FALSE(parser.next().has_value());
-  EXPECT_TRUE(parser.at_boundary());
 }
 
 TEST(FrameParser, AnyCutGivesTheSameMessages) {
@@ -75,7 +74,6 @@ TEST(FrameParser, AnyCutGivesTheSameMessages) {
       }
     }
     EXPECT_EQ(seen, 20);
-    EXPECT_TRUE(parser.at_boundary());
   }
 }
 
@@ -160,7 +158,6 @@ TEST(FrameWriter, RefusesWhatTheParserWould) {
   const std::vector<int> many(kControlFdsMax + 1, 0);
   EXPECT_EQ(writer.enqueue(Json::object(), {}, many).error().code, Code::kTooLarge);
   EXPECT_TRUE(writer.empty());
-  EXPECT_EQ(writer.bytes_queued(), 0u);
 }
 
 }  // namespace
