@@ -25,10 +25,10 @@ tl::unexpected<Status> no_count() { return error(Code::kInvalid, "a count pointe
 Result<void> BuildAbstractArgs::validate() const noexcept {
   if (rows.dtype == Dtype::kOpaque) return bad_dtype();
   if (!dim_ok(dim)) return bad_dim();
-  if (token_count == nullptr) return no_count();
-  if (kind != AbstractKind::kBox && kind != AbstractKind::kMean)
-    return error(Code::kInvalid, "an abstract is a box or a mean");
-  if (unit_tokens == 0 || rows.page_tokens == 0)
+  if ((starts != nullptr ? unit_count : token_count) == nullptr) return no_count();
+  if (kind != AbstractKind::kBox && kind != AbstractKind::kMean && kind != AbstractKind::kBall)
+    return error(Code::kInvalid, "an abstract is a box, a mean or a ball");
+  if ((starts == nullptr && unit_tokens == 0) || rows.page_tokens == 0)
     return error(Code::kInvalid, "units and pages have 1 token or more");
   return {};
 }

@@ -8,10 +8,9 @@
 // arguments (validate()), never allocate, never write outside their outputs, and keep nothing.
 // Elements must be aligned to their own size, nothing to more.
 //
-// All back ends give the same bits for build_abstract, score_codes, rescore_codes, encode_codes,
-// top_k, gather_rows, all_finite and convert; the others agree within rounding (tests/conformance
-// has the tolerances).
-// Any thread.
+// All back ends give the same bits for build_abstract (but a ball's radius), score_codes,
+// rescore_codes, encode_codes, top_k, gather_rows, all_finite and convert; the others agree within
+// rounding (tests/conformance has the tolerances). Any thread.
 #pragma once
 
 #include <cstddef>
@@ -26,27 +25,36 @@ namespace kvtier {
 
 using KernelStream = void*;  // opaque; null on the CPU
 
-// Abstracts of tokens [0, *token_count): unit u covers tokens [u * unit_tokens, (u + 1) *
-// unit_tokens), the last maybe fewer. Keys must be finite (all_finite); of others only the unit's
-// own abstract suffers.
+// Abstracts of tokens [0, *token_count): unit u covers places [u * unit_tokens, (u + 1) *
+// unit_tokens), the last maybe fewer. With `starts` units vary: unit u covers places [starts[u],
+// starts[u + 1]), and token_count and unit_tokens are not looked at. Place p is token p, or with
+// `members` token members[p]: so sentences have starts, clusters both. A unit without tokens gets
+// zeros. Keys must be finite (all_finite); of others only the unit's own abstract suffers.
 //   kBox   min[dim] then max[dim], rounded outward to f16: a box always holds its keys (infinity
-//   beyond 65504) kMean  mean[dim], rounded to nearest, saturated at +-65504
+//          beyond 65504)
+//   kMean  mean[dim], summed in f32 in order, rounded to nearest, saturated at +-65504
+//   kBall  the same mean, and the largest distance of a key to it, rounded up: a ball always holds
+//          its keys (infinity beyond 65504); then zeros
 struct BuildAbstractArgs {
   RowPages rows;  // K only
   const std::uint64_t* token_count = nullptr;
   std::uint32_t unit_tokens = 0;
   std::uint32_t dim = 0;
   AbstractKind kind = AbstractKind::kBox;
-  std::uint16_t* out = nullptr;  // f16 [units][abstract_vectors(kind)][dim], contiguous
+  std::uint16_t* out = nullptr;               // f16 [units][abstract_elements(kind, dim)]
+  const std::uint32_t* starts = nullptr;      // u32 [*unit_count + 1], ascending; null: fixed units
+  const std::uint64_t* unit_count = nullptr;  // with starts
+  const std::uint32_t* members = nullptr;     // null: place p is token p
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
-// Scores of *unit_count units for each of `queries` vectors: out[q * out_stride + u].
+// Scores of *unit_count units for each of `queries` vectors: out[q * out_stride + i] is the score
+// of unit i, or with `unit_list` of unit unit_list[i].
 //   score_box   sum over d of max(q[d] * min[d], q[d] * max[d]): but for rounding, no key of the
-//   unit has a
-//               larger dot product
+//               unit has a larger dot product
 //   score_mean  dot product with the mean
-// Boxes that reach to infinity may score NaN or +infinity; top_k takes both for "fetch".
+//   score_ball  dot product with the mean + |q| * radius: a bound as of a box
+// Boxes and balls that reach to infinity may score NaN or +infinity; top_k takes both for "fetch".
 struct ScoreArgs {
   const std::uint16_t* abstracts = nullptr;  // as build_abstract writes them
   const std::uint64_t* unit_count = nullptr;
@@ -55,7 +63,8 @@ struct ScoreArgs {
   std::uint32_t queries = 0;
   std::uint32_t dim = 0;
   float* out = nullptr;
-  std::uint64_t out_stride = 0;  // in floats
+  std::uint64_t out_stride = 0;              // in floats
+  const std::uint32_t* unit_list = nullptr;  // u32 [*unit_count]; null: all
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
@@ -189,6 +198,7 @@ struct KernelTable {
   Result<void> (*build_abstract)(const BuildAbstractArgs& args, KernelStream stream);
   Result<void> (*score_box)(const ScoreArgs& args, KernelStream stream);
   Result<void> (*score_mean)(const ScoreArgs& args, KernelStream stream);
+  Result<void> (*score_ball)(const ScoreArgs& args, KernelStream stream);
   Result<void> (*group_scores)(const GroupScoresArgs& args, KernelStream stream);
   Result<void> (*top_k)(const TopKArgs& args, KernelStream stream);
   Result<void> (*gather_rows)(const GatherRowsArgs& args, KernelStream stream);

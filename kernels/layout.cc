@@ -36,18 +36,22 @@ const char* abstract_kind_name(AbstractKind kind) noexcept {
       return "box";
     case AbstractKind::kMean:
       return "mean";
+    case AbstractKind::kBall:
+      return "ball";
   }
   return "unknown";
 }
 
-std::uint32_t abstract_vectors(AbstractKind kind) noexcept {
+std::uint32_t abstract_elements(AbstractKind kind, std::uint32_t dim) noexcept {
   switch (kind) {
     case AbstractKind::kNone:
       return 0;
     case AbstractKind::kBox:
-      return 2;
+      return 2 * dim;
     case AbstractKind::kMean:
-      return 1;
+      return dim;
+    case AbstractKind::kBall:
+      return dim + kBallTail;
   }
   return 0;
 }
@@ -60,8 +64,8 @@ AbstractLayout::AbstractLayout(const Geometry& geometry, AbstractKind kind,
     const LayerGeometry& layer = geometry.layers[i];
     layers_[i].offset_bytes = size_bytes_;
     if (layer.kind != LayerKind::kFull || layer.dtype == Dtype::kOpaque) continue;
-    const std::uint64_t dim = layer.k_row_bytes / dtype_bytes(layer.dtype);
-    layers_[i].unit_bytes = abstract_vectors(kind) * dim * 2;
+    const std::uint32_t dim = layer.k_row_bytes / dtype_bytes(layer.dtype);
+    layers_[i].unit_bytes = std::uint64_t{abstract_elements(kind, dim)} * 2;
     size_bytes_ += static_cast<std::uint64_t>(layer.kv_heads) * units_ * layers_[i].unit_bytes;
   }
 }

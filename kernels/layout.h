@@ -108,10 +108,12 @@ struct TailLayout {
 // Abstracts of one segment: f16 vectors in order layer, KV head, unit, vector. Units are
 // `unit_tokens` consecutive tokens, the last one maybe shorter. Only full layers whose dtype
 // kernels understand.
-enum class AbstractKind : std::uint16_t { kNone = 0, kBox = 1, kMean = 2 };
-[[nodiscard]] const char* abstract_kind_name(AbstractKind kind) noexcept;  // "box", "mean"
-[[nodiscard]] std::uint32_t abstract_vectors(
-    AbstractKind kind) noexcept;  // box: min then max = 2; mean: 1
+enum class AbstractKind : std::uint16_t { kNone = 0, kBox = 1, kMean = 2, kBall = 3 };
+[[nodiscard]] const char* abstract_kind_name(AbstractKind kind) noexcept;  // "box", "mean", "ball"
+// f16 elements of one abstract of keys of `dim` dims. Box: min then max; mean; ball: mean, then the
+// radius, then zeros up to kBallTail elements.
+inline constexpr std::uint32_t kBallTail = 8;
+[[nodiscard]] std::uint32_t abstract_elements(AbstractKind kind, std::uint32_t dim) noexcept;
 
 class AbstractLayout {
  public:

@@ -1,5 +1,6 @@
-// RowCursor: walks the rows of a RowPages in token order, skipping what a mask leaves out, and
-// gives addresses in batches.
+// Where arguments say that rows and units lie. RowCursor walks the rows of a RowPages in token
+// order, skipping what a mask leaves out, UnitCursor those of one unit; both give addresses in
+// batches.
 //
 // Host only; one division at the start and none per row. One thread.
 #pragma once
@@ -15,6 +16,11 @@ namespace kvtier {
 [[nodiscard]] inline const std::byte* address_of(const std::byte* base,
                                                  std::uint64_t offset) noexcept {
   return reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(base) + offset);
+}
+
+// The unit whose score is number i.
+[[nodiscard]] inline std::uint64_t unit_of(const ScoreArgs& args, std::uint64_t i) noexcept {
+  return args.unit_list != nullptr ? args.unit_list[i] : i;
 }
 
 class RowCursor {
@@ -72,6 +78,62 @@ class RowCursor {
   std::uint64_t page_;
   std::uint64_t place_;
   std::uint64_t left_;
+};
+
+// K rows of places [first, last) of a list of tokens, or of tokens [first, last) where there is
+// none: the tokens of a unit.
+class UnitCursor {
+ public:
+  UnitCursor(const RowPages& rows, const std::uint32_t* members, std::uint64_t first,
+             std::uint64_t last) noexcept
+      : cursor_(rows, first, members == nullptr ? last : first, nullptr),
+        rows_(rows),
+        members_(members),
+        place_(first),
+        last_(last) {}
+
+  // As RowCursor::next.
+  std::size_t next(const std::byte** k, std::size_t room) noexcept {
+    if (members_ == nullptr) return cursor_.next(k, nullptr, room);
+    std::size_t count = 0;
+    for (; place_ < last_ && count < room; ++place_, ++count) {
+      const std::uint64_t token = members_[place_];
+      k[count] = address_of(rows_.base, rows_.pages[token / rows_.page_tokens]) +
+                 token % rows_.page_tokens * rows_.k_stride;
+    }
+    return count;
+  }
+
+ private:
+  RowCursor cursor_;
+  const RowPages& rows_;
+  const std::uint32_t* members_;
+  std::uint64_t place_;
+  std::uint64_t last_;
+};
+
+// The places that each unit of a BuildAbstractArgs covers, one after the other.
+class UnitWalk {
+ public:
+  explicit UnitWalk(const BuildAbstractArgs& args) noexcept : args_(args) {}
+  // False at the end.
+  bool next(std::uint64_t* first, std::uint64_t* last) noexcept {
+    if (args_.starts != nullptr) {
+      if (unit_ >= *args_.unit_count) return false;
+      *first = args_.starts[unit_];
+      *last = args_.starts[++unit_];
+      return true;
+    }
+    const std::uint64_t tokens = *args_.token_count;
+    *first = unit_++ * args_.unit_tokens;
+    if (*first >= tokens) return false;
+    *last = tokens - *first < args_.unit_tokens ? tokens : *first + args_.unit_tokens;
+    return true;
+  }
+
+ private:
+  const BuildAbstractArgs& args_;
+  std::uint64_t unit_ = 0;
 };
 
 }  // namespace kvtier

@@ -94,7 +94,7 @@ Result<void> Selector::score_segment(const SelectInput& input, const SegmentExte
   totals->units_scored += known;
   totals->units_missing += units - known;
   totals->abstract_bytes +=
-      known * abstract_vectors(preset_->abstract) * input.dim * sizeof(*segment.abstracts);
+      known * abstract_elements(preset_->abstract, input.dim) * sizeof(*segment.abstracts);
   if (known == 0) return {};
   ScoreArgs args;
   args.abstracts = segment.abstracts;

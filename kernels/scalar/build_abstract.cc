@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "kernels/float16.h"
@@ -8,16 +9,16 @@
 namespace kvtier::scalar {
 namespace {
 
-// One dimension of one unit. The sum runs in f32 in token order: the other back ends do the same
-// and give the same bits.
+// One dimension of one unit. The sum runs in f32 in the order of the places: the other back ends do
+// the same and give the same bits.
 void build_dim(const BuildAbstractArgs& args, std::uint64_t first, std::uint64_t last,
                std::uint32_t d, std::uint16_t* out) {
   float low = std::numeric_limits<float>::infinity();
   float high = -low;
   float sum = 0.0f;
-  RowCursor cursor(args.rows, first, last, nullptr);
+  UnitCursor cursor(args.rows, args.members, first, last);
   const std::byte* row = nullptr;
-  while (cursor.next(&row, nullptr, 1) == 1) {
+  while (cursor.next(&row, 1) == 1) {
     const float value = load_element(row, args.rows.dtype, d);
     low = std::min(low, value);
     high = std::max(high, value);
@@ -32,17 +33,38 @@ void build_dim(const BuildAbstractArgs& args, std::uint64_t first, std::uint64_t
   }
 }
 
+// The largest distance of a key of the unit to the mean as it is written.
+std::uint16_t radius_of(const BuildAbstractArgs& args, std::uint64_t first, std::uint64_t last,
+                        const std::uint16_t* mean) {
+  double largest = 0.0;
+  UnitCursor cursor(args.rows, args.members, first, last);
+  const std::byte* row = nullptr;
+  while (cursor.next(&row, 1) == 1) {
+    double sum = 0.0;
+    for (std::uint32_t d = 0; d < args.dim; ++d) {
+      const double distance = static_cast<double>(load_element(row, args.rows.dtype, d)) -
+                              static_cast<double>(f16_to_f32(mean[d]));
+      sum += distance * distance;
+    }
+    largest = std::max(largest, sum);
+  }
+  return f32_to_f16_up(static_cast<float>(std::sqrt(largest) * (1.0 + 0x1p-22)));
+}
+
 }  // namespace
 
 Result<void> build_abstract(const BuildAbstractArgs& args, KernelStream) {
   begin("build_abstract");
   KVT_TRY_VOID(args.validate());
-  const std::uint64_t tokens = *args.token_count;
+  const std::uint32_t elements = abstract_elements(args.kind, args.dim);
   std::uint16_t* out = args.out;
-  for (std::uint64_t first = 0; first < tokens; first += args.unit_tokens) {
-    const std::uint64_t last = std::min<std::uint64_t>(tokens, first + args.unit_tokens);
+  std::uint64_t first = 0;
+  std::uint64_t last = 0;
+  for (UnitWalk units(args); units.next(&first, &last); out += elements) {
+    std::fill_n(out, elements, std::uint16_t{0});
+    if (first == last) continue;
     for (std::uint32_t d = 0; d < args.dim; ++d) build_dim(args, first, last, d, out);
-    out += static_cast<std::uint64_t>(abstract_vectors(args.kind)) * args.dim;
+    if (args.kind == AbstractKind::kBall) out[args.dim] = radius_of(args, first, last, out);
   }
   return {};
 }

@@ -17,6 +17,7 @@ const KernelTable scalar_kernels = {
     scalar::build_abstract,
     scalar::score_box,
     scalar::score_mean,
+    scalar::score_ball,
     scalar::group_scores,
     scalar::top_k,
     scalar::gather_rows,

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/float16.h"
+#include "kernels/row_cursor.h"
 #include "kernels/scalar/scalar.h"
 
 namespace kvtier::scalar {
@@ -12,7 +13,7 @@ Result<void> score_box(const ScoreArgs& args, KernelStream) {
   for (std::uint32_t i = 0; i < args.queries; ++i) {
     const float* q = args.q + i * args.q_stride;
     for (std::uint64_t u = 0; u < units; ++u) {
-      const std::uint16_t* low = args.abstracts + u * 2 * args.dim;
+      const std::uint16_t* low = args.abstracts + unit_of(args, u) * 2 * args.dim;
       const std::uint16_t* high = low + args.dim;
       double sum = 0.0;
       for (std::uint32_t d = 0; d < args.dim; ++d) {

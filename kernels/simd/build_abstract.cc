@@ -1,8 +1,10 @@
 #include "kernels/simd/simd.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
+#include "kernels/float16.h"
 #include "kernels/row_cursor.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -92,32 +94,75 @@ HWY_INLINE void finish_mean(D df, const UnitState& state, std::uint32_t dim, std
   }
 }
 
+// The largest square of a key's distance to `mean`.
 template <Dtype kDtype, class D>
-void build(D df, const BuildAbstractArgs& args) {
+float largest_square(D df, const BuildAbstractArgs& args, std::uint64_t first, std::uint64_t last,
+                     const float* mean) {
+  UnitCursor cursor(args.rows, args.members, first, last);
+  const std::byte* rows[kBatch];
+  float largest = 0.0f;
+  while (const std::size_t count = cursor.next(rows, kBatch))
+    for (std::size_t i = 0; i < count; ++i) {
+      auto sum = hn::Zero(df);
+      for (std::size_t d = 0; d < args.dim; d += hn::Lanes(df)) {
+        const auto distance = hn::Sub(load_row<kDtype>(df, rows[i], d), hn::Load(df, mean + d));
+        sum = hn::MulAdd(distance, distance, sum);
+      }
+      largest = std::max(largest, sum_of(df, sum));
+    }
+  return largest;
+}
+
+// The radius behind the mean at `out`, and the zeros behind that.
+template <Dtype kDtype, class D>
+void finish_ball(D df, const BuildAbstractArgs& args, std::uint64_t first, std::uint64_t last,
+                 UnitState* state, std::uint16_t* out) {
+  load_floats<Dtype::kF16>(reinterpret_cast<const std::byte*>(out), 0, args.dim, state->high);
+  const float square = largest_square<kDtype>(df, args, first, last, state->high);
+  // Each of up to 1024 / 8 + 8 additions rounds by 2^-24 at most, and so do differences and
+  // squares.
+  const double radius = std::sqrt(static_cast<double>(square)) * (1.0 + 0x1p-14);
+  out[args.dim] = f32_to_f16_up(static_cast<float>(radius));
+  std::fill_n(out + args.dim + 1, kBallTail - 1, std::uint16_t{0});
+}
+
+template <Dtype kDtype, class D>
+void build_unit(D df, const BuildAbstractArgs& args, std::uint64_t first, std::uint64_t last,
+                UnitState* state, std::uint16_t* out) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const bool box = args.kind == AbstractKind::kBox;
-  const std::uint64_t tokens = *args.token_count;
+  std::fill_n(state->low, args.dim, box ? kInfinity : 0.0f);
+  if (box) std::fill_n(state->high, args.dim, -kInfinity);
+  UnitCursor cursor(args.rows, args.members, first, last);
+  const std::byte* rows[kBatch];
+  while (const std::size_t count = cursor.next(rows, kBatch)) {
+    if (box) {
+      add_box<kDtype>(df, rows, count, args.dim, state);
+    } else {
+      add_mean<kDtype>(df, rows, count, args.dim, state);
+    }
+  }
+  if (box) {
+    finish_box(df, *state, args.dim, out);
+    return;
+  }
+  finish_mean(df, *state, args.dim, last - first, out);
+  if (args.kind == AbstractKind::kBall) finish_ball<kDtype>(df, args, first, last, state, out);
+}
+
+template <Dtype kDtype, class D>
+void build(D df, const BuildAbstractArgs& args) {
+  const std::uint32_t elements = abstract_elements(args.kind, args.dim);
   UnitState state;
   std::uint16_t* out = args.out;
-  for (std::uint64_t first = 0; first < tokens; first += args.unit_tokens) {
-    const std::uint64_t last = std::min<std::uint64_t>(tokens, first + args.unit_tokens);
-    std::fill_n(state.low, args.dim, box ? kInfinity : 0.0f);
-    if (box) std::fill_n(state.high, args.dim, -kInfinity);
-    RowCursor cursor(args.rows, first, last, nullptr);
-    const std::byte* rows[kBatch];
-    while (const std::size_t count = cursor.next(rows, nullptr, kBatch)) {
-      if (box) {
-        add_box<kDtype>(df, rows, count, args.dim, &state);
-      } else {
-        add_mean<kDtype>(df, rows, count, args.dim, &state);
-      }
-    }
-    if (box) {
-      finish_box(df, state, args.dim, out);
+  std::uint64_t first = 0;
+  std::uint64_t last = 0;
+  for (UnitWalk units(args); units.next(&first, &last); out += elements) {
+    if (first == last) {
+      std::fill_n(out, elements, std::uint16_t{0});
     } else {
-      finish_mean(df, state, args.dim, last - first, out);
+      build_unit<kDtype>(df, args, first, last, &state, out);
     }
-    out += static_cast<std::uint64_t>(box ? 2 : 1) * args.dim;
   }
 }
 

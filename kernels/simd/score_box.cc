@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/row_cursor.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/simd/score_box.cc"
 #include "hwy/foreach_target.h"
@@ -48,8 +50,8 @@ HWY_INLINE void score_units(D df, const ScoreArgs& args, const SplitQueries& q, 
     const std::uint64_t count = std::min<std::uint64_t>(4, last - u);
     const std::byte* boxes[4];  // beyond the end: the last one again
     for (std::size_t j = 0; j < 4; ++j)
-      boxes[j] =
-          reinterpret_cast<const std::byte*>(args.abstracts + std::min(u + j, last - 1) * 2 * dim);
+      boxes[j] = reinterpret_cast<const std::byte*>(
+          args.abstracts + unit_of(args, std::min(u + j, last - 1)) * 2 * dim);
     hn::Vec<D> sum[kCount][4];
     for (std::size_t i = 0; i < kCount; ++i)
       for (std::size_t j = 0; j < 4; ++j) sum[i][j] = hn::Zero(df);

@@ -73,6 +73,7 @@ const KernelTable simd_kernels = {
     simd::build_abstract,
     simd::score_box,
     simd::score_mean,
+    simd::score_ball,
     simd::group_scores,
     simd::top_k,
     simd::gather_rows,

@@ -30,6 +30,12 @@ inline std::vector<Backend> all_backends() {
   return backends;
 }
 
+// For INSTANTIATE_TEST_SUITE_P.
+inline std::string backend_name(const ::testing::TestParamInfo<Backend>& info) {
+  return std::string(info.param.table->name) +
+         (info.param.target != nullptr ? std::string("_") + info.param.target : "");
+}
+
 class KernelConformance : public ::testing::TestWithParam<Backend> {
  protected:
   void SetUp() override { simd::force_simd_target(GetParam().target); }

@@ -178,11 +178,7 @@ TEST_P(KeyCodes, EncodingAnyKeyWritesOnlyItsOwnPlace) {
     for (std::uint32_t m = 0; m < 4; ++m) ASSERT_EQ(code_at(tested.data(), t, 4, m), 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Kernels, KeyCodes, ::testing::ValuesIn(all_backends()), [](const auto& info) {
-      return std::string(info.param.table->name) +
-             (info.param.target != nullptr ? std::string("_") + info.param.target : "");
-    });
+INSTANTIATE_TEST_SUITE_P(Kernels, KeyCodes, ::testing::ValuesIn(all_backends()), backend_name);
 
 }  // namespace
 }  // namespace kvtier

@@ -154,11 +154,7 @@ TEST_P(FarOffsets, Scores) {
   for (std::uint64_t u = 0; u < units; ++u) EXPECT_NEAR(out[stride + u], wanted[units + u], 1e-5f);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Kernels, FarOffsets, ::testing::ValuesIn(all_backends()), [](const auto& info) {
-      return std::string(info.param.table->name) +
-             (info.param.target != nullptr ? std::string("_") + info.param.target : "");
-    });
+INSTANTIATE_TEST_SUITE_P(Kernels, FarOffsets, ::testing::ValuesIn(all_backends()), backend_name);
 
 }  // namespace
 }  // namespace kvtier

@@ -225,13 +225,13 @@ TEST(TailLayout, HalvesAreAlignedAndApart) {
 
 TEST(AbstractLayout, UnitsTileHeadAfterHead) {
   Geometry geometry = samples::small_geometry();
-  for (const AbstractKind kind : {AbstractKind::kBox, AbstractKind::kMean}) {
+  for (const AbstractKind kind : {AbstractKind::kBox, AbstractKind::kMean, AbstractKind::kBall}) {
     const AbstractLayout layout(geometry, kind, 16, 100);
     EXPECT_EQ(layout.units(), 7u);
     std::uint64_t end = 0;
     for (const std::uint32_t layer : {0u, 2u}) {
-      const std::uint64_t dim = layer == 0 ? 8 : 4;
-      EXPECT_EQ(layout.unit_bytes(layer), abstract_vectors(kind) * dim * 2);
+      const std::uint32_t dim = layer == 0 ? 8 : 4;
+      EXPECT_EQ(layout.unit_bytes(layer), abstract_elements(kind, dim) * 2);
       for (std::uint32_t head = 0; head < geometry.layers[layer].kv_heads; ++head) {
         EXPECT_EQ(layout.head_offset(layer, head), end);
         end += layout.units() * layout.unit_bytes(layer);

@@ -65,7 +65,14 @@ TEST_P(Refusals, WhatCannotBeIsRefused) {
   build.unit_tokens = 16;
   build.kind = AbstractKind::kNone;
   EXPECT_EQ(kernels.build_abstract(build, nullptr).error().code, Code::kInvalid);
-  build.kind = AbstractKind::kMean;
+  build.kind = AbstractKind::kBall;
+  const std::uint32_t starts[1] = {0};
+  build.starts = starts;
+  EXPECT_EQ(kernels.build_abstract(build, nullptr).error().code, Code::kInvalid) << "no count";
+  build.unit_count = zero;
+  build.unit_tokens = 0;
+  build.token_count = nullptr;
+  EXPECT_TRUE(kernels.build_abstract(build, nullptr)) << "starts say it all";
   build.rows.dtype = Dtype::kOpaque;
   EXPECT_EQ(kernels.build_abstract(build, nullptr).error().code, Code::kUnsupported);
 
@@ -74,6 +81,8 @@ TEST_P(Refusals, WhatCannotBeIsRefused) {
   EXPECT_EQ(
       kernels.score_mean({nullptr, nullptr, nullptr, 0, 1, 8, nullptr, 0}, nullptr).error().code,
       Code::kInvalid);
+  EXPECT_EQ(kernels.score_ball({nullptr, zero, nullptr, 0, 1, 9, nullptr, 0}, nullptr).error().code,
+            Code::kUnsupported);
   EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 0, GroupMode::kMax, 1.0f, nullptr}, nullptr)
                 .error()
                 .code,

@@ -182,6 +182,58 @@ TEST_F(ScalarKernels, BoxScoreIsAnUpperBound) {
   }
 }
 
+// A ball holds its keys, those of clusters too, and is hardly larger than it must be.
+TEST_F(ScalarKernels, BallScoreIsAnUpperBound) {
+  const std::uint32_t dim = 64;
+  const PagedRows keys(&random, Dtype::kF32, 96, 32, dim, 8);
+  const std::vector<std::uint32_t> starts = {0, 5, 5, 40, 90};  // one of them empty
+  std::vector<std::uint32_t> members(90);
+  for (std::size_t i = 0; i < 90; ++i) members[i] = static_cast<std::uint32_t>(i * 37 % 96);
+  const std::uint64_t units = 4;
+  const std::uint32_t elements = abstract_elements(AbstractKind::kBall, dim);
+  std::vector<std::uint16_t> balls(units * elements, 0xFFFF);
+  BuildAbstractArgs build;
+  build.rows = keys.rows;
+  build.dim = dim;
+  build.kind = AbstractKind::kBall;
+  build.out = balls.data();
+  build.starts = starts.data();
+  build.unit_count = &units;
+  build.members = members.data();
+  ASSERT_TRUE(scalar.build_abstract(build, nullptr));
+  const std::vector<float> q = random_floats(&random, dim);
+  std::vector<float> scores(units);
+  ASSERT_TRUE(scalar.score_ball(
+      {balls.data(), &units, q.data(), dim, 1, dim, scores.data(), units, nullptr}, nullptr));
+  for (std::size_t u = 0; u < units; ++u) {
+    double largest = 0.0;
+    for (std::uint32_t p = starts[u]; p < starts[u + 1]; ++p) {
+      double dot = 0.0;
+      double square = 0.0;
+      for (std::uint32_t d = 0; d < dim; ++d) {
+        const double key = keys.k(members[p], d);
+        const double distance = key - f16_value(balls[u * elements + d]);
+        dot += static_cast<double>(q[d]) * key;
+        square += distance * distance;
+      }
+      EXPECT_GE(static_cast<double>(scores[u]), dot);
+      largest = std::max(largest, std::sqrt(square));
+    }
+    EXPECT_GE(f16_value(balls[u * elements + dim]), largest);
+    EXPECT_LE(f16_value(balls[u * elements + dim]), largest * 1.001);
+    for (std::uint32_t d = dim + 1; d < elements; ++d) EXPECT_EQ(balls[u * elements + d], 0);
+  }
+  EXPECT_EQ(std::vector<std::uint16_t>(&balls[elements], &balls[2 * elements]),
+            std::vector<std::uint16_t>(elements, 0));
+  // Chosen units score as they do among all.
+  const std::vector<std::uint32_t> list = {3, 0, 3};
+  const std::uint64_t chosen = 3;
+  std::vector<float> some(3);
+  ASSERT_TRUE(scalar.score_ball(
+      {balls.data(), &chosen, q.data(), dim, 1, dim, some.data(), 3, list.data()}, nullptr));
+  EXPECT_EQ(some, (std::vector<float>{scores[3], scores[0], scores[3]}));
+}
+
 TEST_F(ScalarKernels, MeanScoreIsTheDotProduct) {
   const std::uint32_t dim = 40;
   const std::uint64_t units = 5;

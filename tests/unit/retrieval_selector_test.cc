@@ -24,8 +24,8 @@ struct World {
     for (const std::uint32_t tokens : visible) {
       // The segment goes on beyond what is visible.
       const std::uint32_t units = (tokens + unit - 1) / unit + 2;
-      std::vector<std::uint16_t> halves(static_cast<std::size_t>(units) * abstract_vectors(kind) *
-                                        dim);
+      std::vector<std::uint16_t> halves(static_cast<std::size_t>(units) *
+                                        abstract_elements(kind, dim));
       for (std::size_t i = 0; i < halves.size(); ++i) halves[i] = f32_to_f16(random_float(random));
       if (kind == AbstractKind::kBox)
         for (std::size_t u = 0; u < units; ++u)
