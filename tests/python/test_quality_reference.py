@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from conftest import ROOT
 
 import kvtier.quality  # noqa: F401  (the package is there)
 from kvtier.quality.reference import PRESETS, Preset, Reference
-from kvtier.quality.reference import abstract, budget, codebook, partition, precision, query
-from kvtier.quality.reference import residency, trigger
+from kvtier.quality.reference import abstract, budget, codebook, fetch, kept, partition, precision
+from kvtier.quality.reference import query, residency, score, trigger
 from kvtier.quality.reference.attention import attending, cache_of, install
 from kvtier.quality.reference.layer import Layer
 
@@ -60,6 +61,7 @@ def books(tiny):
 def reference(tiny, preset: Preset | str, books=None, **settings) -> Reference:
     preset = PRESETS[preset] if isinstance(preset, str) else preset
     settings = {"budget": BUDGET, "sinks": SINKS, "window": WINDOW} | settings
+    settings["frequency"] = tiny[0].model.rotary_emb.inv_freq
     return Reference(preset, stored=STORED, delimiter=tiny[4], layers=3, books=books, **settings)
 
 
@@ -100,11 +102,16 @@ def test_rows_outside_the_selection_do_not_count(tiny):
     assert differ(logits(tiny, reference(tiny, "window")), want) < 1e-4
 
 
-@pytest.mark.parametrize("name", [n for n in PRESETS])
-def test_all_steps_at_once_are_the_steps_one_by_one(tiny, books, name):
-    at_once, stepwise = reference(tiny, name, books), reference(tiny, name, books)
+SPECULATIVE = replace(PRESETS["freekv"], name="s", trigger=trigger.Speculate(0.0))
+
+
+@pytest.mark.parametrize("preset", [*PRESETS.values(), SPECULATIVE], ids=lambda p: p.name)
+def test_all_steps_at_once_are_the_steps_one_by_one(tiny, books, preset):
+    at_once, stepwise = reference(tiny, preset, books), reference(tiny, preset, books)
     assert differ(logits(tiny, at_once), logits(tiny, stepwise, piece=1)) < 1e-3
-    for field in ("rows_attended", "rows_entered", "selections", "first_rows", "hot_rows"):
+    for field in ("rows_attended", "rows_entered", "rows_waited", "selections", "first_rows"):
+        assert getattr(at_once.tally, field) == getattr(stepwise.tally, field), field
+    for field in ("hot_rows", "hot_rows_entered", "rows_guessed", "layer_steps_waited"):
         assert getattr(at_once.tally, field) == getattr(stepwise.tally, field), field
 
 
@@ -223,10 +230,150 @@ def test_residency_evicts_the_least_recently_used():
     for i, rows in enumerate(steps):
         wanted[0, i, rows] = True
     # Capacity 4: {0,1} {0,1,2,3} stays; 4, 5 push out 2, 3; these push out 0, 1.
-    assert residency.Lru().entering(wanted, 4)[0].tolist() == [2, 2, 0, 2, 2, 0]
-    assert residency.Lru().entering(wanted, 6)[0].tolist() == [2, 2, 0, 2, 0, 0]
+    assert residency.Lru().entering(wanted, 4)[0].tolist() == [[2, 2, 0, 2, 2, 0]]
+    assert residency.Lru().entering(wanted, 6)[0].tolist() == [[2, 2, 0, 2, 0, 0]]
     assert residency.Lru().capacity(100, 80, 0) == 200
     assert residency.Lru().capacity(100, 80, 120) == 180
+
+
+def test_a_guess_saves_the_wait_and_costs_what_is_not_used():
+    wanted, guessed = torch.zeros(2, 1, 3, 8, dtype=torch.bool)
+    for i, (rows, guess) in enumerate((([0], [0]), ([1, 2], [1, 5]), ([5, 6], [6]))):
+        wanted[0, i, rows], guessed[0, i, guess] = True, True
+    entered, waited, vain = residency.Lru().entering(wanted, 8, guessed)
+    assert entered.tolist() == [[1, 2, 1]]  # row 5 is there since it was guessed in vain
+    assert waited.tolist() == [[0, 1, 0]]
+    assert vain.tolist() == [[0, 1, 0]]
+
+
+def test_speculation_waits_for_corrected_heads_only(tiny):
+    one = reference(tiny, replace(PRESETS["freekv"], trigger=trigger.Speculate(0.0)))
+    logits(tiny, one)
+    assert 0 < one.tally.rows_waited < one.tally.rows_entered
+    never = Preset("x", partition.Pages(32), abstract.Box(), trigger=trigger.Speculate(-2.0))
+    never = replace(never, score=score.UpperBound(), fetch=fetch.Behind())
+    one = reference(tiny, never)
+    logits(tiny, one)
+    assert one.tally.rows_waited == 0 < one.tally.rows_entered
+
+
+def test_looking_ahead_changes_what_is_waited_for_and_nothing_else(tiny, books):
+    plain, ahead = reference(tiny, "codes", books), reference(tiny, "codes-lookahead", books)
+    assert differ(logits(tiny, plain), logits(tiny, ahead)) == 0
+    assert ahead.tally.rows_waited < plain.tally.rows_waited
+    exact = replace(PRESETS["codes"], fetch=fetch.LookAhead(query.Current()))
+    sure = reference(tiny, exact, books)
+    logits(tiny, sure)
+    assert sure.tally.rows_waited == sure.tally.rows_guessed == 0
+    assert sure.tally.rows_entered == plain.tally.rows_entered
+
+
+def test_a_guessed_query_is_that_of_a_layer_without_effect(tiny):
+    """Where the layer before adds nothing, the guess is the query itself."""
+    model, seen = tiny[0], {}
+    layer = model.model.layers[0]
+    saved = [layer.self_attn.o_proj.weight.data, layer.mlp.down_proj.weight.data]
+    try:
+        layer.self_attn.o_proj.weight.data = torch.zeros_like(saved[0])
+        layer.mlp.down_proj.weight.data = torch.zeros_like(saved[1])
+        one = reference(tiny, replace(PRESETS["oracle"], query=query.Ahead()))
+        logits(tiny, one)
+        assert differ(one._ahead[1], one._queries[1]) < 1e-4
+        assert differ(one._ahead[2], one._queries[2]) > 1e-2
+    finally:
+        layer.self_attn.o_proj.weight.data, layer.mlp.down_proj.weight.data = saved
+
+
+def test_coarse_to_fine_follows_the_tree(tiny):
+    """Against a walk over lists of units, one step, as papers.md 1.3 has it."""
+    layer = layer_of(tiny, index=2)
+    one = reference(tiny, "leoam", budget=64)
+    chosen = one._choose(layer, torch.tensor([3]))[0, 0]
+    keys, q = layer.keys[:, :STORED], layer.queries[:, :, 3]
+
+    def bound(first: int, size: int) -> float:
+        rows = keys[:, first : first + size].half().float()
+        low, high = rows.amin(1)[:, None], rows.amax(1)[:, None]
+        return float(torch.maximum(q * low, q * high).sum())
+
+    def cost(first: int, size: int) -> int:
+        return int((~layer.kept[0, first : first + size]).sum())
+
+    units = [(first, 128) for first in range(0, STORED, 128)]
+    for _ in range(3):
+        taken, left = set(), 64
+        for unit in sorted(units, key=lambda u: -bound(*u)):
+            if left <= 0:
+                break
+            taken.add(unit)
+            left -= cost(*unit)
+        units = [
+            half
+            for first, size in units
+            for half in (
+                [(first, size // 2), (first + size // 2, size // 2)]
+                if (first, size) in taken
+                else [(first, size)]
+            )
+            if half[0] < STORED
+        ]
+    want: list[int] = []
+    for first, size in sorted(units, key=lambda u: -bound(*u)):
+        rows = [r for r in range(first, min(first + size, STORED)) if not layer.kept[0, r]]
+        want += rows[: 64 - len(want)]
+    got = chosen & ~layer.kept[0]
+    # In a page with kept rows a cut counts the kept ones too: leave those pages out.
+    plain = [r for r in range(16, 272)]
+    assert set(got.nonzero()[:, 0].tolist()) & set(plain) == set(want) & set(plain)
+    assert len({u[1] for u in units}) > 1
+
+
+def test_the_middle_box_lies_within_the_box(tiny):
+    layer = layer_of(tiny)
+    units = partition.Pages(32).split(layer)
+    box, middle = (x.build(layer, units, None) for x in (abstract.Box(), abstract.MiddleBox()))
+    assert (middle["low"] >= box["low"] - 1e-2).all()
+    assert (middle["high"] <= box["high"] + 1e-2).all()
+    page = layer.keys[1, 32:64]
+    centre = (page.amin(0) + page.amax(0)) / 2
+    assert torch.allclose(middle["high"][1, 1], centre + (page - centre).abs().mean(0), atol=1e-2)
+
+
+def test_a_ball_bounds_its_keys(tiny):
+    layer = layer_of(tiny)
+    units = partition.Pages(16).split(layer)
+    ball = abstract.MeanRadius().build(layer, units, None)
+    bounds = score.UpperBound().of(layer.queries, ball, 0.25)
+    exact = score.product(layer.queries, layer.keys[:, :STORED])
+    assert (bounds.gather(-1, units.of_row.expand(exact.shape)) >= exact - 1e-2).all()
+
+
+def test_outliers_are_the_pages_that_their_mean_stands_for_worst(tiny):
+    layer = layer_of(tiny)
+    layer.budget = 128
+    rows = kept.Outliers(8, 24).of(layer) & ~layer.kept
+    cosine = {}
+    for page in range(1, 36):  # without kept rows
+        keys = layer.keys[1, 8 * page : 8 * page + 8]
+        near = torch.nn.functional.cosine_similarity(keys, keys.mean(0, keepdim=True), dim=-1)
+        cosine[page] = float(near.min())
+    worst = sorted(cosine, key=cosine.get)[:3]
+    pages = set((rows[1].nonzero()[:, 0] // 8).tolist()) - {0, 36, 37}
+    assert pages and pages == set(worst[: len(pages)])
+
+
+def test_low_rank_keys_before_rope_lose_less_than_after(tiny):
+    layer = layer_of(tiny, index=0)
+    layer.frequency = tiny[0].model.rotary_emb.inv_freq
+    full, _ = precision.LowRankKeys(1.0).rows(layer)
+    assert differ(full, layer.keys[:, :STORED]) < 2e-2
+    low, values = precision.LowRankKeys(0.25).rows(layer)
+    assert values is not None and differ(values, layer.values[:, :STORED]) == 0
+    flat = layer.keys[:, :STORED].transpose(0, 1).flatten(1)
+    basis = torch.linalg.svd(flat, full_matrices=False)[2][:8]
+    after = float((flat @ basis.T @ basis - flat).norm())
+    before = float((low.transpose(0, 1).flatten(1) - flat).norm())
+    assert before < after
 
 
 def test_codes_keep_the_pairs_of_rope_together():

@@ -36,7 +36,7 @@ def train(
     found = cache.get(name)
     if found is not None:
         return [Codebook(c, dims, bits) for c in found["centroids"]]
-    frequency = judge.model.base_model.rotary_emb.inv_freq.float()
+    frequency = judge.frequency()
     rows = [prefix.read(judge, ids, lambda done, total: None).keys for ids in texts]
     books = []
     for layer in range(judge.layers):

@@ -64,6 +64,7 @@ def reference_of(
         settings.capacity,
         books.get(preset.books) if preset.books else None,
         prefix.queries,
+        judge.frequency(),
         prefix.index,
     )
 
@@ -107,18 +108,21 @@ def cost_of(judge: Judge, prefix: Prefix, reference: Reference) -> dict[str, Any
     after_first = max(1, (steps - 1) * pairs)
     entered = tally.rows_entered / after_first
     waited = tally.rows_waited / after_first
+    hot_entered = tally.hot_rows_entered / tally.head_steps
     return {
         "device_bytes_ratio": tally.abstract_bytes / pairs / context,
         "resident_bytes_ratio": resident / prefix.length,
-        "fetched_ratio": entered / prefix.length,
-        "waited_ratio": waited / prefix.length,
+        "fetched_ratio": (entered * preset.precision.fetched + hot_entered) / prefix.length,
+        "waited_ratio": (waited * preset.precision.fetched + hot_entered) / prefix.length,
         "rows_attended": tally.rows_attended / tally.head_steps,
         "rows_entered": entered,
         "rows_entered_of_budget": entered / reference.budget if reference.budget else 0.0,
         "rows_waited": waited,
         "steps_waited": tally.layer_steps_waited / max(1, (steps - 1) * judge.layers),
         "rows_first_step": tally.first_rows / pairs,
+        "rows_guessed_in_vain": tally.rows_guessed / after_first,
         "hot_rows": tally.hot_rows / tally.head_steps,
+        "hot_rows_entered": hot_entered,
         "selections_per_step": tally.selections / tally.layer_steps,
     }
 

@@ -46,6 +46,10 @@ class Judge:
         config = self.model.config.get_text_config()
         return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
+    def frequency(self) -> torch.Tensor:
+        """Of RoPE: [head_dim / 2], or less where only a part of a key is turned."""
+        return self.model.base_model.rotary_emb.inv_freq.float()
+
     def delimiters(self) -> torch.Tensor:
         """bool [vocabulary]: the token ends a sentence. By its text, so that merged tokens (a full
         stop with a quotation mark, two newlines) count too."""

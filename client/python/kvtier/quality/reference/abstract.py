@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .codebook import in_order, train_codebook
 from .layer import Layer, half
 from .partition import Units
 
@@ -71,8 +72,24 @@ class Box:
 
 
 @dataclass(frozen=True)
+class MiddleBox:
+    """A box around the middle of smallest and largest key, wide by the mean distance from it
+    instead of the largest (ArkVale's cuboid-mean, the best of its digests)."""
+
+    def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
+        rows = layer.keys[:, : layer.stored]
+        middle = (units.extreme(rows, largest=False) + units.extreme(rows, largest=True)) / 2
+        index = units.of_row.expand(rows.shape[0], -1)[:, :, None].expand_as(rows)
+        width = units.mean((rows - middle.gather(1, index)).abs())
+        return {"low": half(middle - width), "high": half(middle + width)}
+
+    def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
+        return 4 * dim * units.count + table_bytes(units)
+
+
+@dataclass(frozen=True)
 class MeanRadius:
-    """Mean and the distance of the key farthest from it (ArkVale's ball)."""
+    """Mean and the distance of the key farthest from it (one of ArkVale's digests, sphere-max)."""
 
     def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
         rows = layer.keys[:, : layer.stored]
@@ -114,3 +131,21 @@ class Codes:
 
     def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
         return float(vectors["bytes_per_row"]) * units.count
+
+
+@dataclass(frozen=True)
+class OwnCodes:
+    """As Codes, with a codebook trained on the sequence's own keys, sinks left out (PQCache: 2
+    sub-spaces of consecutive dimensions, 6 bits, k-means at prefill); it counts as abstract."""
+
+    subspaces: int = 2
+    bits: int = 6
+
+    def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
+        keys = layer.keys[:, : layer.stored]
+        dims = in_order(layer.dim, self.subspaces)
+        book = train_codebook(keys[:, min(layer.sinks, layer.stored - 1) :], dims, self.bits)
+        return {"mean": book.decode_of(keys), "bytes_per_row": torch.tensor(book.bytes_per_row)}
+
+    def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
+        return float(vectors["bytes_per_row"]) * units.count + 2 * dim * 2**self.bits

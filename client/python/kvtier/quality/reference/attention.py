@@ -3,12 +3,17 @@
     install(model)
     with attending(model, reference):
         model(ids, past_key_values=cache, use_cache=True)   # cache: the stored rows, exact
+
+For presets that look a layer ahead, a layer's queries are guessed from the input of the layer
+before: its own norm, projection and rotation, applied to what has not passed that layer yet. That
+part is for models built as Llama is (input_layernorm, self_attn.q_proj).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,10 +68,42 @@ def install(model: torch.nn.Module) -> None:
 @contextmanager
 def attending(model: torch.nn.Module, reference: Any) -> Iterator[None]:
     model._exact_reference.reference = reference
+    hooks = _guessing(model, reference) if reference and reference.looks_ahead else []
     try:
         yield
     finally:
         model._exact_reference.reference = None
+        for hook in hooks:
+            hook.remove()
+
+
+def _guessing(model: torch.nn.Module, reference: Any) -> list[Any]:
+    layers = model.base_model.layers
+    if not all(hasattr(x, "input_layernorm") and hasattr(x.self_attn, "q_proj") for x in layers):
+        raise NotImplementedError(
+            f"looking a layer ahead needs layers built as Llama's; {type(model).__name__} differs"
+        )
+
+    def guess(_: torch.nn.Module, args: tuple, kwargs: dict, after: torch.nn.Module) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        attention = after.self_attn
+        q = attention.q_proj(after.input_layernorm(states))
+        q = q.view(*states.shape[:-1], -1, attention.head_dim)
+        if hasattr(attention, "q_norm"):
+            q = attention.q_norm(q)
+        cos, sin = kwargs["position_embeddings"]
+        reference.ahead(attention.layer_idx, turned(q[0].transpose(0, 1), cos[0], sin[0]))
+
+    return [
+        before.register_forward_pre_hook(partial(guess, after=after), with_kwargs=True)
+        for before, after in zip(layers, layers[1:])
+    ]
+
+
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE as Llama applies it: x [Hq, n, d], cos and sin [n, d]."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
 
 
 @contextmanager

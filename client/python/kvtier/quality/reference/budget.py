@@ -22,12 +22,13 @@ class Tokens:
         return given
 
     def choose(self, weights: torch.Tensor, units: Units, rows: int) -> torch.Tensor:
-        free = (units.cost > 0)[:, None]
+        cost = fit(units.cost, weights)
+        free = cost > 0
         weights = weights.masked_fill(~free, -torch.inf)
         if units.of_row is None:
             return best_rows(weights, free, rows)
         order = weights.argsort(stable=True, dim=-1, descending=True)
-        cost = units.cost[:, None].expand(weights.shape).gather(-1, order)
+        cost = cost.expand(weights.shape).gather(-1, order)
         until = cost.cumsum(-1)
         if self.cut:
             return self._cut(order, until - cost, units, rows)
@@ -38,7 +39,7 @@ class Tokens:
     def _cut(order: torch.Tensor, before: torch.Tensor, units: Units, rows: int) -> torch.Tensor:
         start = torch.zeros_like(before).scatter_(-1, order, before)  # rows of better units
         room = of_rows(rows - start, units)
-        return room > place_in_unit(units)[:, None]
+        return room > fit(place_in_unit(units), room)
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,14 @@ def of_rows(x: torch.Tensor, units: Units) -> torch.Tensor:
     """A value per unit [S, n, U] as a value per row [S, n, C]."""
     if units.of_row is None:
         return x
-    index = units.of_row[:, None].expand(x.shape[0], x.shape[1], -1)
-    return x.gather(-1, index)
+    return x.gather(-1, fit(units.of_row, x).expand(x.shape[0], x.shape[1], -1))
+
+
+def fit(of_heads: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """[H or 1, ...] so that it goes with x [S, n, ...]."""
+    if len(of_heads) not in (1, len(x)):
+        of_heads = of_heads.repeat_interleave(len(x) // len(of_heads), 0)
+    return of_heads[:, None]
 
 
 def place_in_unit(units: Units) -> torch.Tensor:

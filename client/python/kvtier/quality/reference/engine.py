@@ -15,24 +15,9 @@ import torch
 
 from .layer import Layer
 from .presets import Preset
+from .tally import Tally
 
 BLOCK = 64  # steps whose scores are in memory at once
-
-
-@dataclass
-class Tally:
-    """Sums over layers, KV heads and steps; the first step, which fills a cache, is apart."""
-
-    head_steps: int = 0  # layers x KV heads x steps
-    rows_attended: int = 0  # of the stored ones
-    selections: int = 0  # layers x steps at which something was chosen
-    layer_steps: int = 0
-    first_rows: int = 0  # that entered at the first step
-    rows_entered: int = 0  # at all others
-    rows_waited: int = 0
-    layer_steps_waited: int = 0
-    hot_rows: int = 0
-    abstract_bytes: float = 0.0  # per layer and KV head, summed
 
 
 @dataclass
@@ -50,96 +35,124 @@ class Reference:
     capacity: int = 0
     books: Any = None  # [layer] -> Codebook
     prompt_queries: Any = None  # [layer] -> [Hq, m, d]
+    frequency: torch.Tensor | None = None  # of RoPE
     index: dict[Any, Any] = field(default_factory=dict)
     track: bool = True  # count what enters the slot cache
-    tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
+        self.tally = Tally(self.preset, self.capacity)
         self._queries: dict[int, torch.Tensor] = {}
-        self._wanted: dict[int, list[torch.Tensor]] = {}
+        self._ahead: dict[int, torch.Tensor] = {}
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether ahead() has to be told of every layer before it runs."""
+        return self.preset.query.ahead or getattr(self.preset.fetch.query, "ahead", False)
+
+    def ahead(self, index: int, q: torch.Tensor) -> None:
+        """The guessed queries [Hq, new, d] of a layer, before attend() of the same layer."""
+        before = self._ahead.get(index)
+        self._ahead[index] = q if before is None else torch.cat([before, q], 1)
 
     def attend(
         self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """q [Hq, new, d] of the newest tokens, k and v [H, T, .] of all: [Hq, new, dv]."""
+        layer = self._layer(index, q, k, v, scale)
         new = q.shape[1]
-        group = q.shape[0] // k.shape[0]
-        q = q.reshape(k.shape[0], group, new, q.shape[2])
+        anchors, wanted = self._wanted_rows(layer, new)
+        out = self._attend(layer, wanted, new)
+        self._count(layer, anchors, wanted, new)
+        return out
+
+    def _layer(
+        self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> Layer:
+        def grouped(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x.reshape(k.shape[0], -1, *x.shape[1:])
+
         before = self._queries.get(index)
-        queries = q if before is None else torch.cat([before, q], 2)
-        self._queries[index] = queries
-        prompt = self.prompt_queries
+        self._queries[index] = queries = q if before is None else torch.cat([before, q], 1)
         layer = Layer(
             index,
             self.layers,
             k,
             v,
-            queries,
+            grouped(queries),
             self.stored,
             scale,
             self.sinks,
             self.window,
             self.delimiter,
-            None if prompt is None else prompt[index].reshape(*q.shape[:2], -1, q.shape[3]),
-            self._queries.get(index - 1),
+            self.budget,
+            self.frequency,
+            grouped(None if self.prompt_queries is None else self.prompt_queries[index]),
+            grouped(self._queries.get(index - 1)),
+            grouped(self._ahead.get(index)),
         )
-        return self._attend(layer, self._wanted_rows(layer, new), new)
+        layer.kept = self._cached("kept", layer, lambda: self.preset.kept.of(layer))
+        return layer
 
     # ---- selection
 
-    def _wanted_rows(self, layer: Layer, new: int) -> torch.Tensor:
-        """bool [S, new, C]: the stored rows that the newest steps attend to, kept ones included."""
-        preset = self.preset
+    def _wanted_rows(
+        self, layer: Layer, new: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Where the newest steps take their selection from (None: nothing is chosen), and the
+        stored rows that they attend to, kept ones included: bool [S, new, C]."""
         rows = self.stored
-        if preset.attends == "all" or layer.index in preset.dense:
-            return torch.ones(1, 1, rows, dtype=torch.bool).expand(1, new, rows)
-        kept = layer.kept()
-        if preset.attends == "kept" or not bool((~kept).any()):
-            return kept.expand(1, new, rows)
-        anchors = preset.trigger.anchors(layer)[:, -new:]
+        if self.preset.attends == "all" or layer.index in self.preset.dense:
+            return None, torch.ones(1, 1, rows, dtype=torch.bool).expand(1, new, rows)
+        kept = layer.kept[:, None]
+        if self.preset.attends == "kept" or bool(kept.all()):
+            return None, kept.expand(-1, new, -1)
+        anchors = self.preset.trigger.anchors(layer)[:, -new:]
         at, where = anchors.unique(return_inverse=True)
         chosen = self._choose(layer, at)
-        self._count_selections(layer, anchors, new)
         if len(anchors) == 1:
             wanted = chosen[:, where[0]]
         else:  # heads choose at steps of their own
             wanted = torch.stack([chosen[h, where[h]] for h in range(layer.heads)])
-        return wanted | kept
+        return anchors, wanted | repeated(kept, len(wanted))
 
-    def _choose(self, layer: Layer, steps: torch.Tensor) -> torch.Tensor:
+    def _choose(self, layer: Layer, steps: torch.Tensor, query: Any = None) -> torch.Tensor:
         """bool [S, len(steps), C]: the choice with the queries of these steps."""
         preset = self.preset
         units, vectors = self._abstracts(layer)
         rows = preset.budget.rows(self.budget, layer)
-        queries = preset.query.of(layer)[:, :, steps]
+        queries = (query or preset.query).of(layer)[:, :, steps]
         out = []
         for block in queries.split(BLOCK, 2):
-            scores = preset.score.of(block, vectors, layer.scale)
-            weights = preset.group.of(scores, layer.scale)
-            out.append(preset.budget.choose(weights, units, rows))
+            out.append(preset.search.choose(block, units, vectors, preset, layer, rows))
         return torch.cat(out, 1)
 
     def _abstracts(self, layer: Layer) -> tuple[Any, Any]:
+        """Units and their abstracts; of a tree, a list of each."""
         preset = self.preset
-        key = (preset.partition, preset.abstract, layer.index, self.sinks, self.window)
-        if key not in self.index:
-            units = self.index.get((preset.partition, *key[2:]))
-            if units is None:
-                units = preset.partition.split(layer)
-                self.index[(preset.partition, *key[2:])] = units
-            self.index[key] = units, preset.abstract.build(layer, units, self.books)
-        return self.index[key]
+        units = self._cached(preset.partition, layer, lambda: preset.partition.split(layer))
 
-    def _count_selections(self, layer: Layer, anchors: torch.Tensor, new: int) -> None:
-        step = torch.arange(layer.steps)[-new:]
-        self.tally.selections += int((anchors == step).any(0).sum())
+        def build() -> Any:
+            if isinstance(units, list):
+                return [preset.abstract.build(layer, of, self.books) for of in units]
+            return preset.abstract.build(layer, units, self.books)
+
+        return units, self._cached((preset.partition, preset.abstract), layer, build)
+
+    def _cached(self, what: Any, layer: Layer, make: Any) -> Any:
+        kept = self.preset.kept
+        budget = self.budget if kept.of_budget else None
+        key = (what, kept, budget, layer.index, self.sinks, self.window)
+        if key not in self.index:
+            self.index[key] = make()
+        return self.index[key]
 
     # ---- attention
 
     def _attend(self, layer: Layer, wanted: torch.Tensor, new: int) -> torch.Tensor:
-        heads, group, steps, dim = layer.queries.shape
+        heads, group, steps, _ = layer.queries.shape
         total = layer.keys.shape[1]
-        coarse = self._coarse(layer)
+        precision = self.preset.precision
+        coarse = self._cached(precision, layer, lambda: precision.rows(layer))
         row = torch.arange(total - self.stored)
         out = []
         for first in range(steps - new, steps, BLOCK):
@@ -152,71 +165,63 @@ class Reference:
             else:
                 mask = mask[:, None]
             q = layer.queries[:, :, first:last]
-            out.append(self._rows(layer, q, mask, coarse))
-        self._count_rows(layer, wanted, new)
+            if coarse is None:
+                logits = weigh(q, layer.keys, layer.scale, mask)
+                out.append(spend(torch.softmax(logits, -1), layer.values))
+            else:
+                out.append(self._mixed(layer, q, mask, *coarse))
         return torch.cat(out, 2).flatten(0, 1)
 
-    def _rows(self, layer: Layer, q: torch.Tensor, mask: torch.Tensor, coarse: Any) -> torch.Tensor:
-        """Attention of q [H, g, b, d] over the rows of the mask [H or 1, g or 1, b, T]."""
+    def _mixed(
+        self,
+        layer: Layer,
+        q: torch.Tensor,
+        mask: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attention of q [H, g, b, d] over the rows of the mask [H or 1, g or 1, b, T]: kept and
+        hot ones exact, the others as the coarse copy has them."""
         logits = weigh(q, layer.keys, layer.scale, mask)
-        if coarse is None:
-            return spend(torch.softmax(logits, -1), layer.values)
-        keys, values = coarse
-        near = logits[..., self.stored :]
-        rough = weigh(q, keys, layer.scale, mask[..., : self.stored])
-        judged = torch.softmax(torch.cat([rough, near], -1), -1)[..., : self.stored]
-        hot = (judged.mean(1, keepdim=True) > self.preset.precision.hot) & mask[
-            ..., : self.stored
-        ]
-        self.tally.hot_rows += int(hot.sum())
-        mixed = torch.where(hot, logits[..., : self.stored], rough)
-        weights = torch.softmax(torch.cat([mixed, near], -1), -1)
+        far, near = logits[..., : self.stored], logits[..., self.stored :]
+        seen = mask[..., : self.stored]
+        rough = weigh(q, keys, layer.scale, seen)
+        kept = layer.kept[:, None, None]
+        judged = torch.where(kept, far, rough)
+        share = torch.softmax(torch.cat([judged, near], -1), -1)[..., : self.stored]
+        hot = (share.mean(1, keepdim=True) > self.preset.precision.hot) & seen & ~kept
+        self.tally.count_hot(layer.index, hot.any(1))
+        exact = hot | kept
+        weights = torch.softmax(torch.cat([torch.where(exact, far, rough), near], -1), -1)
         stored = weights[..., : self.stored]
-        exact = torch.cat([stored * hot, weights[..., self.stored :]], -1)
-        return spend(exact, layer.values) + spend(stored * ~hot, values)
-
-    def _coarse(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
-        key = (self.preset.precision, layer.index)
-        if key not in self.index:
-            self.index[key] = self.preset.precision.rows(layer)
-        return self.index[key]
+        fine = torch.cat([stored * exact, weights[..., self.stored :]], -1)
+        return spend(fine, layer.values) + spend(stored * ~exact, values)
 
     # ---- what it cost
 
-    def _count_rows(self, layer: Layer, wanted: torch.Tensor, new: int) -> None:
-        tally, heads = self.tally, layer.heads
-        tally.head_steps += heads * new
-        tally.layer_steps += new
-        first = layer.steps == new
-        if first and self.preset.attends == "chosen" and layer.index not in self.preset.dense:
-            units, vectors = self._abstracts(layer)
-            each = self.preset.abstract.bytes(units, vectors, layer.dim)
-            tally.abstract_bytes += each * heads
-        of_heads = wanted
-        if len(wanted) > heads:
-            of_heads = wanted.unflatten(0, (heads, -1)).any(1)
-        tally.rows_attended += int(of_heads.sum()) * (heads // len(of_heads))
-        if self.track and self.preset.attends == "chosen" and layer.index not in self.preset.dense:
-            self._count_entering(layer, of_heads, new)
-
-    def _count_entering(self, layer: Layer, wanted: torch.Tensor, new: int) -> None:
-        history = self._wanted.setdefault(layer.index, [])
-        history.append(wanted)
-        if not history[:-1]:
-            mask = wanted
-        else:
-            mask = torch.cat(history, 1)
-        rows = self.preset.budget.rows(self.budget, layer)
-        capacity = self.preset.residency.capacity(rows, int(layer.kept().sum()), self.capacity)
-        entered = self.preset.residency.entering(mask, capacity)[:, -new:]
-        times = layer.heads // len(wanted)
-        tally = self.tally
+    def _count(
+        self, layer: Layer, anchors: torch.Tensor | None, wanted: torch.Tensor, new: int
+    ) -> None:
+        tally, preset = self.tally, self.preset
+        tally.count_steps(layer, wanted, new)
+        if anchors is None:
+            return
+        tally.selections += int((anchors == torch.arange(layer.steps)[-new:]).any(0).sum())
         if layer.steps == new:
-            tally.first_rows += int(entered[:, 0].sum()) * times
-            entered = entered[:, 1:]
-        tally.rows_entered += int(entered.sum()) * times
-        tally.rows_waited += int(entered.sum()) * times
-        tally.layer_steps_waited += int((entered.sum(0) > 0).sum())
+            units, vectors = self._abstracts(layer)
+            tally.count_bytes(layer, units, vectors)
+        if not self.track:
+            return
+        guessed = None
+        if preset.fetch.query is not None:
+            steps = torch.arange(layer.steps)[-new:]
+            guessed = self._choose(layer, steps, preset.fetch.query)
+        tally.count_entering(layer, anchors, wanted, guessed, new)
+
+
+def repeated(x: torch.Tensor, selections: int) -> torch.Tensor:
+    """[1 or H, ...] for S selections: H heads, or query heads in the order of their KV head."""
+    return x if len(x) in (1, selections) else x.repeat_interleave(selections // len(x), 0)
 
 
 def weigh(q: torch.Tensor, keys: torch.Tensor, scale: float, mask: torch.Tensor) -> torch.Tensor:

@@ -22,8 +22,16 @@ class Layer:
     sinks: int
     window: int
     delimiter: torch.Tensor  # bool [T]: the token ends a sentence
+    budget: int = 0  # rows that the user gives
+    frequency: torch.Tensor | None = None  # of RoPE, [d / 2 or less]; row i is at position i
     prompt_queries: torch.Tensor | None = None  # [H, g, m, d]: of the last m stored tokens
     previous_queries: torch.Tensor | None = None  # [H, g, n, d]: the layer before this one
+    ahead_queries: torch.Tensor | None = None  # [H, g, n, d]: this layer's, guessed one layer ahead
+    kept: torch.Tensor | None = None  # bool [H or 1, C]: stored rows that every step attends to
+
+    def __post_init__(self) -> None:
+        if self.kept is None:
+            self.kept = ends(self)
 
     @property
     def heads(self) -> int:
@@ -41,10 +49,11 @@ class Layer:
     def dim(self) -> int:
         return self.keys.shape[2]
 
-    def kept(self) -> torch.Tensor:
-        """bool [C]: the stored rows that every step attends to: sinks, and the newest `window`."""
-        row = torch.arange(self.stored)
-        return (row < self.sinks) | (row >= self.stored - self.window)
+
+def ends(layer: Layer) -> torch.Tensor:
+    """bool [1, C]: sinks, and the newest `window` stored rows."""
+    row = torch.arange(layer.stored)
+    return ((row < layer.sinks) | (row >= layer.stored - layer.window))[None]
 
 
 def half(x: torch.Tensor) -> torch.Tensor:

@@ -46,9 +46,10 @@ class Units:
 
 def units_of(of_row: torch.Tensor, kept: torch.Tensor) -> Units:
     count = int(of_row.max()) + 1 if of_row.numel() else 0
-    free = (~kept).long().expand_as(of_row)
-    cost = torch.zeros(len(of_row), count, dtype=torch.int64).scatter_add_(1, of_row, free)
-    return Units(of_row, count, cost)
+    heads = max(len(of_row), len(kept))
+    free = (~kept).long().expand(heads, -1)
+    cost = torch.zeros(heads, count, dtype=torch.int64)
+    return Units(of_row, count, cost.scatter_add_(1, of_row.expand(heads, -1), free))
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Rows:
     """Every row a unit."""
 
     def split(self, layer: Layer) -> Units:
-        return Units(None, layer.stored, (~layer.kept()).long()[None])
+        return Units(None, layer.stored, (~layer.kept).long())
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,23 @@ class Pages:
     rows: int = 16
 
     def split(self, layer: Layer) -> Units:
-        return units_of(torch.arange(layer.stored)[None] // self.rows, layer.kept())
+        return units_of(torch.arange(layer.stored)[None] // self.rows, layer.kept)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Pages that can be split: level 0 has `coarse` rows a page, each further one half as many,
+    `rounds` times. Layers 0 and 1 have one level of `early` rows (LeoAM's code: 8 there, 128
+    elsewhere; three rounds)."""
+
+    coarse: int = 128
+    rounds: int = 3
+    early: int = 8
+
+    def split(self, layer: Layer) -> list[Units]:
+        if layer.index < 2:
+            return [Pages(self.early).split(layer)]
+        return [Pages(self.coarse >> i).split(layer) for i in range(self.rounds + 1)]
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ class Sentences:
             of_row.append(unit)
             if delimiter[row] or row + 1 - begin == self.longest:
                 unit, begin = unit + 1, row + 1
-        return units_of(torch.tensor([of_row]), layer.kept())
+        return units_of(torch.tensor([of_row]), layer.kept)
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ class Clusters:
             of_row, count = spherical_k_means(keys, self.rows, self.iterations)
             parts.append(of_row + base)
             base += count
-        return units_of(torch.cat(parts, 1), layer.kept())
+        return units_of(torch.cat(parts, 1), layer.kept)
 
 
 def spherical_k_means(

@@ -1,6 +1,8 @@
 """Precision: with which copy of a stored row attention is computed. `rows(layer)` gives the coarse
-copy (K, V) of the stored rows, or None where all rows are exact; `hot` the share of a step's
-attention mass (mean over the group, judged from the coarse copy) above which a row is exact."""
+copy (K, V) of the stored rows, or None where all rows are exact. Kept rows are always exact, and so
+are hot ones: those above the share `hot` of a step's attention mass (mean over the group, judged
+from the coarse copy). `fetched`: bytes of a coarse row as it is fetched, over those of an exact one
+at 16 bit; `device_bytes(...)`: what the copy takes on the device, per layer and KV head."""
 
 from __future__ import annotations
 
@@ -8,7 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from .codebook import turn
 from .layer import Layer
+
+NEVER = 2.0
 
 
 @dataclass(frozen=True)
@@ -16,9 +21,13 @@ class Raw:
     """Every row exact."""
 
     hot: float = 0.0
+    fetched: float = 1.0
 
     def rows(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
         return None
+
+    def device_bytes(self, layer: Layer) -> float:
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,47 @@ class LowBit:
     hot: float = 0.01
     group: int = 32
 
+    @property
+    def fetched(self) -> float:
+        return (self.bits_k + self.bits_v + 2 * 32 / self.group) / 32
+
     def rows(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
         keys, values = layer.keys[:, : layer.stored], layer.values[:, : layer.stored]
         k = affine(keys.transpose(1, 2), self.bits_k, self.group).transpose(1, 2)
         return k.contiguous(), affine(values, self.bits_v, self.group)
+
+    def device_bytes(self, layer: Layer) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class LowRankKeys:
+    """Keys before RoPE, all heads of the layer together, from a truncated SVD that stays on the
+    device; values exact, fetched (ShadowKV, arXiv 2410.21465: rank 160 of 1,024)."""
+
+    share: float = 160 / 1024
+    hot: float = NEVER
+    fetched: float = 0.5
+
+    def rank(self, layer: Layer) -> int:
+        return max(1, round(self.share * layer.heads * layer.dim))
+
+    def rows(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if layer.frequency is None:
+            raise ValueError("low-rank keys need the frequencies of RoPE")
+        position = torch.arange(layer.stored)
+        before = turn(layer.keys[:, : layer.stored], -position, layer.frequency)
+        flat = before.transpose(0, 1).flatten(1)  # [C, H d]
+        rank = self.rank(layer)
+        _, vectors = torch.linalg.eigh((flat.T @ flat).double())  # right singular vectors
+        basis = vectors[:, -rank:].float()
+        low = (flat @ basis).half().float() @ basis.half().float().T
+        low = low.view(layer.stored, layer.heads, layer.dim).transpose(0, 1)
+        return turn(low, position, layer.frequency), layer.values[:, : layer.stored]
+
+    def device_bytes(self, layer: Layer) -> float:
+        rank = self.rank(layer)
+        return 2.0 * rank * (layer.stored / layer.heads + layer.dim)
 
 
 def affine(x: torch.Tensor, bits: int, group: int) -> torch.Tensor:

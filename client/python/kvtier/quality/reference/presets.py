@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import abstract, budget, group, partition, precision, query, residency, score, trigger
+from . import abstract, budget, fetch, group, kept, partition, precision, query, residency, score
+from . import search, trigger
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,12 @@ class Preset:
     query: Any = query.Current()
     score: Any = score.Dot()
     group: Any = group.MeanSoftmax()
+    search: Any = search.Flat()
     budget: Any = budget.Tokens()
+    kept: Any = kept.Ends()
     trigger: Any = trigger.EveryStep()
     residency: Any = residency.Lru()
+    fetch: Any = fetch.Demand()
     precision: Any = precision.Raw()
     attends: str = "chosen"  # or "all" rows, or the "kept" ones only
     books: str | None = None  # which codebooks its abstract needs: a key of BOOKS
@@ -40,6 +44,51 @@ _TABLE = [
     # chooses together, as in the engine.
     Preset("quest", partition.Pages(16), abstract.Box(), score=score.UpperBound()),
     Preset("mean", partition.Pages(16), abstract.Mean()),
+    # LeoAM: boxes of 128 rows, split where they matter down to 16, one choice for the whole layer
+    # by the sum of all heads' bounds. The paper's share of the context (0.5 in layers 0 and 1, 0.2
+    # elsewhere) holds where no budget is given.
+    Preset(
+        "leoam",
+        partition.Tree(128, rounds=3, early=8),
+        abstract.Box(),
+        score=score.UpperBound(),
+        group=group.LayerSum(),
+        search=search.CoarseToFine(),
+        budget=budget.Share(cut=True),
+    ),
+    # The same boxes, scored flat at the leaves' size: what coarse to fine costs.
+    Preset(
+        "leoam-flat",
+        partition.Pages(16),
+        abstract.Box(),
+        score=score.UpperBound(),
+        group=group.LayerSum(),
+        budget=budget.Tokens(cut=True),
+    ),
+    # ArkVale: pages of 32, its best digest (cuboid-mean).
+    Preset("arkvale", partition.Pages(32), abstract.MiddleBox(), score=score.UpperBound()),
+    # FreeKV: pages of 32, box; the selection of the step before, corrected for heads whose queries
+    # turned (0.8: its value for long inputs; 0.9 for long outputs).
+    Preset(
+        "freekv",
+        partition.Pages(32),
+        abstract.Box(),
+        score=score.UpperBound(),
+        trigger=trigger.Speculate(0.8),
+        fetch=fetch.Behind(),
+    ),
+    # ShadowKV: pages of 8, mean, largest softmax of the group; keys of rank 160 of 1,024 on the
+    # device, values fetched; pages that their mean does not stand for always attended to.
+    Preset(
+        "shadow",
+        partition.Pages(8),
+        abstract.Mean(),
+        group=group.MaxSoftmax(),
+        kept=kept.Outliers(8, 24),
+        precision=precision.LowRankKeys(160 / 1024),
+    ),
+    # PQCache: 2 sub-spaces of 6 bits from the sequence's own keys, single rows.
+    Preset("pqcache", abstract=abstract.OwnCodes(2, 6)),
     # LouisKV: clusters of about 16 keys, mean of the group's softmax, cos(q_{t-1}, q_t) < 0.7
     # (the value of the paper for Qwen3-8B).
     Preset(
@@ -64,6 +113,13 @@ _TABLE = [
     # Ours: single rows by 4-bit product codes.
     Preset("codes", abstract=abstract.Codes("4x4"), books="4x4"),
     Preset("codes-8x8", abstract=abstract.Codes("8x8"), books="8x8"),
+    # The same choice; what the query guessed a layer ahead would choose is brought before.
+    Preset(
+        "codes-lookahead",
+        abstract=abstract.Codes("4x4"),
+        books="4x4",
+        fetch=fetch.LookAhead(query.Ahead()),
+    ),
     # What codes would be without an error.
     Preset("oracle", abstract=abstract.Exact()),
     # Codes, and attention from a 4-bit copy but for the rows above 1 % of the mass.

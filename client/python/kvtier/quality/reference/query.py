@@ -1,4 +1,5 @@
-"""Queries: what is scored against the abstracts. `of(layer)`: [H, g, n, d]."""
+"""Queries: what is scored against the abstracts. `of(layer)`: [H, g, n, d]; `ahead`: needs the
+guess of a layer's queries that attention.py makes one layer before."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from .layer import Layer
 class Current:
     """The query of the step."""
 
+    ahead: bool = False
+
     def of(self, layer: Layer) -> torch.Tensor:
         return layer.queries
 
@@ -21,6 +24,8 @@ class Current:
 class SentenceMean:
     """Mean of the queries since the last delimiter, this step's included (SentenceKV, section 3.3
     and its figure; attention itself takes the current query)."""
+
+    ahead: bool = False
 
     def of(self, layer: Layer) -> torch.Tensor:
         steps = layer.steps
@@ -42,5 +47,18 @@ class SentenceMean:
 class PreviousLayer:
     """The query of the layer before: known one layer ahead. The first layer has its own only."""
 
+    ahead: bool = False
+
     def of(self, layer: Layer) -> torch.Tensor:
         return layer.queries if layer.previous_queries is None else layer.previous_queries
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """This layer's query as guessed one layer ahead: the input of the layer before, through this
+    layer's norm and projection (InfiniGen, arXiv 2406.19707). The first layer has its own only."""
+
+    ahead: bool = True
+
+    def of(self, layer: Layer) -> torch.Tensor:
+        return layer.queries if layer.ahead_queries is None else layer.ahead_queries

@@ -23,23 +23,32 @@ class Lru:
         """`rows`: what the user says, 0: nothing."""
         return max(rows or budget * self.percent // 100, budget + kept)
 
-    def entering(self, wanted: torch.Tensor, capacity: int) -> torch.Tensor:
-        """bool [S, n, C] rows that each step attends to -> int64 [S, n] rows that were not there.
-        What exceeds the capacity in one step is fetched and not kept."""
+    def entering(
+        self, wanted: torch.Tensor, capacity: int, guessed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """bool [S, n, C] rows that each step attends to, and those that a guess brings before it ->
+        int64 [S, n] each: rows that entered, those of them that only the step itself asked for,
+        and those that the guess brought in vain. A row that is guessed in vain takes a slot as an
+        old one does."""
         mask = wanted.numpy()
         selections, steps, rows = mask.shape
         recency = np.full((selections, rows), -1, dtype=np.int64)  # -1: not resident
         place = np.arange(rows, dtype=np.int64)
-        out = np.zeros((selections, steps), dtype=np.int64)
+        out = np.zeros((3, selections, steps), dtype=np.int64)
         for i in range(steps):
             now = mask[:, i]
             missing = now & (recency < 0)
-            out[:, i] = missing.sum(1)
+            brought = np.zeros_like(now) if guessed is None else guessed[:, i].numpy()
+            brought = brought & (recency < 0)
+            out[0, :, i] = missing.sum(1)
+            out[1, :, i] = (missing & ~brought).sum(1)
+            vain = brought & ~now
+            out[2, :, i] = vain.sum(1)
             stamp = place + i * 2 * rows + rows * missing
-            recency = np.where(now, stamp, recency)
+            recency = np.where(now, stamp, np.where(vain, place, recency))
             for s, over in enumerate((recency >= 0).sum(1) - capacity):
                 if over > 0:
                     resident = np.flatnonzero(recency[s] >= 0)
                     oldest = np.argpartition(recency[s, resident], over - 1)[:over]
                     recency[s, resident[oldest]] = -1
-        return torch.from_numpy(out)
+        return tuple(torch.from_numpy(x) for x in out)

@@ -31,7 +31,7 @@ class Dot:
 @dataclass(frozen=True)
 class UpperBound:
     """What no key of the unit exceeds. Box: sum over dimensions of max(q low, q high) (Quest,
-    equation 1; LeoAM's ub). Ball: q . mean + |q| radius (ArkVale)."""
+    section 3.3; LeoAM's ub). Ball: q . mean + |q| radius (ArkVale)."""
 
     def of(self, queries: torch.Tensor, vectors: Vectors, scale: float) -> torch.Tensor:
         if "radius" in vectors:

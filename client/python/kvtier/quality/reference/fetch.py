@@ -1,0 +1,42 @@
+"""Fetch: which of the rows that enter the slot cache a step has to wait for.
+`early(anchors, steps)`: bool [S, n] where the selection in use was known a step before, or None;
+`query`: whose choice is brought before the layer runs, or None."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Selected, then fetched, then attended to: every row that enters is waited for."""
+
+    query: Any = None
+
+    def early(self, anchors: torch.Tensor, steps: torch.Tensor) -> torch.Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A selection of an earlier step is fetched behind that step's computation; only a head that
+    selects with the step's own query waits (FreeKV)."""
+
+    query: Any = None
+
+    def early(self, anchors: torch.Tensor, steps: torch.Tensor) -> torch.Tensor | None:
+        return anchors < steps
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """While the layer before computes, what `query` would choose is fetched; the layer then chooses
+    with its own query and waits for the rest. What is attended to does not change."""
+
+    query: Any
+
+    def early(self, anchors: torch.Tensor, steps: torch.Tensor) -> torch.Tensor | None:
+        return None
