@@ -46,8 +46,16 @@ float score_of(std::int32_t key) { return std::bit_cast<float>(key < 0 ? key ^ 0
 struct Candidates {
   static constexpr std::uint64_t kRoom = kFull + kTile + 128;  // whole vectors are written
   std::uint64_t count = 0;
+  std::int32_t least = kInfinityKey;  // no key is below, none above most
+  std::int32_t most = kNoKey;
   alignas(64) std::int32_t keys[kRoom];
   alignas(64) std::int32_t index[kRoom];  // the bits of a u32
+
+  // The count in whole pairs of vectors.
+  std::uint64_t padded() const {
+    const std::size_t step = 2 * hn::Lanes(Ints());
+    return (count + step - 1) / step * step;
+  }
 };
 
 // How many of the keys (a multiple of two vectors) are not below `least`.
@@ -66,26 +74,37 @@ HWY_INLINE std::uint64_t count_reaching(const std::int32_t* keys, std::uint64_t 
   return count - static_cast<std::uint64_t>(below);
 }
 
-// A key that `rank` to `rank_max` of the keys reach; where ties make that impossible, the largest
-// that more of them reach. Keys behind the last one, up to two vectors, are overwritten.
-std::int32_t key_of_rank(std::int32_t* keys, std::uint64_t count, std::uint64_t rank,
-                         std::uint64_t rank_max) {
+// The smallest key that is not below `least`, and the largest that is.
+struct Neighbours {
+  std::int32_t from;
+  std::int32_t below;
+};
+Neighbours neighbours_of(const std::int32_t* keys, std::uint64_t count, std::int32_t least) {
   const Ints di;
-  const std::size_t step = 2 * hn::Lanes(di);
-  const std::uint64_t padded = (count + step - 1) / step * step;
-  std::fill(keys + count, keys + padded, keys[0]);
-  auto least = hn::Set(di, keys[0]);
-  auto most = least;
-  for (std::uint64_t i = 0; i < padded; i += hn::Lanes(di)) {
-    least = hn::Min(least, hn::LoadU(di, keys + i));
-    most = hn::Max(most, hn::LoadU(di, keys + i));
+  const auto bound = hn::Set(di, least);
+  auto from = hn::Set(di, std::numeric_limits<std::int32_t>::max());
+  auto below = hn::Set(di, kNoKey);
+  for (std::uint64_t i = 0; i < count; i += hn::Lanes(di)) {
+    const auto key = hn::LoadU(di, keys + i);
+    const auto is_below = hn::Lt(key, bound);
+    from = hn::IfThenElse(is_below, from, hn::Min(from, key));
+    below = hn::IfThenElse(is_below, hn::Max(below, key), below);
   }
-  std::fill(keys + count, keys + padded, kNoKey);
+  return {hn::GetLane(hn::MinOfLanes(di, from)), hn::GetLane(hn::MaxOfLanes(di, below))};
+}
+
+// A key that `rank` to `rank_max` of the candidates reach; where ties make that impossible, the
+// largest that more of them reach. Keys behind the last one, up to two vectors, are overwritten.
+std::int32_t key_of_rank(Candidates* candidates, std::uint64_t rank, std::uint64_t rank_max) {
+  const std::uint64_t padded = candidates->padded();
+  std::int32_t* keys = candidates->keys;
+  std::fill(keys + candidates->count, keys + padded, kNoKey);
   // `rank` keys or more reach `low`, fewer reach `high`. The ends of the best are thin, about
-  // exponentially so: every other guess goes by that, every other halves what is left.
-  std::int64_t low = hn::GetLane(hn::MinOfLanes(di, least));
-  std::int64_t high = std::int64_t{hn::GetLane(hn::MaxOfLanes(di, most))} + 1;
-  std::uint64_t at_low = count;
+  // exponentially so: every other guess goes by that, every other halves what is left. Guesses
+  // among many equal keys bring nothing: then the bounds move to the nearest keys.
+  std::int64_t low = candidates->least;
+  std::int64_t high = std::int64_t{candidates->most} + 1;
+  std::uint64_t at_low = candidates->count;
   std::uint64_t at_high = 0;
   for (bool halve = false; at_low > rank_max && high - low > 1; halve = !halve) {
     double share = 0.5;
@@ -96,39 +115,59 @@ std::int32_t key_of_rank(std::int32_t* keys, std::uint64_t count, std::uint64_t 
     }
     const auto way = static_cast<std::int64_t>(share * static_cast<double>(high - low));
     const std::int64_t middle = low + std::clamp<std::int64_t>(way, 1, high - low - 1);
-    const std::uint64_t reached = count_reaching(keys, padded, static_cast<std::int32_t>(middle));
-    (reached >= rank ? low : high) = middle;
-    (reached >= rank ? at_low : at_high) = reached;
+    const auto least = static_cast<std::int32_t>(middle);
+    const std::uint64_t reached = count_reaching(keys, padded, least);
+    if (reached >= rank) {
+      low = reached == at_low ? neighbours_of(keys, padded, least).from : middle;
+      at_low = reached;
+    } else {
+      high =
+          reached == at_high ? std::int64_t{neighbours_of(keys, padded, least).below} + 1 : middle;
+      at_high = reached;
+    }
   }
   return static_cast<std::int32_t>(low);
+}
+
+// The place of the `rank`-th key that equals `key`.
+std::uint64_t place_of_rank(const std::int32_t* keys, std::int32_t key, std::uint64_t rank) {
+  const Ints di;
+  for (std::uint64_t i = 0;; i += hn::Lanes(di)) {
+    const std::size_t found = hn::CountTrue(di, hn::Eq(hn::LoadU(di, keys + i), hn::Set(di, key)));
+    if (found < rank) {
+      rank -= found;
+      continue;
+    }
+    while (keys[i] != key || --rank > 0) ++i;
+    return i;
+  }
 }
 
 // Leaves the k best of k or more. Gives a key that none of those left out is above.
 std::int32_t keep_best(std::uint64_t k, Candidates* candidates) {
   std::int32_t* keys = candidates->keys;
   std::int32_t* index = candidates->index;
-  const std::int32_t least = key_of_rank(keys, candidates->count, k, k);
+  const std::int32_t least = key_of_rank(candidates, k, k);
+  const std::uint64_t count = candidates->count;
+  const std::uint64_t padded = candidates->padded();
+  // Of those that equal the least key the first stay, as many as there is room for.
+  std::uint64_t with_ties = count;
+  if (count_reaching(keys, padded, least) > k) {
+    const std::uint64_t room = k - count_reaching(keys, padded, least + 1);
+    with_ties = room == 0 ? 0 : place_of_rank(keys, least, room) + 1;
+  }
   std::uint64_t kept = 0;
-  for (std::uint64_t i = 0; i < candidates->count; ++i) {  // no branch: they are mixed
-    const std::int32_t key = keys[i];
-    keys[kept] = key;
-    index[kept] = index[i];
-    kept += key >= least;
-  }
-  candidates->count = k;
-  if (kept == k) return least;
-  // Too many reach the least key: of those that equal it the first stay.
-  const auto ties = static_cast<std::uint64_t>(std::count(keys, keys + kept, least));
-  std::uint64_t room = ties - (kept - k);
-  std::uint64_t written = 0;
-  for (std::uint64_t i = 0; i < kept; ++i) {
-    if (keys[i] == least) {
-      if (room == 0) continue;
-      --room;
+  const auto keep_reaching = [&](std::uint64_t first, std::uint64_t last, std::int32_t bound) {
+    for (std::uint64_t i = first; i < last; ++i) {  // no branch: they are mixed
+      const std::int32_t key = keys[i];
+      keys[kept] = key;
+      index[kept] = index[i];
+      kept += key >= bound;
     }
-    keys[written] = keys[i];
-    index[written++] = index[i];
-  }
+  };
+  keep_reaching(0, with_ties, least);
+  keep_reaching(with_ties, count, least + 1);
+  candidates->count = k;
   return least;
 }
 
@@ -173,29 +212,50 @@ void add_tile(const float* scores, std::uint64_t first, std::uint64_t count, flo
   }
   std::fill_n(candidates->index + end, hn::Lanes(di), 0);
   const auto offset = hn::Set(di, static_cast<std::int32_t>(static_cast<std::uint32_t>(first)));
+  auto least = hn::Set(di, candidates->least);
+  auto most = hn::Set(di, candidates->most);
   for (std::uint64_t i = candidates->count; i < end; i += hn::Lanes(di)) {
     const auto place = hn::LoadU(di, candidates->index + i);
-    hn::StoreU(keys_of(df, hn::GatherIndex(df, scores, place)), di, candidates->keys + i);
+    const auto key = keys_of(df, hn::GatherIndex(df, scores, place));
+    least = hn::Min(least, key);
+    most = hn::Max(most, key);
+    hn::StoreU(key, di, candidates->keys + i);
     hn::StoreU(hn::Add(place, offset), di, candidates->index + i);
   }
+  candidates->least = hn::GetLane(hn::MinOfLanes(di, least));
+  candidates->most = hn::GetLane(hn::MaxOfLanes(di, most));
   candidates->count = end;
 }
 
-// A score that a few times more than k of the scores reach, if the sample does not deceive.
+// A score that about twice k of the scores reach, if the sample does not deceive. The sample takes
+// the room of the candidates for a while.
 float guess_threshold(const float* scores, std::uint64_t count, std::uint64_t k,
-                      std::int32_t* sample) {
+                      Candidates* sample) {
   const hn::CappedTag<float, kRun> df;
   const hn::RebindToSigned<decltype(df)> di;
+  auto least = hn::Set(di, kInfinityKey);
+  auto most = hn::Set(di, kNoKey);
   for (std::uint64_t run = 0; run < kSample / kRun; ++run) {
     const float* from = scores + (count - kRun) * run / (kSample / kRun - 1);
-    for (std::size_t i = 0; i < kRun; i += hn::Lanes(df))
-      hn::StoreU(keys_of(df, hn::LoadU(df, from + i)), di, sample + run * kRun + i);
+    for (std::size_t i = 0; i < kRun; i += hn::Lanes(df)) {
+      const auto key = keys_of(df, hn::LoadU(df, from + i));
+      least = hn::Min(least, key);
+      most = hn::Max(most, key);
+      hn::StoreU(key, di, sample->keys + run * kRun + i);
+    }
   }
+  sample->least = hn::GetLane(hn::MinOfLanes(di, least));
+  sample->most = hn::GetLane(hn::MaxOfLanes(di, most));
+  sample->count = kSample;
   // Five times the deviation of independent draws: good scores lie in clusters.
   const double expected =
       static_cast<double>(k) * static_cast<double>(kSample) / static_cast<double>(count);
   const auto rank = static_cast<std::uint64_t>(expected + 5.0 * std::sqrt(expected) + 6.0);
-  return score_of(key_of_rank(sample, kSample, std::min(rank, kSample), rank + rank / 8));
+  const std::int32_t key = key_of_rank(sample, std::min(rank, kSample), rank + rank / 8);
+  sample->least = kInfinityKey;
+  sample->most = kNoKey;
+  sample->count = 0;
+  return score_of(key);
 }
 
 // One pass that collects what reaches the threshold; when there is much of it, the k best stay and
@@ -203,7 +263,7 @@ float guess_threshold(const float* scores, std::uint64_t count, std::uint64_t k,
 bool select(const float* scores, std::uint64_t count, std::uint64_t k, std::uint32_t* out) {
   Candidates candidates;
   float threshold = -std::numeric_limits<float>::infinity();
-  if (count > kAllMax) threshold = guess_threshold(scores, count, k, candidates.keys);
+  if (count > kAllMax) threshold = guess_threshold(scores, count, k, &candidates);
   for (std::uint64_t first = 0; first < count; first += kTile) {
     add_tile(scores + first, first, std::min(count - first, kTile), threshold, &candidates);
     if (candidates.count <= kFull) continue;

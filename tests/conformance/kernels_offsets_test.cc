@@ -154,6 +154,74 @@ TEST_P(FarOffsets, Scores) {
   for (std::uint64_t u = 0; u < units; ++u) EXPECT_NEAR(out[stride + u], wanted[units + u], 1e-5f);
 }
 
+// Pieces of codes, tables and scores that lie far apart.
+TEST_P(FarOffsets, KeyCodes) {
+  const std::uint64_t pieces[2] = {9 * kGiB + 1, kGiB + 3}, starts[3] = {0, 33, 70}, count = 2;
+  const std::uint64_t stride = 5 * kGiB / 4;  // floats
+  for (const std::uint64_t piece : pieces)
+    for (std::uint64_t i = 0; i < code_bytes(37, 4); ++i)
+      base_[piece + i] = static_cast<std::byte>(random.next());
+  auto* tables = reinterpret_cast<float*>(base_ + 65536);
+  for (std::size_t i = 0; i < 64; ++i) {
+    tables[i] = random_float(&random);
+    tables[stride + i] = random_float(&random);
+  }
+  auto* out = reinterpret_cast<float*>(base_ + 131072);
+  std::vector<float> wanted(2 * 70);
+  const CodePieces codes{base_, pieces, starts, &count, 4};
+  ScoreCodesArgs args{codes, tables, stride, 2, out, stride, nullptr};
+  ScoreCodesArgs reference{codes, tables, stride, 2, wanted.data(), 70, nullptr};
+  ASSERT_TRUE(run(&KernelTable::score_codes, "score_codes", args, reference));
+  EXPECT_EQ(std::memcmp(out + stride, &wanted[70], 70 * 4), 0);
+  EXPECT_NE(wanted[70], wanted[71]);
+  const std::uint32_t tokens[3] = {69, 0, 33};
+  const std::uint64_t chosen = 3;
+  RescoreCodesArgs rescore{codes, tokens, &chosen, tables, stride, 2, out, stride};
+  RescoreCodesArgs rescore_reference = rescore;
+  rescore_reference.out = wanted.data();
+  rescore_reference.out_stride = 3;
+  ASSERT_TRUE(run(&KernelTable::rescore_codes, "rescore_codes", rescore, rescore_reference));
+  EXPECT_EQ(std::memcmp(out + stride, &wanted[3], 3 * 4), 0);
+}
+
+TEST_P(FarOffsets, EncodeAndNearest) {
+  const RowPages rows = far_rows();
+  const std::uint64_t four = 4, two = 2;
+  std::vector<float> entries(16 * 64);
+  for (float& entry : entries) entry = random_float(&random);
+  std::vector<std::uint16_t> dims(64), first = {0, 30, 64};
+  for (std::size_t d = 0; d < 64; ++d) dims[d] = static_cast<std::uint16_t>(d);
+  const CodeBook book{reinterpret_cast<const std::byte*>(entries.data()),
+                      Dtype::kF32,
+                      dims.data(),
+                      first.data(),
+                      2,
+                      64};
+  std::vector<std::uint8_t> tested(32), wanted(32);
+  EncodeCodesArgs encode{book, rows, &four, nullptr, tested.data()};
+  EncodeCodesArgs encode_reference = encode;
+  encode_reference.out = wanted.data();
+  ASSERT_TRUE(run(&KernelTable::encode_codes, "encode_codes", encode, encode_reference));
+  EXPECT_EQ(tested, wanted);
+  EXPECT_NE(wanted, std::vector<std::uint8_t>(32, 0));
+  // The keys of a page as rows, and as centroids: each is nearest to itself.
+  const auto* keys = reinterpret_cast<const float*>(base_ + pages_[0]);
+  const std::uint64_t stride = rows.k_stride / 4;
+  std::uint32_t index[2] = {9, 9}, index_wanted[2];
+  float value[2], value_wanted[2], bias[2];
+  for (std::size_t j = 0; j < 2; ++j) {
+    bias[j] = 0.0f;
+    for (std::size_t d = 0; d < 64; ++d) bias[j] -= keys[j * stride + d] * keys[j * stride + d] / 2;
+  }
+  NearestArgs nearest{keys, stride, &two, keys, stride, &two, bias, 64, index, value};
+  NearestArgs nearest_reference = nearest;
+  nearest_reference.out_index = index_wanted;
+  nearest_reference.out_value = value_wanted;
+  ASSERT_TRUE(run(&KernelTable::nearest, "nearest", nearest, nearest_reference));
+  EXPECT_EQ(index[0], 0u);
+  EXPECT_EQ(index[1], 1u);
+}
+
 INSTANTIATE_TEST_SUITE_P(Kernels, FarOffsets, ::testing::ValuesIn(all_backends()), backend_name);
 
 }  // namespace

@@ -1,6 +1,7 @@
-// Scoring and attention against the read bandwidth of this machine's memory, measured in the same
-// run.
+// Scoring, selection and attention against the read bandwidth of this machine's memory, measured in
+// the same run.
 #include <cstring>
+#include <string>
 
 #include "base/random.h"
 #include "kernels/registry.h"
@@ -51,11 +52,84 @@ Result<Figure> against_reading(const Context& context, const char* metric,
   return figure;
 }
 
+// Selection of one layer of an 8B geometry: 4-bit codes of 128k tokens, 8 KV heads of 128 dims. All
+// the words are such layers, so that codes come from memory and not from a cache.
+constexpr std::uint32_t kSubspaces = 32, kCodeHeads = 8;
+constexpr std::uint64_t kCodeTokens = 128 << 10, kChosen = 1024;
+
+struct SelectionTimes {
+  double score_s = 0;
+  double top_k_s = 0;
+};
+
+// Scores all heads with `queries` queries each, and chooses by the first query's scores.
+Result<SelectionTimes> select_by_codes(const KernelTable& table,
+                                       const std::vector<std::uint64_t>& words,
+                                       std::uint32_t queries) {
+  const std::uint64_t head_bytes = code_bytes(kCodeTokens, kSubspaces);
+  std::vector<float> tables(queries * kSubspaces * kCodeEntries), out(queries * kCodeTokens);
+  Random random(7);
+  for (float& entry : tables) entry = static_cast<float>(random.unit() - 0.5);
+  std::vector<std::uint32_t> chosen(kChosen);
+  const std::uint64_t starts[2] = {0, kCodeTokens}, one = 1;
+  std::uint64_t piece = 0, found = 0;
+  ScoreCodesArgs score;
+  score.codes = {reinterpret_cast<const std::byte*>(words.data()), &piece, starts, &one,
+                 kSubspaces};
+  score.tables = tables.data();
+  score.table_stride = kSubspaces * kCodeEntries;
+  score.queries = queries;
+  score.out = out.data();
+  score.out_stride = kCodeTokens;
+  const TopKArgs top_k{out.data(), &kCodeTokens, kChosen, false, chosen.data(), &found};
+  KVT_TRY_VOID(table.score_codes(score, nullptr));  // touches the output for the first time
+  SelectionTimes times;
+  for (; piece + head_bytes <= words.size() * 8; piece += head_bytes) {
+    const double start = thread_seconds_now();
+    KVT_TRY_VOID(table.score_codes(score, nullptr));
+    const double scored = thread_seconds_now();
+    KVT_TRY_VOID(table.top_k(top_k, nullptr));
+    times.top_k_s += thread_seconds_now() - scored;
+    times.score_s += scored - start;
+  }
+  return times;
+}
+
+Result<void> bench_codes(const Context& context, const KernelTable& table,
+                         const std::vector<std::uint64_t>& words, std::vector<Figure>* figures) {
+  const double layers = static_cast<double>(words.size() * 8) /
+                        static_cast<double>(kCodeHeads * code_bytes(kCodeTokens, kSubspaces));
+  for (const std::uint32_t queries : {1u, 3u, 4u, 8u}) {
+    std::vector<double> score_ms, top_k_ms;
+    const auto ours = [&, queries]() -> Result<double> {
+      KVT_TRY(const SelectionTimes times, select_by_codes(table, words, queries));
+      score_ms.push_back(times.score_s / layers * 1e3);
+      top_k_ms.push_back(times.top_k_s / layers * 1e3);
+      return static_cast<double>(words.size() * 8) * queries / times.score_s;
+    };
+    const std::string who = std::to_string(queries) + (queries == 1 ? " query" : " queries");
+    const std::string metric = "score, key codes, 128k tokens, " + who + " per KV head";
+    KVT_TRY(Figure figure, against_reading(context, metric.c_str(), words, ours));
+    figure.goal = 0.7;
+    figure.note = std::string(table.name) +
+                  ", 8 KV heads of 128 dims, 4 bits per 4 dims; bytes of codes x queries";
+    figures->push_back(figure);
+    figure = compare("top-k 1,024 of 128k tokens, 8 KV heads", top_k_ms, score_ms);
+    figure.unit = "ms";
+    figure.ceiling_name = "ms scoring, " + who;
+    figure.goal = 0.15;
+    figure.note = "once per KV head, in the same passes";
+    figures->push_back(figure);
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<void> bench_score(const Context& context, std::vector<Figure>* figures) {
   const auto words = random_words(context.smoke() ? 16u << 20 : 512u << 20);
   KVT_TRY(const KernelTable* table, select_kernels("auto"));
+  KVT_TRY_VOID(bench_codes(context, *table, words, figures));
   std::vector<float> q(kDim * 3);
   Random random(5);
   for (float& value : q) value = static_cast<float>(random.unit() - 0.5);

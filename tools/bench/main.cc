@@ -26,7 +26,7 @@ const std::vector<Bench>& benches() {
       {"resume", "64k tokens: attach and one decode step at budget 1,024, cold", bench_resume},
       {"match", "longest prefix of 64k tokens", bench_match},
       {"open", "a store of 5,000 segments and 160,000 blocks", bench_open},
-      {"score", "scoring of abstracts", bench_score},
+      {"score", "scoring of abstracts and key codes, and choosing", bench_score},
       {"attend", "attention over rows", bench_attend},
       {"decode", "attention of one step over 7k tokens, all layers, against SDPA", bench_decode},
       {"idle", "processor time of an idle daemon", bench_idle},
