@@ -115,6 +115,32 @@ Result<void> EncodeCodesArgs::validate() const noexcept {
   return book.validate();
 }
 
+Result<void> EncodeBaseArgs::validate() const noexcept {
+  if (rows.dtype == Dtype::kOpaque) return bad_dtype();
+  if (token_count == nullptr) return no_count();
+  if (rows.page_tokens == 0) return error(Code::kInvalid, "a page has 1 token or more");
+  return format.validate();
+}
+
+Result<void> DecodeBaseArgs::validate() const noexcept {
+  if (dtype == Dtype::kOpaque) return bad_dtype();
+  if (rows.range == nullptr) return no_count();
+  KVT_TRY_VOID(pages.format.validate());
+  const std::uint64_t element = dtype_bytes(dtype);
+  if ((out_k != nullptr && k_stride < pages.format.dim * element) ||
+      (out_v != nullptr && v_stride < pages.format.v_dim * element))
+    return error(Code::kInvalid, "decoded rows would overlap");
+  return {};
+}
+
+Result<void> AttendBaseArgs::validate() const noexcept {
+  if (rows.range == nullptr) return no_count();
+  KVT_TRY_VOID(pages.format.validate());
+  if (queries > 1 && (out_stride < pages.format.v_dim || lse_stride == 0))
+    return error(Code::kInvalid, "outputs of queries would overlap");
+  return {};
+}
+
 Result<void> NearestArgs::validate() const noexcept {
   if (!dim_ok(dim)) return bad_dim();
   if (row_count == nullptr || centroid_count == nullptr) return no_count();

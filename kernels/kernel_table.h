@@ -9,14 +9,15 @@
 // Elements must be aligned to their own size, nothing to more.
 //
 // All back ends give the same bits for build_abstract (but a ball's radius), score_codes,
-// rescore_codes, encode_codes, top_k, gather_rows, all_finite and convert; the others agree within
-// rounding (tests/conformance has the tolerances). Any thread.
+// rescore_codes, encode_codes, encode_base, decode_base, top_k, gather_rows, all_finite and
+// convert; the others agree within rounding (tests/conformance has the tolerances). Any thread.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "base/result.h"
+#include "kernels/base_args.h"
 #include "kernels/code_args.h"
 #include "kernels/layout.h"
 #include "kernels/row_pages.h"
@@ -211,6 +212,9 @@ struct KernelTable {
   Result<void> (*rescore_codes)(const RescoreCodesArgs& args, KernelStream stream);
   Result<void> (*encode_codes)(const EncodeCodesArgs& args, KernelStream stream);
   Result<void> (*nearest)(const NearestArgs& args, KernelStream stream);
+  Result<void> (*encode_base)(const EncodeBaseArgs& args, KernelStream stream);
+  Result<void> (*decode_base)(const DecodeBaseArgs& args, KernelStream stream);
+  Result<void> (*attend_base)(const AttendBaseArgs& args, KernelStream stream);
 };
 
 }  // namespace kvtier

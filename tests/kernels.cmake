@@ -1,5 +1,6 @@
 kvt_test(kernels_scalar_test SOURCES unit/kernels_scalar_test.cc LIBS kvt_kernels)
 kvt_test(kernels_codes_test SOURCES unit/kernels_codes_test.cc LIBS kvt_kernels)
+kvt_test(kernels_base_test SOURCES unit/kernels_base_test.cc LIBS kvt_kernels)
 kvt_test(kernels_registry_test SOURCES unit/kernels_registry_test.cc LIBS kvt_kernels)
 kvt_test(kernels_conformance_test SOURCES conformance/kernels_test.cc conformance/kernels_codes_test.cc
          conformance/kernels_offsets_test.cc conformance/kernels_selection_test.cc LIBS kvt_kernels

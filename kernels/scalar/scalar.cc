@@ -30,6 +30,9 @@ const KernelTable scalar_kernels = {
     scalar::rescore_codes,
     scalar::encode_codes,
     scalar::nearest,
+    scalar::encode_base,
+    scalar::decode_base,
+    scalar::attend_base,
 };
 
 }  // namespace kvtier

@@ -25,6 +25,9 @@ Result<void> score_codes(const ScoreCodesArgs& args, KernelStream stream);
 Result<void> rescore_codes(const RescoreCodesArgs& args, KernelStream stream);
 Result<void> encode_codes(const EncodeCodesArgs& args, KernelStream stream);
 Result<void> nearest(const NearestArgs& args, KernelStream stream);
+Result<void> encode_base(const EncodeBaseArgs& args, KernelStream stream);
+Result<void> decode_base(const DecodeBaseArgs& args, KernelStream stream);
+Result<void> attend_base(const AttendBaseArgs& args, KernelStream stream);
 
 // Begins an operation: leaves the trace.
 void begin(const char* op) noexcept;

@@ -30,6 +30,9 @@ Result<void> score_codes(const ScoreCodesArgs& args, KernelStream stream);
 Result<void> rescore_codes(const RescoreCodesArgs& args, KernelStream stream);
 Result<void> encode_codes(const EncodeCodesArgs& args, KernelStream stream);
 Result<void> nearest(const NearestArgs& args, KernelStream stream);
+Result<void> encode_base(const EncodeBaseArgs& args, KernelStream stream);
+Result<void> decode_base(const DecodeBaseArgs& args, KernelStream stream);
+Result<void> attend_base(const AttendBaseArgs& args, KernelStream stream);
 
 // Names of the instruction sets that this build has code for and this machine can run, best first.
 // Static.

@@ -166,6 +166,38 @@ TEST_P(Refusals, KeyCodes) {
   EXPECT_EQ(kernels.nearest(nearest, nullptr).error().code, Code::kInvalid);
 }
 
+TEST_P(Refusals, BaseRenditions) {
+  const KernelTable& kernels = *GetParam();
+  const std::uint64_t zero[2] = {0, 0};
+  const BaseFormat format{64, 64, 4, 4};
+  EncodeBaseArgs encode{{}, zero, format, nullptr};
+  EXPECT_TRUE(kernels.encode_base(encode, nullptr));
+  encode.format.k_bits = 7;
+  EXPECT_EQ(kernels.encode_base(encode, nullptr).error().code, Code::kUnsupported);
+  encode.token_count = nullptr;
+  EXPECT_EQ(kernels.encode_base(encode, nullptr).error().code, Code::kInvalid);
+
+  DecodeBaseArgs decode{
+      {nullptr, nullptr, format}, {nullptr, zero}, Dtype::kF16, nullptr, nullptr, 0, 0};
+  EXPECT_TRUE(kernels.decode_base(decode, nullptr));
+  std::byte somewhere{};
+  decode.out_v = &somewhere;
+  decode.v_stride = 127;
+  EXPECT_EQ(kernels.decode_base(decode, nullptr).error().code, Code::kInvalid);
+  decode.dtype = Dtype::kOpaque;
+  EXPECT_EQ(kernels.decode_base(decode, nullptr).error().code, Code::kUnsupported);
+
+  AttendBaseArgs attend;
+  attend.pages.format = format;
+  attend.rows.range = zero;
+  EXPECT_TRUE(kernels.attend_base(attend, nullptr));
+  attend.queries = 2;
+  attend.out_stride = 63;
+  EXPECT_EQ(kernels.attend_base(attend, nullptr).error().code, Code::kInvalid);
+  attend.rows.range = nullptr;
+  EXPECT_EQ(kernels.attend_base(attend, nullptr).error().code, Code::kInvalid);
+}
+
 INSTANTIATE_TEST_SUITE_P(Kernels, Refusals,
                          ::testing::ValuesIn(all_kernels().begin(), all_kernels().end()),
                          [](const auto& info) { return std::string(info.param->name); });
