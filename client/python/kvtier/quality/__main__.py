@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from . import report
 
@@ -27,11 +27,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--context", type=int, help="stored tokens (default: 6144, or what the text has)")
     add("--eval", type=int, default=512, help="evaluated tokens behind them (%(default)s)")
     add("--matrix", choices=("quick", "full"), help="three texts, budgets 256 and 1024, presets")
+    add("--needles", action="store_true", help="hidden facts instead of running text")
+    add("--tasks", action="store_true", help="context-intensive tasks instead of running text")
     add("--sinks", type=int, default=16, help="first tokens, always kept (%(default)s)")
     add("--window", type=int, default=64, help="last stored tokens, always kept (%(default)s)")
     add("--capacity", type=int, default=0, help="rows of the slot cache (default: the preset's)")
     add("--calibrate", action="append", default=[], metavar="FILE", help="other calibration texts")
     add("--json", metavar="FILE", help="a line per result; -: to standard output, and no table")
+    add("--plots", metavar="DIR", help="two pictures: KL against device bytes and bytes fetched")
     add("--threads", type=int, default=0, help="of PyTorch; 0: its own choice")
     add("--list", action="store_true", help="list the presets and end")
     return parser.parse_args(arguments)
@@ -46,6 +49,8 @@ def problem(arguments: argparse.Namespace) -> str | None:
         return f"--context {arguments.context}: at least 1"
     if not all(part.isdigit() and int(part) > 0 for part in arguments.budget.split(",")):
         return f"--budget {arguments.budget}: numbers of rows above 0, separated by commas"
+    if arguments.plots and (arguments.needles or arguments.tasks):
+        return "--plots shows KL: leave out --needles and --tasks"
     if arguments.json not in (None, "-") and not Path(arguments.json).resolve().parent.is_dir():
         return f"no such directory: {Path(arguments.json).resolve().parent}"
     return None
@@ -73,6 +78,7 @@ def plan_of(arguments: argparse.Namespace):
         context=arguments.context,
         eval=arguments.eval,
         engines=["daemon", "reference"] if arguments.engine == "both" else [arguments.engine],
+        probes=["needles"] * arguments.needles + ["tasks"] * arguments.tasks,
         skip=arguments.matrix is not None,
         settings=evaluate.Settings(
             sinks=arguments.sinks, window=arguments.window, capacity=arguments.capacity
@@ -80,17 +86,21 @@ def plan_of(arguments: argparse.Namespace):
     )
 
 
-def show(rows, table: bool, file: TextIO | None) -> None:
+def show(rows, table: bool, file: TextIO | None, probes: bool) -> list[dict[str, Any]]:
+    shown = []
+    write = report.probe_line if probes else report.line
     if table:
-        print(report.head())
+        print(report.head(probes))
     for row in rows:
+        shown.append(row)
         if table:
-            print(report.line(row), flush=True)
+            print(write(row), flush=True)
         if file is not None:
             file.write(report.as_json(row) + "\n")
             file.flush()
     if table:
-        print(report.EXPLAINED)
+        print(report.PROBES_EXPLAINED if probes else report.EXPLAINED)
+    return shown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,12 +121,17 @@ def main(arguments: list[str] | None = None) -> int:
         plan = plan_of(options)
         with Step("loading the model", expected_s=20):
             judge = model.load(options.model, options.threads)
-        rows = run.run(plan, judge)
+        rows, probes = run.run(plan, judge), bool(plan.probes)
         if options.json in (None, "-"):
-            show(rows, options.json is None, sys.stdout if options.json else None)
+            rows = show(rows, options.json is None, sys.stdout if options.json else None, probes)
         else:
             with open(options.json, "w", encoding="utf-8") as file:
-                show(rows, True, file)
+                rows = show(rows, True, file, probes)
+        if options.plots:
+            from . import plots
+
+            for picture in plots.draw(rows, Path(options.plots)):
+                print(f"picture: {picture}", file=sys.stderr)
     except (FileNotFoundError, KeyError, run.TooShort, daemon.NotThere) as error:
         print(error.args[0] if error.args else error, file=sys.stderr)
         return 2

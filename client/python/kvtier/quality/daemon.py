@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -157,6 +158,37 @@ class Daemon:
             base.close()
 
 
+def steps_of(
+    cache: Any, judge: Judge, ids: list[int], progress: Progress
+) -> Iterator[tuple[int, torch.Tensor, float]]:
+    """One token through the model at a time: (step, logits [1, V] after it, seconds)."""
+    for i, token in enumerate(ids):
+        start = time.monotonic()
+        with torch.inference_mode():
+            logits = judge.model(
+                input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True
+            ).logits[0]
+        yield i, logits, time.monotonic() - start
+        progress(i + 1, len(ids))
+
+
+def logits_of(
+    daemon: Daemon,
+    judge: Judge,
+    prefix: Prefix,
+    ids: list[int],
+    name: str,
+    settings: Settings,
+    progress: Progress,
+) -> torch.Tensor:
+    """[len(ids), V] after each of ids, which follow the prefix."""
+    cache = daemon.cache(judge, prefix, name, settings)
+    try:
+        return torch.cat([logits for _, logits, _ in steps_of(cache, judge, ids, progress)])
+    finally:
+        cache.close()
+
+
 def with_daemon(
     daemon: Daemon,
     judge: Judge,
@@ -170,27 +202,18 @@ def with_daemon(
     """As evaluate.with_reference, one step at a time."""
     cache = daemon.cache(judge, prefix, name, settings)
     steps = len(ids) - 1
-    first, seconds = {}, 0.0
-    parts = []
+    first, total, parts = {}, 0.0, []
     try:
-        with torch.inference_mode():
-            for i in range(steps):
-                start = time.monotonic()
-                token = torch.tensor([[ids[i]]])
-                logits = judge.model(
-                    input_ids=token, past_key_values=cache, use_cache=True
-                ).logits[0]
-                seconds += time.monotonic() - start
-                parts.append(
-                    metrics.compare(full[i : i + 1], logits, torch.tensor(ids[i + 1 : i + 2]))
-                )
-                if i == 0:
-                    first = dict(cache.view.stats())
-                progress(i + 1, steps)
+        for i, logits, seconds in steps_of(cache, judge, ids[:-1], progress):
+            target = torch.tensor(ids[i + 1 : i + 2])
+            parts.append(metrics.compare(full[i : i + 1], logits, target))
+            total += seconds
+            if i == 0:
+                first = dict(cache.view.stats())
         figures = cost_of(judge, prefix, name, settings, first, dict(cache.view.stats()), steps)
     finally:
         cache.close()
-    figures["ms_per_step"] = 1000 * seconds / steps
+    figures["ms_per_step"] = 1000 * total / steps
     return metrics.concatenate(parts), figures
 
 

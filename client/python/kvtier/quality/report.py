@@ -21,8 +21,39 @@ COLUMNS = (
 )
 
 
-def head() -> str:
-    return "  ".join(f"{name:<{width}}" for name, width in COLUMNS)
+PROBE_COLUMNS = (
+    ("text", 14),
+    ("engine", 9),
+    ("preset", 16),
+    ("budget", 6),
+    ("probe", 14),
+    ("of full's hits", 14),
+    ("full", 10),
+    ("NLL", 6),
+    ("full's", 6),
+)
+
+
+def head(probe: bool = False) -> str:
+    columns = PROBE_COLUMNS if probe else COLUMNS
+    return "  ".join(f"{name:<{width}}" for name, width in columns).rstrip()
+
+
+def probe_line(row: dict[str, Any]) -> str:
+    cells = (
+        row["text"],
+        row["engine"],
+        row["preset"],
+        "" if row["budget"] is None else str(row["budget"]),
+        row["probe"],
+        f"{row['hits_of_full']} of {row['hits_full']}",
+        f"{row['hits_full']} of {row['items']}",
+        f"{row['nll']:.3f}",
+        f"{row['nll_full']:.3f}",
+    )
+    return "  ".join(
+        f"{cell[:width]:<{width}}" for cell, (_, width) in zip(cells, PROBE_COLUMNS)
+    ).rstrip()
 
 
 def line(row: dict[str, Any]) -> str:
@@ -52,6 +83,11 @@ full attention; top-1: tokens whose likeliest successor is the same. device: abs
 tables, resident: slot cache, window and sinks, both over the KV of the context at 16 bit. rows in:
 rows entering the slot cache per step and KV head after the first step; waited: layer-steps that
 had to wait for a row."""
+
+
+PROBES_EXPLAINED = """
+of full's hits: answers that full attention gives and the preset gives too; full: answers that full
+attention gives, of all; NLL: of the true answer's tokens, beside that of full attention."""
 
 
 def as_json(row: dict[str, Any]) -> str:

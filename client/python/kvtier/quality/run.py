@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..story.progress import Step
-from . import books, daemon, evaluate, metrics, prefix, texts
+from . import books, daemon, evaluate, metrics, needles, prefix, probes, tasks, texts
 from .model import Judge
 from .reference import PRESETS, find
 
@@ -28,6 +28,7 @@ class Plan:
     context: int | None = None  # None: CONTEXT, or what the text has
     eval: int = 512
     engines: list[str] = field(default_factory=lambda: ["daemon"])
+    probes: list[str] = field(default_factory=list)  # "needles", "tasks": asked instead of text
     skip: bool = False  # a preset that the daemon does not have: say so and go on
     settings: evaluate.Settings = field(default_factory=evaluate.Settings)
 
@@ -52,7 +53,9 @@ def cut(plan: Plan, judge: Judge, text: texts.Text) -> tuple[list[int], list[int
 
 
 def calibrate(plan: Plan, judge: Judge, positions: int) -> dict[str, Any]:
-    """The codebooks that the presets of the plan need, trained on other texts."""
+    """The codebooks that the presets of the plan need, trained on other texts, for at least so many
+    positions."""
+    positions = (positions + 1023) // 1024 * 1024
     kinds = {find(p).books for p in plan.presets if "reference" in plan.engines} - {None}
     if not kinds:
         return {}
@@ -68,18 +71,21 @@ def calibrate(plan: Plan, judge: Judge, positions: int) -> dict[str, Any]:
 
 
 def run(plan: Plan, judge: Judge) -> Iterator[dict[str, Any]]:
-    """One row per text, engine, preset and budget; then means over the texts."""
-    parts = [(text, *cut(plan, judge, text)) for text in plan.texts]
-    positions = max(len(context) + len(rest) for _, context, rest in parts)
-    made = calibrate(plan, judge, (positions + 1023) // 1024 * 1024)
+    """One row per text, engine, preset and budget, and means over the texts; or, of probes, one
+    row per probe as well."""
     rows = []
     with ExitStack() as stack:
         own = stack.enter_context(daemon.Daemon()) if "daemon" in plan.engines else None
+        if plan.probes:
+            yield from _probes(plan, judge, own)
+            return
+        parts = [(text, *cut(plan, judge, text)) for text in plan.texts]
+        made = calibrate(plan, judge, max(len(c) + len(rest) for _, c, rest in parts))
         for text, context, rest in parts:
             for row in _text(plan, judge, text, context, rest, made, own):
                 rows.append(row)
                 yield row
-    if len(parts) > 1:
+    if len(plan.texts) > 1:
         yield from means(rows)
 
 
@@ -113,9 +119,7 @@ def _text(
                     figures |= metrics.summary(tokens)
                     step.note = f"KL {figures['kl']:.4f}"
             except daemon.NotThere as error:
-                if not plan.skip:
-                    raise
-                print(f"left out: {error}", file=sys.stderr)
+                _left_out(plan, error)
                 continue
             yield {
                 "text": text.name,
@@ -125,6 +129,78 @@ def _text(
                 "context": len(context),
                 "eval": len(rest) - 1,
             } | figures
+
+
+def _probes(plan: Plan, judge: Judge, own: daemon.Daemon | None) -> Iterator[dict[str, Any]]:
+    context = CONTEXT if plan.context is None else plan.context
+    made = calibrate(plan, judge, min(judge.longest, context + 1024))
+    for text in plan.texts:
+        asked: list[probes.Probe] = []
+        for kind in plan.probes:
+            builder = needles if kind == "needles" else tasks
+            asked += builder.build(judge.tokenizer, text.content, context)
+        for probe in asked:
+            with Step(f"{text.name}, {probe.name}: reading") as step:
+                stored = prefix.read(judge, probe.context, step)
+
+            def full(ids: list[int]) -> torch.Tensor:
+                return evaluate.forward(judge, stored, ids, None, lambda done, total: None)
+
+            with Step(f"{text.name}, {probe.name}: full attention") as step:
+                best = _ask(probe, full, step)
+            for engine, name, budget, way in _ways(plan, judge, stored, made, own):
+                label = f"{text.name}, {probe.name}: {name}" + (f" {budget}" if budget else "")
+                try:
+                    with Step(f"{label}, {engine}") as step:
+                        figures = probes.summary(_ask(probe, way, step), best)
+                        step.note = f"{figures['hits_of_full']} of {figures['hits_full']}"
+                except daemon.NotThere as error:
+                    _left_out(plan, error)
+                    continue
+                yield {
+                    "text": text.name,
+                    "engine": engine,
+                    "preset": name,
+                    "budget": budget,
+                    "context": stored.length,
+                    "probe": probe.name,
+                } | figures
+
+
+def _ask(probe: probes.Probe, way: Any, step: Any) -> probes.Answers:
+    answers = probes.Answers()
+    for i, question in enumerate(probe.questions):
+        answers.add(question, way(question.ids[:-1]))
+        step(i + 1, len(probe.questions))
+    return answers
+
+
+def _ways(
+    plan: Plan, judge: Judge, stored: prefix.Prefix, made: Any, own: daemon.Daemon | None
+) -> Iterator[tuple[str, str, int | None, Any]]:
+    """(engine, preset, budget, function of ids that gives the logits after each)."""
+
+    def quiet(done: int, total: int) -> None:
+        pass
+
+    for name, budget in cases(plan):
+        settings = evaluate.of_budget(plan.settings, budget or 0)
+        for engine in plan.engines:
+
+            def way(ids: list[int]) -> torch.Tensor:
+                if engine == "daemon":
+                    return daemon.logits_of(own, judge, stored, ids, name, settings, quiet)
+                one = evaluate.reference_of(judge, stored, ids, name, settings, made)
+                one.track = False
+                return evaluate.forward(judge, stored, ids, one, quiet)
+
+            yield engine, name, budget, way
+
+
+def _left_out(plan: Plan, error: Exception) -> None:
+    if not plan.skip:
+        raise error
+    print(f"left out: {error}", file=sys.stderr)
 
 
 def cases(plan: Plan) -> Iterator[tuple[str, int | None]]:
