@@ -22,6 +22,8 @@ inline constexpr std::uint32_t kChunkTokensMax = 64;  // one row mask covers a c
 inline constexpr std::uint32_t kChunkTokensDefault = 32;
 inline constexpr std::uint64_t kSequenceTokensMax = 16ull << 20;
 inline constexpr std::uint32_t kSequenceSegmentsMax = 16384;
+// Kinds of abstracts that a space may have at once.
+inline constexpr std::uint32_t kSpaceAbstractsMax = 16;
 inline constexpr std::uint32_t kPieceTokensMax =
     1024;  // adapters prefill in pieces of at most this
 

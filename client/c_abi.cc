@@ -11,6 +11,8 @@
 #include <new>
 #include <vector>
 
+#include "client/retrieval/preset.h"
+
 using kvtier::Code;
 using kvtier::error_with;
 using kvtier::Result;
@@ -26,8 +28,6 @@ Result<kvtier::SpaceOptions> space_options(const kvt_space_options& options) {
   if (options.layer_count > kvtier::kLayersMax)
     return error_with(Code::kTooLarge, "%u layers: at most %u", options.layer_count,
                       kvtier::kLayersMax);
-  if (options.abstract_kind > 2)
-    return error_with(Code::kInvalid, "abstract_kind is 0 (none), 1 (box) or 2 (mean)");
   kvtier::SpaceOptions out;
   out.fingerprint.model = text_or_empty(options.model);
   out.fingerprint.runtime = text_or_empty(options.runtime);
@@ -56,8 +56,17 @@ Result<kvtier::SpaceOptions> space_options(const kvt_space_options& options) {
     layer.v_row_bytes = from.v_row_bytes;
     geometry.layers.push_back(layer);
   }
-  out.abstract_kind = static_cast<kvtier::AbstractKind>(options.abstract_kind);
-  out.unit_tokens = options.unit_tokens;
+  KVT_TRY(const kvtier::Preset* preset, kvtier::find_preset(text_or_empty(options.preset)));
+  out.abstract = preset->abstract;
+  out.rope_pairing = options.rope_pairing;
+  out.rope_positions = options.rope_positions;
+  if (options.rope_frequency_count != 0 && options.rope_frequencies == nullptr)
+    return error_with(Code::kInvalid, "rope_frequencies is null");
+  if (options.rope_frequency_count > kvtier::kHeadDimMax)
+    return error_with(Code::kTooLarge, "%u RoPE frequencies: at most %u",
+                      options.rope_frequency_count, kvtier::kHeadDimMax);
+  out.rope_frequencies.assign(options.rope_frequencies,
+                              options.rope_frequencies + options.rope_frequency_count);
   out.private_only = options.private_only != 0;
   return out;
 }
@@ -106,8 +115,6 @@ void kvt_space_options_init(kvt_space_options* options) {
   options->chunk_tokens = kvtier::kChunkTokensDefault;
   options->heads_per_chunk = 1;
   options->positions_per_token = 1;
-  options->unit_tokens = 16;
-  options->abstract_kind = 1;
 }
 
 void kvt_sequence_options_init(kvt_sequence_options* options) {

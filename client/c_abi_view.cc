@@ -15,6 +15,7 @@ void kvt_view_options_init(kvt_view_options* options) {
   options->struct_size = sizeof *options;
   options->sinks = 16;
   options->window = 64;
+  options->wait_ms = 10000;
 }
 
 kvt_status kvt_view_open(kvt_sequence* sequence, const kvt_view_options* options, kvt_view** out) {
@@ -31,11 +32,21 @@ kvt_status kvt_view_open(kvt_sequence* sequence, const kvt_view_options* options
     wanted.window = taken.window;
     wanted.budget = taken.budget;
     wanted.capacity = taken.capacity;
+    wanted.wait_ms = taken.wait_ms;
     if (taken.preset != nullptr) wanted.preset = taken.preset;
     KVT_TRY(std::shared_ptr<kvtier::View> view, kvtier::View::open(sequence->object, wanted));
     *out = new kvt_view{std::move(view)};
     return {};
   });
+}
+
+void kvt_sequence_observe_queries(kvt_sequence* sequence, uint32_t layer, uint32_t queries,
+                                  const float* q) {
+  if (q == nullptr || queries == 0) return;
+  static_cast<void>(kvtier::with_sequence(sequence, [&](kvtier::Sequence& self) -> Result<void> {
+    self.observe_queries(layer, queries, q);
+    return {};
+  }));
 }
 
 void kvt_view_close(kvt_view* view) {
@@ -72,7 +83,11 @@ kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
                                 from.bytes_disk,
                                 from.wait_ns,
                                 from.client_bytes,
-                                from.abstract_bytes};
+                                from.abstract_bytes,
+                                from.units_scored,
+                                from.units_missing,
+                                from.rows_selected,
+                                from.mass_sum};
     std::memcpy(out, &all, std::min<std::size_t>(size, sizeof all));
     return {};
   });

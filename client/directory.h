@@ -24,6 +24,8 @@ class Directory {
   [[nodiscard]] Result<bool> refresh();
 
   [[nodiscard]] std::uint64_t tokens() const noexcept { return tokens_; }
+  // Another number whenever the copy is another one.
+  [[nodiscard]] std::uint64_t version() const noexcept { return version_; }
   // Where the newest copy begins to differ from the one before it: from this token on it has other
   // segments, or fewer tokens. UINT64_MAX: nowhere, at most tokens were added.
   [[nodiscard]] std::uint64_t differs_from() const noexcept { return differs_from_; }

@@ -90,6 +90,23 @@ class Sequence {
   [[nodiscard]] ChunkStream chunk_stream(FetchTally* tally) const {
     return ChunkStream(connection_, handle_, tally);
   }
+  // Abstracts of what is stored, as the daemon sees it now. `segments` without a place in `ready`
+  // or `failed` are being built or loaded. kStale where it was closed.
+  struct AbstractProgress {
+    std::uint32_t lane = 0;
+    std::uint64_t segments = 0, ready = 0, failed = 0;
+    // Of codes: in the abstracts memory from there on; UINT64_MAX: not there (yet).
+    std::uint64_t codebook_offset = UINT64_MAX;
+    bool codebook_missing = false;  // the space has none: calibrate()
+  };
+  [[nodiscard]] Result<AbstractProgress> want_abstracts(const AbstractSpec& spec);
+  [[nodiscard]] Result<AbstractProgress> abstract_progress(std::uint32_t lane);
+  void drop_abstracts(std::uint32_t lane) noexcept;
+  // Has the space's codebook trained, from what is stored and the queries that were observed. Takes
+  // seconds, once per space. kMiss where nothing is stored yet.
+  [[nodiscard]] Result<void> calibrate(const AbstractSpec& spec);
+  // Query vectors [queries][query_heads][dim] of the newest tokens: for calibrations.
+  void observe_queries(std::uint32_t layer, std::uint32_t queries, const float* q);
   // The layer is a full one of this space. kInvalid.
   [[nodiscard]] Result<void> check_layer(std::uint32_t layer) const;
   // Called with the number of tokens that are as before whenever stored ones were cut off or

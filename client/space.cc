@@ -3,17 +3,7 @@
 #include "client/last_error.h"
 
 namespace kvtier {
-namespace {
-
-Result<AbstractKind> parse_abstract_kind(const std::string& name) {
-  for (const AbstractKind kind : {AbstractKind::kNone, AbstractKind::kBox, AbstractKind::kMean}) {
-    if (name == abstract_kind_name(kind)) return kind;
-  }
-  return error_with(Code::kProtocol, "the daemon's space has abstracts of an unknown kind: %s",
-                    name.c_str());
-}
-
-}  // namespace
+namespace {}  // namespace
 
 Result<PrefixMatch> parse_match(const Json& body) {
   PrefixMatch match;
@@ -31,9 +21,9 @@ Result<PrefixMatch> parse_match(const Json& body) {
 
 Result<std::shared_ptr<Space>> Space::open(std::shared_ptr<Client> client, SpaceOptions options) {
   KVT_TRY_VOID(options.fingerprint.geometry.validate());
-  if (options.unit_tokens == 0 || options.unit_tokens > kSegmentTokensMax)
-    return error_with(Code::kInvalid, "unit_tokens is %u: give 1 to %u", options.unit_tokens,
-                      kSegmentTokensMax);
+  KVT_TRY_VOID(options.abstract.validate());
+  if (options.rope_pairing > 2 || options.rope_frequencies.size() > kHeadDimMax)
+    return error(Code::kInvalid, "rope_pairing is 0, 1 or 2, with a frequency per pair");
   std::shared_ptr<Space> space(new Space(std::move(client), std::move(options)));
   for (int attempt = 0;; ++attempt) {
     KVT_TRY(std::shared_ptr<Connection> connection, space->client_->connection(Patience::kFull));
@@ -55,22 +45,15 @@ Result<void> Space::announce(const std::shared_ptr<Connection>& connection,
                {"runtime", print.runtime},
                {"detail", print.detail},
                {"private", options_.private_only},
-               {"abstract_kind", abstract_kind_name(options_.abstract_kind)},
-               {"unit_tokens", options_.unit_tokens}};
+               {"abstract", options_.abstract.text()}};
   ByteWriter geometry;
   encode_geometry(print.geometry, &geometry);
   KVT_TRY(ControlMessage reply, connection->call(std::move(request), geometry.view(), 0, deadline));
   KVT_TRY(const std::uint64_t id, json_uint(reply.body, "space", 0));
-  KVT_TRY(const std::string kind, json_string(reply.body, "abstract_kind", ""));
-  KVT_TRY(options_.abstract_kind, parse_abstract_kind(kind));
-  KVT_TRY(const std::uint64_t unit_tokens,
-          json_uint(reply.body, "unit_tokens", options_.unit_tokens, kSegmentTokensMax));
-  if (id == 0 || unit_tokens == 0)
-    return error(Code::kProtocol, "the daemon's reply names no space");
+  if (id == 0) return error(Code::kProtocol, "the daemon's reply names no space");
   if (id_ != 0 && id != id_)
     return error(Code::kProtocol, "the daemon calls the same space by another number");
   id_ = id;
-  options_.unit_tokens = static_cast<std::uint16_t>(unit_tokens);
   announced_ = connection;
   return {};
 }

@@ -7,16 +7,24 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "client/client.h"
+#include "client/retrieval/query_sample.h"
+#include "kernels/abstract_spec.h"
 #include "kernels/layout.h"
 
 namespace kvtier {
 
 struct SpaceOptions {
   Fingerprint fingerprint;
-  AbstractKind abstract_kind = AbstractKind::kBox;
-  std::uint16_t unit_tokens = 16;
+  // Built as tokens are sealed, where the space is new. Views want others later.
+  AbstractSpec abstract;
+  // How the runtime rotates keys and queries: only for calibrations, so no part of the fingerprint.
+  // Pairing 0: not known; 1: dimensions i and i + n; 2: 2 i and 2 i + 1.
+  std::uint32_t rope_pairing = 0;
+  std::uint32_t rope_positions = 0;  // keys will be used at positions below this
+  std::vector<float> rope_frequencies;
   bool private_only = false;
 };
 
@@ -36,9 +44,8 @@ class Space {
   [[nodiscard]] Client& client() const noexcept { return *client_; }
   [[nodiscard]] const Geometry& geometry() const noexcept { return options_.fingerprint.geometry; }
   [[nodiscard]] const TailLayout& tail_layout() const noexcept { return tail_layout_; }
-  // As the space was made, which is not always what was asked for.
-  [[nodiscard]] AbstractKind abstract_kind() const noexcept { return options_.abstract_kind; }
-  [[nodiscard]] std::uint32_t unit_tokens() const noexcept { return options_.unit_tokens; }
+  [[nodiscard]] const SpaceOptions& options() const noexcept { return options_; }
+  [[nodiscard]] QuerySample& queries() noexcept { return queries_; }
   [[nodiscard]] bool private_only() const noexcept { return options_.private_only; }
   // The space's number, the same on every connection.
   [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
@@ -52,11 +59,13 @@ class Space {
   Space(std::shared_ptr<Client> client, SpaceOptions options)
       : client_(std::move(client)),
         options_(std::move(options)),
-        tail_layout_(options_.fingerprint.geometry) {}
+        tail_layout_(options_.fingerprint.geometry),
+        queries_(options_.fingerprint.geometry) {}
 
   const std::shared_ptr<Client> client_;
   SpaceOptions options_;  // constant after open
   const TailLayout tail_layout_;
+  QuerySample queries_;
   std::uint64_t id_ = 0;  // constant after open
   std::mutex mutex_;
   std::weak_ptr<Connection> announced_;  // guarded by mutex_

@@ -13,14 +13,7 @@ Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence,
                                          const ViewOptions& options) {
   KVT_TRY(const Preset* preset, find_preset(options.preset));
   KVT_TRY(const KernelTable* kernels, select_kernels("auto"));
-  const Space& space = sequence->space();
-  if (options.budget != 0 && preset->abstract != AbstractKind::kNone &&
-      preset->abstract != space.abstract_kind())
-    return error_with(Code::kInvalid,
-                      "preset %s needs %s abstracts, the space has %s: choose another preset",
-                      preset->name, abstract_kind_name(preset->abstract),
-                      abstract_kind_name(space.abstract_kind()));
-  if (options.budget != 0 && preset->budget == BudgetKind::kRows && options.budget < options.sinks)
+  if (options.budget != 0 && preset->budget != BudgetKind::kKept && options.budget < options.sinks)
     return error_with(Code::kInvalid,
                       "a budget of %llu rows is below the %u sinks: raise it, or use preset window",
                       static_cast<unsigned long long>(options.budget), options.sinks);
@@ -28,7 +21,13 @@ Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence,
     return error_with(Code::kTooLarge,
                       "budget and capacity are at most %llu rows: use 0 for everything",
                       static_cast<unsigned long long>(kSequenceTokensMax));
-  return std::shared_ptr<View>(new View(std::move(sequence), options, preset, kernels));
+  std::shared_ptr<View> view(new View(std::move(sequence), options, preset, kernels));
+  // Now, so that they are built while a prompt is still being written.
+  if (view->wants_abstracts()) {
+    KVT_TRY_VOID(view->sequence_->refresh(Patience::kFull));
+    KVT_TRY_VOID(view->want_abstracts());
+  }
+  return view;
 }
 
 View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, const Preset* preset,
@@ -41,11 +40,15 @@ View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, const
   observer_ = sequence_->add_observer([this](std::uint64_t length) {
     for (auto& [layer, caches] : caches_)
       for (SlotCache& cache : caches) cache.truncate(length);
-    segment_layouts_.clear();
+    for (auto& [layer, query] : layer_queries_) query.forget();
+    seen_version_ = UINT64_MAX;
   });
 }
 
-View::~View() { sequence_->remove_observer(observer_); }
+View::~View() {
+  sequence_->remove_observer(observer_);
+  drop_abstracts();
+}
 
 Result<AttendStep> View::check_step(std::uint32_t layer, std::uint32_t queries, const float* q,
                                     float scale, float* out, float* lse) {
@@ -96,6 +99,7 @@ Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const floa
   if (queries == 0 || queries > kPieceTokensMax)
     return error_with(Code::kInvalid, "%u queries: give 1 to %u", queries, kPieceTokensMax);
   KVT_TRY(AttendStep step, check_step(layer, queries, q, scale, out, lse));
+  sequence_->observe_queries(layer, queries, q);
   for (int attempt = 0;; ++attempt) {
     const auto fresh = sequence_->refresh(Patience::kQuick);
     // Without a daemon, what is in tail and slot caches can still serve.
@@ -118,8 +122,8 @@ Result<void> View::run_step(const AttendStep& step) {
       static_cast<std::uint64_t>(step.queries) * step.kv_heads * step.group;
   std::fill_n(step.out, rows_out * step.v_dim, 0.0f);
   std::fill_n(step.lse, rows_out, -std::numeric_limits<float>::infinity());
-  const bool exact =
-      options_.budget == 0 || preset_->budget == BudgetKind::kAll || step.queries > 1;
+  const bool exact = options_.budget == 0 || preset_->budget == BudgetKind::kAll ||
+                     step.queries > 1 || step.layer < preset_->dense_layers;
   if (sequence_->tail_first() != 0) {
     KVT_TRY_VOID(exact ? attend_sealed(step) : attend_budget(step));
   }
@@ -133,9 +137,11 @@ ViewStats View::stats() const {
   out.client_bytes = selector_.memory_bytes();
   for (const auto& [layer, caches] : caches_)
     for (const SlotCache& cache : caches) out.client_bytes += cache.memory_bytes();
+  for (const auto& [layer, query] : layer_queries_) out.client_bytes += query.memory_bytes();
   out.client_bytes +=
-      extents_.capacity() * sizeof(SegmentExtent) + wanted_.capacity() * sizeof(WantedRow) +
-      entries_.capacity() * sizeof(FetchEntry) + first_wanted_.capacity() * sizeof(std::uint32_t) +
+      layer_scores_.capacity() * sizeof(float) + extents_.capacity() * sizeof(SegmentExtent) +
+      wanted_.capacity() * sizeof(WantedRow) + entries_.capacity() * sizeof(FetchEntry) +
+      first_wanted_.capacity() * sizeof(std::uint32_t) +
       (sources_.capacity() + targets_.capacity() + pages_.capacity()) * sizeof(std::uint64_t) +
       (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity()) *
           sizeof(float);

@@ -9,7 +9,9 @@
 // per segment. One thread at a time, together with its sequence.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,7 +19,9 @@
 #include <vector>
 
 #include "client/device/slot_cache.h"
+#include "client/ipc/deadline.h"
 #include "client/retrieval/selector.h"
+#include "client/retrieval/trigger.h"
 #include "client/sequence.h"
 #include "kernels/kernel_table.h"
 
@@ -29,6 +33,9 @@ struct ViewOptions {
   std::uint64_t budget = 0;
   std::uint64_t capacity = 0;
   std::string preset;
+  // How long a step waits where most abstracts must be loaded or built first; what is not there
+  // then counts as wanted (fetched first) until it comes.
+  std::uint32_t wait_ms = 10000;
 };
 
 // As kvt_view_stats.
@@ -43,6 +50,10 @@ struct ViewStats {
   std::uint64_t wait_ns = 0;
   std::uint64_t client_bytes = 0;
   std::uint64_t abstract_bytes = 0;
+  std::uint64_t units_scored = 0;
+  std::uint64_t units_missing = 0;  // scored without an abstract
+  std::uint64_t rows_selected = 0;  // beside sinks and window
+  double mass_sum = 0.0;            // of the selections: estimated share of the mass that they hold
 };
 
 // What one attend call is about.
@@ -100,14 +111,38 @@ class View {
   Result<void> attend_budget(const AttendStep& step);
   Result<std::vector<SlotCache>*> caches_of(const AttendStep& step);
   Result<void> select_rows(const AttendStep& step, std::vector<SlotCache>* caches);
-  Result<void> select_head(const AttendStep& step, std::uint32_t head, SlotCache* cache);
+  Result<void> select_heads(const AttendStep& step, LayerQuery* query,
+                            std::vector<SlotCache>* caches);
+  Result<void> select_layer(const AttendStep& step, LayerQuery* query,
+                            std::vector<SlotCache>* caches);
+  SelectInput select_input(const AttendStep& step, const LayerQuery& query, std::uint32_t head);
+  Result<void> take_selection(const AttendStep& step, std::uint32_t head,
+                              const Selection& selection, SlotCache* cache);
   void want_rows(const AttendStep& step, std::uint32_t head, const SlotCache::Missing& missing);
   Result<void> fetch_rows(const AttendStep& step, std::vector<SlotCache>* caches);
   Result<void> gather(const AttendStep& step, const Fetch& fetch, std::uint64_t first_entry,
                       std::uint64_t entries, std::vector<SlotCache>* caches);
   Result<void> flush_gather(const LayerGeometry& shape, SlotCache* cache);
+
+  // view_abstracts.cc
+  // Tells the daemon which abstracts the view wants.
+  [[nodiscard]] bool wants_abstracts() const noexcept {
+    return options_.budget != 0 && !preset_->abstract.none();
+  }
+  Result<void> want_abstracts();
+  void drop_abstracts() noexcept;
+  // After a new connection the daemon is told again; where segments came or went, what the mapped
+  // abstracts say is read again, and where much is missing it is waited for, at most wait_ms.
+  Result<void> refresh_abstracts();
+  void read_abstracts();
+  [[nodiscard]] bool lacks_much() const noexcept;
+  [[nodiscard]] bool codes() const noexcept {
+    return preset_->abstract.abstract == AbstractKind::kCodes;
+  }
   void extents_of(const AttendStep& step, std::uint32_t head);
-  void refresh_layouts();
+  // Valid until the next call.
+  [[nodiscard]] const HeadCodebook* codebook_of(std::uint32_t layer, std::uint32_t head) noexcept;
+  [[nodiscard]] bool newest_ends_sentence() const;
 
   // view_exact.cc
   Result<void> attend_sealed(const AttendStep& step);
@@ -130,12 +165,26 @@ class View {
   ViewStats stats_;
 
   std::unordered_map<std::uint32_t, std::vector<SlotCache>>
-      caches_;  // by layer; one cache per KV head
-  // Abstract layouts by tokens of a segment, and of each segment of the directory as last seen.
-  std::unordered_map<std::uint32_t, AbstractLayout> layouts_;
+      caches_;                                                   // by layer; one cache per KV head
+  std::unordered_map<std::uint32_t, LayerQuery> layer_queries_;  // by layer
+
+  // The abstracts: their lane on the connection that was told, and of each segment of the directory
+  // as last seen its layout (null: not there).
+  std::weak_ptr<Connection> told_;
+  std::uint32_t lane_ = 0;
+  bool waited_in_vain_ = false;      // abstracts did not come in time: not waited for again
+  bool calibrated_in_vain_ = false;  // nor is this tried again
+  std::uint64_t codebook_offset_ = UINT64_MAX;
+  const std::byte* codebook_ = nullptr;  // as mapped; null: not there
+  std::optional<CodebookLayout> codebook_layout_;
+  HeadCodebook head_codebook_;
+  std::uint64_t seen_version_ = UINT64_MAX;                                    // of the directory
+  std::map<std::pair<std::uint32_t, std::uint32_t>, AbstractLayout> layouts_;  // by tokens, units
   std::vector<const AbstractLayout*> segment_layouts_;
 
   // Scratch, reused.
+  std::array<TokenRange, 2> kept_;
+  std::vector<float> layer_scores_;
   std::vector<SegmentExtent> extents_;
   std::vector<WantedRow> wanted_;
   std::vector<FetchEntry> entries_;

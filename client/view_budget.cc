@@ -10,10 +10,10 @@ Result<void> View::attend_budget(const AttendStep& step) {
   const auto ready = select_rows(step, caches);
   if (!ready) {
     for (SlotCache& cache : *caches) cache.abandon();
+    layer_queries_[step.layer].forget();
     return ready;
   }
   for (SlotCache& cache : *caches) cache.complete();
-  ++stats_.selections;
   // One query: it sees all that is stored.
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     const SlotCache& cache = (*caches)[head];
@@ -44,75 +44,78 @@ Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
   return &caches;
 }
 
+// A head whose trigger does not fire keeps what its slot cache has selected.
 Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
-  refresh_layouts();
+  LayerQuery& query = layer_queries_[step.layer];
+  query.observe(*preset_, {step.q, step.kv_heads, step.group, step.dim, newest_ends_sentence(),
+                           sequence_->tail_first()});
+  KVT_TRY_VOID(refresh_abstracts());
   wanted_.clear();
-  for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
-    KVT_TRY_VOID(select_head(step, head, &(*caches)[head]));
-  }
+  KVT_TRY_VOID(preset_->scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
+                                                   : select_heads(step, &query, caches));
   return wanted_.empty() ? Result<void>() : fetch_rows(step, caches);
 }
 
-// One layout per length of segment, and for each segment of the directory the one that its
-// abstracts have.
-void View::refresh_layouts() {
-  const auto segments = sequence_->directory().segments();
-  if (preset_->abstract == AbstractKind::kNone) return;
-  segment_layouts_.assign(segments.size(), nullptr);
-  const Space& space = sequence_->space();
-  for (std::size_t i = 0; i < segments.size(); ++i) {
-    const DirectoryEntry& segment = segments[i];
-    const auto layout = layouts_
-                            .try_emplace(segment.tokens, space.geometry(), space.abstract_kind(),
-                                         space.unit_tokens(), segment.tokens)
-                            .first;
-    const std::uint64_t cap = sequence_->connection()->abstracts_bytes();
-    const bool there = segment.abstract_offset <= cap &&
-                       layout->second.size_bytes() <= cap - segment.abstract_offset;
-    if (there) segment_layouts_[i] = &layout->second;
+Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
+                                std::vector<SlotCache>* caches) {
+  for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
+    if (!query->due(head)) continue;
+    const SelectInput input = select_input(step, *query, head);
+    KVT_TRY(const Selection selection, selector_.select(input));
+    KVT_TRY_VOID(take_selection(step, head, selection, &(*caches)[head]));
+    query->chosen(head);
   }
+  return {};
 }
 
-// The stored segments as this head sees them, cut off where the tail begins.
-void View::extents_of(const AttendStep& step, std::uint32_t head) {
-  const auto segments = sequence_->directory().segments();
-  const std::uint64_t end = sequence_->tail_first();
-  const std::byte* abstracts = sequence_->connection()->abstracts();
-  extents_.clear();
-  for (std::size_t i = 0; i < segments.size() && segments[i].first_token < end; ++i) {
-    SegmentExtent extent;
-    extent.first_token = segments[i].first_token;
-    extent.visible_tokens = static_cast<std::uint32_t>(
-        std::min<std::uint64_t>(segments[i].visible_tokens, end - segments[i].first_token));
-    const AbstractLayout* layout = i < segment_layouts_.size() ? segment_layouts_[i] : nullptr;
-    if (layout != nullptr) {
-      extent.units = layout->units();
-      extent.abstracts = reinterpret_cast<const std::uint16_t*>(
-          abstracts + segments[i].abstract_offset + layout->head_offset(step.layer, head));
-    }
-    extents_.push_back(extent);
+// The heads' scores are added up, and one choice serves them all.
+Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
+                                std::vector<SlotCache>* caches) {
+  if (!query->due(0)) return {};
+  layer_scores_.clear();
+  for (std::uint32_t head = 0; head < step.kv_heads && selector_.scores_units(); ++head) {
+    KVT_TRY(const std::span<float> scores, selector_.score(select_input(step, *query, head)));
+    if (head == 0) layer_scores_.assign(scores.size(), 0.0f);
+    for (std::size_t i = 0; i < scores.size(); ++i) layer_scores_[i] += scores[i];
   }
+  KVT_TRY(const Selection selection,
+          selector_.choose(select_input(step, *query, 0), layer_scores_));
+  for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
+    KVT_TRY_VOID(take_selection(step, head, selection, &(*caches)[head]));
+    query->chosen(head);
+  }
+  return {};
 }
 
-Result<void> View::select_head(const AttendStep& step, std::uint32_t head, SlotCache* cache) {
+SelectInput View::select_input(const AttendStep& step, const LayerQuery& query,
+                               std::uint32_t head) {
   extents_of(step, head);
   const std::uint64_t end = sequence_->tail_first();
   const std::uint64_t sinks_end = std::min<std::uint64_t>(options_.sinks, end);
-  const TokenRange kept[2] = {
-      {0, sinks_end},
-      {std::max(sinks_end, end - std::min<std::uint64_t>(options_.window, end)), end}};
+  kept_ = {
+      TokenRange{0, sinks_end},
+      TokenRange{std::max(sinks_end, end - std::min<std::uint64_t>(options_.window, end)), end}};
   SelectInput input;
   input.segments = extents_;
-  input.kept = kept;
-  input.queries = step.q + static_cast<std::uint64_t>(head) * step.group * step.dim;
+  input.kept = kept_;
+  input.queries = query.vectors() + static_cast<std::uint64_t>(head) * step.group * step.dim;
   input.query_stride = step.dim;
   input.query_count = step.group;
   input.dim = step.dim;
   input.scale = step.scale;
-  input.unit_tokens = sequence_->space().unit_tokens();
+  input.codebook = codebook_of(step.layer, head);
   input.budget_rows = options_.budget;
-  KVT_TRY(const Selection selection, selector_.select(input));
+  return input;
+}
+
+Result<void> View::take_selection(const AttendStep& step, std::uint32_t head,
+                                  const Selection& selection, SlotCache* cache) {
   KVT_TRY(const SlotCache::Missing missing, cache->select(selection.tokens));
+  ++stats_.selections;
+  stats_.units_scored += selection.units_scored;
+  stats_.units_missing += selection.units_missing;
+  stats_.rows_selected += selection.tokens.size() - selection.kept_rows;
+  stats_.mass_sum += static_cast<double>(selection.mass);
   want_rows(step, head, missing);
   return {};
 }

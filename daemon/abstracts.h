@@ -1,50 +1,98 @@
-// Abstracts: derived from a segment's keys, kept in a sidecar file, shown to clients in the
-// abstracts arena.
+// Abstracts: derived from a segment's keys, kept in sidecar files, shown to clients in the
+// abstracts arena, one lane per kind of abstract that the space has.
 //
-// Built by the worker that seals, from the copy it just made; rebuilt from the stored chunks where
-// the sidecar is missing or damaged, one segment at a time. In the arena while an open sequence
-// names the segment. Being derived, a sidecar is never synced: its checksum decides. Engine's
-// thread but for build_abstracts.
+// A lane of a segment is in the arena while an open sequence that shows the segment has a view that
+// wants it. The first lane of a space, and those wanted by an open sequence at that moment, are
+// built by the worker that seals, from the copy it just made, as far as they are cheap
+// (built_at_seal); all others, and what is missing or damaged, by abstract_builds.cc, one segment
+// at a time. Being derived, a sidecar is never synced: its checksum decides. Engine's thread.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "daemon/segments.h"
-#include "kernels/kernel_table.h"
+#include "kernels/abstract_layout.h"
+#include "tiers/abstract_builder.h"
 
 namespace kvtier {
 
+struct OpenSequence;
 struct Sequence;
 
-struct AbstractSource {
-  const KernelTable* kernels = nullptr;
-  const Space* space = nullptr;
-  std::uint32_t tokens = 0;
-  const PlaneLayout* layout = nullptr;
-  const std::vector<std::byte*>& chunks;  // by chunk index
-};
-// The sidecar's payload (AbstractLayout order); empty where the space has no abstracts. Any thread.
-[[nodiscard]] std::vector<std::byte> build_abstracts(const AbstractSource& source);
-// The same for layers [first, last) only, into their places in `payload`, which has the size of
-// all; needs only the chunks of these layers. False where a kernel refuses.
-[[nodiscard]] bool build_layer_abstracts(const AbstractSource& source, std::uint32_t first,
-                                         std::uint32_t last, MutableByteSpan payload);
+// ---- wants ----
 
-// A segment is being published: its abstracts into the arena, and to its sidecar in the background.
-void install_abstracts_of_seal(EngineState& engine, Segment& segment,
-                               std::vector<std::byte> payload);
-// For every segment of an open sequence: into the arena, from sidecars or rebuilt. Directories move
-// as they come.
-void want_abstracts(EngineState& engine, Sequence& sequence);
-// No handle names the segment any more.
-void release_abstracts(EngineState& engine, Segment& segment);
+// A view of this open sequence wants the lane: its segments' abstracts are loaded or built, and the
+// directory moves as they come.
+void want_lane(EngineState& engine, OpenSequence& open, std::uint32_t lane);
+void drop_lane(EngineState& engine, OpenSequence& open, std::uint32_t lane);
+// The open sequence begins or ceases to show the segment.
+void hold_abstracts(EngineState& engine, OpenSequence& open, Segment& segment);
+void release_abstracts(EngineState& engine, OpenSequence& open, Segment& segment);
+// The segment goes: all of its abstracts leave the arena.
+void drop_abstracts(EngineState& engine, Segment& segment);
+
+// A codebook has come: what failed for want of it is tried again.
+void retry_lane(EngineState& engine, const Space& space, AbstractSpec spec);
+
+// Of the segments that an open sequence shows.
+struct LaneProgress {
+  std::uint32_t segments = 0;
+  std::uint32_t ready = 0;
+  std::uint32_t failed = 0;  // cannot be built, or no room in the arena: units count as wanted
+};
+[[nodiscard]] LaneProgress progress_of(const OpenSequence& open, std::uint32_t lane);
+
+// ---- sealing ----
+
+// Abstracts under construction by a seal.
+struct SealedAbstract {
+  std::uint32_t lane = 0;
+  AbstractPlan plan;
+  std::vector<std::byte> payload;
+  std::shared_ptr<const Codebook> codebook;
+  bool failed = false;
+};
+struct SealLane {
+  std::uint32_t lane = 0;
+  AbstractSpec spec;
+  std::shared_ptr<const Codebook> codebook;  // of codes
+};
+// What a seal of this sequence should build.
+[[nodiscard]] std::vector<SealLane> lanes_at_seal(EngineState& engine, const Sequence& sequence);
+// Before the segment is shown: into the arena, and to its sidecar in the background.
+void install_sealed(EngineState& engine, Segment& segment, const SealedAbstract& built);
+// After it was shown: what nobody wants leaves the arena.
+void release_unwanted(EngineState& engine, Segment& segment);
+
+// ---- files ----
+
+// All sidecars that the segment may have; most exist only where has_file says so.
+[[nodiscard]] std::vector<std::string> sidecar_paths_of(const Segment& segment);
+// Bytes of the sidecars that were written or seen, as counted in SegmentTable::sidecar_bytes.
+[[nodiscard]] std::uint64_t sidecar_bytes_of(const Segment& segment);
+// A sidecar of this kind was found at start.
+void note_sidecar(EngineState& engine, Segment& segment, std::uint32_t kind);
+
+// ---- shared with abstract_builds.cc ----
+
+[[nodiscard]] SegmentAbstract& lane_of(Segment& segment, std::uint32_t lane);
+// Into the arena, if somebody still wants it; directories follow.
+void install_abstract(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload);
+void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload);
+// Queues the build of a lane that is kWorking.
+void queue_build(EngineState& engine, Segment& segment, std::uint32_t lane);
 
 struct AbstractTable {
-  std::deque<SegmentId> rebuilds;
-  bool rebuilding = false;
+  struct Build {
+    SegmentId segment;
+    std::uint32_t lane = 0;
+  };
+  std::deque<Build> waiting;
+  bool building = false;
 };
 
 }  // namespace kvtier

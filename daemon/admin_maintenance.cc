@@ -29,7 +29,8 @@ struct Problem {
   bool warning = false;
   std::string key = {};  // ... or the value of an opaque key, while it is this file
   std::uint64_t file = 0;
-  bool newer = false;  // sound to a newer kvtier: not ours to drop
+  bool newer = false;     // sound to a newer kvtier: not ours to drop
+  std::string path = {};  // of the sidecar
 };
 
 Json problems_json(const std::vector<Problem>& problems) {
@@ -49,7 +50,7 @@ struct Check {
   struct SegmentItem {
     SegmentRow row;
     BlockHash fingerprint;
-    std::uint32_t abstract_kind = 0;
+    std::vector<std::string> sidecars;  // paths
   };
   struct LogItem {
     TailLogHeader header;
@@ -69,11 +70,10 @@ using CheckPtr = std::shared_ptr<Check>;
 
 std::string name_of(SegmentId id) { return "segment " + std::to_string(id.value); }
 
-void check_sidecar(Check& check, const Check::SegmentItem& item) {
-  if (item.abstract_kind == 0) return;
-  const std::string path = sidecar_path(item.row.id, item.abstract_kind);
+void check_sidecar(Check& check, const Check::SegmentItem& item, const std::string& path) {
   const auto problem = [&](const char* reason) {
     Problem found{"sidecar of " + name_of(item.row.id), "abstracts", reason, item.row.id, {}, true};
+    found.path = path;
     check.problems.push_back(std::move(found));
   };
   const Result<FileId> file =
@@ -117,7 +117,7 @@ void check_segment(Check& check, const Check::SegmentItem& item) {
           chunk.error());
     }
   }
-  check_sidecar(check, item);
+  for (const std::string& path : item.sidecars) check_sidecar(check, item, path);
 }
 
 void check_log(Check& check, const Check::LogItem& item) {
@@ -199,7 +199,7 @@ CheckPtr collect(EngineState& engine, bool deep) {
       check->problems.push_back({name_of(id), "file", "missing or unreadable", id, {}, false});
     if (segment->state != SegmentState::kOnDisk || segment->condemned) continue;
     check->segments.push_back(
-        {segment->row, segment->space->row.digest, segment->space->row.abstract_kind});
+        {segment->row, segment->space->row.digest, sidecar_paths_of(*segment)});
   }
   for (const auto& [id, sequence] : engine.sequences.all) {
     if (sequence->row.log_generation == 0) continue;
@@ -330,10 +330,7 @@ bool drop_segment(EngineState& engine, Segment& segment) {
 bool mend(EngineState& engine, const Problem& problem) {
   if (problem.file != 0) return drop_object(engine, problem.key, problem.file);
   if (problem.sidecar) {
-    const Segment* segment = find_segment(engine, problem.segment);
-    if (segment != nullptr)
-      static_cast<void>(
-          engine.io->io().unlink(sidecar_path(problem.segment, segment->space->row.abstract_kind)));
+    static_cast<void>(engine.io->io().unlink(problem.path));
     return true;
   }
   Segment* segment = find_segment(engine, problem.segment);

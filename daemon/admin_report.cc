@@ -58,6 +58,13 @@ Json full_entry(EngineState& engine, const Sequence& sequence) {
   return entry;
 }
 
+Json abstracts_json(const Space& space) {
+  Json list = Json::array();
+  for (std::uint32_t lane = 0; lane < space.lanes(); ++lane)
+    list.push_back(space.lane_spec(lane).text());
+  return list;
+}
+
 Json space_json(const EngineState& engine, const Space& space) {
   std::uint64_t sequences = 0, segments = 0, bytes = 0;
   for (const auto& [id, sequence] : engine.sequences.all)
@@ -67,18 +74,16 @@ Json space_json(const EngineState& engine, const Space& space) {
     ++segments;
     bytes += file_bytes(*segment);
   }
-  return Json{
-      {"space", space.row.id.value},
-      {"model", space.row.model},
-      {"runtime", space.row.runtime},
-      {"detail", space.row.detail},
-      {"private", space.row.private_only},
-      {"abstract_kind", abstract_kind_name(static_cast<AbstractKind>(space.row.abstract_kind))},
-      {"unit_tokens", space.row.unit_tokens},
-      {"sequences", sequences},
-      {"segments", segments},
-      {"bytes_disk", bytes},
-      {"token_bytes", space.row.geometry.token_bytes()}};
+  return Json{{"space", space.row.id.value},
+              {"model", space.row.model},
+              {"runtime", space.row.runtime},
+              {"detail", space.row.detail},
+              {"private", space.row.private_only},
+              {"abstracts", abstracts_json(space)},
+              {"sequences", sequences},
+              {"segments", segments},
+              {"bytes_disk", bytes},
+              {"token_bytes", space.row.geometry.token_bytes()}};
 }
 
 void reply(ControlDone& done, Json body) { done(ControlReply{std::move(body), {}, {}}); }

@@ -163,8 +163,7 @@ void describe_export(EngineState& engine, const ExportPtr& job, Sequence& sequen
   const SpaceRow& space = sequence.space->row;
   job->description.fingerprint = {space.model, space.runtime, space.detail, space.geometry};
   job->description.name = sequence.row.name;
-  job->description.abstract_kind = space.abstract_kind;
-  job->description.unit_tokens = space.unit_tokens;
+  job->description.abstracts = space.abstracts;
   job->description.created_unix_ns = engine.wall_ns();
   for (const SequencePart& part : sequence.parts)
     job->parts.push_back({part.segment->row.id, part.first_token, part.visible_tokens});
@@ -338,9 +337,9 @@ void next_import(EngineState& engine, const ImportPtr& job) {
 // The file is sound: make its space and sequence, then seal run after run.
 void begin_import(EngineState& engine, const ImportPtr& job) {
   const ExportDescription& description = job->reader->description();
-  Result<SpaceRow> row = make_space_row(description.fingerprint, description.abstract_kind,
-                                        description.unit_tokens, false);
+  Result<SpaceRow> row = make_space_row(description.fingerprint, false);
   if (!row) return job->done(error(row.error()));
+  row->abstracts = description.abstracts;
   const bool known = find_space(engine, row->id) != nullptr;
   row->created_unix_ns = engine.wall_ns();
   Space& space = add_space(engine, std::move(*row));

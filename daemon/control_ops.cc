@@ -16,6 +16,7 @@ std::vector<ControlOp>& all_ops() {
     std::vector<ControlOp> made(sequence_ops().begin(), sequence_ops().end());
     made.insert(made.end(), opening_ops().begin(), opening_ops().end());
     made.insert(made.end(), housekeeping_ops().begin(), housekeeping_ops().end());
+    made.insert(made.end(), abstract_ops().begin(), abstract_ops().end());
     return made;
   }();
   return ops;

@@ -174,8 +174,7 @@ void wipe_unused(EngineState& engine, const std::vector<SegmentId>& segments, st
     rows.remove_segment(*id);
     bytes += segment.row.file_bytes;
     paths.push_back(segment_path(*id));
-    if (segment.space->abstract_kind() != AbstractKind::kNone)
-      paths.push_back(sidecar_path(*id, segment.space->row.abstract_kind));
+    for (std::string& path : sidecar_paths_of(segment)) paths.push_back(std::move(path));
   }
   const auto wiped = [&engine, unused, bytes, done](Result<void> result) {
     for (const SegmentId id : unused) --find_segment(engine, id)->busy;

@@ -18,8 +18,6 @@ void add_info(const Sequence& sequence, const OpenSequence* open, Json* body) {
   info["tail_tokens"] = sequence.log.tokens;
   info["private"] = sequence.is_private;
   info["writable"] = open != nullptr && open->writable;
-  info["unit_tokens"] = sequence.space->row.unit_tokens;
-  info["abstract_kind"] = abstract_kind_name(sequence.space->abstract_kind());
 }
 
 ControlReply info_reply(const Sequence& sequence, const OpenSequence* open,

@@ -13,34 +13,27 @@ namespace {
 
 // ---- space ----
 
-Result<std::uint32_t> abstract_kind_of(const Json& body) {
-  KVT_TRY(const std::string name, json_string(body, "abstract_kind", "box", 16));
-  for (const AbstractKind kind : {AbstractKind::kNone, AbstractKind::kBox, AbstractKind::kMean}) {
-    if (name == abstract_kind_name(kind)) return static_cast<std::uint32_t>(kind);
-  }
-  return error(Code::kInvalid, "abstract_kind is \"box\", \"mean\" or \"none\"");
-}
-
 Result<SpaceRow> parse_space(const ControlRequest& request) {
   Fingerprint fingerprint;
   KVT_TRY(fingerprint.model, json_string(request.body, "model", ""));
   KVT_TRY(fingerprint.runtime, json_string(request.body, "runtime", ""));
   KVT_TRY(fingerprint.detail, json_string(request.body, "detail", ""));
   KVT_TRY(const bool is_private, json_bool(request.body, "private", false));
-  KVT_TRY(const std::uint32_t kind, abstract_kind_of(request.body));
-  KVT_TRY(const std::uint64_t unit, json_uint(request.body, "unit_tokens", 16, kSegmentTokensMax));
+  KVT_TRY(const std::string abstract, json_string(request.body, "abstract", "none", 64));
+  KVT_TRY(const AbstractSpec spec, parse_abstract_spec(abstract));
   ByteReader reader(request.payload);
   KVT_TRY(fingerprint.geometry, decode_geometry(&reader));
   if (reader.remaining() != 0) return error(Code::kInvalid, "bytes behind the geometry");
-  return make_space_row(fingerprint, kind, static_cast<std::uint32_t>(unit), is_private);
+  KVT_TRY(SpaceRow row, make_space_row(fingerprint, is_private));
+  if (!spec.none()) row.abstracts.push_back(spec.packed());
+  return row;
 }
 
 Json space_reply(const Space& space, bool created) {
   Json body;
   body["space"] = space.row.id.value;
   body["created"] = created;
-  body["abstract_kind"] = abstract_kind_name(space.abstract_kind());
-  body["unit_tokens"] = space.row.unit_tokens;
+  body["abstract"] = space.lanes() != 0 ? space.lane_spec(0).text() : "none";
   return body;
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "client/ipc/shared_copy.h"
+#include "daemon/abstracts.h"
 #include "daemon/engine_state.h"
 
 namespace kvtier {
@@ -18,19 +19,27 @@ namespace {
 
 // A segment that a directory names stays readable for the handle until it is closed, whatever
 // happens to the sequence.
-void hold(OpenSequence& open, const SequencePart& part, std::uint32_t entry) {
+void hold(EngineState& engine, OpenSequence& open, const SequencePart& part, std::uint32_t entry) {
   OpenSequence::Held& held = open.held[part.segment->row.id.value];
   if (held.segment == nullptr) {
     held.segment = part.segment;
     ++part.segment->handle_refs;
+    hold_abstracts(engine, open, *part.segment);
   }
   held.visible_tokens = std::max(held.visible_tokens, part.visible_tokens);
   held.entry = entry;
 }
 
 void write_entry(std::byte* base, std::size_t index, const SequencePart& part) {
-  const DirectoryEntry entry{part.segment->row.id.value, part.first_token, part.visible_tokens,
-                             part.segment->row.tokens, part.segment->abstract_offset};
+  DirectoryEntry entry{part.segment->row.id.value,
+                       part.first_token,
+                       part.visible_tokens,
+                       part.segment->row.tokens,
+                       {},
+                       0};
+  const std::vector<SegmentAbstract>& abstracts = part.segment->abstracts;
+  for (std::uint32_t lane = 0; lane < kSpaceAbstractsMax; ++lane)
+    entry.abstract_offsets[lane] = lane < abstracts.size() ? abstracts[lane].offset : kNoAbstract;
   copy_to_shared<SharedOrder::kRelease>(
       base + sizeof(DirectoryHeader) + index * sizeof(DirectoryEntry), &entry, sizeof(entry));
 }
@@ -46,7 +55,6 @@ std::uint64_t begin_write(DirectoryHeader* header) {
 }  // namespace
 
 void publish_directory(EngineState& engine, OpenSequence& open) {
-  static_cast<void>(engine);
   const Sequence& sequence = *open.sequence;
   KVT_CHECK(sequence.parts.size() <= kSequenceSegmentsMax);
   std::byte* base = open.directory.mapping.data();
@@ -55,16 +63,13 @@ void publish_directory(EngineState& engine, OpenSequence& open) {
   struct Rest {
     std::uint64_t tokens;
     std::uint32_t segments;
-    std::uint16_t abstract_kind;
-    std::uint16_t unit_tokens;
-  } rest{sequence.tokens_sealed, static_cast<std::uint32_t>(sequence.parts.size()),
-         static_cast<std::uint16_t>(sequence.space->row.abstract_kind),
-         static_cast<std::uint16_t>(sequence.space->row.unit_tokens)};
+    std::uint32_t reserved;
+  } rest{sequence.tokens_sealed, static_cast<std::uint32_t>(sequence.parts.size()), 0};
   static_assert(sizeof(Rest) == 16 && offsetof(DirectoryHeader, tokens) == 8);
   copy_to_shared<SharedOrder::kRelease>(base + 8, &rest, sizeof(rest));
   for (auto& [id, held] : open.held) held.entry = UINT32_MAX;
   for (std::size_t i = 0; i < sequence.parts.size(); ++i) {
-    hold(open, sequence.parts[i], static_cast<std::uint32_t>(i));
+    hold(engine, open, sequence.parts[i], static_cast<std::uint32_t>(i));
     write_entry(base, i, sequence.parts[i]);
   }
   header->version.store(version, std::memory_order_release);

@@ -9,6 +9,7 @@
 
 #include "daemon/abstracts.h"
 #include "daemon/admission.h"
+#include "daemon/codebooks.h"
 #include "daemon/cost_model.h"
 #include "daemon/engine.h"
 #include "daemon/fetcher.h"
@@ -47,6 +48,7 @@ struct EngineState {
   FetchTable fetch;
   SealTable seals;
   AbstractTable abstract_table;
+  CodebookTable codebooks;
   ObjectTable objects;
   MissLog miss_log;
   CostModel cost;

@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "daemon/engine_state.h"
+#include "tiers/codebook_format.h"
 #include "tiers/object_format.h"
 #include "tiers/sidecar_format.h"
 #include "tiers/tail_log_format.h"
@@ -104,11 +105,26 @@ Result<void> drop_orphans(EngineState& engine) {
     if (sequence == nullptr || sequence->row.log_generation != log->generation)
       drop_file(engine, tail_log_path(log->sequence, log->generation));
   }
+  KVT_TRY(const std::vector<std::string> codebooks, io.list("codebooks"));
+  for (const std::string& name : codebooks) {
+    const Result<CodebookName> codebook = codebook_name_of(name);
+    if (!codebook) continue;
+    const Space* space = find_space(engine, codebook->space);
+    const bool known =
+        space != nullptr &&
+        std::any_of(space->row.codebooks.begin(), space->row.codebooks.end(),
+                    [&](const SpaceRow::Codebook& row) { return row.id == codebook->id; });
+    if (!known) drop_file(engine, codebook_path(codebook->space, codebook->id));
+  }
   KVT_TRY(const std::vector<std::string> sidecars, io.list("sidecars"));
   for (const std::string& name : sidecars) {
     const Result<SidecarName> sidecar = sidecar_name_of(name);
-    if (sidecar && find_segment(engine, sidecar->segment) == nullptr)
+    if (!sidecar) continue;
+    Segment* segment = find_segment(engine, sidecar->segment);
+    if (segment == nullptr)
       drop_file(engine, sidecar_path(sidecar->segment, sidecar->kind));
+    else
+      note_sidecar(engine, *segment, sidecar->kind);
   }
   return {};
 }
@@ -206,7 +222,7 @@ void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
 Result<void> recover_engine(EngineState& engine) {
   const std::uint64_t begin_ns = engine.now_ns();
   Io& io = engine.io->io();
-  for (const char* directory : {"segments", "sidecars", "logs", "objects"})
+  for (const char* directory : {"segments", "sidecars", "logs", "objects", "codebooks"})
     KVT_TRY_VOID(io.make_directory(directory));
   KVT_TRY_VOID(io.sync_directory("."));
   Loaded loaded;

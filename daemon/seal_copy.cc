@@ -54,9 +54,14 @@ void copy_seal_tokens(SealJob& job) {
   job.meta.chunks.resize(job.layout->chunks_total());
   place_raw_chunks(&job.meta);
   job.row.file_bytes = job.meta.file_bytes();
-  if (job.space->abstract_kind() != AbstractKind::kNone)
-    job.abstracts.resize(
-        static_cast<std::size_t>(job.space->abstract_layout(job.count).size_bytes()));
+  for (const SealLane& wanted : job.lanes) {
+    AbstractPlan plan = plan_abstract(job.space->row.geometry, wanted.spec, job.meta.tokens);
+    if (plan.layout.size_bytes() == 0) continue;  // no layer has any
+    std::vector<std::byte> payload(static_cast<std::size_t>(plan.layout.size_bytes()));
+    begin_abstract(plan, wanted.codebook != nullptr ? wanted.codebook->id : 0, payload);
+    job.abstracts.push_back(
+        {wanted.lane, std::move(plan), std::move(payload), wanted.codebook, false});
+  }
 }
 
 void copy_seal_slice(SealJob& job, SealSlice* slice) {
@@ -70,10 +75,13 @@ void copy_seal_slice(SealJob& job, SealSlice* slice) {
     job.meta.chunks[i].checksum =
         chunk_checksum(job.meta.id, i, {job.chunks[i], job.meta.chunks[i].stored_bytes});
   }
-  if (job.abstracts.empty()) return;
-  slice->abstracts_failed =
-      !build_layer_abstracts({job.kernels, job.space, job.count, job.layout, job.chunks},
-                             slice->first_layer, slice->last_layer, job.abstracts);
+  AbstractSource source{job.kernels, &job.space->row.geometry, job.layout, job.chunks, nullptr};
+  for (std::size_t i = 0; i < job.abstracts.size(); ++i) {
+    source.codebook = job.abstracts[i].codebook.get();
+    if (!build_abstract_layers(source, job.abstracts[i].plan, slice->first_layer, slice->last_layer,
+                               job.abstracts[i].payload))
+      slice->failed.push_back(i);
+  }
 }
 
 void encode_seal_meta(SealJob& job) {

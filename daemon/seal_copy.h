@@ -13,7 +13,7 @@ void copy_seal_tokens(SealJob& job);
 struct SealSlice {
   std::uint32_t first_layer = 0, last_layer = 0;
   std::uint32_t first_chunk = 0, last_chunk = 0;
-  bool abstracts_failed = false;
+  std::vector<std::size_t> failed;  // numbers of abstracts that could not be built
 };
 // Copies the chunks of these layers, with their checksums, and builds their abstracts.
 void copy_seal_slice(SealJob& job, SealSlice* slice);

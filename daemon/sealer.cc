@@ -137,9 +137,9 @@ void publish_seal(EngineState& engine, const Job& job) {
     sequence.chain = job->chain;
     sequence.open_ids = job->open_ids;
   }
-  install_abstracts_of_seal(engine, segment, std::move(job->abstracts));
+  for (const SealedAbstract& built : job->abstracts) install_sealed(engine, segment, built);
   append_part(engine, sequence, segment);
-  if (segment.handle_refs == 0) release_abstracts(engine, segment);
+  release_unwanted(engine, segment);
   ++(job->in_memory ? engine.metrics.seals_in_memory : engine.metrics.seals);
   engine.metrics.seal_tokens += job->count;
   engine.metrics.seal_bytes += job->in_memory ? 0 : job->row.file_bytes;
@@ -322,7 +322,7 @@ void begin_slice(EngineState& engine, const Job& job) {
       engine, job, [job, slice] { copy_seal_slice(*job, slice.get()); },
       [&engine, job, slice] {
         --job->slices_under_way;
-        job->abstracts_failed = job->abstracts_failed || slice->abstracts_failed;
+        for (const std::size_t i : slice->failed) job->abstracts[i].failed = true;
         if (!job->in_memory && job->failure.ok()) write_slice(engine, job, *slice);
         step_seal(engine, job);
       });
@@ -332,7 +332,6 @@ void copied(EngineState& engine, const Job& job) {
   job->tail.reset();
   engine.metrics.seal_work_ns += job->work_ns;
   engine.metrics.seal_work_bytes += job->layout->size_bytes();
-  if (job->abstracts_failed) job->abstracts.clear();
   if (job->in_memory) return publish_seal(engine, job);
   if (KVT_FAULT("seal.copied")) job->failure = {Code::kIo, 0, "injected"};
   if (!job->failure.ok()) return step_seal(engine, job);
@@ -428,6 +427,7 @@ void start_seal(EngineState& engine, Sequence& sequence, const TailWork& work) {
   job->arena = engine.arena;
   job->done = work.done;
   job->kernels = engine.kernels;
+  job->lanes = lanes_at_seal(engine, sequence);
   job->chain = sequence.chain;
   job->open_ids = sequence.open_ids;
   job->row.space = sequence.row.space;

@@ -18,6 +18,7 @@
 #include <memory>
 #include <vector>
 
+#include "daemon/abstracts.h"
 #include "daemon/sequences.h"
 #include "kernels/kernel_table.h"
 
@@ -46,14 +47,14 @@ struct SealJob {
   std::vector<std::uint32_t> open_ids;
 
   const KernelTable* kernels = nullptr;
-  std::vector<std::byte> abstracts;  // payload of the sidecar; each slice fills its layers
+  std::vector<SealLane> lanes;            // to build
+  std::vector<SealedAbstract> abstracts;  // each slice fills its layers
 
   // engine's
   FileId file;
   std::uint32_t next_layer = 0;  // of the next slice
   std::uint32_t slices_under_way = 0;
   std::uint32_t writes_under_way = 0;
-  bool abstracts_failed = false;
   Status failure;
   std::uint64_t work_ns = 0;  // of workers
   TailDone done;

@@ -14,13 +14,6 @@ namespace kvtier {
 
 namespace {
 
-std::uint64_t sidecar_bytes_of(const Segment& segment) {
-  if (segment.space->abstract_kind() == AbstractKind::kNone) return 0;
-  return kSidecarHeaderBytes +
-         align_up<std::uint64_t>(segment.space->abstract_layout(segment.row.tokens).size_bytes(),
-                                 kDiskAlign);
-}
-
 // Counts its files in, or out again.
 void count_disk(EngineState& engine, const Segment& segment, bool in) {
   SegmentTable& table = engine.segments;
@@ -402,14 +395,13 @@ bool try_sweep(EngineState& engine, Segment& segment) {
     engine.arena->free(slot);
     slot = {};
   }
-  release_abstracts(engine, segment);
+  drop_abstracts(engine, segment);
   drop_meta(engine, segment);
   close_segment_file(engine, segment);
   Io& io = engine.io->io();
   if (segment.state != SegmentState::kInMemory) {
     static_cast<void>(io.unlink(segment_path(segment.row.id)));
-    if (segment.space->abstract_kind() != AbstractKind::kNone)
-      static_cast<void>(io.unlink(sidecar_path(segment.row.id, segment.space->row.abstract_kind)));
+    for (const std::string& path : sidecar_paths_of(segment)) static_cast<void>(io.unlink(path));
     count_disk(engine, segment, false);
   }
   --segment.space->segments;

@@ -32,6 +32,12 @@ enum class SegmentState : std::uint8_t {
 };
 
 enum class AbstractState : std::uint8_t { kAbsent, kWorking, kReady, kFailed };
+struct SegmentAbstract {
+  AbstractState state = AbstractState::kAbsent;
+  bool has_file = false;              // a sidecar was written or seen
+  std::uint32_t wants = 0;            // open sequences that show the segment and want the lane
+  std::uint64_t offset = UINT64_MAX;  // in the abstracts arena while kReady
+};
 
 // A segment's metadata without what can be computed: 8 bytes per chunk where chunks are raw and in
 // order.
@@ -79,9 +85,7 @@ struct Segment {
   std::list<Segment*>::iterator file_place;
   std::uint32_t file_uses = 0;
 
-  AbstractState abstract_state = AbstractState::kAbsent;
-  std::uint64_t abstract_offset = UINT64_MAX;
-  std::vector<std::function<void()>> abstract_waiters;
+  std::vector<SegmentAbstract> abstracts;  // by lane of the space
 
   std::vector<SegmentId> children;
 

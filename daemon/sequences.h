@@ -7,6 +7,7 @@
 // thread.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -90,6 +91,8 @@ struct OpenSequence {
     std::uint32_t entry = UINT32_MAX;  // its place in the directory; UINT32_MAX: not shown any more
   };
   std::unordered_map<std::uint64_t, Held> held;
+  // Views that want the abstracts of a lane.
+  std::array<std::uint32_t, kSpaceAbstractsMax> lane_views{};
 };
 
 // What a client says about the future of a sequence: stronger than what was counted. In memory

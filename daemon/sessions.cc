@@ -73,7 +73,6 @@ Result<OpenSequence*> open_in_session(EngineState& engine, Session& session, Seq
   }
   sequence.row.last_used_unix_ns = engine.wall_ns();
   publish_directory(engine, *made);
-  want_abstracts(engine, sequence);
   return made;
 }
 
@@ -88,8 +87,8 @@ void close_open_sequence(EngineState& engine, Session& session, OpenSequence& op
   ++sequence.busy;
   if (open.writable) cancel_work(engine, sequence, open.serial);
   for (auto& [id, held] : open.held) {
+    release_abstracts(engine, open, *held.segment);
     --held.segment->handle_refs;
-    if (held.segment->handle_refs == 0) release_abstracts(engine, *held.segment);
   }
   std::erase(sequence.open, &open);
   if (sequence.writer == &open) {

@@ -1,5 +1,7 @@
 #include "daemon/spaces.h"
 
+#include <algorithm>
+
 #include "base/limits.h"
 #include "daemon/engine_state.h"
 
@@ -22,13 +24,8 @@ Space& add_space(EngineState& engine, SpaceRow row) {
   return *space;
 }
 
-Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, std::uint32_t abstract_kind,
-                                std::uint32_t unit_tokens, bool private_only) {
+Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, bool private_only) {
   KVT_TRY_VOID(fingerprint.geometry.validate());
-  if (abstract_kind > static_cast<std::uint32_t>(AbstractKind::kMean))
-    return error(Code::kInvalid, "abstract_kind is \"box\", \"mean\" or \"none\"");
-  if (unit_tokens == 0 || unit_tokens > kSegmentTokensMax)
-    return error(Code::kInvalid, "unit_tokens is 1 to 2048");
   SpaceRow row;
   row.digest = fingerprint_digest(fingerprint);
   row.id = SpaceId{row.digest.low != 0 ? row.digest.low : 1};
@@ -36,10 +33,22 @@ Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, std::uint32_t ab
   row.runtime = fingerprint.runtime;
   row.detail = fingerprint.detail;
   row.geometry = fingerprint.geometry;
-  row.abstract_kind = abstract_kind;
-  row.unit_tokens = unit_tokens;
   row.private_only = private_only;
   return row;
+}
+
+Result<std::uint32_t> lane_of(Space& space, AbstractSpec spec) {
+  KVT_TRY_VOID(spec.validate());
+  if (spec.none()) return error(Code::kInvalid, "no abstract is named");
+  std::vector<std::uint32_t>& abstracts = space.row.abstracts;
+  const auto place = std::find(abstracts.begin(), abstracts.end(), spec.packed());
+  if (place != abstracts.end()) return static_cast<std::uint32_t>(place - abstracts.begin());
+  if (abstracts.size() >= kSpaceAbstractsMax)
+    return error(Code::kFull,
+                 "the space has its maximum of 16 kinds of abstracts: use one that it has "
+                 "(kvtier ls --json shows them)");
+  abstracts.push_back(spec.packed());
+  return static_cast<std::uint32_t>(abstracts.size() - 1);
 }
 
 }  // namespace kvtier

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/abstract_spec.h"
 #include "kernels/layout.h"
 #include "tiers/catalogue.h"
 #include "tiers/prefix_index.h"
@@ -20,7 +21,8 @@ struct Space {
   Space(SpaceRow made, std::uint64_t chain_key)
       : row(std::move(made)), tail(row.geometry), index(chain_key) {}
 
-  SpaceRow row;  // constant but for texts that a rebuilt catalogue lacks (learn_texts)
+  // Constant but for texts that a rebuilt catalogue lacks (learn_texts) and abstracts (add_lane).
+  SpaceRow row;
   const TailLayout tail;
   PrefixIndex index;
   std::vector<SegmentId> roots;  // segments that begin at token 0
@@ -29,11 +31,12 @@ struct Space {
 
   // Of a segment with that many tokens. Stays where it is.
   [[nodiscard]] const PlaneLayout& layout_of(std::uint32_t tokens);
-  [[nodiscard]] AbstractKind abstract_kind() const noexcept {
-    return static_cast<AbstractKind>(row.abstract_kind);
+  // Lanes: the abstracts that the space has, in the order in which they were first wanted.
+  [[nodiscard]] std::uint32_t lanes() const noexcept {
+    return static_cast<std::uint32_t>(row.abstracts.size());
   }
-  [[nodiscard]] AbstractLayout abstract_layout(std::uint32_t tokens) const {
-    return {row.geometry, abstract_kind(), row.unit_tokens, tokens};
+  [[nodiscard]] AbstractSpec lane_spec(std::uint32_t lane) const noexcept {
+    return *unpack_abstract_spec(row.abstracts[lane]);  // checked when it came
   }
 
  private:
@@ -43,9 +46,10 @@ struct Space {
 [[nodiscard]] Space* find_space(EngineState& engine, SpaceId id);
 // Adds a space from its row, or gives the one that is there.
 Space& add_space(EngineState& engine, SpaceRow row);
-// The row that a request describes: digest and id computed, abstract kind and unit checked.
-[[nodiscard]] Result<SpaceRow> make_space_row(const Fingerprint& fingerprint,
-                                              std::uint32_t abstract_kind,
-                                              std::uint32_t unit_tokens, bool private_only);
+// The row that a request describes: digest and id computed. No abstracts yet.
+[[nodiscard]] Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, bool private_only);
+// The lane of these abstracts, made where it is new (the caller stores the row then). kFull at
+// kSpaceAbstractsMax; kInvalid for none.
+[[nodiscard]] Result<std::uint32_t> lane_of(Space& space, AbstractSpec spec);
 
 }  // namespace kvtier

@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "base/result.h"
+#include "kernels/abstract_spec.h"
 #include "kernels/base_args.h"
 #include "kernels/code_args.h"
 #include "kernels/layout.h"

@@ -28,46 +28,4 @@ PlaneLayout::ChunkPlace PlaneLayout::place_of(std::uint32_t chunk_index) const n
   return {layer, rest / layers_[layer].groups, rest % layers_[layer].groups};
 }
 
-const char* abstract_kind_name(AbstractKind kind) noexcept {
-  switch (kind) {
-    case AbstractKind::kNone:
-      return "none";
-    case AbstractKind::kBox:
-      return "box";
-    case AbstractKind::kMean:
-      return "mean";
-    case AbstractKind::kBall:
-      return "ball";
-  }
-  return "unknown";
-}
-
-std::uint32_t abstract_elements(AbstractKind kind, std::uint32_t dim) noexcept {
-  switch (kind) {
-    case AbstractKind::kNone:
-      return 0;
-    case AbstractKind::kBox:
-      return 2 * dim;
-    case AbstractKind::kMean:
-      return dim;
-    case AbstractKind::kBall:
-      return dim + kBallTail;
-  }
-  return 0;
-}
-
-AbstractLayout::AbstractLayout(const Geometry& geometry, AbstractKind kind,
-                               std::uint32_t unit_tokens, std::uint32_t tokens)
-    : units_((tokens + unit_tokens - 1) / unit_tokens) {
-  layers_.resize(geometry.layers.size());
-  for (std::uint32_t i = 0; i < layers_.size(); ++i) {
-    const LayerGeometry& layer = geometry.layers[i];
-    layers_[i].offset_bytes = size_bytes_;
-    if (layer.kind != LayerKind::kFull || layer.dtype == Dtype::kOpaque) continue;
-    const std::uint32_t dim = layer.k_row_bytes / dtype_bytes(layer.dtype);
-    layers_[i].unit_bytes = std::uint64_t{abstract_elements(kind, dim)} * 2;
-    size_bytes_ += static_cast<std::uint64_t>(layer.kv_heads) * units_ * layers_[i].unit_bytes;
-  }
-}
-
 }  // namespace kvtier

@@ -105,38 +105,4 @@ struct TailLayout {
   std::uint64_t half_bytes;
 };
 
-// Abstracts of one segment: f16 vectors in order layer, KV head, unit, vector. Units are
-// `unit_tokens` consecutive tokens, the last one maybe shorter. Only full layers whose dtype
-// kernels understand.
-enum class AbstractKind : std::uint16_t { kNone = 0, kBox = 1, kMean = 2, kBall = 3 };
-[[nodiscard]] const char* abstract_kind_name(AbstractKind kind) noexcept;  // "box", "mean", "ball"
-// f16 elements of one abstract of keys of `dim` dims. Box: min then max; mean; ball: mean, then the
-// radius, then zeros up to kBallTail elements.
-inline constexpr std::uint32_t kBallTail = 8;
-[[nodiscard]] std::uint32_t abstract_elements(AbstractKind kind, std::uint32_t dim) noexcept;
-
-class AbstractLayout {
- public:
-  AbstractLayout(const Geometry& geometry, AbstractKind kind, std::uint32_t unit_tokens,
-                 std::uint32_t tokens);
-  [[nodiscard]] std::uint32_t units() const noexcept { return units_; }
-  [[nodiscard]] std::uint64_t size_bytes() const noexcept { return size_bytes_; }
-  [[nodiscard]] std::uint64_t head_offset(std::uint32_t layer, std::uint32_t head) const noexcept {
-    return layers_[layer].offset_bytes +
-           static_cast<std::uint64_t>(head) * units_ * layers_[layer].unit_bytes;
-  }
-  [[nodiscard]] std::uint64_t unit_bytes(std::uint32_t layer) const noexcept {
-    return layers_[layer].unit_bytes;
-  }
-
- private:
-  struct Layer {
-    std::uint64_t offset_bytes = 0;
-    std::uint64_t unit_bytes = 0;
-  };
-  std::vector<Layer> layers_;
-  std::uint32_t units_ = 0;
-  std::uint64_t size_bytes_ = 0;
-};
-
 }  // namespace kvtier

@@ -26,8 +26,14 @@ struct SpaceRow {
   BlockHash digest;
   std::string model, runtime, detail;
   Geometry geometry;
-  std::uint32_t abstract_kind = 1;
-  std::uint32_t unit_tokens = 16;
+  // AbstractSpec::packed, by lane; the first is built when a segment is sealed. At most
+  // kSpaceAbstractsMax, none twice; a lane never changes its meaning.
+  std::vector<std::uint32_t> abstracts;
+  struct Codebook {
+    std::uint32_t abstract = 0;  // the codes that refer to it: one of `abstracts`
+    std::uint64_t id = 0;
+  };
+  std::vector<Codebook> codebooks;
   bool private_only = false;
   std::uint64_t created_unix_ns = 0;
 };

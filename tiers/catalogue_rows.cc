@@ -1,11 +1,13 @@
 #include "tiers/catalogue_rows.h"
 
+#include <algorithm>
 #include <span>
 #include <utility>
 
 #include "base/check.h"
 #include "base/hash.h"
 #include "base/limits.h"
+#include "kernels/abstract_spec.h"
 
 namespace kvtier::catalogue_rows {
 
@@ -86,11 +88,17 @@ std::string key_of(Kind kind, std::string_view text) {
 
 std::vector<std::byte> encode(std::string_view key, const SpaceRow& row) {
   KVT_CHECK(row.model.size() <= kTextBytesMax && row.runtime.size() <= kTextBytesMax &&
-            row.detail.size() <= kTextBytesMax);
+            row.detail.size() <= kTextBytesMax && row.abstracts.size() <= kSpaceAbstractsMax &&
+            row.codebooks.size() <= kSpaceAbstractsMax);
   ByteWriter writer = begin();
   writer.write(row.digest);
-  writer.write(row.abstract_kind);
-  writer.write(row.unit_tokens);
+  writer.write(static_cast<std::uint32_t>(row.abstracts.size()));
+  for (const std::uint32_t abstract : row.abstracts) writer.write(abstract);
+  writer.write(static_cast<std::uint32_t>(row.codebooks.size()));
+  for (const SpaceRow::Codebook& codebook : row.codebooks) {
+    writer.write(codebook.abstract);
+    writer.write(codebook.id);
+  }
   writer.write(static_cast<std::uint8_t>(row.private_only));
   writer.write(row.created_unix_ns);
   write_text(&writer, row.model);
@@ -100,14 +108,36 @@ std::vector<std::byte> encode(std::string_view key, const SpaceRow& row) {
   return finish(key, &writer);
 }
 
+// False where a list is longer than allowed or names an abstract twice, or one that is none.
+bool read_abstracts(ByteReader* reader, SpaceRow* row) {
+  const auto count = reader->read<std::uint32_t>();
+  if (count > kSpaceAbstractsMax) return false;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const auto abstract = reader->read<std::uint32_t>();
+    if (!unpack_abstract_spec(abstract) || abstract == 0 ||
+        std::find(row->abstracts.begin(), row->abstracts.end(), abstract) != row->abstracts.end())
+      return false;
+    row->abstracts.push_back(abstract);
+  }
+  const auto codebooks = reader->read<std::uint32_t>();
+  if (codebooks > kSpaceAbstractsMax) return false;
+  for (std::uint32_t i = 0; i < codebooks; ++i) {
+    SpaceRow::Codebook codebook;
+    codebook.abstract = reader->read<std::uint32_t>();
+    codebook.id = reader->read<std::uint64_t>();
+    if (codebook.id == 0) return false;
+    row->codebooks.push_back(codebook);
+  }
+  return reader->ok();
+}
+
 Result<SpaceRow> decode_space(std::string_view key, ByteSpan value) {
   SpaceRow row;
   KVT_TRY(row.id.value, id_of(Kind::kSpace, key));
   KVT_TRY(const ByteSpan fields, open_value(key, value));
   ByteReader reader(fields);
   row.digest = reader.read<BlockHash>();
-  row.abstract_kind = reader.read<std::uint32_t>();
-  row.unit_tokens = reader.read<std::uint32_t>();
+  if (!read_abstracts(&reader, &row)) return malformed();
   const auto private_only = reader.read<std::uint8_t>();
   row.private_only = private_only == 1;
   row.created_unix_ns = reader.read<std::uint64_t>();

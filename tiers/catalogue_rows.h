@@ -6,8 +6,8 @@
 // fields, seeded with xxh3-64 of the key, so that a
 //         value under a wrong key is damage too
 // string = u32 length | bytes
-//   'S' space:    digest 2 x u64 | abstract_kind u32 | unit_tokens u32 | private u8 | created u64 |
-//   model, runtime,
+//   'S' space:    digest 2 x u64 | abstracts u32 | abstracts x u32 | codebooks u32 |
+//                 codebooks x (abstract u32, id u64) | private u8 | created u64 | model, runtime,
 //                 detail: strings | geometry (kernels/geometry.h)
 //   'G' segment:  space u64 | parent u64 | parent_visible u32 | start_token u64 | tokens u32 |
 //   file_bytes u64 |

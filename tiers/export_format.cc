@@ -133,8 +133,8 @@ Result<void> ExportWriter::begin(const ExportDescription& description) {
   write_text(description.fingerprint.detail, &payload);
   encode_geometry(description.fingerprint.geometry, &payload);
   write_text(description.name, &payload);
-  payload.write(description.abstract_kind);
-  payload.write(description.unit_tokens);
+  payload.write(static_cast<std::uint32_t>(description.abstracts.size()));
+  for (const std::uint32_t abstract : description.abstracts) payload.write(abstract);
   payload.write(description.created_unix_ns);
   return write_frame(kDescription, 0, 0, payload.view());
 }
@@ -250,8 +250,9 @@ Result<void> ExportReader::read_description(Place* at) {
   if (!geometry) return error(Code::kCorrupt, geometry.error().text);
   fingerprint.geometry = *std::move(geometry);
   description_.name = read_text(&reader, kNameBytesMax);
-  description_.abstract_kind = reader.read<std::uint32_t>();
-  description_.unit_tokens = reader.read<std::uint32_t>();
+  const auto abstracts = reader.read<std::uint32_t>();
+  for (std::uint32_t i = 0; i < abstracts && i < kSpaceAbstractsMax; ++i)
+    description_.abstracts.push_back(reader.read<std::uint32_t>());
   description_.created_unix_ns = reader.read<std::uint64_t>();
   if (!reader.ok() || reader.remaining() != 0 || frame.header.index != 0 ||
       !check_description(description_))

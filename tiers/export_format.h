@@ -33,11 +33,10 @@ inline constexpr std::uint32_t kExportTextBytesMax = 64 * 1024;  // model, runti
 struct ExportDescription {
   Fingerprint fingerprint;  // of the space: whoever imports makes the same space from it
   std::string name;         // of the sequence; may be empty
-  std::uint32_t abstract_kind = 1;
-  std::uint32_t unit_tokens = 16;
-  std::uint64_t tokens = 0;           // of the sequence
-  std::uint32_t segments = 0;         // the tail counts as one or two
-  std::uint64_t created_unix_ns = 0;  // of this file
+  std::vector<std::uint32_t> abstracts;  // AbstractSpec::packed: those of the space
+  std::uint64_t tokens = 0;              // of the sequence
+  std::uint32_t segments = 0;            // the tail counts as one or two
+  std::uint64_t created_unix_ns = 0;     // of this file
 };
 
 // One run of tokens as it is exported and imported.

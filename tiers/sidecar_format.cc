@@ -20,7 +20,7 @@ static_assert(kSidecarHeaderBytes == kHeadBytes);
 std::vector<std::byte> encode_sidecar(SidecarHeader header, ByteSpan payload) {
   KVT_CHECK(header.segment.valid() && header.kind != 0);
   KVT_CHECK(header.tokens >= 1 && header.tokens <= kSegmentTokensMax &&
-            header.unit_tokens <= kSegmentTokensMax);
+            header.units <= kSegmentTokensMax);
   KVT_CHECK(payload.size() <= kSidecarPayloadBytesMax);
   ByteWriter writer;
   begin_head(kMagic, kSidecarVersion, &writer);
@@ -28,7 +28,7 @@ std::vector<std::byte> encode_sidecar(SidecarHeader header, ByteSpan payload) {
   writer.write(header.fingerprint);
   writer.write(header.kind);
   writer.write(header.version);
-  writer.write(header.unit_tokens);
+  writer.write(header.units);
   writer.write(header.tokens);
   writer.write<std::uint64_t>(payload.size());
   writer.write<std::uint64_t>(hash64(payload));
@@ -45,15 +45,14 @@ Result<SidecarHeader> parse_sidecar_header(ByteSpan first_bytes) {
   header.fingerprint = reader.read<BlockHash>();
   header.kind = reader.read<std::uint32_t>();
   header.version = reader.read<std::uint32_t>();
-  header.unit_tokens = reader.read<std::uint32_t>();
+  header.units = reader.read<std::uint32_t>();
   header.tokens = reader.read<std::uint32_t>();
   header.payload_bytes = reader.read<std::uint64_t>();
   header.payload_checksum = reader.read<std::uint64_t>();
   KVT_TRY_VOID(expect_zeros(&reader));
   if (!header.segment.valid() || header.kind == 0)
     return error(Code::kCorrupt, "the sidecar has no segment or no kind");
-  if (header.tokens == 0 || header.tokens > kSegmentTokensMax ||
-      header.unit_tokens > kSegmentTokensMax)
+  if (header.tokens == 0 || header.tokens > kSegmentTokensMax || header.units > kSegmentTokensMax)
     return error(Code::kCorrupt, "the sidecar's token counts are wrong");
   if (header.payload_bytes > kSidecarPayloadBytesMax)
     return error(Code::kCorrupt, "the sidecar is above its limit");

@@ -1,7 +1,7 @@
 // Sidecar file, format version 1: something derived from one segment, of one kind and version;
-// attachable and removable at any time. Kinds now: abstracts (box, mean). [header 4096
-// bytes][payload, AbstractLayout order, padded to 4096]. The header names segment, fingerprint,
-// kind, parameters and the payload's xxh3-64.
+// attachable and removable at any time. Kinds now: abstracts (kernels/abstract_spec.h). [header
+// 4096 bytes][payload, AbstractLayout order, padded to 4096]. The header names segment,
+// fingerprint, kind, parameters and the payload's xxh3-64.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 #include "base/bytes.h"
 #include "base/ids.h"
 #include "base/result.h"
-#include "kernels/layout.h"
+#include "kernels/abstract_layout.h"
 
 namespace kvtier {
 
@@ -22,10 +22,10 @@ inline constexpr std::uint64_t kSidecarPayloadBytesMax = 1ull << 30;
 struct SidecarHeader {
   SegmentId segment;
   BlockHash fingerprint;
-  std::uint32_t kind = 0;     // AbstractKind; 1000 and above: base renditions
+  std::uint32_t kind = 0;     // AbstractSpec::packed
   std::uint32_t version = 1;  // of the algorithm that made it
-  std::uint32_t unit_tokens = 0;
-  std::uint32_t tokens = 0;  // of the segment
+  std::uint32_t units = 0;    // of the abstracts
+  std::uint32_t tokens = 0;   // of the segment
   std::uint64_t payload_bytes = 0;
   std::uint64_t payload_checksum = 0;
 };

@@ -262,15 +262,13 @@ class Checker {
       mismatch(path, "header", "the sidecar is of another space");
     if (header->tokens != facts.tokens)
       mismatch(path, "header", "the sidecar is of a segment of another length");
-    const bool abstracts = header->kind == static_cast<std::uint32_t>(AbstractKind::kBox) ||
-                           header->kind == static_cast<std::uint32_t>(AbstractKind::kMean);
+    const Result<AbstractSpec> spec = unpack_abstract_spec(header->kind);
     const Geometry* geometry = geometry_of(facts.space);
-    if (!abstracts || geometry == nullptr || header->tokens != facts.tokens) return;
+    if (!spec || geometry == nullptr || header->tokens != facts.tokens) return;
     const bool fits =
-        header->unit_tokens != 0 &&
-        header->payload_bytes == AbstractLayout(*geometry, static_cast<AbstractKind>(header->kind),
-                                                header->unit_tokens, header->tokens)
-                                     .size_bytes();
+        (spec->by_tokens() || header->units == spec->units_of(header->tokens)) &&
+        header->payload_bytes ==
+            AbstractLayout(*geometry, *spec, header->tokens, header->units).size_bytes();
     if (!fits) mismatch(path, "header", "the abstracts have another length than the geometry says");
   }
 
@@ -312,10 +310,10 @@ class Checker {
     const auto file = segments_.find(row.id);
     if (file == segments_.end())
       return missing(segment_path(row.id), "the file of a published segment is not there");
-    if (space != nullptr && space->abstract_kind != 0 &&
-        !file->second.sidecars.contains(space->abstract_kind))
+    if (space != nullptr && !space->abstracts.empty() &&
+        !file->second.sidecars.contains(space->abstracts[0]))
       sink_.add(
-          sidecar_path(row.id, space->abstract_kind), "", FindingKind::kMissing,
+          sidecar_path(row.id, space->abstracts[0]), "", FindingKind::kMissing,
           FindingSeverity::kNote,
           "the segment's abstracts are not stored: they are built again when they are wanted");
   }

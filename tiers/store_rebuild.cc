@@ -118,13 +118,12 @@ SpaceRow& Rebuild::space_of(const SegmentMeta& meta) {
   row.digest = meta.fingerprint;
   row.geometry = meta.geometry;
   row.created_unix_ns = meta.created_unix_ns;
-  for (const std::uint32_t kind : {1u, 2u}) {
-    const auto sidecar = read(sidecar_path(meta.id, kind), kSidecarHeaderBytes);
-    if (!sidecar) continue;
-    const Result<SidecarHeader> header = parse_sidecar_header(*sidecar);
-    if (!header || header->unit_tokens == 0) continue;
-    row.abstract_kind = kind;
-    row.unit_tokens = header->unit_tokens;
+  const Result<std::vector<std::string>> sidecars = io_.list("sidecars");
+  for (const std::string& name : sidecars ? *sidecars : std::vector<std::string>()) {
+    const Result<SidecarName> sidecar = sidecar_name_of(name);
+    if (sidecar && sidecar->segment == meta.id && unpack_abstract_spec(sidecar->kind) &&
+        row.abstracts.size() < kSpaceAbstractsMax)
+      row.abstracts.push_back(sidecar->kind);
   }
   return row;
 }

@@ -131,8 +131,7 @@ struct DirectoryHeader {
   std::atomic<std::uint64_t> version;  // odd while the daemon writes
   std::uint64_t tokens;                // sum of visible tokens of the entries
   std::uint32_t segments;
-  std::uint16_t abstract_kind;  // AbstractKind of the space
-  std::uint16_t unit_tokens;
+  std::uint32_t reserved0;
   std::uint64_t reserved[5];
 };
 static_assert(sizeof(DirectoryHeader) == 64);
@@ -143,9 +142,11 @@ struct DirectoryEntry {
   std::uint32_t
       visible_tokens;    // tokens of the segment that belong to this sequence (a prefix of it)
   std::uint32_t tokens;  // all tokens of the segment: what AbstractLayout was made for
-  std::uint64_t abstract_offset;  // into the abstracts memfd; kNoAbstract: not there (yet)
+  // By lane, into the abstracts memfd; kNoAbstract: not there (yet), or not wanted.
+  std::uint64_t abstract_offsets[kSpaceAbstractsMax];
+  std::uint64_t reserved;
 };
-static_assert(sizeof(DirectoryEntry) == 32);
+static_assert(sizeof(DirectoryEntry) == 160);
 inline constexpr std::uint64_t kNoAbstract = UINT64_MAX;
 inline constexpr std::size_t kDirectoryBytes =
     (sizeof(DirectoryHeader) + sizeof(DirectoryEntry) * kSequenceSegmentsMax + 4095) / 4096 * 4096;

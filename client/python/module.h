@@ -237,11 +237,15 @@ std::shared_ptr<Sequence> wrap_sequence(const std::shared_ptr<Space>& space, kvt
 std::shared_ptr<Space> open_space(const std::shared_ptr<Client>& client, const std::string& model,
                                   const std::string& runtime, const std::vector<Layer>& layers,
                                   const std::string& detail, std::uint16_t chunk_tokens,
-                                  std::uint16_t heads_per_chunk, std::uint16_t unit_tokens,
-                                  const std::string& abstracts, bool private_only);
+                                  std::uint16_t heads_per_chunk,
+                                  const std::optional<std::string>& preset, bool private_only,
+                                  const std::string& rope_pairing,
+                                  const std::vector<float>& rope_frequencies,
+                                  std::uint32_t rope_positions);
 std::shared_ptr<View> sequence_view(const std::shared_ptr<Sequence>& self, std::uint64_t budget,
                                     std::uint32_t sinks, std::uint32_t window,
-                                    std::uint64_t capacity, const std::string& preset);
+                                    std::uint64_t capacity, const std::string& preset,
+                                    std::uint32_t wait_ms);
 
 void bind_client(nb::module_& m);
 void bind_space(nb::module_& m);

@@ -125,8 +125,9 @@ void bind_client(nb::module_& m) {
            "daemon_path"_a = nb::none(), "name"_a = nb::none(), "timeout_ms"_a = 10000)
       .def("request", &client_request, "request"_a)
       .def("open_space", &open_space, nb::kw_only(), "model"_a, "runtime"_a, "layers"_a,
-           "detail"_a = "", "chunk_tokens"_a = 32, "heads_per_chunk"_a = 1, "unit_tokens"_a = 16,
-           "abstracts"_a = "box", "private"_a = false)
+           "detail"_a = "", "chunk_tokens"_a = 32, "heads_per_chunk"_a = 1, "preset"_a = nb::none(),
+           "private"_a = false, "rope_pairing"_a = "none",
+           "rope_frequencies"_a = std::vector<float>(), "rope_positions"_a = 0)
       .def("objects_submit", &objects_submit, "verb"_a, "keys"_a, "values"_a = nb::none())
       .def("objects_poll", &objects_poll, "room"_a = 256, "timeout_ms"_a = 0)
       .def("objects_event_fd", &objects_event_fd);

@@ -98,6 +98,16 @@ nb::tuple sequence_read(Sequence& self, std::uint32_t layer, std::uint64_t first
   return nb::make_tuple(keys.object, values.object);
 }
 
+void sequence_observe_queries(Sequence& self, std::uint32_t layer, const ConstFloatArray& q) {
+  const Layer& geometry = self.space->layer(layer);
+  if (q.ndim() != 3 || q.shape(1) != geometry.raw.query_heads || q.shape(2) != geometry.k_dim)
+    invalid("q must be [queries, query_heads, dim], float32 and contiguous");
+  self.run([&](kvt_sequence* s) {
+    kvt_sequence_observe_queries(s, layer, static_cast<std::uint32_t>(q.shape(0)), q.data());
+    return KVT_OK;
+  });
+}
+
 }  // namespace
 
 void bind_sequence(nb::module_& m) {
@@ -113,6 +123,7 @@ void bind_sequence(nb::module_& m) {
       .def("write", &sequence_write, "layer"_a, "first"_a, "k"_a, "v"_a)
       .def("read", &sequence_read, "layer"_a, "first"_a, "count"_a, "k"_a = nb::none(),
            "v"_a = nb::none())
+      .def("observe_queries", &sequence_observe_queries, "layer"_a, "q"_a)
       .def("finish_piece", [](Sequence& self) { self.run(kvt_sequence_finish_piece); })
       .def("abort_piece", [](Sequence& self) { self.run(kvt_sequence_abort_piece); })
       .def("commit", [](Sequence& self) { self.run(kvt_sequence_commit); })
@@ -125,7 +136,7 @@ void bind_sequence(nb::module_& m) {
       .def("fork", &sequence_fork, "tokens"_a = nb::none(), "name"_a = nb::none(),
            "private"_a = false)
       .def("view", &sequence_view, nb::kw_only(), "budget"_a = 0, "sinks"_a = 16, "window"_a = 64,
-           "capacity"_a = 0, "preset"_a = "quest");
+           "capacity"_a = 0, "preset"_a = "", "wait_ms"_a = 10000);
   closable(sequence);
 }
 

@@ -41,8 +41,11 @@ std::shared_ptr<Sequence> space_open_sequence(const std::shared_ptr<Space>& self
 std::shared_ptr<Space> open_space(const std::shared_ptr<Client>& client, const std::string& model,
                                   const std::string& runtime, const std::vector<Layer>& layers,
                                   const std::string& detail, std::uint16_t chunk_tokens,
-                                  std::uint16_t heads_per_chunk, std::uint16_t unit_tokens,
-                                  const std::string& abstracts, bool private_only) {
+                                  std::uint16_t heads_per_chunk,
+                                  const std::optional<std::string>& preset, bool private_only,
+                                  const std::string& rope_pairing,
+                                  const std::vector<float>& rope_frequencies,
+                                  std::uint32_t rope_positions) {
   kvt_space_options options;
   kvt_space_options_init(&options);
   std::vector<kvt_layer> raw;
@@ -50,9 +53,12 @@ std::shared_ptr<Space> open_space(const std::shared_ptr<Client>& client, const s
   for (const Layer& layer : layers) raw.push_back(layer.raw);
   options.chunk_tokens = chunk_tokens;
   options.heads_per_chunk = heads_per_chunk;
-  options.unit_tokens = unit_tokens;
-  options.abstract_kind =
-      static_cast<std::uint32_t>(pick(abstracts, {"none", "box", "mean"}, "abstracts"));
+  options.preset = or_null(preset);
+  options.rope_pairing = static_cast<std::uint32_t>(
+      pick(rope_pairing, {"none", "halves", "neighbours"}, "rope_pairing"));
+  options.rope_frequencies = rope_frequencies.data();
+  options.rope_frequency_count = static_cast<std::uint32_t>(rope_frequencies.size());
+  options.rope_positions = rope_positions;
   options.model = model.c_str();
   options.runtime = runtime.c_str();
   options.detail = detail.c_str();

@@ -54,6 +54,10 @@ nb::dict view_stats(View& self) {
   d["wait_ns"] = stats.wait_ns;
   d["client_bytes"] = stats.client_bytes;
   d["abstract_bytes"] = stats.abstract_bytes;
+  d["units_scored"] = stats.units_scored;
+  d["units_missing"] = stats.units_missing;
+  d["rows_selected"] = stats.rows_selected;
+  d["mass_sum"] = stats.mass_sum;
   return d;
 }
 
@@ -61,7 +65,8 @@ nb::dict view_stats(View& self) {
 
 std::shared_ptr<View> sequence_view(const std::shared_ptr<Sequence>& self, std::uint64_t budget,
                                     std::uint32_t sinks, std::uint32_t window,
-                                    std::uint64_t capacity, const std::string& preset) {
+                                    std::uint64_t capacity, const std::string& preset,
+                                    std::uint32_t wait_ms) {
   kvt_view_options options;
   kvt_view_options_init(&options);
   options.budget = budget;
@@ -69,6 +74,7 @@ std::shared_ptr<View> sequence_view(const std::shared_ptr<Sequence>& self, std::
   options.window = window;
   options.capacity = capacity;
   options.preset = preset.c_str();
+  options.wait_ms = wait_ms;
   auto view = std::make_shared<View>();
   view->open = false;
   view->sequence = self;

@@ -1,54 +1,84 @@
 // Preset: a way to choose rows, as a row of a table over orthogonal parts. A preset has no code of
-// its own.
+// its own: every part is read where it acts, whatever the preset is called.
 //
-// Parts: partition (which tokens form a unit), abstract (what stands for a unit), query (what is
-// scored against it), score over the group of query heads, budget (how much is taken), trigger
-// (when to choose anew), residency (how many rows stay beside those in use). A new preset is one
-// line in preset.cc; a new part one value here and one case where it is used.
+//   abstract   which units there are and what stands for their keys (kernels/abstract_spec.h)
+//   query      what is scored against them
+//   score      whether a unit's length counts
+//   group      how the scores of the query heads that share a KV head become one
+//   budget     how much is taken
+//   trigger    when to choose anew
+//   residency  how many rows stay in the slot cache beside those in use
+// docs/retrieval.md has the table with what each paper says. A new preset is one row in preset.cc;
+// a new part one value here and one case where it acts (docs/extending.md).
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "base/result.h"
+#include "kernels/abstract_spec.h"
 #include "kernels/kernel_table.h"
 
 namespace kvtier {
 
-enum class PartitionKind : std::uint8_t {
-  kPages = 0
-};  // unit_tokens consecutive tokens of a segment
-enum class QueryKind : std::uint8_t { kCurrent = 0 };  // the query vectors of this step
-enum class BudgetKind : std::uint8_t {
-  kAll = 0,   // every row; abstracts are not read
-  kKept = 1,  // only what is always kept (sinks, window)
-  kRows = 2,  // up to a number of rows beside what is kept, best units first
+enum class QueryKind : std::uint8_t {
+  kCurrent = 0,   // the query vectors of this step
+  kSentence = 1,  // their mean since the last sentence boundary (SentenceKV, section 3)
 };
-enum class TriggerKind : std::uint8_t { kEveryStep = 0 };
-enum class ResidencyKind : std::uint8_t { kLru = 0 };
+enum class ScoreKind : std::uint8_t {
+  kPlain = 0,
+  kCount = 1,  // + log of the unit's tokens: a centroid stands for all of them
+};
+// Over which scores one selection is made.
+enum class ScopeKind : std::uint8_t {
+  kHead = 0,   // one per KV head
+  kLayer = 1,  // one per layer, from the sum over its KV heads (LeoAM)
+};
+enum class BudgetKind : std::uint8_t {
+  kAll = 0,    // every row; abstracts are not read
+  kKept = 1,   // only what is always kept (sinks, window)
+  kRows = 2,   // up to the view's budget of rows beside what is kept, best units first
+  kRatio = 3,  // up to `share` of the stored rows, at most the view's budget
+  kMass = 4,   // until `share` of the estimated mass is held, at most the view's budget
+};
+enum class TriggerKind : std::uint8_t {
+  kEveryStep = 0,
+  kEveryN = 1,      // every `level` steps of the layer
+  kCosine = 2,      // mean over the layer's query heads of cos(query, query of the last selection)
+                    // below `level` (LouisKV, section 4.1)
+  kCosineHead = 3,  // the same per KV head
+  kBoundary = 4,    // after a token that ends a sentence
+};
 
 struct Preset {
-  const char* name;
-  PartitionKind partition;
-  AbstractKind abstract;  // kNone: nothing is scored
-  QueryKind query;
-  GroupMode group;
-  BudgetKind budget;
-  TriggerKind trigger;
-  ResidencyKind residency;
+  std::string name;
+  AbstractSpec abstract;  // none: nothing is scored
+  QueryKind query = QueryKind::kCurrent;
+  ScoreKind score = ScoreKind::kPlain;
+  GroupMode group = GroupMode::kMeanSoftmax;
+  ScopeKind scope = ScopeKind::kHead;
+  BudgetKind budget = BudgetKind::kRows;
+  float share = 0.0f;
+  TriggerKind trigger = TriggerKind::kEveryStep;
+  float level = 0.0f;
   // Rows of the slot cache, in per cent of the budget, where the user says nothing.
-  std::uint32_t residency_percent;
+  std::uint32_t residency_percent = 200;
+  // Layers below this one attend to everything.
+  std::uint32_t dense_layers = 0;
 
   // Rows that a slot cache needs: `capacity` (0: residency_percent of the budget), and never less
-  // than what one selection may hold (budget_rows + kept_rows). Only for kKept and kRows.
+  // than what one selection may hold (budget_rows + kept_rows). Not for kAll.
   [[nodiscard]] std::uint64_t cache_rows(std::uint64_t budget_rows, std::uint64_t kept_rows,
                                          std::uint64_t capacity) const noexcept;
+  // kInvalid with what fits, for parts that do not go together.
+  [[nodiscard]] Result<void> validate() const;
 };
 
-// All presets: "full", "window", "quest", "mean". Static.
-[[nodiscard]] std::span<const Preset> all_presets() noexcept;
-// By name; "" is "quest". kNotFound with the names there are. Static.
-[[nodiscard]] Result<const Preset*> find_preset(std::string_view name) noexcept;
+// All presets, the default first. Static.
+[[nodiscard]] std::span<const Preset> all_presets();
+// By name; "" is the default. kNotFound with the names that there are. Static.
+[[nodiscard]] Result<const Preset*> find_preset(std::string_view name);
 
 }  // namespace kvtier

@@ -1,6 +1,8 @@
 #include "client/retrieval/selector.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <limits>
 
 #include "base/check.h"
@@ -8,33 +10,25 @@
 namespace kvtier {
 namespace {
 
-// The score of a unit about which nothing is known.
+// The score of a unit about which nothing is known, and of one that is not to be chosen.
 constexpr float kFetch = std::numeric_limits<float>::infinity();
+constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-std::uint64_t visible_units(const SegmentExtent& segment, std::uint32_t unit_tokens) {
-  return (static_cast<std::uint64_t>(segment.visible_tokens) + unit_tokens - 1) / unit_tokens;
-}
+std::uint32_t div_up(std::uint32_t count, std::uint32_t by) { return (count + by - 1) / by; }
 
-// End of the sealed tokens.
-Result<std::uint64_t> check_input(const SelectInput& input) {
-  if (input.unit_tokens == 0 || input.unit_tokens > kSegmentTokensMax)
-    return error(Code::kInvalid, "a unit has 1 to 2048 tokens");
-  std::uint64_t end = 0;
-  for (const SegmentExtent& segment : input.segments) {
-    if (segment.first_token != end)
-      return error(Code::kInvalid, "segments must follow each other without gaps");
-    if (segment.visible_tokens > kSegmentTokensMax)
-      return error(Code::kTooLarge, "a segment has at most 2048 tokens");
-    end += segment.visible_tokens;
+// Units of a segment that have a score: those that visible tokens belong to, and all clusters.
+std::uint32_t unit_count(const SegmentExtent& segment, const AbstractSpec& spec) {
+  if (segment.data == nullptr)
+    return spec.partition == PartitionKind::kTokens
+               ? segment.visible_tokens
+               : div_up(segment.visible_tokens, kMissingUnitTokens);
+  if (segment.members != nullptr) return segment.units;
+  if (segment.starts != nullptr) {
+    const auto* end = segment.starts + segment.units;
+    return static_cast<std::uint32_t>(
+        std::lower_bound(segment.starts, end, segment.visible_tokens) - segment.starts);
   }
-  if (end > kSequenceTokensMax) return error(Code::kTooLarge, "the sequence is too long");
-  std::uint64_t last = 0;
-  for (const TokenRange& range : input.kept) {
-    if (range.first < last || range.last < range.first)
-      return error(Code::kInvalid, "kept ranges must be ascending and disjoint");
-    last = range.last;
-  }
-  return end;
+  return div_up(segment.visible_tokens, spec.unit_tokens);
 }
 
 // Grows, never shrinks: scratch is reused from step to step.
@@ -43,144 +37,371 @@ void make_room(std::vector<T>* scratch, std::uint64_t count) {
   if (scratch->size() < count) scratch->resize(static_cast<std::size_t>(count));
 }
 
-}  // namespace
-
-Result<Selection> Selector::select(const SelectInput& input) {
-  Tally tally;
-  KVT_TRY(tally.end_token, check_input(input));
-  Selection out;
-  best_.clear();
-  candidates_.clear();
-  if (preset_->budget == BudgetKind::kRows && input.budget_rows > 0) {
-    for (const SegmentExtent& segment : input.segments)
-      tally.units += visible_units(segment, input.unit_tokens);
-    KVT_TRY_VOID(score(input, tally, &out));
-    collect(input, &tally);
-    KVT_TRY_VOID(choose(input, tally));
-  }
-  emit(input, tally, &out);
-  return out;
+// Tokens of [first, last) that lie in kept ranges; `from` is the first range that may.
+std::uint64_t kept_in(std::span<const TokenRange> kept, std::size_t from, std::uint64_t first,
+                      std::uint64_t last) {
+  std::uint64_t rows = 0;
+  for (std::size_t i = from; i < kept.size() && kept[i].first < last; ++i)
+    if (kept[i].last > first) rows += std::min(kept[i].last, last) - std::max(kept[i].first, first);
+  return rows;
 }
 
-// One score per visible unit, in the first row of scores_.
-Result<void> Selector::score(const SelectInput& input, const Tally& tally, Selection* out) {
-  if (input.query_count == 0) return error(Code::kInvalid, "a group has 1 query head or more");
-  make_room(&scores_, tally.units * input.query_count);
-  float* place = scores_.data();
+bool is_kept(std::span<const TokenRange> kept, std::uint64_t token) {
+  return kept_in(kept, 0, token, token + 1) != 0;
+}
+
+}  // namespace
+
+Result<void> Selector::check_input(const SelectInput& input) {
+  std::uint64_t end = 0, units = 0;
   for (const SegmentExtent& segment : input.segments) {
-    KVT_TRY_VOID(score_segment(input, segment, tally.units, place, out));
-    place += visible_units(segment, input.unit_tokens);
+    if (segment.first_token != end)
+      return error(Code::kInvalid, "segments must follow each other without gaps");
+    if (segment.visible_tokens > kSegmentTokensMax)
+      return error(Code::kTooLarge, "a segment has at most 2048 tokens");
+    end += segment.visible_tokens;
+    units += unit_count(segment, preset_->abstract);
   }
+  if (end > kSequenceTokensMax) return error(Code::kTooLarge, "the sequence is too long");
+  std::uint64_t last = 0;
+  for (const TokenRange& range : input.kept) {
+    if (range.first < last || range.last < range.first)
+      return error(Code::kInvalid, "kept ranges must be ascending and disjoint");
+    last = range.last;
+  }
+  end_token_ = end;
+  units_ = units;
+  return {};
+}
+
+// ---- score --------------------------------------------------------------------------------------
+
+Result<std::span<float>> Selector::score(const SelectInput& input) {
+  KVT_TRY_VOID(check_input(input));
+  tally_ = {};
+  if (input.query_count == 0) return error(Code::kInvalid, "a group has 1 query head or more");
+  make_room(&scores_, units_ * input.query_count);
+  if (preset_->abstract.abstract == AbstractKind::kCodes) {
+    KVT_TRY_VOID(score_codes(input));
+  } else {
+    float* place = scores_.data();
+    for (const SegmentExtent& segment : input.segments) {
+      KVT_TRY_VOID(score_segment(input, segment, place));
+      place += unit_count(segment, preset_->abstract);
+    }
+  }
+  if (preset_->score == ScoreKind::kCount) add_counts(input);
   GroupScoresArgs group;
   group.scores = scores_.data();
-  group.stride = tally.units;
-  group.unit_count = &tally.units;
+  group.stride = units_;
+  group.unit_count = &units_;
   group.queries = input.query_count;
   group.mode = preset_->group;
   group.scale = input.scale;
   group.out = scores_.data();
-  return kernels_->group_scores(group, nullptr);
+  KVT_TRY_VOID(kernels_->group_scores(group, nullptr));
+  return std::span<float>(scores_.data(), static_cast<std::size_t>(units_));
 }
 
 Result<void> Selector::score_segment(const SelectInput& input, const SegmentExtent& segment,
-                                     std::uint64_t row_units, float* out, Selection* totals) {
-  const std::uint64_t units = visible_units(segment, input.unit_tokens);
+                                     float* out) {
+  const AbstractSpec& spec = preset_->abstract;
+  const std::uint64_t units = unit_count(segment, spec);
+  // A directory may show more of a segment than its abstracts were built for only by mistake.
   const std::uint64_t known =
-      segment.abstracts != nullptr && preset_->abstract != AbstractKind::kNone
-          ? std::min<std::uint64_t>(segment.units, units)
-          : 0;
+      segment.data != nullptr ? std::min<std::uint64_t>(segment.units, units) : 0;
   for (std::uint32_t i = 0; i < input.query_count; ++i)
-    std::fill(out + i * row_units + known, out + i * row_units + units, kFetch);
-  totals->units_scored += known;
-  totals->units_missing += units - known;
-  totals->abstract_bytes +=
-      known * abstract_elements(preset_->abstract, input.dim) * sizeof(*segment.abstracts);
+    std::fill(out + i * units_ + known, out + i * units_ + units, kFetch);
+  tally_.units_scored += known;
+  tally_.units_missing += units - known;
+  tally_.abstract_bytes += known * unit_elements(spec, input.dim) * 2;
   if (known == 0) return {};
   ScoreArgs args;
-  args.abstracts = segment.abstracts;
+  args.abstracts = reinterpret_cast<const std::uint16_t*>(segment.data);
   args.unit_count = &known;
   args.q = input.queries;
   args.q_stride = input.query_stride;
   args.queries = input.query_count;
   args.dim = input.dim;
   args.out = out;
-  args.out_stride = row_units;
-  return preset_->abstract == AbstractKind::kBox ? kernels_->score_box(args, nullptr)
-                                                 : kernels_->score_mean(args, nullptr);
+  args.out_stride = units_;
+  switch (spec.abstract) {
+    case AbstractKind::kBox:
+      return kernels_->score_box(args, nullptr);
+    case AbstractKind::kBall:
+      return kernels_->score_ball(args, nullptr);
+    default:
+      return kernels_->score_mean(args, nullptr);
+  }
+}
+
+// Queries into the codebook's coordinates, and their products with its entries.
+Result<void> Selector::make_tables(const SelectInput& input) {
+  const HeadCodebook& codebook = *input.codebook;
+  const std::size_t dim = input.dim;
+  if (codebook.book.dim != dim) return error(Code::kInvalid, "a codebook of another head size");
+  make_room(&moved_, dim * input.query_count);
+  for (std::uint32_t i = 0; i < input.query_count; ++i) {
+    float* out = moved_.data() + i * dim;
+    std::fill_n(out, dim, 0.0f);
+    for (std::size_t d = 0; d < dim; ++d) {
+      const float value = input.queries[i * input.query_stride + d];
+      const float* row = codebook.query_map + d * dim;
+      for (std::size_t e = 0; e < dim; ++e) out[e] += value * row[e];
+    }
+  }
+  const std::uint64_t table_stride = std::uint64_t{codebook.book.subspaces} * kCodeEntries;
+  make_room(&tables_, table_stride * input.query_count);
+  CodeTablesArgs tables;
+  tables.book = codebook.book;
+  tables.q = moved_.data();
+  tables.q_stride = dim;
+  tables.queries = input.query_count;
+  tables.out = tables_.data();
+  tables.out_stride = table_stride;
+  return kernels_->code_tables(tables, nullptr);
+}
+
+// Units are tokens, so a token's number is the place of its score. Segments with codes that follow
+// each other are scored in one go.
+Result<void> Selector::score_codes(const SelectInput& input) {
+  if (input.codebook == nullptr) {
+    std::fill_n(scores_.data(), units_ * input.query_count, kFetch);
+    tally_.units_missing = units_;
+    return {};
+  }
+  KVT_TRY_VOID(make_tables(input));
+  const CodeBook& book = input.codebook->book;
+  for (std::size_t i = 0; i < input.segments.size();) {
+    if (input.segments[i].data == nullptr) {
+      const SegmentExtent& segment = input.segments[i++];
+      for (std::uint32_t q = 0; q < input.query_count; ++q)
+        std::fill_n(scores_.data() + q * units_ + segment.first_token, segment.visible_tokens,
+                    kFetch);
+      tally_.units_missing += segment.visible_tokens;
+      continue;
+    }
+    pieces_.clear();
+    piece_starts_.clear();
+    for (; i < input.segments.size() && input.segments[i].data != nullptr; ++i) {
+      const SegmentExtent& segment = input.segments[i];
+      pieces_.push_back(reinterpret_cast<std::uintptr_t>(segment.data));
+      piece_starts_.push_back(segment.first_token);
+      tally_.units_scored += segment.visible_tokens;
+      tally_.abstract_bytes += code_bytes(segment.visible_tokens, book.subspaces);
+    }
+    piece_starts_.push_back(i < input.segments.size() ? input.segments[i].first_token : end_token_);
+    const std::uint64_t count = pieces_.size();
+    ScoreCodesArgs args;
+    args.codes.pieces = pieces_.data();
+    args.codes.starts = piece_starts_.data();
+    args.codes.count = &count;
+    args.codes.subspaces = book.subspaces;
+    args.tables = tables_.data();
+    args.table_stride = std::uint64_t{book.subspaces} * kCodeEntries;
+    args.queries = input.query_count;
+    args.out = scores_.data();
+    args.out_stride = units_;
+    KVT_TRY_VOID(kernels_->score_codes(args, nullptr));
+  }
+  return {};
+}
+
+// log(tokens), in units of the dot product: the group's scale is applied later.
+void Selector::add_counts(const SelectInput& input) {
+  std::uint64_t at = 0;
+  for (const SegmentExtent& segment : input.segments) {
+    const std::uint32_t units = unit_count(segment, preset_->abstract);
+    for (std::uint32_t u = 0; u < units && segment.data != nullptr && segment.starts != nullptr;
+         ++u) {
+      const int tokens = segment.starts[u + 1] - segment.starts[u];
+      const float more = std::log(static_cast<float>(std::max(tokens, 1))) / input.scale;
+      for (std::uint32_t i = 0; i < input.query_count; ++i) scores_[i * units_ + at + u] += more;
+    }
+    at += units;
+  }
+}
+
+// ---- choose -------------------------------------------------------------------------------------
+
+Result<Selection> Selector::select(const SelectInput& input) {
+  std::span<float> scores;
+  if (scores_units() && input.budget_rows > 0) {
+    KVT_TRY(scores, score(input));
+  }
+  return choose(input, scores);
+}
+
+Result<Selection> Selector::choose(const SelectInput& input, std::span<float> scores) {
+  KVT_TRY_VOID(check_input(input));
+  Selection out = scores.empty() ? Selection{} : tally_;
+  chosen_.assign(static_cast<std::size_t>((end_token_ + 63) / 64), 0);
+  if (preset_->budget == BudgetKind::kAll) mark(0, end_token_);
+  if (!scores.empty()) {
+    if (scores.size() != units_) return error(Code::kInvalid, "scores of other segments");
+    KVT_TRY_VOID(preset_->abstract.partition == PartitionKind::kTokens
+                     ? choose_tokens(input, scores, &out)
+                     : choose_units(input, scores, &out));
+  }
+  for (const TokenRange& range : input.kept) {
+    const std::uint64_t last = std::min(range.last, end_token_);
+    if (range.first >= last) continue;
+    mark(range.first, last);
+    out.kept_rows += last - range.first;
+  }
+  emit(&out);
+  return out;
+}
+
+std::uint64_t Selector::rows_allowed(const SelectInput& input) const {
+  if (preset_->budget != BudgetKind::kRatio) return input.budget_rows;
+  const auto rows = static_cast<std::uint64_t>(
+      std::ceil(static_cast<double>(preset_->share) * static_cast<double>(end_token_)));
+  return std::min(rows, input.budget_rows);
 }
 
 // Lists the units that are not kept anyway, and moves their scores together.
-void Selector::collect(const SelectInput& input, Tally* tally) {
-  auto kept = input.kept.begin();
-  std::uint64_t unit_index = 0;
-  for (const SegmentExtent& segment : input.segments) {
-    for (std::uint32_t at = 0; at < segment.visible_tokens; at += input.unit_tokens, ++unit_index) {
-      const std::uint64_t first = segment.first_token + at;
-      const std::uint64_t last = first + std::min(input.unit_tokens, segment.visible_tokens - at);
-      while (kept != input.kept.end() && kept->last <= first) ++kept;
-      std::uint64_t cost = last - first;
-      for (auto range = kept; range != input.kept.end() && range->first < last; ++range)
-        cost -= std::min(range->last, last) - std::max(range->first, first);
+void Selector::collect(const SelectInput& input, std::span<float> scores) {
+  candidates_.clear();
+  const AbstractSpec& spec = preset_->abstract;
+  std::size_t kept = 0;
+  std::size_t at = 0;
+  for (std::uint32_t s = 0; s < input.segments.size(); ++s) {
+    const SegmentExtent& segment = input.segments[s];
+    while (kept < input.kept.size() && input.kept[kept].last <= segment.first_token) ++kept;
+    const std::uint32_t units = unit_count(segment, spec);
+    const std::uint32_t fixed = segment.data == nullptr ? kMissingUnitTokens : spec.unit_tokens;
+    for (std::uint32_t u = 0; u < units; ++u, ++at) {
+      std::uint64_t cost = 0;
+      if (segment.members != nullptr) {
+        for (std::uint32_t i = segment.starts[u]; i < segment.starts[u + 1]; ++i) {
+          const std::uint32_t member = segment.members[i];
+          if (member >= segment.visible_tokens) continue;
+          cost += is_kept(input.kept, segment.first_token + member) ? 0 : 1;
+        }
+      } else {
+        const bool listed = segment.starts != nullptr && segment.data != nullptr;
+        const std::uint32_t first = listed ? segment.starts[u] : u * fixed;
+        const std::uint32_t last = std::min<std::uint32_t>(
+            listed ? segment.starts[u + 1] : first + fixed, segment.visible_tokens);
+        cost = last - first -
+               kept_in(input.kept, kept, segment.first_token + first, segment.first_token + last);
+      }
       if (cost == 0) continue;
-      scores_[candidates_.size()] = scores_[unit_index];
-      candidates_.push_back({static_cast<std::uint32_t>(first),
-                             static_cast<std::uint16_t>(last - first),
-                             static_cast<std::uint16_t>(cost)});
-      if (cost < input.unit_tokens) ++tally->short_units;
+      scores[candidates_.size()] = scores[at];
+      candidates_.push_back({s, u, static_cast<std::uint32_t>(cost)});
     }
   }
 }
 
-// The best candidates, whole, while they fit into the budget; the first that does not ends it.
-Result<void> Selector::choose(const SelectInput& input, const Tally& tally) {
+// The best units, whole, while they fit; the first that does not ends it. With a budget of mass,
+// until they hold it.
+Result<void> Selector::choose_units(const SelectInput& input, std::span<float> scores,
+                                    Selection* out) {
+  collect(input, scores);
   const std::uint64_t count = candidates_.size();
   std::uint64_t found = 0;
+  std::uint64_t left = rows_allowed(input);
   TopKArgs args;
-  args.scores = scores_.data();
+  args.scores = scores.data();
   args.count = &count;
-  args.k = std::min(count, input.budget_rows / input.unit_tokens + tally.short_units);
+  args.k = std::min(count, left);
   args.ordered = true;
   args.out_count = &found;
   make_room(&best_, args.k);
   args.out = best_.data();
   KVT_TRY_VOID(kernels_->top_k(args, nullptr));
-  std::uint64_t left = input.budget_rows;
-  std::uint64_t chosen = 0;
-  while (chosen < found && candidates_[best_[chosen]].cost <= left)
-    left -= candidates_[best_[chosen++]].cost;
-  best_.resize(chosen);
-  std::sort(best_.begin(), best_.end());
+  const bool masses = preset_->group == GroupMode::kMeanSoftmax;
+  double total = 0.0, taken = 0.0;
+  for (std::uint64_t i = 0; i < count && masses; ++i)
+    if (scores[i] < kFetch) total += static_cast<double>(scores[i]);
+  for (std::uint64_t i = 0; i < found; ++i) {
+    const Candidate& unit = candidates_[best_[i]];
+    if (unit.cost > left) break;
+    if (preset_->budget == BudgetKind::kMass &&
+        taken >= static_cast<double>(preset_->share) * total && scores[best_[i]] < kFetch)
+      break;
+    left -= unit.cost;
+    if (scores[best_[i]] < kFetch) taken += static_cast<double>(scores[best_[i]]);
+    mark_unit(input, unit);
+  }
+  if (masses && total > 0.0) out->mass = static_cast<float>(taken / total);
   return {};
 }
 
-// Writes the union of kept ranges and chosen units.
-void Selector::emit(const SelectInput& input, const Tally& tally, Selection* out) {
+// The same where every unit is a token: scores are in token order.
+Result<void> Selector::choose_tokens(const SelectInput& input, std::span<float> scores,
+                                     Selection* out) {
+  for (const TokenRange& range : input.kept)
+    for (std::uint64_t t = range.first; t < std::min(range.last, end_token_); ++t)
+      scores[static_cast<std::size_t>(t)] = kNever;
+  const std::uint64_t kept = kept_in(input.kept, 0, 0, end_token_);
+  const std::uint64_t count = end_token_;
+  const bool by_mass = preset_->budget == BudgetKind::kMass;
+  std::uint64_t found = 0;
+  TopKArgs args;
+  args.scores = scores.data();
+  args.count = &count;
+  args.k = std::min(count - kept, rows_allowed(input));
+  args.ordered = by_mass;
+  args.out_count = &found;
+  make_room(&best_, args.k);
+  args.out = best_.data();
+  KVT_TRY_VOID(kernels_->top_k(args, nullptr));
+  double total = 0.0, taken = 0.0;
+  const bool masses = preset_->group == GroupMode::kMeanSoftmax;
+  for (std::uint64_t t = 0; t < count && masses; ++t)
+    if (const float mass = scores[static_cast<std::size_t>(t)]; mass > 0.0f && mass < kFetch)
+      total += static_cast<double>(mass);
+  for (std::uint64_t i = 0; i < found; ++i) {
+    const float mass = scores[best_[i]];
+    if (by_mass && mass < kFetch && taken >= static_cast<double>(preset_->share) * total) break;
+    if (mass > 0.0f && mass < kFetch) taken += static_cast<double>(mass);
+    mark(best_[i], best_[i] + 1);
+  }
+  if (masses && total > 0.0) out->mass = static_cast<float>(taken / total);
+  return {};
+}
+
+void Selector::mark(std::uint64_t first, std::uint64_t last) {
+  for (; first < last && first % 64 != 0; ++first)
+    chosen_[static_cast<std::size_t>(first / 64)] |= std::uint64_t{1} << first % 64;
+  for (; first + 64 <= last; first += 64) chosen_[static_cast<std::size_t>(first / 64)] = ~0ull;
+  for (; first < last; ++first)
+    chosen_[static_cast<std::size_t>(first / 64)] |= std::uint64_t{1} << first % 64;
+}
+
+void Selector::mark_unit(const SelectInput& input, const Candidate& unit) {
+  const SegmentExtent& segment = input.segments[unit.segment];
+  if (segment.data != nullptr && segment.members != nullptr) {
+    for (std::uint32_t i = segment.starts[unit.unit]; i < segment.starts[unit.unit + 1]; ++i)
+      if (segment.members[i] < segment.visible_tokens)
+        mark(segment.first_token + segment.members[i],
+             segment.first_token + segment.members[i] + 1);
+    return;
+  }
+  const bool listed = segment.data != nullptr && segment.starts != nullptr;
+  const std::uint32_t fixed =
+      segment.data == nullptr ? kMissingUnitTokens : preset_->abstract.unit_tokens;
+  const std::uint32_t first = listed ? segment.starts[unit.unit] : unit.unit * fixed;
+  const std::uint32_t last = listed ? segment.starts[unit.unit + 1] : first + fixed;
+  mark(segment.first_token + first, segment.first_token + std::min(last, segment.visible_tokens));
+}
+
+void Selector::emit(Selection* out) {
   tokens_.clear();
-  std::uint64_t next = 0;  // tokens below are done
-  const auto add = [&](std::uint64_t first, std::uint64_t last) {
-    for (next = std::max(next, first); next < std::min(last, tally.end_token); ++next)
-      tokens_.push_back(static_cast<std::uint32_t>(next));
-  };
-  auto unit = best_.begin();
-  for (const TokenRange& range : input.kept) {
-    for (; unit != best_.end() && candidates_[*unit].first < range.first; ++unit)
-      add(candidates_[*unit].first, candidates_[*unit].first + candidates_[*unit].length);
-    add(range.first, range.last);
-    out->kept_rows +=
-        std::min(range.last, tally.end_token) - std::min(range.first, tally.end_token);
-  }
-  for (; unit != best_.end(); ++unit)
-    add(candidates_[*unit].first, candidates_[*unit].first + candidates_[*unit].length);
-  if (preset_->budget == BudgetKind::kAll) {
-    tokens_.clear();
-    next = 0;
-    add(0, tally.end_token);
-  }
+  for (std::size_t word = 0; word < chosen_.size(); ++word)
+    for (std::uint64_t bits = chosen_[word]; bits != 0; bits &= bits - 1)
+      tokens_.push_back(
+          static_cast<std::uint32_t>(word * 64 + static_cast<unsigned>(std::countr_zero(bits))));
   out->tokens = tokens_;
 }
 
 std::uint64_t Selector::memory_bytes() const noexcept {
-  return scores_.capacity() * sizeof(float) + candidates_.capacity() * sizeof(Candidate) +
+  return (scores_.capacity() + moved_.capacity() + tables_.capacity()) * sizeof(float) +
+         (pieces_.capacity() + piece_starts_.capacity() + chosen_.capacity()) *
+             sizeof(std::uint64_t) +
+         candidates_.capacity() * sizeof(Candidate) +
          (best_.capacity() + tokens_.capacity()) * sizeof(std::uint32_t);
 }
 

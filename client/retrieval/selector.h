@@ -1,13 +1,15 @@
 // Selector: chooses the tokens of one (layer, KV head) that a query group attends to.
 //
 // Works on what it is handed: extents of sealed segments with pointers to abstracts, query vectors,
-// ranges that are always kept, a budget. Knows nothing of tiers or sockets. Units whose abstract is
-// not there count as +infinity: they are fetched, never skipped in silence. Deterministic: ties go
-// to the older unit.
+// ranges that are always kept, a budget. Knows nothing of tiers or sockets. Tokens without an
+// abstract form pages of kMissingUnitTokens and count as +infinity: they are fetched, never skipped
+// in silence. Deterministic: ties go to the older unit. What is kept counts in the softmax of the
+// group's scores and is left out of the choice.
 //
-// One selector serves all layers and heads of a view in turn. Its scratch grows with the longest
-// sequence seen (4 bytes per unit and query head, and 4 per selected token) and is reused: no
-// allocation per step after the first. One thread.
+// Two steps, so that a selection for a whole layer can add up the scores of its heads: score(),
+// then choose() over the scores of the same extents. One selector serves all layers and heads of a
+// view in turn. Its scratch grows with the longest sequence seen (4 bytes per unit and query head,
+// 12 per candidate) and is reused: no allocation per step after the first. One thread.
 #pragma once
 
 #include <cstddef>
@@ -17,9 +19,13 @@
 
 #include "base/result.h"
 #include "client/retrieval/preset.h"
+#include "kernels/abstract_layout.h"
+#include "kernels/codebook_layout.h"
 #include "kernels/kernel_table.h"
 
 namespace kvtier {
+
+inline constexpr std::uint32_t kMissingUnitTokens = 16;
 
 // Tokens [first, last) of a sequence.
 struct TokenRange {
@@ -31,30 +37,35 @@ struct TokenRange {
 struct SegmentExtent {
   std::uint64_t first_token = 0;  // segments are ascending and without gaps, the first begins at 0
   std::uint32_t visible_tokens = 0;
-  std::uint32_t units = 0;  // units that `abstracts` holds; may cover more than what is visible
-  // f16 [units][vectors][dim] of this layer and head; null: not there (yet).
-  const std::uint16_t* abstracts = nullptr;
+  // What follows is of the preset's abstract; `data` null: not there (yet).
+  std::uint32_t units = 0;  // that `data` holds; may cover more than what is visible
+  const std::byte* data = nullptr;
+  const std::uint16_t* starts = nullptr;   // [units + 1]; null: pages or tokens
+  const std::uint16_t* members = nullptr;  // clusters: tokens in the order of units
 };
 
 struct SelectInput {
   std::span<const SegmentExtent> segments;
   std::span<const TokenRange> kept;  // ascending, disjoint; cut off at the end of the last segment
-  const float* queries = nullptr;    // the group's vectors of this step
+  const float* queries = nullptr;    // the group's vectors
   std::uint64_t query_stride = 0;    // in floats
   std::uint32_t query_count = 0;
   std::uint32_t dim = 0;
-  float scale = 1.0f;  // of the attention, e.g. 1 / sqrt(dim)
-  std::uint32_t unit_tokens = 0;
+  float scale = 1.0f;                      // of the attention, e.g. 1 / sqrt(dim)
+  const HeadCodebook* codebook = nullptr;  // of this layer and head, where the abstract is codes
   std::uint64_t budget_rows = 0;  // beside the kept rows; whole units are taken while they fit
 };
 
 struct Selection {
-  // Strictly ascending, kept ones included; valid until the next select().
+  // Strictly ascending, kept ones included; valid until the next choose().
   std::span<const std::uint32_t> tokens;
   std::uint64_t kept_rows = 0;       // of them, rows of kept ranges
   std::uint64_t units_scored = 0;    // had an abstract
   std::uint64_t units_missing = 0;   // had none and counted as +infinity
   std::uint64_t abstract_bytes = 0;  // read for this selection
+  // Estimated share of the attention mass over stored tokens that are not kept which the chosen
+  // ones hold. 1 where the group's scores are not masses.
+  float mass = 1.0f;
 };
 
 class Selector {
@@ -63,38 +74,56 @@ class Selector {
   Selector(const KernelTable* kernels, const Preset* preset) noexcept
       : kernels_(kernels), preset_(preset) {}
 
-  // kInvalid for segments with gaps, ranges out of order, or arguments that the kernels refuse;
-  // kTooLarge beyond kSequenceTokensMax. Does not block.
+  // One score per unit of all segments, for the group. Valid until the next score(). kInvalid for
+  // segments with gaps, ranges out of order, or arguments that the kernels refuse; kTooLarge beyond
+  // kSequenceTokensMax. Does not block.
+  [[nodiscard]] Result<std::span<float>> score(const SelectInput& input);
+  // The best units by these scores. `scores`: as score() gave them for these extents, or sums of
+  // them over heads; empty for presets that score nothing. They are used as scratch.
+  [[nodiscard]] Result<Selection> choose(const SelectInput& input, std::span<float> scores);
+  // Both.
   [[nodiscard]] Result<Selection> select(const SelectInput& input);
 
+  // The preset takes scores into account at all.
+  [[nodiscard]] bool scores_units() const noexcept {
+    return preset_->budget != BudgetKind::kAll && preset_->budget != BudgetKind::kKept;
+  }
   // Private memory of the scratch.
   [[nodiscard]] std::uint64_t memory_bytes() const noexcept;
 
  private:
-  // A run of tokens of one unit that may be chosen; `cost` of them are not in kept ranges.
+  // A unit that may be chosen; `cost` of its visible tokens are not kept anyway.
   struct Candidate {
-    std::uint32_t first = 0;
-    std::uint16_t length = 0;
-    std::uint16_t cost = 0;
-  };
-  struct Tally {
-    std::uint64_t end_token = 0;    // of the sealed part
-    std::uint64_t units = 0;        // all visible units
-    std::uint64_t short_units = 0;  // candidates that cost less than unit_tokens
+    std::uint32_t segment = 0;
+    std::uint32_t unit = 0;
+    std::uint32_t cost = 0;
   };
 
-  Result<void> score(const SelectInput& input, const Tally& tally, Selection* out);
-  Result<void> score_segment(const SelectInput& input, const SegmentExtent& segment,
-                             std::uint64_t row_units, float* out, Selection* totals);
-  void collect(const SelectInput& input, Tally* tally);
-  Result<void> choose(const SelectInput& input, const Tally& tally);
-  void emit(const SelectInput& input, const Tally& tally, Selection* out);
+  Result<void> check_input(const SelectInput& input);
+  Result<void> score_segment(const SelectInput& input, const SegmentExtent& segment, float* out);
+  Result<void> make_tables(const SelectInput& input);
+  Result<void> score_codes(const SelectInput& input);
+  void add_counts(const SelectInput& input);
+  std::uint64_t rows_allowed(const SelectInput& input) const;
+  void collect(const SelectInput& input, std::span<float> scores);
+  Result<void> choose_units(const SelectInput& input, std::span<float> scores, Selection* out);
+  Result<void> choose_tokens(const SelectInput& input, std::span<float> scores, Selection* out);
+  void mark(std::uint64_t first, std::uint64_t last);
+  void mark_unit(const SelectInput& input, const Candidate& unit);
+  void emit(Selection* out);
 
   const KernelTable* kernels_;
   const Preset* preset_;
-  std::vector<float> scores_;  // [query][unit], all units of the sequence; then per candidate
+  std::uint64_t end_token_ = 0;  // of the sealed part
+  std::uint64_t units_ = 0;      // of all segments
+  Selection tally_;              // what score() counted
+  std::vector<float> scores_;    // [query][unit]
+  std::vector<float> moved_;     // queries in the codebook's coordinates
+  std::vector<float> tables_;    // of codes
+  std::vector<std::uint64_t> pieces_, piece_starts_;
   std::vector<Candidate> candidates_;  // in token order
-  std::vector<std::uint32_t> best_;    // numbers of the chosen candidates, ascending
+  std::vector<std::uint32_t> best_;    // numbers of the chosen candidates or tokens
+  std::vector<std::uint64_t> chosen_;  // a bit per token
   std::vector<std::uint32_t> tokens_;  // the selection
 };
 

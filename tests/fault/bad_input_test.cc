@@ -119,8 +119,7 @@ TEST_F(BadInput, AGeometryThatCannotBe) {
       {[](kvt_space_options* o, auto*) { o->chunk_tokens = 7; }, KVT_ERROR_INVALID},
       {[](kvt_space_options* o, auto*) { o->layer_count = 0; }, KVT_ERROR_INVALID},
       {[](kvt_space_options* o, auto*) { o->layer_count = 257; }, KVT_ERROR_TOO_LARGE},
-      {[](kvt_space_options* o, auto*) { o->abstract_kind = 3; }, KVT_ERROR_INVALID},
-      {[](kvt_space_options* o, auto*) { o->unit_tokens = 0; }, KVT_ERROR_INVALID},
+      {[](kvt_space_options* o, auto*) { o->preset = "boxes"; }, KVT_ERROR_NOT_FOUND},
       {[](kvt_space_options* o, auto*) { o->model = nullptr; }, KVT_ERROR_INVALID},
       {[](kvt_space_options* o, auto*) { o->struct_size = 3; }, KVT_ERROR_INVALID},
   };
@@ -198,9 +197,7 @@ TEST_F(BadInput, ViewsThatCannotBe) {
   EXPECT_REFUSED(open([](kvt_view_options* o) { o->budget = 1ull << 40; }), KVT_ERROR_TOO_LARGE,
                  "use 0 for everything");
   EXPECT_NE(open([](kvt_view_options* o) { o->preset = "best"; }), KVT_OK);
-  EXPECT_STREQ(kvt_last_error(), "no such preset: quest, mean, window or full");
-  EXPECT_REFUSED(open([](kvt_view_options* o) { o->budget = 64, o->preset = "mean"; }),
-                 KVT_ERROR_INVALID, "choose another preset");
+  EXPECT_NE(std::string(kvt_last_error()).find("no such preset: "), std::string::npos);
   EXPECT_EQ(view, nullptr);
   ASSERT_EQ(open([](kvt_view_options* o) { o->budget = 64; }), KVT_OK);
   std::vector<float> q(4 * kKnownDim), out(q.size());
@@ -408,7 +405,21 @@ TEST_F(NewerFiles, SidecarIsDerivedAndMadeAgain) {
   store_.put(file, with_version(store_.get(file), 2));
   ASSERT_TRUE(store_.start());
   for (const Story& story : kStories) EXPECT_TRUE(store_.read(story).whole(story)) << story.name;
-  EXPECT_GT(store_.request("stats")["abstracts"].value("rebuilt", 0u), 0u);
+  std::uint64_t rebuilt = 0;
+  for (const Story& story : kStories) {  // a view wants the abstracts of what it reads
+    kvt_sequence* sequence = nullptr;
+    kvt_view* view = nullptr;
+    kvt_view_options options;
+    kvt_view_options_init(&options);
+    options.budget = 64;
+    ASSERT_EQ(kvt_sequence_open(store_.space(), story.name, 0, 0, &sequence), KVT_OK);
+    ASSERT_EQ(kvt_view_open(sequence, &options, &view), KVT_OK) << kvt_last_error();
+    for (int i = 0; i < 100 && rebuilt == 0; ++i, ::usleep(5000))
+      rebuilt = store_.request("stats")["abstracts"].value("rebuilt", 0u);
+    kvt_view_close(view);
+    kvt_sequence_close(sequence);
+  }
+  EXPECT_GT(rebuilt, 0u);
 }
 
 TEST_F(NewerFiles, Export) {

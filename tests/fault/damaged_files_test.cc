@@ -110,7 +110,8 @@ class DamagedFiles : public ::testing::Test {
     return names;
   }
   static std::string sidecar_of(const std::string& segment) {
-    return sidecar_path(*segment_id_of(segment.substr(segment.find('/') + 1)), 1);
+    return sidecar_path(*segment_id_of(segment.substr(segment.find('/') + 1)),
+                        parse_abstract_spec("box/pages:16")->packed());
   }
   // "segment 3" or "tail log of sequence 7", as the daemon calls a file's object.
   static std::string object_of(const std::string& file) {
@@ -245,8 +246,7 @@ TEST_F(DamagedFiles, TailLogsInEachOthersPlace) {
   live(swap_of(a, b), {a, b}, {"tail", "tail2"});
 }
 
-// A budgeted attention over the story, once its abstracts are there: until then a view goes by
-// position.
+// A budgeted attention over the story: opening the view waits for its abstracts.
 std::vector<float> attend(FaultStore& store, const Story& story) {
   std::vector<float> out(kKnownHeads * 2 * kKnownDim), q(out.size());
   for (std::size_t i = 0; i < q.size(); ++i) q[i] = known_value(99, 0, 0, i, 0, false);
@@ -258,10 +258,6 @@ std::vector<float> attend(FaultStore& store, const Story& story) {
   options.window = 8;
   options.budget = 48;
   kvt_status status = kvt_sequence_open(store.space(), story.name, 0, 0, &sequence);
-  for (int i = 0; status == KVT_OK && i < 500; ++i, ::usleep(10000)) {
-    const Json abstracts = store.request("stats")["abstracts"];
-    if (abstracts.value("loaded", 0u) + abstracts.value("rebuilt", 0u) > 0) break;
-  }
   if (status == KVT_OK) status = kvt_view_open(sequence, &options, &view);
   if (status == KVT_OK) status = kvt_view_attend(view, 1, 1, q.data(), 0.35f, out.data(), nullptr);
   EXPECT_EQ(status, KVT_OK) << kvt_last_error();

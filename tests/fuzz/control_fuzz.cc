@@ -15,10 +15,10 @@ using kvtier::fuzz::FuzzWorld;
 constexpr const char* kOps[] = {"space",    "match", "create", "attach", "tokens", "fork",
                                 "truncate", "close", "rename", "pin",    "expire", "rm",
                                 "ls",       "show",  "stats",  "status", "config", "dance"};
-constexpr const char* kKeys[] = {"space",   "sequence", "name",        "new_name",      "target",
-                                 "handle",  "tokens",   "first",       "count",         "write",
-                                 "private", "pinned",   "at_unix_s",   "wipe",          "model",
-                                 "runtime", "detail",   "unit_tokens", "abstract_kind", "extra"};
+constexpr const char* kKeys[] = {"space",   "sequence", "name",      "new_name", "target",
+                                 "handle",  "tokens",   "first",     "count",    "write",
+                                 "private", "pinned",   "at_unix_s", "wipe",     "model",
+                                 "runtime", "detail",   "abstract",  "lane",     "extra"};
 constexpr const char* kTexts[] = {"known", "box", "mean", "other", "", "a/b", "17", "\xC3\xA9"};
 
 std::uint64_t answered = 0;  // with ok

@@ -11,7 +11,6 @@ from kvtier.quality.daemon import Daemon
 from kvtier.quality.reference import PRESETS, Reference
 
 STORED, STEPS, HEADS, GROUP, DIM, BUDGET = 700, 6, 2, 3, 32, 96
-ABSTRACTS = {"mean": "mean"}  # the space of a preset, where it is not the default one
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name):
         model=f"reference-{name}",
         runtime="pytest",
         layers=layers(count=1, kv_heads=HEADS, query_heads=HEADS * GROUP, dim=DIM),
-        abstracts=ABSTRACTS.get(name, "box"),
+        preset=name,
     )
     sequence = space.create(name=name)
     sequence.append(list(range(STORED)))
@@ -44,7 +43,6 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name):
     sequence.finish_piece()
     sequence.commit()
     sequence.close()
-    own._wait_for_abstracts(STORED)
     fork = space.open(name, writable=False).fork(STORED)
     view = fork.view(budget=BUDGET, preset=name)
     reference = Reference(

@@ -108,8 +108,7 @@ std::uint64_t SimClient::open_space(const Geometry& geometry, const std::string&
                                    {"runtime", "sim"},
                                    {"detail", ""},
                                    {"private", is_private},
-                                   {"abstract_kind", abstracts},
-                                   {"unit_tokens", 16}},
+                                   {"abstract", abstracts}},
                               writer.take());
   if (!reply.ok()) KVT_LOG(kError, "simulated client: space: %s", reply.status.message());
   return reply.ok() ? reply.body["space"].get<std::uint64_t>() : 0;

@@ -70,7 +70,8 @@ class SimClient {
   Reply control(Json body, std::vector<std::byte> payload = {});
   [[nodiscard]] std::uint64_t open_space(const Geometry& geometry,
                                          const std::string& model = "model",
-                                         bool is_private = false, const char* abstracts = "box");
+                                         bool is_private = false,
+                                         const char* abstracts = "box/pages:16");
   // Null where it failed; `*reply` has the reason.
   std::unique_ptr<SimSequence> create(std::uint64_t space, const std::vector<std::uint32_t>& ids,
                                       const std::string& name, bool is_private = false,

@@ -121,7 +121,7 @@ class ClientTest : public ::testing::Test {
     return client;
   }
   kvt_space* open_space(const TestShape& shape, const char* model = "test-model",
-                        std::uint32_t abstracts = 1, bool private_only = false) {
+                        const char* preset = "quest", bool private_only = false) {
     std::vector<kvt_layer> layers(shape.layers);
     for (kvt_layer& layer : layers) {
       layer.kind = 0;
@@ -135,7 +135,7 @@ class ClientTest : public ::testing::Test {
     options.model = model;
     options.runtime = "test/1";
     options.heads_per_chunk = shape.heads_per_chunk;
-    options.abstract_kind = abstracts;
+    options.preset = preset;
     options.private_only = private_only ? 1 : 0;
     options.layers = layers.data();
     options.layer_count = shape.layers;

@@ -308,7 +308,7 @@ TEST_F(Sequences, AReaderReadsWhatTheWriterReplaced) {
 TEST_F(Sequences, APrivateSpaceIsPrivate) {
   const TestShape shape;
   kvt_space* open = open_space(shape);
-  kvt_space* closed = open_space(shape, "test-model", 1, true);
+  kvt_space* closed = open_space(shape, "test-model", "quest", true);
   kvt_sequence* sequence = create_sequence(closed, "secret");
   Model model(shape);
   model.append(sequence, 1, 200);

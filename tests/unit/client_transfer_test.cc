@@ -127,7 +127,7 @@ TEST_F(Transfer, ALogAboveAGibibyteIsReadBack) {
   shape.layers = 32;
   shape.kv_heads = shape.query_heads = 16;
   shape.dim = 1024;
-  kvt_space* space = open_space(shape, "large tokens", 0);
+  kvt_space* space = open_space(shape, "large tokens", "full");
   kvt_sequence* sequence = create_sequence(space, "large");
   Model model(shape);
   model.append(sequence, 1, 2);

@@ -434,14 +434,22 @@ TEST_F(EngineTest, FailedSealsChangeNothing) {
 }
 
 TEST_F(EngineTest, AbstractsComeBackFromSidecarsAndAreRebuilt) {
+  const auto want_boxes = [&](const SimSequence& sequence) {
+    const Reply reply = client->control(
+        Json{{"op", "abstract_want"}, {"handle", sequence.handle}, {"abstract", "box/pages:16"}});
+    ASSERT_TRUE(reply.ok());
+    EXPECT_EQ(reply.body["lane"], 0u);
+  };
   const auto ids = make_ids(100);
   {
     auto sequence = client->create(space, {}, "chat");
     store(*sequence, ids, 100);
     world.settle();
-    EXPECT_NE(sequence->read_directory().entries[0].abstract_offset, kNoAbstract);
+    want_boxes(*sequence);
+    world.settle();
+    EXPECT_NE(sequence->read_directory().entries[0].abstract_offsets[0], kNoAbstract);
   }
-  const AbstractLayout layout(geometry, AbstractKind::kBox, 16, 100);
+  const AbstractLayout layout(geometry, *parse_abstract_spec("box/pages:16"), 100, 7);
   std::vector<std::byte> first;
   for (int round = 0; round < 3; ++round) {
     world.settle();
@@ -452,8 +460,10 @@ TEST_F(EngineTest, AbstractsComeBackFromSidecarsAndAreRebuilt) {
     }
     restart();
     auto sequence = client->attach(space, "chat", false);
+    EXPECT_EQ(sequence->read_directory().entries[0].abstract_offsets[0], kNoAbstract);
+    want_boxes(*sequence);
     world.settle();
-    const std::uint64_t offset = sequence->read_directory().entries[0].abstract_offset;
+    const std::uint64_t offset = sequence->read_directory().entries[0].abstract_offsets[0];
     ASSERT_NE(offset, kNoAbstract) << round;
     std::vector<std::byte> bytes(client->abstracts() + offset,
                                  client->abstracts() + offset + layout.size_bytes());

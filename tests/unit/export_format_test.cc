@@ -95,8 +95,8 @@ TEST(ExportFormat, RoundTripsWithBothCodecs) {
       EXPECT_EQ(description.fingerprint.runtime, "transformers-5/1");
       EXPECT_EQ(description.fingerprint.detail, "theta=10000");
       EXPECT_EQ(description.fingerprint.geometry, samples::small_geometry());
-      EXPECT_EQ(description.abstract_kind, 1u);
-      EXPECT_EQ(description.unit_tokens, 16u);
+      EXPECT_EQ(description.abstracts,
+                (std::vector<std::uint32_t>{parse_abstract_spec("box/pages:16")->packed()}));
       expect_content(*reader, counts);
     }
 }

@@ -137,14 +137,16 @@ std::vector<std::byte> make_segment_file(SegmentMeta* meta, std::uint64_t seed, 
 
 std::vector<std::byte> make_sidecar(SegmentId segment, const Geometry& geometry,
                                     std::uint32_t tokens, std::uint64_t seed) {
-  const AbstractLayout layout(geometry, AbstractKind::kBox, 4, tokens);
+  const AbstractSpec spec = *parse_abstract_spec("box/pages:4");
+  const std::uint32_t units = spec.units_of(tokens);
+  const AbstractLayout layout(geometry, spec, tokens, units);
   std::vector<std::byte> payload(layout.size_bytes());
   fill_row(seed, segment.value, 0, 0, false, payload);
   return encode_sidecar({.segment = segment,
                          .fingerprint = kFingerprint,
-                         .kind = static_cast<std::uint32_t>(AbstractKind::kBox),
+                         .kind = spec.packed(),
                          .version = 1,
-                         .unit_tokens = 4,
+                         .units = units,
                          .tokens = tokens},
                         payload);
 }
@@ -204,6 +206,7 @@ std::vector<std::byte> make_export(const std::vector<std::uint32_t>& counts, std
       },
       codec);
   ExportDescription description;
+  description.abstracts = {parse_abstract_spec("box/pages:16")->packed()};
   description.fingerprint = {.model = "sha256:feed",
                              .runtime = "transformers-5/1",
                              .detail = "theta=10000",

@@ -223,29 +223,5 @@ TEST(TailLayout, HalvesAreAlignedAndApart) {
   EXPECT_GE(tail.size_bytes(), tail.plane_offset(1) + tail.plane.size_bytes());
 }
 
-TEST(AbstractLayout, UnitsTileHeadAfterHead) {
-  Geometry geometry = samples::small_geometry();
-  for (const AbstractKind kind : {AbstractKind::kBox, AbstractKind::kMean, AbstractKind::kBall}) {
-    const AbstractLayout layout(geometry, kind, 16, 100);
-    EXPECT_EQ(layout.units(), 7u);
-    std::uint64_t end = 0;
-    for (const std::uint32_t layer : {0u, 2u}) {
-      const std::uint32_t dim = layer == 0 ? 8 : 4;
-      EXPECT_EQ(layout.unit_bytes(layer), abstract_elements(kind, dim) * 2);
-      for (std::uint32_t head = 0; head < geometry.layers[layer].kv_heads; ++head) {
-        EXPECT_EQ(layout.head_offset(layer, head), end);
-        end += layout.units() * layout.unit_bytes(layer);
-      }
-    }
-    EXPECT_EQ(layout.unit_bytes(1), 0u);
-    EXPECT_EQ(layout.size_bytes(), end);
-  }
-  geometry.layers[0].dtype = Dtype::kOpaque;
-  EXPECT_EQ(AbstractLayout(geometry, AbstractKind::kBox, 16, 100).unit_bytes(0), 0u);
-  EXPECT_EQ(AbstractLayout(geometry, AbstractKind::kNone, 16, 100).size_bytes(), 0u);
-  EXPECT_STREQ(abstract_kind_name(AbstractKind::kBox), "box");
-  EXPECT_STREQ(dtype_name(Dtype::kBf16), "bf16");
-}
-
 }  // namespace
 }  // namespace kvtier

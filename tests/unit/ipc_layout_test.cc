@@ -83,15 +83,15 @@ void dump_directory_and_frames(Dump& dump) {
   FIELD(DirectoryHeader, version);
   FIELD(DirectoryHeader, tokens);
   FIELD(DirectoryHeader, segments);
-  FIELD(DirectoryHeader, abstract_kind);
-  FIELD(DirectoryHeader, unit_tokens);
+  FIELD(DirectoryHeader, reserved0);
   FIELD(DirectoryHeader, reserved);
   TYPE(DirectoryEntry);
   FIELD(DirectoryEntry, segment);
   FIELD(DirectoryEntry, first_token);
   FIELD(DirectoryEntry, visible_tokens);
   FIELD(DirectoryEntry, tokens);
-  FIELD(DirectoryEntry, abstract_offset);
+  FIELD(DirectoryEntry, abstract_offsets);
+  FIELD(DirectoryEntry, reserved);
   TYPE(ControlFrameHeader);
   FIELD(ControlFrameHeader, magic);
   FIELD(ControlFrameHeader, json_bytes);

@@ -33,7 +33,8 @@ struct World {
             if (f16_to_f32(halves[u * 2 * dim + d]) > f16_to_f32(halves[u * 2 * dim + dim + d]))
               std::swap(halves[u * 2 * dim + d], halves[u * 2 * dim + dim + d]);
       abstracts.push_back(std::move(halves));
-      segments.push_back({first, tokens, units, abstracts.back().data()});
+      segments.push_back(
+          {first, tokens, units, reinterpret_cast<const std::byte*>(abstracts.back().data())});
       first += tokens;
     }
     queries = random_floats(random, static_cast<std::size_t>(group) * dim);
@@ -41,7 +42,7 @@ struct World {
     end = first;
   }
   SelectInput input(std::span<const TokenRange> kept, std::uint64_t budget) const {
-    return {segments, kept, queries.data(), dim, query_count, dim, 0.2f, unit_tokens, budget};
+    return {segments, kept, queries.data(), dim, query_count, dim, 0.2f, nullptr, budget};
   }
 
   std::uint32_t unit_tokens;
@@ -71,19 +72,19 @@ std::vector<Unit> brute_scores(const World& world, const Preset& preset) {
       unit.last = unit.first + std::min(world.unit_tokens, segment.visible_tokens - at);
       for (std::uint32_t i = 0; i < world.query_count; ++i) {
         double score = 0.0;
-        if (segment.abstracts == nullptr || u >= segment.units) {
+        if (segment.data == nullptr || u >= segment.units) {
           score = HUGE_VAL;
         } else {
           for (std::uint32_t d = 0; d < world.dim; ++d) {
             const double q = static_cast<double>(world.queries[i * world.dim + d]);
-            if (preset.abstract == AbstractKind::kBox) {
-              const std::uint16_t* box =
-                  segment.abstracts + static_cast<std::size_t>(u) * 2 * world.dim;
+            if (preset.abstract.abstract == AbstractKind::kBox) {
+              const std::uint16_t* box = reinterpret_cast<const std::uint16_t*>(segment.data) +
+                                         static_cast<std::size_t>(u) * 2 * world.dim;
               score += std::max(q * static_cast<double>(f16_to_f32(box[d])),
                                 q * static_cast<double>(f16_to_f32(box[world.dim + d])));
             } else {
-              score += q * static_cast<double>(f16_to_f32(
-                               segment.abstracts[static_cast<std::size_t>(u) * world.dim + d]));
+              const auto* means = reinterpret_cast<const std::uint16_t*>(segment.data);
+              score += q * static_cast<double>(f16_to_f32(means[std::size_t{u} * world.dim + d]));
             }
           }
         }
@@ -143,13 +144,14 @@ TEST_P(SelectorTest, EqualsBruteForce) {
                                                              {64, 17, 1, 2048, 80},
                                                              std::vector<std::uint32_t>(40, 70)};
   for (const char* name : {"quest", "mean"}) {
-    const Preset* preset = *find_preset(name);
-    Selector selector(GetParam(), preset);
     for (const auto& visible : sequences)
       for (const std::uint32_t group : {1u, 3u, 12u})
         for (const std::uint32_t unit : {1u, 16u}) {
-          World world(&random, visible, unit, 8, group, preset->abstract);
-          const std::vector<Unit> units = brute_scores(world, *preset);
+          Preset preset = **find_preset(name);
+          preset.abstract.unit_tokens = static_cast<std::uint16_t>(unit);
+          Selector selector(GetParam(), &preset);
+          World world(&random, visible, unit, 8, group, preset.abstract.abstract);
+          const std::vector<Unit> units = brute_scores(world, preset);
           const std::vector<std::vector<TokenRange>> kept = {
               {},
               {{0, 16}},
@@ -205,7 +207,7 @@ TEST_P(SelectorTest, EqualKeysGoToTheOlder) {
 TEST_P(SelectorTest, MissingAbstractsAreFetchedFirst) {
   World world(&random, {320, 64, 320}, 16, 32, 3, AbstractKind::kBox);
   Selector selector(GetParam(), *find_preset("quest"));
-  world.segments[1].abstracts = nullptr;
+  world.segments[1].data = nullptr;
   auto selection = selector.select(world.input({}, 96));
   ASSERT_TRUE(selection);
   EXPECT_EQ(selection->units_missing, 4u);
@@ -240,7 +242,7 @@ TEST_P(SelectorTest, BoxesThatReachToInfinityAreFetched) {
 
 TEST_P(SelectorTest, PresetsWithoutScores) {
   World world(&random, {100, 50}, 16, 32, 1, AbstractKind::kBox);
-  for (SegmentExtent& segment : world.segments) segment.abstracts = nullptr;
+  for (SegmentExtent& segment : world.segments) segment.data = nullptr;
   const TokenRange kept[] = {{0, 4}, {145, 1000}};
   Selector window(GetParam(), *find_preset("window"));
   auto selection = window.select(world.input(kept, 64));
@@ -288,9 +290,6 @@ TEST_P(SelectorTest, NonsenseIsRefused) {
   EXPECT_EQ(selector.select(world.input({}, 8)).error().code, Code::kTooLarge);
   world.segments[1].visible_tokens = 64;
   SelectInput input = world.input({}, 8);
-  input.unit_tokens = 0;
-  EXPECT_EQ(selector.select(input).error().code, Code::kInvalid);
-  input = world.input({}, 8);
   input.query_count = 0;
   EXPECT_EQ(selector.select(input).error().code, Code::kInvalid);
   input = world.input({}, 8);
@@ -308,9 +307,34 @@ TEST(Presets, AreFoundByName) {
     EXPECT_EQ(*find_preset(preset.name), &preset);
     EXPECT_TRUE(names.insert(preset.name).second);
   }
-  EXPECT_EQ(names, (std::set<std::string_view>{"full", "mean", "quest", "window"}));
-  EXPECT_STREQ((*find_preset(""))->name, "quest");
-  EXPECT_EQ(find_preset("Quest").error().code, Code::kNotFound);
+  EXPECT_TRUE(names.contains("full") && names.contains("window"));
+  EXPECT_EQ(*find_preset(""), &all_presets().front());
+  const auto unknown = find_preset("Quest");
+  EXPECT_EQ(unknown.error().code, Code::kNotFound);
+  for (const Preset& preset : all_presets())
+    EXPECT_NE(std::string(unknown.error().text).find(preset.name), std::string::npos)
+        << "the error does not name " << preset.name;
+}
+
+TEST(Presets, AreValidAndNonsenseIsNot) {
+  for (const Preset& preset : all_presets()) EXPECT_TRUE(preset.validate()) << preset.name;
+  Preset preset = **find_preset("quest");
+  preset.abstract = {};
+  EXPECT_EQ(preset.validate().error().code, Code::kInvalid) << "a budget without an abstract";
+  preset = **find_preset("quest");
+  preset.budget = BudgetKind::kRatio;
+  EXPECT_FALSE(preset.validate()) << "no share";
+  preset.share = 0.2f;
+  EXPECT_TRUE(preset.validate());
+  preset.budget = BudgetKind::kMass;
+  preset.group = GroupMode::kMax;
+  EXPECT_FALSE(preset.validate()) << "a largest score is no mass";
+  preset = **find_preset("quest");
+  preset.trigger = TriggerKind::kEveryN;
+  EXPECT_FALSE(preset.validate()) << "every 0 steps";
+  preset = **find_preset("louiskv");
+  preset.scope = ScopeKind::kLayer;
+  EXPECT_FALSE(preset.validate()) << "clusters are of one head";
 }
 
 TEST(Presets, CacheRows) {

@@ -34,11 +34,12 @@ TEST(SidecarFormat, RoundTrips) {
   ASSERT_TRUE(header.has_value());
   EXPECT_EQ(header->segment, kSegment);
   EXPECT_EQ(header->fingerprint, samples::kFingerprint);
-  EXPECT_EQ(header->kind, 1u);
+  const AbstractSpec spec = *parse_abstract_spec("box/pages:4");
+  EXPECT_EQ(header->kind, spec.packed());
   EXPECT_EQ(header->version, 1u);
-  EXPECT_EQ(header->unit_tokens, 4u);
+  EXPECT_EQ(header->units, 3u);
   EXPECT_EQ(header->tokens, 11u);
-  const AbstractLayout layout(samples::small_geometry(), AbstractKind::kBox, 4, 11);
+  const AbstractLayout layout(samples::small_geometry(), spec, 11, 3);
   EXPECT_EQ(header->payload_bytes, layout.size_bytes());
   const ByteSpan payload = ByteSpan(file).subspan(kSidecarHeaderBytes);
   EXPECT_TRUE(check_sidecar_payload(*header, payload).has_value());
@@ -86,7 +87,7 @@ TEST(SidecarFormat, SignedNonsenseIsRefused) {
       {12, 1, Code::kCorrupt},                              // flags
       {16, 0, Code::kCorrupt},                              // segment
       {40, 0, Code::kCorrupt},                              // kind
-      {48, 2049, Code::kCorrupt},                           // unit_tokens
+      {48, 2049, Code::kCorrupt},                           // units
       {52, 0, Code::kCorrupt},                              // tokens
       {52, 2049, Code::kCorrupt}, {60, 1, Code::kCorrupt},  // payload_bytes, upper half
       {72, 1, Code::kCorrupt},                              // behind the fields

@@ -15,6 +15,8 @@
 namespace kvtier {
 namespace {
 
+const std::uint32_t kKind = parse_abstract_spec("box/pages:4")->packed();  // of make_sidecar
+
 constexpr std::uint64_t kSeed = 31;
 constexpr SequenceId kSequence{0x77};
 
@@ -29,6 +31,7 @@ class StoreCheck : public ::testing::Test {
     space.id = samples::kSpace;
     space.digest = samples::kFingerprint;
     space.geometry = samples::small_geometry();
+    space.abstracts = {kKind};
     rows_.spaces.push_back(space);
     first_ = add_segment(SegmentId{1}, 70, 0);
     second_ = add_segment(SegmentId{2}, 11, 70);
@@ -54,7 +57,7 @@ class StoreCheck : public ::testing::Test {
     SegmentMeta meta = samples::make_meta(id, tokens, start, kSeed);
     const std::vector<std::byte> file = samples::make_segment_file(&meta, kSeed);
     put(segment_path(id), file);
-    put(sidecar_path(id, 1), samples::make_sidecar(id, meta.geometry, tokens, kSeed));
+    put(sidecar_path(id, kKind), samples::make_sidecar(id, meta.geometry, tokens, kSeed));
     SegmentRow row;
     row.id = id;
     row.space = meta.space;
@@ -136,7 +139,7 @@ TEST_F(StoreCheck, AnEmptyStoreIsSound) {
 // Every byte of metadata, and of every page its first 512 and then every 64th, in a store of that
 // file alone.
 TEST_F(StoreCheck, EveryFlippedByteIsNamed) {
-  for (const std::string& path : {second_, log_, sidecar_path(SegmentId{2}, 1), object_}) {
+  for (const std::string& path : {second_, log_, sidecar_path(SegmentId{2}, kKind), object_}) {
     SimDisk one_file{SimDiskOptions{.latency_ns_max = 1}};
     for (const char* directory : {"segments", "logs", "sidecars", "objects"})
       ASSERT_TRUE(one_file.make_directory(directory).has_value());
@@ -213,7 +216,7 @@ TEST_F(StoreCheck, SwappedFilesAreNamed) {
   EXPECT_EQ(named(report, second_), std::vector<std::string>{"mismatch/damage/header"});
   put(first_, a);
   put(second_, b);
-  const std::string x = sidecar_path(SegmentId{1}, 1), y = sidecar_path(SegmentId{2}, 1);
+  const std::string x = sidecar_path(SegmentId{1}, kKind), y = sidecar_path(SegmentId{2}, kKind);
   put(x, get(y));
   expect_one(x, "mismatch/damage/header", false);
   put(x, samples::make_sidecar(SegmentId{1}, samples::small_geometry(), 70, kSeed));
@@ -225,13 +228,13 @@ TEST_F(StoreCheck, SwappedFilesAreNamed) {
 TEST_F(StoreCheck, MissingFilesAreNamed) {
   ASSERT_TRUE(disk_.unlink(first_).has_value());
   ASSERT_TRUE(disk_.unlink(log_).has_value());
-  ASSERT_TRUE(disk_.unlink(sidecar_path(SegmentId{2}, 1)).has_value());
+  ASSERT_TRUE(disk_.unlink(sidecar_path(SegmentId{2}, kKind)).has_value());
   const StoreReport report = check(false);
   EXPECT_EQ(named(report, first_), std::vector<std::string>{"missing/damage/"});
   EXPECT_EQ(named(report, log_), std::vector<std::string>{"missing/damage/"});
-  EXPECT_EQ(named(report, sidecar_path(SegmentId{2}, 1)),
+  EXPECT_EQ(named(report, sidecar_path(SegmentId{2}, kKind)),
             std::vector<std::string>{"missing/note/"});
-  EXPECT_EQ(named(report, sidecar_path(SegmentId{1}, 1)),
+  EXPECT_EQ(named(report, sidecar_path(SegmentId{1}, kKind)),
             std::vector<std::string>{"orphan/warning/"});
   EXPECT_TRUE(check(false, false).sound());
 }

@@ -113,14 +113,21 @@ typedef struct kvt_space_options {
   uint16_t chunk_tokens;        /* default 32 */
   uint16_t heads_per_chunk;     /* 1 (default), or 0: all heads of a layer */
   uint16_t positions_per_token; /* default 1 */
-  uint16_t unit_tokens;         /* tokens per abstract; default 16 */
-  uint32_t abstract_kind;       /* 0 none, 1 box (default), 2 mean */
-  const char* model;            /* identity of weights and tokenizer */
+  uint16_t reserved;
+  uint32_t private_only; /* 1: nothing of this space is ever written to disk */
+  const char* model;     /* identity of weights and tokenizer */
   const char* runtime;
   const char* detail; /* what else makes KV different; null: "" */
   const kvt_layer* layers;
   uint32_t layer_count;
-  uint32_t private_only; /* 1: nothing of this space is ever written to disk */
+  uint32_t rope_pairing;   /* dimensions that turn together: 0 not known, 1 i and i + n, 2 2i and
+                              2i + 1. With the next three, codebooks of key codes hold at all
+                              positions, whatever text they were calibrated on */
+  uint32_t rope_positions; /* most positions that the model is used at */
+  uint32_t rope_frequency_count; /* n: pairs that turn */
+  const float* rope_frequencies; /* radians per position, [n]; copied */
+  const char* preset; /* whose abstracts are built as tokens are sealed, where the space is new;
+                         null: those of the default preset. "full" and "window" need none */
 } kvt_space_options;
 KVT_API void kvt_space_options_init(kvt_space_options* options);
 
@@ -212,6 +219,13 @@ KVT_API kvt_status kvt_sequence_truncate(kvt_sequence* sequence, uint64_t tokens
 KVT_API kvt_status kvt_sequence_read(kvt_sequence* sequence, uint32_t layer, uint64_t first,
                                      uint64_t count, void* k, void* v);
 
+/* Query vectors of the newest `queries` tokens, q: [queries][query_heads][dim] f32, contiguous.
+ * Which directions of keys matter is learned from a few of them, for codebooks of key codes.
+ * kvt_view_attend does so by itself; runtimes that attend to prompts by their own means call this
+ * once per layer and piece. Copies what it keeps; never fails. */
+KVT_API void kvt_sequence_observe_queries(kvt_sequence* sequence, uint32_t layer, uint32_t queries,
+                                          const float* q);
+
 /* ---- view ------------------------------------------------------------------------------------ */
 
 typedef struct kvt_view_options {
@@ -219,11 +233,12 @@ typedef struct kvt_view_options {
   uint32_t sinks; /* first tokens, always attended; default 16 */
   uint32_t
       window; /* newest sealed tokens, always attended; default 64. The tail is always attended */
-  uint32_t reserved;
+  uint32_t wait_ms; /* how long a step waits where most abstracts must be loaded or built first;
+                       default 10000. What is missing then is fetched first until it comes */
   uint64_t budget; /* rows per KV head and layer beside sinks, window, tail; 0: everything, exact */
-  uint64_t capacity; /* rows that the slot cache holds per KV head and layer; 0: 2 x budget */
-  const char*
-      preset; /* null: "quest" (pages with box abstracts). Others: "mean", "window", "full" */
+  uint64_t capacity;  /* rows that the slot cache holds per KV head and layer; 0: 2 x budget */
+  const char* preset; /* null: the default. docs/retrieval.md lists them; a wrong name is answered
+                         with all */
 } kvt_view_options;
 KVT_API void kvt_view_options_init(kvt_view_options* options);
 
@@ -240,6 +255,11 @@ typedef struct kvt_view_stats {
   uint64_t wait_ns;        /* waited for the daemon */
   uint64_t client_bytes;   /* private memory of this view: slot cache, tables, buffers */
   uint64_t abstract_bytes; /* mapped abstracts that it scores */
+  uint64_t units_scored;   /* over all selections */
+  uint64_t units_missing;  /* of them, without an abstract: taken as wanted */
+  uint64_t rows_selected;  /* beside sinks and window */
+  double mass_sum; /* over selections: estimated share of the attention mass beside sinks and window
+                      that the chosen rows hold */
 } kvt_view_stats;
 
 KVT_API kvt_status kvt_view_open(kvt_sequence* sequence, const kvt_view_options* options,

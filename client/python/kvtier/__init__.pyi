@@ -101,9 +101,11 @@ class Client(_Closable):
         detail: str = "",
         chunk_tokens: int = 32,
         heads_per_chunk: int = 1,
-        unit_tokens: int = 16,
-        abstracts: Literal["none", "box", "mean"] = "box",
+        preset: str | None = None,
         private: bool = False,
+        rope_pairing: Literal["none", "halves", "neighbours"] = "none",
+        rope_frequencies: list[float] = [],
+        rope_positions: int = 0,
     ) -> Space: ...
     def objects_submit(
         self,
@@ -162,6 +164,7 @@ class Sequence(_Closable):
     ) -> tuple[Any, Any]:
         """Exact rows [kv_heads, count, dim], into the given contiguous arrays or new numpy ones
         (bf16 as uint16)."""
+    def observe_queries(self, layer: int, q: Any) -> None: ...
     def finish_piece(self) -> None: ...
     def abort_piece(self) -> None: ...
     def commit(self) -> None:
@@ -177,7 +180,8 @@ class Sequence(_Closable):
         sinks: int = 16,
         window: int = 64,
         capacity: int = 0,
-        preset: str = "quest",
+        preset: str = "",
+        wait_ms: int = 10000,
     ) -> View: ...
 
 class ViewStats(TypedDict):
@@ -191,6 +195,10 @@ class ViewStats(TypedDict):
     wait_ns: int
     client_bytes: int
     abstract_bytes: int
+    units_scored: int
+    units_missing: int
+    rows_selected: int
+    mass_sum: float
 
 class View(_Closable):
     """One way to read a sequence: a preset and a budget."""

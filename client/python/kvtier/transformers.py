@@ -51,6 +51,7 @@ __all__ = [
 
 RUNTIME = "transformers-5/1"  # the layout of what we store: keys after RoPE, [head][token][dim]
 PIECE_TOKENS = 1024  # most new tokens of one forward
+OBSERVED_TOKENS = 64  # of a piece, one in eight of which is kept
 READ_TOKENS = 2048  # rows per head that an exact pass holds at once
 
 _DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -253,6 +254,7 @@ class KvtierCache(Cache):
         self._heads, self._dim = kv_heads, k.shape[3]
         group = heads // kv_heads
         expand = (lambda x: x.repeat_interleave(group, 1)) if group > 1 else (lambda x: x)
+        self._observe(layer, q)
         out, lse = _flash(q, expand(k), expand(v), True, scale)
         # Against stored rows nothing is hidden, so a group's queries are simply more queries of
         # their KV head.
@@ -266,6 +268,12 @@ class KvtierCache(Cache):
             out += part * (part_lse - total).exp().unsqueeze(-1).to(out.dtype)
             lse = total
         return out.reshape(1, heads, n, -1).transpose(1, 2)
+
+
+    def _observe(self, layer: int, q: torch.Tensor) -> None:
+        """A few queries of every piece: what codebooks of key codes are calibrated with."""
+        newest = q[0, :, -OBSERVED_TOKENS:].transpose(0, 1)
+        self.sequence.observe_queries(layer, newest.detach().float().contiguous())
 
 
 def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float):
@@ -448,6 +456,7 @@ def open_space(
         sort_keys=True,
         default=str,
     )
+    options = {**_rope_of(model), **options}
     return client.open_space(
         model=fingerprint(model, tokenizer, files),
         runtime=RUNTIME,
@@ -455,6 +464,21 @@ def open_space(
         detail=detail,
         **options,
     )
+
+
+def _rope_of(model: torch.nn.Module) -> dict[str, Any]:
+    """How the model rotates keys, for calibrations; nothing where it is not one rule for all
+    layers. transformers pairs dimension i with i + n in every model that has `inv_freq`."""
+    modules = [getattr(module, "inv_freq", None) for module in model.modules()]
+    found = [frequencies for frequencies in modules if isinstance(frequencies, torch.Tensor)]
+    config = model.config.get_text_config()
+    if not found or any(not torch.equal(found[0], other) for other in found):
+        return {}
+    return {
+        "rope_pairing": "halves",
+        "rope_frequencies": found[0].float().tolist(),
+        "rope_positions": int(getattr(config, "max_position_embeddings", 0) or 32768),
+    }
 
 
 # ---- use -----------------------------------------------------------------------------------------

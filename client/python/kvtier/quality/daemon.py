@@ -24,7 +24,6 @@ from .model import Judge
 from .prefix import Prefix
 
 PIECE = 1024
-SEGMENT_TOKENS = 2048
 CLASS_SENTENCE = 2  # of a token's flags: it ends a sentence
 ARENA_BYTES = 2 << 30
 
@@ -39,9 +38,8 @@ class Daemon:
     def __init__(self, arena_bytes: int = ARENA_BYTES):
         self.arena_bytes = arena_bytes
         self._client: Any = None
-        self._spaces: dict[str, Any] = {}
+        self._space: Any = None
         self._stored: set[str] = set()
-        self._segments = 0  # stored so far
 
     def __enter__(self) -> "Daemon":
         from ..story.machine import disk_directory
@@ -83,27 +81,20 @@ class Daemon:
             self._client = kvtier.Client(name="quality")
         return self._client
 
-    def space(self, judge: Judge, preset: str) -> Any:
-        """The space that holds what the preset scores."""
+    def space(self, judge: Judge) -> Any:
         from .. import transformers as adapter
 
         adapter.install(judge.model)
-        kind = self._kind(preset)
-        if kind not in self._spaces:
-            self._spaces[kind] = adapter.open_space(
-                self.client, judge.model, judge.tokenizer, files=judge.files, abstracts=kind
+        if self._space is None:
+            self._space = adapter.open_space(
+                self.client, judge.model, judge.tokenizer, files=judge.files
             )
-        return self._spaces[kind]
+        return self._space
 
-    @staticmethod
-    def _kind(preset: str) -> str:
-        """A space has one kind of abstract."""
-        return "mean" if preset == "mean" else "box"
-
-    def store(self, judge: Judge, prefix: Prefix, preset: str, progress: Progress) -> str:
-        """Writes the prefix as a sealed sequence, once per space, and returns its name."""
-        space = self.space(judge, preset)
-        name = f"context-{id(prefix):x}-{self._kind(preset)}"
+    def store(self, judge: Judge, prefix: Prefix, progress: Progress) -> str:
+        """Writes the prefix as a sealed sequence, once, and returns its name."""
+        space = self.space(judge)
+        name = f"context-{id(prefix):x}"
         if name in self._stored:
             return name
         flags = judge.delimiters()[torch.tensor(prefix.ids)].int() * CLASS_SENTENCE
@@ -117,20 +108,8 @@ class Daemon:
             progress(part.stop, prefix.length)
         sequence.commit()
         sequence.close()  # seals what is left
-        self._wait_for_abstracts(prefix.length)
         self._stored.add(name)
         return name
-
-    def _wait_for_abstracts(self, tokens: int, timeout_s: float = 120.0) -> None:
-        """Workers build them after the seal; until then a view fetches what it cannot score."""
-        self._segments += -(-tokens // SEGMENT_TOKENS)
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            counts = self.client.request({"op": "stats"})["abstracts"]
-            if counts.get("built", 0) >= self._segments and not counts.get("waiting", 0):
-                return
-            time.sleep(0.05)
-        raise NotThere(f"abstracts are not built after {timeout_s:.0f} s: {counts}")
 
     def cache(self, judge: Judge, prefix: Prefix, preset: str, settings: Settings) -> Any:
         """An adapter's cache over a new sequence that begins with the prefix. A budget of 0 means
@@ -139,8 +118,8 @@ class Daemon:
 
         from .. import transformers as adapter
 
-        space = self.space(judge, preset)
-        name = self.store(judge, prefix, preset, lambda done, total: None)
+        space = self.space(judge)
+        name = self.store(judge, prefix, lambda done, total: None)
         base = space.open(name, writable=False)
         try:
             return adapter.KvtierCache(

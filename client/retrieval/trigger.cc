@@ -1,0 +1,83 @@
+#include "client/retrieval/trigger.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace kvtier {
+
+void LayerQuery::observe(const Preset& preset, const Step& step) {
+  if (step.kv_heads != kv_heads_ || step.group != group_ || step.dim != dim_) {
+    kv_heads_ = step.kv_heads;
+    group_ = step.group;
+    dim_ = step.dim;
+    sum_count_ = 0;
+    chosen_.assign(kv_heads_, 0);
+    anchor_.assign(std::size_t{kv_heads_} * group_ * dim_, 0.0f);
+  }
+  if (step.stored_tokens != stored_tokens_) forget();
+  stored_tokens_ = step.stored_tokens;
+  after_boundary_ = boundary_;
+  boundary_ = step.boundary;
+  q_ = vectors_ = step.q;
+  for (std::uint64_t& steps : chosen_) steps += steps != 0 ? 1 : 0;
+  due_.assign(kv_heads_, false);
+  for (std::uint32_t head = 0; head < kv_heads_; ++head)
+    due_[head] = chosen_[head] == 0 || fires(preset, head);
+  if (preset.query != QueryKind::kSentence) return;
+  const std::size_t count = anchor_.size();
+  if (sum_count_ == 0) sum_.assign(count, 0.0f);
+  mean_.resize(count);
+  ++sum_count_;
+  for (std::size_t i = 0; i < count; ++i) {
+    sum_[i] += step.q[i];
+    mean_[i] = sum_[i] / static_cast<float>(sum_count_);
+  }
+  if (step.boundary) sum_count_ = 0;
+  vectors_ = mean_.data();
+}
+
+double LayerQuery::cosine(std::uint32_t first, std::uint32_t last) const {
+  double sum = 0.0;
+  for (std::uint32_t head = first; head < last; ++head) {
+    double dot = 0.0, ours = 0.0, theirs = 0.0;
+    for (std::uint32_t d = 0; d < dim_; ++d) {
+      const double a = static_cast<double>(q_[head * dim_ + d]);
+      const double b = static_cast<double>(anchor_[head * dim_ + d]);
+      dot += a * b;
+      ours += a * a;
+      theirs += b * b;
+    }
+    sum += ours > 0.0 && theirs > 0.0 ? dot / std::sqrt(ours * theirs) : 0.0;
+  }
+  return sum / (last - first);
+}
+
+bool LayerQuery::fires(const Preset& preset, std::uint32_t kv_head) const {
+  switch (preset.trigger) {
+    case TriggerKind::kEveryStep:
+      return true;
+    case TriggerKind::kEveryN:
+      return static_cast<float>(chosen_[kv_head] - 1) >= preset.level;
+    case TriggerKind::kCosine:
+      return cosine(0, kv_heads_ * group_) < static_cast<double>(preset.level);
+    case TriggerKind::kCosineHead:
+      return cosine(kv_head * group_, (kv_head + 1) * group_) < static_cast<double>(preset.level);
+    case TriggerKind::kBoundary:
+      return after_boundary_;
+  }
+  return true;
+}
+
+void LayerQuery::chosen(std::uint32_t kv_head) {
+  chosen_[kv_head] = 1;
+  const std::size_t first = std::size_t{kv_head} * group_ * dim_;
+  std::copy_n(q_ + first, std::size_t{group_} * dim_,
+              anchor_.begin() + static_cast<std::ptrdiff_t>(first));
+}
+
+std::uint64_t LayerQuery::memory_bytes() const noexcept {
+  return (sum_.capacity() + mean_.capacity() + anchor_.capacity()) * sizeof(float) +
+         chosen_.capacity() * sizeof(std::uint64_t);
+}
+
+}  // namespace kvtier

@@ -1,0 +1,56 @@
+// Trigger and query: when a layer chooses anew, and with which vectors. State of one layer of one
+// view; all query heads. One thread.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "client/retrieval/preset.h"
+
+namespace kvtier {
+
+class LayerQuery {
+ public:
+  struct Step {
+    const float* q = nullptr;  // [query_heads][dim]
+    std::uint32_t kv_heads = 0;
+    std::uint32_t group = 0;  // query heads per KV head: query_heads = kv_heads * group
+    std::uint32_t dim = 0;
+    bool boundary = false;            // its token ends a sentence
+    std::uint64_t stored_tokens = 0;  // with another number than before every head chooses anew
+  };
+  // Once per step and layer, before the others.
+  void observe(const Preset& preset, const Step& step);
+  // The KV head chooses anew at this step; always so where it never has. What other heads choose
+  // meanwhile changes nothing.
+  [[nodiscard]] bool due(std::uint32_t kv_head) const noexcept { return due_[kv_head]; }
+  // Vectors to score with, [query_heads][dim]; valid until the next observe().
+  [[nodiscard]] const float* vectors() const noexcept { return vectors_; }
+  // The head has chosen: its queries are the anchor of the cosine triggers.
+  void chosen(std::uint32_t kv_head);
+  // What was chosen is void (other tokens are stored now): every head chooses anew.
+  void forget() noexcept { chosen_.assign(chosen_.size(), 0); }
+  [[nodiscard]] std::uint64_t memory_bytes() const noexcept;
+
+ private:
+  [[nodiscard]] bool fires(const Preset& preset, std::uint32_t kv_head) const;
+  // Mean over query heads [first, last) of the cosine between q and anchor.
+  [[nodiscard]] double cosine(std::uint32_t first, std::uint32_t last) const;
+
+  const float* q_ = nullptr;
+  const float* vectors_ = nullptr;
+  std::uint32_t kv_heads_ = 0;
+  std::uint32_t group_ = 0;
+  std::uint32_t dim_ = 0;
+  std::uint64_t stored_tokens_ = 0;
+  bool boundary_ = false;
+  bool after_boundary_ = false;        // the step before ended a sentence
+  std::uint32_t sum_count_ = 0;        // steps in sum_
+  std::vector<float> sum_, mean_;      // since the last boundary
+  std::vector<float> anchor_;          // queries of the last choice, per head
+  std::vector<std::uint64_t> chosen_;  // steps since each KV head chose, + 1; 0: never
+  std::vector<bool> due_;              // of this step, per KV head
+};
+
+}  // namespace kvtier

@@ -1,0 +1,70 @@
+#include "kernels/abstract_layout.h"
+
+#include "base/bytes.h"
+#include "base/check.h"
+
+namespace kvtier {
+
+std::uint64_t unit_elements(AbstractSpec spec, std::uint32_t dim) noexcept {
+  return spec.abstract == AbstractKind::kRepresentatives ? std::uint64_t{spec.parameter} * dim
+                                                         : abstract_elements(spec.abstract, dim);
+}
+
+std::uint32_t code_count(AbstractSpec spec, std::uint64_t dim) noexcept {
+  if (spec.abstract != AbstractKind::kCodes) return 0;
+  return static_cast<std::uint32_t>((dim / spec.parameter + 1) & ~std::uint64_t{1});
+}
+
+AbstractLayout::AbstractLayout(const Geometry& geometry, AbstractSpec spec, std::uint32_t tokens,
+                               std::uint32_t units)
+    : spec_(spec), tokens_(tokens), units_(units) {
+  layers_.resize(geometry.layers.size());
+  if (spec.none()) return;
+  starts_bytes_ = align_up<std::uint64_t>((std::uint64_t{units} + 1) * 2, 64);
+  if (spec.partition == PartitionKind::kClusters)
+    members_bytes_ = align_up<std::uint64_t>(std::uint64_t{tokens} * 2, 64);
+  const std::uint64_t lists = members_bytes_ != 0 ? members_bytes_ + starts_bytes_ : 0;
+  const std::uint64_t begin = sizeof(AbstractHeader) + (spec.by_tokens() ? starts_bytes_ : 0);
+  std::uint64_t end = begin;
+  for (std::uint32_t i = 0; i < layers_.size(); ++i) {
+    const LayerGeometry& layer = geometry.layers[i];
+    if (layer.kind != LayerKind::kFull || layer.dtype == Dtype::kOpaque) continue;
+    const std::uint64_t dim = layer.k_row_bytes / dtype_bytes(layer.dtype);
+    layers_[i].offset_bytes = end;
+    layers_[i].unit_elements = unit_elements(spec, static_cast<std::uint32_t>(dim));
+    layers_[i].head_bytes = lists + align_up<std::uint64_t>(data_bytes(dim), 64);
+    end += layer.kv_heads * layers_[i].head_bytes;
+  }
+  size_bytes_ = end == begin ? 0 : end;
+}
+
+std::uint64_t AbstractLayout::data_bytes(std::uint64_t dim) const noexcept {
+  if (spec_.abstract == AbstractKind::kCodes) return code_bytes(tokens_, code_count(spec_, dim));
+  std::uint64_t units = units_;
+  if (spec_.abstract == AbstractKind::kBox)
+    for (std::uint32_t level = 1; level <= spec_.parameter; ++level) units += level_units(level);
+  return units * unit_elements(spec_, static_cast<std::uint32_t>(dim)) * 2;
+}
+
+AbstractLayout::HeadBlock AbstractLayout::head(std::uint32_t layer,
+                                               std::uint32_t head) const noexcept {
+  KVT_DCHECK(has_layer(layer));
+  HeadBlock block;
+  std::uint64_t at = layers_[layer].offset_bytes + head * layers_[layer].head_bytes;
+  if (members_bytes_ != 0) {
+    block.members = at;
+    block.starts = at + members_bytes_;
+    at += members_bytes_ + starts_bytes_;
+  }
+  block.data = at;
+  return block;
+}
+
+std::uint64_t AbstractLayout::level_offset(std::uint32_t layer,
+                                           std::uint32_t level) const noexcept {
+  std::uint64_t units = 0;
+  for (std::uint32_t i = 0; i < level; ++i) units += level_units(i);
+  return units * layers_[layer].unit_elements * 2;
+}
+
+}  // namespace kvtier

@@ -1,0 +1,88 @@
+// AbstractLayout: where things lie in the abstracts of one segment, in its sidecar file and in the
+// abstracts arena alike. One place for the builder and all readers.
+//
+//   header   64 bytes (AbstractHeader)
+//   starts   u16 [units + 1], only for units that depend on the tokens (sentences, spans): unit u
+//   is
+//            tokens [starts[u], starts[u + 1]) of the segment
+//   then for every layer with keys that kernels understand, for every KV head, 64-byte aligned:
+//     members  u16 [tokens] and starts u16 [units + 1], only for clusters: the tokens of unit u are
+//              members[starts[u]] ... members[starts[u + 1] - 1], ascending
+//     data     f16 vectors [units][...], levels of boxes one after the other, or codes in blocks of
+//              32 tokens (code_bytes)
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/abstract_spec.h"
+#include "kernels/code_layout.h"
+#include "kernels/geometry.h"
+
+namespace kvtier {
+
+// First bytes of a payload. In files little-endian, as all formats.
+struct AbstractHeader {
+  std::uint32_t spec = 0;    // AbstractSpec::packed
+  std::uint32_t tokens = 0;  // of the segment
+  std::uint32_t units = 0;
+  std::uint32_t version = 1;
+  std::uint64_t codebook = 0;  // id of what codes refer to; 0 for other abstracts
+  std::uint64_t reserved[5] = {};
+};
+static_assert(sizeof(AbstractHeader) == 64, "abstract headers are written to disk as they are");
+inline constexpr std::uint32_t kAbstractVersion = 1;
+
+// f16 elements of one unit of `dim` dimensions; 0 for codes.
+[[nodiscard]] std::uint64_t unit_elements(AbstractSpec spec, std::uint32_t dim) noexcept;
+// Sub-quantisers of keys of `dim` dimensions: dim / parameter, made even.
+[[nodiscard]] std::uint32_t code_count(AbstractSpec spec, std::uint64_t dim) noexcept;
+class AbstractLayout {
+ public:
+  // `units`: as the partition made them; spec.units_of(tokens) where it says.
+  AbstractLayout(const Geometry& geometry, AbstractSpec spec, std::uint32_t tokens,
+                 std::uint32_t units);
+
+  struct HeadBlock {
+    std::uint64_t members = 0;  // offsets in the payload; 0: not there
+    std::uint64_t starts = 0;
+    std::uint64_t data = 0;
+  };
+  // The layer must have abstracts (has_layer).
+  [[nodiscard]] HeadBlock head(std::uint32_t layer, std::uint32_t head) const noexcept;
+  [[nodiscard]] bool has_layer(std::uint32_t layer) const noexcept {
+    return layer < layers_.size() && layers_[layer].head_bytes != 0;
+  }
+  // Of units that depend on the tokens; 0: not there.
+  [[nodiscard]] std::uint64_t starts_offset() const noexcept {
+    return spec_.by_tokens() ? sizeof(AbstractHeader) : 0;
+  }
+  // Level l > 0 of boxes: where its units begin in a head's data, and how many there are.
+  [[nodiscard]] std::uint64_t level_offset(std::uint32_t layer, std::uint32_t level) const noexcept;
+  [[nodiscard]] std::uint32_t level_units(std::uint32_t level) const noexcept {
+    return (units_ + (1u << level) - 1u) >> level;
+  }
+  [[nodiscard]] const AbstractSpec& spec() const noexcept { return spec_; }
+  [[nodiscard]] std::uint32_t tokens() const noexcept { return tokens_; }
+  [[nodiscard]] std::uint32_t units() const noexcept { return units_; }
+  // 0 where no layer has abstracts.
+  [[nodiscard]] std::uint64_t size_bytes() const noexcept { return size_bytes_; }
+
+ private:
+  struct Layer {
+    std::uint64_t offset_bytes = 0;
+    std::uint64_t head_bytes = 0;
+    std::uint64_t unit_elements = 0;
+  };
+  [[nodiscard]] std::uint64_t data_bytes(std::uint64_t dim) const noexcept;
+
+  AbstractSpec spec_;
+  std::uint32_t tokens_;
+  std::uint32_t units_;
+  std::uint64_t members_bytes_ = 0;  // of members and starts of a head
+  std::uint64_t starts_bytes_ = 0;
+  std::vector<Layer> layers_;
+  std::uint64_t size_bytes_ = 0;
+};
+
+}  // namespace kvtier

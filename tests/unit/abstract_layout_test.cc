@@ -1,0 +1,116 @@
+// Specs of abstracts: packed and text forms; layouts: that blocks tile the payload.
+#include <gtest/gtest.h>
+
+#include "kernels/abstract_layout.h"
+#include "tests/unit/format_samples.h"
+
+namespace kvtier {
+namespace {
+
+TEST(AbstractSpec, TextAndPackedFormsComeBack) {
+  for (const char* text :
+       {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
+        "codes:4/tokens", "codes:8/tokens", "keys:4/pages:32", "mean/spans:2048"}) {
+    const Result<AbstractSpec> spec = parse_abstract_spec(text);
+    ASSERT_TRUE(spec) << text;
+    EXPECT_EQ(spec->text(), text);
+    EXPECT_LT(spec->packed(), 1u << 28);
+    const Result<AbstractSpec> back = unpack_abstract_spec(spec->packed());
+    ASSERT_TRUE(back) << text;
+    EXPECT_EQ(*back, *spec);
+  }
+  EXPECT_TRUE(parse_abstract_spec("none")->none());
+  EXPECT_TRUE(parse_abstract_spec("")->none());
+  EXPECT_EQ(AbstractSpec{}.packed(), 0u);
+  EXPECT_EQ(parse_abstract_spec("codes/tokens")->text(), "codes:4/tokens");
+}
+
+TEST(AbstractSpec, WhatDoesNotFitIsRefused) {
+  for (const char* text :
+       {"box", "boxes/pages:16", "box/page:16", "box/pages:0", "box/pages:2049", "box/pages:x",
+        "codes:4/pages:16", "mean/tokens", "codes:1/tokens", "codes:17/tokens", "box:8/pages:8",
+        "box:1/sentences:64", "mean:1/pages:16", "keys:0/pages:16", "/", "none/pages:4"}) {
+    const Result<AbstractSpec> spec = parse_abstract_spec(text);
+    ASSERT_FALSE(spec) << text;
+    EXPECT_EQ(spec.error().code, Code::kInvalid) << text;
+  }
+  EXPECT_FALSE(unpack_abstract_spec(1));           // pages of nothing
+  EXPECT_FALSE(unpack_abstract_spec(0xFFFFFFFF));  // everything
+  EXPECT_FALSE(unpack_abstract_spec(0x10 | 1 << 28));
+}
+
+// Every block lies behind the one before, aligned, inside the payload.
+void expect_tiles(const Geometry& geometry, const AbstractLayout& layout) {
+  std::uint64_t end = sizeof(AbstractHeader);
+  if (layout.starts_offset() != 0) end += (layout.units() + 1) * 2;
+  for (std::uint32_t layer = 0; layer < geometry.layers.size(); ++layer) {
+    if (!layout.has_layer(layer)) continue;
+    const LayerGeometry& shape = geometry.layers[layer];
+    const std::uint32_t dim = shape.k_row_bytes / dtype_bytes(shape.dtype);
+    for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
+      const AbstractLayout::HeadBlock block = layout.head(layer, head);
+      EXPECT_EQ(block.members != 0, layout.spec().partition == PartitionKind::kClusters);
+      EXPECT_EQ(block.starts != 0, block.members != 0);
+      for (const auto& [offset, bytes] :
+           {std::pair{block.members, std::uint64_t{layout.tokens()} * 2},
+            std::pair{block.starts, (std::uint64_t{layout.units()} + 1) * 2}}) {
+        if (offset == 0) continue;
+        EXPECT_GE(offset, end);
+        EXPECT_EQ(offset % 64, 0u);
+        end = offset + bytes;
+      }
+      EXPECT_GE(block.data, end);
+      EXPECT_EQ(block.data % 64, 0u);
+      const std::uint32_t levels =
+          layout.spec().abstract == AbstractKind::kBox ? layout.spec().parameter : 0;
+      const std::uint64_t last_level =
+          layout.level_offset(layer, levels) +
+          layout.level_units(levels) * unit_elements(layout.spec(), dim) * 2;
+      end = block.data + (layout.spec().abstract == AbstractKind::kCodes
+                              ? code_bytes(layout.tokens(), code_count(layout.spec(), dim))
+                              : last_level);
+    }
+  }
+  EXPECT_LE(end, layout.size_bytes());
+  EXPECT_LT(layout.size_bytes() - end, 64u);
+}
+
+TEST(AbstractLayout, BlocksTileThePayload) {
+  const Geometry geometry = samples::small_geometry();
+  for (const char* text : {"box/pages:16", "box:3/pages:8", "mean/clusters:16",
+                           "mean/sentences:128", "ball/pages:32", "codes:2/tokens"})
+    for (const std::uint32_t tokens : {1u, 31u, 100u, 2048u}) {
+      SCOPED_TRACE(std::string(text) + " " + std::to_string(tokens));
+      const AbstractSpec spec = *parse_abstract_spec(text);
+      const std::uint32_t units = spec.by_tokens() ? (tokens + 6) / 7 : spec.units_of(tokens);
+      expect_tiles(geometry, AbstractLayout(geometry, spec, tokens, units));
+    }
+}
+
+TEST(AbstractLayout, OnlyLayersWithKeysHaveBlocks) {
+  Geometry geometry = samples::small_geometry();
+  const AbstractSpec spec = *parse_abstract_spec("box/pages:16");
+  EXPECT_TRUE(AbstractLayout(geometry, spec, 100, 7).has_layer(0));
+  EXPECT_FALSE(AbstractLayout(geometry, spec, 100, 7).has_layer(1));
+  geometry.layers[0].dtype = Dtype::kOpaque;
+  EXPECT_FALSE(AbstractLayout(geometry, spec, 100, 7).has_layer(0));
+  geometry.layers[2].dtype = Dtype::kOpaque;
+  EXPECT_EQ(AbstractLayout(geometry, spec, 100, 7).size_bytes(), 0u);
+  EXPECT_EQ(AbstractLayout(geometry, AbstractSpec{}, 100, 0).size_bytes(), 0u);
+}
+
+TEST(AbstractLayout, CodesAreAFewPerCent) {
+  Geometry geometry;
+  LayerGeometry layer;
+  layer.dtype = Dtype::kF16;
+  layer.kv_heads = 3;
+  layer.query_heads = 9;
+  layer.k_row_bytes = layer.v_row_bytes = 128;
+  geometry.layers.assign(30, layer);
+  const AbstractLayout layout(geometry, *parse_abstract_spec("codes:4/tokens"), 2048, 2048);
+  EXPECT_LE(static_cast<double>(layout.size_bytes()),
+            0.032 * static_cast<double>(geometry.token_bytes_16bit()) * 2048);
+}
+
+}  // namespace
+}  // namespace kvtier

@@ -1,0 +1,60 @@
+// Partitions by tokens: every token in one unit, none empty, none too long.
+#include <gtest/gtest.h>
+
+#include "tiers/partition.h"
+
+namespace kvtier {
+namespace {
+
+std::vector<TokenRecord> tokens_with(std::vector<std::uint32_t> flags,
+                                     std::vector<std::uint32_t> spans = {}) {
+  std::vector<TokenRecord> out(flags.size());
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    out[i].flags = flags[i];
+    out[i].span = spans.empty() ? 0 : spans[i];
+  }
+  return out;
+}
+using Starts = std::vector<std::uint32_t>;
+
+TEST(Sentences, EndBehindTheirClosingToken) {
+  EXPECT_EQ(cut_sentences(tokens_with({0, 0, 2, 0, 3, 0, 0}), 128), (Starts{0, 3, 5, 7}));
+  EXPECT_EQ(cut_sentences(tokens_with({2, 2, 2}), 128), (Starts{0, 1, 2, 3}));
+  EXPECT_EQ(cut_sentences(tokens_with({0, 0x0102, 0}), 128), (Starts{0, 2, 3}))
+      << "only the low byte of the flags is the boundary";
+}
+
+TEST(Sentences, LongOnesAreCutBehindAClauseOrAtTheLimit) {
+  EXPECT_EQ(cut_sentences(tokens_with({0, 0, 0, 0, 0, 0, 0, 0, 0}), 4), (Starts{0, 4, 8, 9}));
+  EXPECT_EQ(cut_sentences(tokens_with({0, 0, 1, 0, 0, 0, 0}), 4), (Starts{0, 3, 7}));
+  EXPECT_EQ(cut_sentences(tokens_with({1, 0, 0, 0, 0}), 4), (Starts{0, 4, 5}))
+      << "a clause of the first half would leave crumbs";
+}
+
+TEST(Spans, EndWhereTheyChange) {
+  EXPECT_EQ(cut_spans(tokens_with({0, 0, 0, 0}, {1, 1, 2, 1}), 128), (Starts{0, 2, 3, 4}));
+  EXPECT_EQ(cut_spans(tokens_with({0, 0, 0, 0, 0}, {7, 7, 7, 7, 7}), 2), (Starts{0, 2, 4, 5}));
+}
+
+TEST(Partitions, CoverEveryTokenOnce) {
+  for (std::uint32_t count : {1u, 2u, 63u, 2048u})
+    for (std::uint32_t limit : {1u, 2u, 16u, 128u, 2048u}) {
+      std::vector<TokenRecord> tokens(count);
+      for (std::uint32_t i = 0; i < count; ++i) {
+        tokens[i].flags = i % 11 == 0 ? 2 : i % 5 == 0 ? 1 : 0;
+        tokens[i].span = i / 9;
+      }
+      for (const Starts& starts : {cut_sentences(tokens, limit), cut_spans(tokens, limit)}) {
+        ASSERT_GE(starts.size(), 2u);
+        EXPECT_EQ(starts.front(), 0u);
+        EXPECT_EQ(starts.back(), count);
+        for (std::size_t i = 1; i < starts.size(); ++i) {
+          EXPECT_GT(starts[i], starts[i - 1]);
+          EXPECT_LE(starts[i] - starts[i - 1], limit);
+        }
+      }
+    }
+}
+
+}  // namespace
+}  // namespace kvtier

@@ -1,0 +1,290 @@
+// Parts of presets one by one: units of uneven length, clusters, codes, budgets, scopes, triggers.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "client/retrieval/selector.h"
+#include "client/retrieval/trigger.h"
+#include "kernels/registry.h"
+#include "tests/unit/kernels_fixtures.h"
+
+namespace kvtier {
+namespace {
+
+using namespace testing;
+
+constexpr std::uint32_t kDim = 8;
+
+// One segment whose unit u has the mean key `means[u]` along dimension 0, and one query along it.
+struct Line {
+  Line(std::vector<float> means, std::vector<std::uint16_t> starts_,
+       std::vector<std::uint16_t> members_ = {})
+      : starts(std::move(starts_)), members(std::move(members_)) {
+    for (const float mean : means) {
+      halves.push_back(f32_to_f16(mean));
+      halves.resize(halves.size() + kDim - 1, 0);
+    }
+    segment.visible_tokens = starts.back();
+    segment.units = static_cast<std::uint32_t>(means.size());
+    segment.data = reinterpret_cast<const std::byte*>(halves.data());
+    segment.starts = starts.data();
+    segment.members = members.empty() ? nullptr : members.data();
+  }
+  SelectInput input(std::uint64_t budget) {
+    SelectInput out;
+    out.segments = {&segment, 1};
+    out.queries = query.data();
+    out.query_stride = kDim;
+    out.query_count = 1;
+    out.dim = kDim;
+    out.budget_rows = budget;
+    return out;
+  }
+  std::vector<std::uint16_t> starts, members, halves;
+  std::vector<float> query = {1, 0, 0, 0, 0, 0, 0, 0};
+  SegmentExtent segment;
+};
+
+std::vector<std::uint32_t> tokens_of(const Selection& selection) {
+  return {selection.tokens.begin(), selection.tokens.end()};
+}
+
+Preset preset_of(const char* abstract) {
+  Preset preset;
+  preset.name = "test";
+  preset.abstract = *parse_abstract_spec(abstract);
+  return preset;
+}
+
+const KernelTable* kernels() { return *select_kernels("scalar"); }
+
+TEST(Units, OfUnevenLengthAreTakenWholeWhileTheyFit) {
+  const Preset preset = preset_of("mean/sentences:128");
+  Selector selector(kernels(), &preset);
+  Line line({1, 3, 2}, {0, 4, 9, 12});
+  EXPECT_EQ(tokens_of(*selector.select(line.input(5))),
+            (std::vector<std::uint32_t>{4, 5, 6, 7, 8}));
+  EXPECT_EQ(tokens_of(*selector.select(line.input(8))),
+            (std::vector<std::uint32_t>{4, 5, 6, 7, 8, 9, 10, 11}));
+  EXPECT_TRUE(selector.select(line.input(4))->tokens.empty()) << "the best does not fit";
+  // A fork sees a part of the segment: the last sentence is cut off.
+  line.segment.visible_tokens = 10;
+  EXPECT_EQ(tokens_of(*selector.select(line.input(8))),
+            (std::vector<std::uint32_t>{4, 5, 6, 7, 8, 9}));
+}
+
+TEST(Units, ClustersAreScattered) {
+  const Preset preset = preset_of("mean/clusters:2");
+  Selector selector(kernels(), &preset);
+  Line line({1, 3, 2}, {0, 2, 4, 6}, {0, 5, 1, 3, 2, 4});
+  EXPECT_EQ(tokens_of(*selector.select(line.input(2))), (std::vector<std::uint32_t>{1, 3}));
+  EXPECT_EQ(tokens_of(*selector.select(line.input(4))), (std::vector<std::uint32_t>{1, 2, 3, 4}));
+  line.segment.visible_tokens = 3;  // members beyond what is visible are not there
+  EXPECT_EQ(tokens_of(*selector.select(line.input(2))), (std::vector<std::uint32_t>{1, 2}));
+  SelectInput input = line.input(1);
+  const TokenRange kept[] = {{1, 2}};
+  input.kept = kept;
+  EXPECT_EQ(tokens_of(*selector.select(input)), (std::vector<std::uint32_t>{1, 2}))
+      << "the kept token of the best cluster costs nothing, its other one is not visible";
+}
+
+TEST(Units, ACountedCentroidStandsForItsTokens) {
+  Preset preset = preset_of("mean/clusters:4");
+  Line line({1.0f, 1.5f}, {0, 7, 8}, {0, 1, 2, 3, 4, 5, 6, 7});
+  Selector plain(kernels(), &preset);
+  EXPECT_EQ(tokens_of(*plain.select(line.input(1))), (std::vector<std::uint32_t>{7}));
+  preset.score = ScoreKind::kCount;  // log 7 > 0.5
+  Selector counted(kernels(), &preset);
+  EXPECT_TRUE(counted.select(line.input(1))->tokens.empty());
+  EXPECT_EQ(counted.select(line.input(7))->tokens.size(), 7u);
+}
+
+// Codes of one sub-quantiser pair: dimension 0 has the entries 0 to 15, all else is 0.
+struct Coded {
+  explicit Coded(const std::vector<std::uint8_t>& values)
+      : entries(16 * kDim, 0.0f), codes(code_bytes(values.size(), 2), 0) {
+    for (std::size_t j = 0; j < 16; ++j) entries[j * 4] = static_cast<float>(j);
+    for (std::size_t t = 0; t < values.size(); ++t) {
+      const CodePlace place = code_place(t, 2, 0);
+      codes[place.byte] = static_cast<std::uint8_t>(codes[place.byte] | values[t] << place.shift);
+    }
+    for (std::size_t d = 0; d < kDim; ++d) identity[d * kDim + d] = 1.0f;
+    head.query_map = identity.data();
+    CodeBook& book = head.book;
+    book.entries = reinterpret_cast<const std::byte*>(entries.data());
+    book.dims = dims.data();
+    book.first = first.data();
+    book.subspaces = 2;
+    book.dim = kDim;
+    segment.visible_tokens = segment.units = static_cast<std::uint32_t>(values.size());
+    segment.data = reinterpret_cast<const std::byte*>(codes.data());
+  }
+  SelectInput input(std::uint64_t budget) {
+    SelectInput out;
+    out.segments = {&segment, 1};
+    out.queries = query.data();
+    out.query_stride = kDim;
+    out.query_count = 1;
+    out.dim = kDim;
+    out.codebook = &head;
+    out.budget_rows = budget;
+    return out;
+  }
+  std::vector<float> entries;
+  std::vector<std::uint8_t> codes;
+  std::vector<std::uint16_t> dims = {0, 1, 2, 3, 4, 5, 6, 7}, first = {0, 4, 8};
+  std::vector<float> query = {1, 0, 0, 0, 0, 0, 0, 0};
+  std::vector<float> identity = std::vector<float>(kDim * kDim, 0.0f);
+  HeadCodebook head;
+  SegmentExtent segment;
+};
+
+TEST(Codes, SingleTokensAreChosen) {
+  const Preset preset = preset_of("codes:4/tokens");
+  Selector selector(kernels(), &preset);
+  std::vector<std::uint8_t> values(70, 1);
+  values[3] = 15;
+  values[40] = 14;
+  values[69] = 13;
+  Coded coded(values);
+  auto selection = selector.select(coded.input(2));
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{3, 40}));
+  EXPECT_GT(selection->mass, 0.9f);
+  SelectInput input = coded.input(2);
+  const TokenRange kept[] = {{0, 4}, {60, 70}};
+  input.kept = kept;
+  selection = selector.select(input);
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(selection->tokens.size(), 16u);
+  EXPECT_EQ(selection->kept_rows, 14u);
+  EXPECT_TRUE(std::binary_search(selection->tokens.begin(), selection->tokens.end(), 40u));
+  // Without codebook or codes everything is wanted, oldest first.
+  input = coded.input(3);
+  input.codebook = nullptr;
+  selection = selector.select(input);
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2}));
+  EXPECT_EQ(selection->units_missing, 70u);
+}
+
+TEST(Budgets, RatioAndMass) {
+  Preset preset = preset_of("codes:4/tokens");
+  std::vector<std::uint8_t> values(64, 0);
+  for (std::size_t t = 0; t < 8; ++t) values[t * 8] = 15;  // eight tokens hold nearly all
+  Coded coded(values);
+  preset.budget = BudgetKind::kRatio;
+  preset.share = 0.25f;
+  Selector ratio(kernels(), &preset);
+  EXPECT_EQ(ratio.select(coded.input(1000))->tokens.size(), 16u);
+  EXPECT_EQ(ratio.select(coded.input(10))->tokens.size(), 10u) << "the view's budget is the limit";
+  preset.budget = BudgetKind::kMass;
+  preset.share = 0.7f;
+  Selector mass(kernels(), &preset);
+  const auto selection = mass.select(coded.input(1000));
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(selection->tokens.size(), 6u) << "six of eight hold 0.75";
+  EXPECT_EQ(mass.select(coded.input(4))->tokens.size(), 4u);
+}
+
+TEST(Scopes, ALayersScoresAreAddedUp) {
+  const Preset preset = preset_of("mean/pages:2");
+  Selector selector(kernels(), &preset);
+  Line one({3, 0, 2}, {0, 2, 4, 6}), two({0, 3, 2.5f}, {0, 2, 4, 6});
+  std::vector<float> sum(3, 0.0f);
+  for (Line* line : {&one, &two}) {
+    line->segment.starts = nullptr;
+    const auto scores = selector.score(line->input(2));
+    ASSERT_TRUE(scores);
+    for (std::size_t i = 0; i < 3; ++i) sum[i] += (*scores)[i];
+  }
+  // Each head alone prefers another page; together the third is not the best of either.
+  EXPECT_EQ(tokens_of(*selector.choose(one.input(2), sum)).size(), 2u);
+  std::vector<float> wrong(2, 0.0f);
+  EXPECT_EQ(selector.choose(one.input(2), wrong).error().code, Code::kInvalid);
+}
+
+// ---- triggers ----
+
+struct Steps {
+  explicit Steps(TriggerKind trigger, float level = 0.0f) {
+    preset.trigger = trigger;
+    preset.level = level;
+  }
+  // One step of a layer with two KV heads of one query head each, dim 2; which heads choose.
+  std::vector<bool> step(std::vector<float> q, bool boundary = false, std::uint64_t stored = 100) {
+    vectors = std::move(q);
+    query.observe(preset, {vectors.data(), 2, 1, 2, boundary, stored});
+    std::vector<bool> due;
+    for (std::uint32_t head = 0; head < 2; ++head) {
+      due.push_back(query.due(head));
+      if (due.back()) query.chosen(head);
+    }
+    return due;
+  }
+  Preset preset;
+  LayerQuery query;
+  std::vector<float> vectors;
+};
+using Due = std::vector<bool>;
+
+TEST(Triggers, EveryStepAndEveryN) {
+  Steps every(TriggerKind::kEveryStep);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(every.step({1, 0, 1, 0}), Due({true, true}));
+  Steps third(TriggerKind::kEveryN, 3);
+  std::vector<bool> seen;
+  for (int i = 0; i < 7; ++i) seen.push_back(third.step({1, 0, 1, 0})[0]);
+  EXPECT_EQ(seen, Due({true, false, false, true, false, false, true}));
+}
+
+TEST(Triggers, CosineOfTheLayerIsToTheLastChoice) {
+  Steps steps(TriggerKind::kCosine, 0.8f);
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true})) << "the first step always";
+  EXPECT_EQ(steps.step({2, 0, 3, 0}), Due({false, false})) << "length does not matter";
+  EXPECT_EQ(steps.step({1, 0, 0.7f, 0.7f}), Due({false, false})) << "mean of 1 and 0.71";
+  EXPECT_EQ(steps.step({0.7f, 0.7f, 0.7f, 0.7f}), Due({true, true})) << "drifted from the anchor";
+  EXPECT_EQ(steps.step({0.7f, 0.7f, 0.7f, 0.7f}), Due({false, false}));
+}
+
+TEST(Triggers, CosineOfAHeadIsItsOwn) {
+  Steps steps(TriggerKind::kCosineHead, 0.8f);
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true}));
+  EXPECT_EQ(steps.step({1, 0, 0, 1}), Due({false, true}));
+  EXPECT_EQ(steps.step({1, 0, 0, 1}), Due({false, false}));
+}
+
+TEST(Triggers, BehindASentence) {
+  Steps steps(TriggerKind::kBoundary);
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true}));
+  EXPECT_EQ(steps.step({1, 0, 1, 0}, true), Due({false, false})) << "its closing token";
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true})) << "the first of the next";
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({false, false}));
+}
+
+TEST(Triggers, OtherStoredTokensChooseAnew) {
+  Steps steps(TriggerKind::kEveryN, 100);
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true}));
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({false, false}));
+  EXPECT_EQ(steps.step({1, 0, 1, 0}, false, 101), Due({true, true}));
+  steps.query.forget();
+  EXPECT_EQ(steps.step({1, 0, 1, 0}, false, 101), Due({true, true}));
+}
+
+TEST(Queries, TheMeanSinceTheLastSentence) {
+  Steps steps(TriggerKind::kEveryStep);
+  steps.preset.query = QueryKind::kSentence;
+  const auto vectors = [&] {
+    return std::vector<float>(steps.query.vectors(), steps.query.vectors() + 4);
+  };
+  steps.step({1, 0, 4, 0});
+  EXPECT_EQ(vectors(), (std::vector<float>{1, 0, 4, 0}));
+  steps.step({3, 2, 0, 0}, true);
+  EXPECT_EQ(vectors(), (std::vector<float>{2, 1, 2, 0})) << "the closing token still counts";
+  steps.step({5, 5, 5, 5});
+  EXPECT_EQ(vectors(), (std::vector<float>{5, 5, 5, 5}));
+}
+
+}  // namespace
+}  // namespace kvtier

@@ -1,0 +1,175 @@
+#include "tiers/abstract_builder.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "tiers/cluster.h"
+#include "tiers/codebook_train.h"
+#include "tiers/partition.h"
+
+namespace kvtier {
+namespace {
+
+// K rows of one head of a segment.
+struct HeadKeys {
+  std::vector<std::uint64_t> pages;
+  RowPages rows;
+  std::uint32_t dim = 0;
+};
+
+HeadKeys keys_of(const AbstractSource& source, std::uint32_t layer, std::uint32_t head) {
+  const Geometry& geometry = *source.geometry;
+  const LayerGeometry& shape = geometry.layers[layer];
+  const std::uint32_t heads = geometry.heads_in_group(layer);
+  HeadKeys keys;
+  keys.pages.resize(source.plane->chunks_per_layer());
+  for (std::uint32_t chunk = 0; chunk < keys.pages.size(); ++chunk) {
+    const std::byte* bytes = source.chunks[source.plane->chunk_index(layer, chunk, head / heads)];
+    keys.pages[chunk] =
+        reinterpret_cast<std::uint64_t>(bytes) + k_row_offset(geometry, shape, head % heads, 0);
+  }
+  keys.rows.pages = keys.pages.data();
+  keys.rows.page_tokens = geometry.chunk_tokens;
+  keys.rows.k_stride = shape.k_row_bytes;
+  keys.rows.v_offset = std::uint64_t{geometry.chunk_tokens} * shape.k_row_bytes;
+  keys.rows.v_stride = shape.v_row_bytes;
+  keys.rows.dtype = shape.dtype;
+  keys.dim = shape.k_row_bytes / dtype_bytes(shape.dtype);
+  return keys;
+}
+
+// Keys in the codebook's coordinates, then their codes.
+bool build_codes(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
+                 std::uint32_t head, std::byte* data) {
+  if (source.codebook == nullptr) return false;
+  const std::uint64_t tokens = plan.layout.tokens();
+  const std::uint32_t dim = source.codebook->layout.dim(layer);
+  std::vector<float> keys;
+  if (!read_keys(source, layer, head, plan.layout.tokens(), &keys)) return false;
+  std::vector<float> moved(keys.size());
+  const HeadCodebook part =
+      source.codebook->layout.head(source.codebook->payload.data(), layer, head);
+  move_keys(part, dim, keys, moved);
+  const std::uint64_t page = reinterpret_cast<std::uintptr_t>(moved.data());
+  EncodeCodesArgs args;
+  args.book = part.book;
+  args.rows.pages = &page;
+  args.rows.page_tokens = tokens;
+  args.rows.k_stride = dim * sizeof(float);
+  args.rows.v_stride = args.rows.k_stride;
+  args.rows.dtype = Dtype::kF32;
+  args.token_count = &tokens;
+  args.out = reinterpret_cast<std::uint8_t*>(data);
+  return source.kernels->encode_codes(args, nullptr).has_value();
+}
+
+void write_list(const std::vector<std::uint32_t>& list, std::byte* place) {
+  auto* out = reinterpret_cast<std::uint16_t*>(place);
+  for (const std::uint32_t value : list) *out++ = static_cast<std::uint16_t>(value);
+}
+
+// One head of anything but codes: vectors over units as the plan or the clusters cut them.
+bool build_vectors(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
+                   std::uint32_t head, MutableByteSpan payload) {
+  const HeadKeys keys = keys_of(source, layer, head);
+  const AbstractLayout::HeadBlock block = plan.layout.head(layer, head);
+  const std::uint64_t tokens = plan.layout.tokens(), units = plan.layout.units();
+  Clusters clusters;
+  BuildAbstractArgs args;
+  args.rows = keys.rows;
+  args.token_count = &tokens;
+  args.unit_tokens = plan.spec.unit_tokens;
+  args.dim = keys.dim;
+  args.kind = plan.spec.abstract;
+  args.out = reinterpret_cast<std::uint16_t*>(payload.data() + block.data);
+  if (!plan.starts.empty()) {
+    args.starts = plan.starts.data();
+    args.unit_count = &units;
+  }
+  if (plan.spec.partition == PartitionKind::kClusters) {
+    std::vector<float> rows;
+    if (!read_keys(source, layer, head, plan.layout.tokens(), &rows) ||
+        !cluster_keys(*source.kernels, keys.dim, plan.layout.units(), rows, &clusters))
+      return false;
+    write_list(clusters.members, payload.data() + block.members);
+    write_list(clusters.starts, payload.data() + block.starts);
+    args.starts = clusters.starts.data();
+    args.members = clusters.members.data();
+    args.unit_count = &units;
+  }
+  if (!source.kernels->build_abstract(args, nullptr)) return false;
+  // Levels of boxes: the box of the two below.
+  for (std::uint32_t level = 1; level <= plan.spec.parameter && args.kind == AbstractKind::kBox;
+       ++level) {
+    args.unit_tokens = plan.spec.unit_tokens << level;
+    args.out = reinterpret_cast<std::uint16_t*>(payload.data() + block.data +
+                                                plan.layout.level_offset(layer, level));
+    if (!source.kernels->build_abstract(args, nullptr)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+bool read_keys(const AbstractSource& source, std::uint32_t layer, std::uint32_t head,
+               std::uint32_t tokens, std::vector<float>* out) {
+  const HeadKeys keys = keys_of(source, layer, head);
+  out->resize(std::size_t{tokens} * keys.dim);
+  for (std::uint32_t first = 0; first < tokens; first += source.geometry->chunk_tokens) {
+    const std::uint64_t count =
+        std::uint64_t{std::min<std::uint32_t>(source.geometry->chunk_tokens, tokens - first)} *
+        keys.dim;
+    ConvertArgs args;
+    args.source =
+        reinterpret_cast<const std::byte*>(keys.pages[first / source.geometry->chunk_tokens]);
+    args.source_dtype = keys.rows.dtype;
+    args.count = &count;
+    args.target = reinterpret_cast<std::byte*>(out->data() + std::size_t{first} * keys.dim);
+    args.target_dtype = Dtype::kF32;
+    if (!source.kernels->convert(args, nullptr)) return false;
+  }
+  return true;
+}
+
+AbstractPlan plan_abstract(const Geometry& geometry, AbstractSpec spec,
+                           std::span<const TokenRecord> tokens) {
+  std::vector<std::uint32_t> starts;
+  if (spec.partition == PartitionKind::kSentences) starts = cut_sentences(tokens, spec.unit_tokens);
+  if (spec.partition == PartitionKind::kSpans) starts = cut_spans(tokens, spec.unit_tokens);
+  const auto count = static_cast<std::uint32_t>(tokens.size());
+  const std::uint32_t units =
+      starts.empty() ? spec.units_of(count) : static_cast<std::uint32_t>(starts.size() - 1);
+  return {spec, std::move(starts), AbstractLayout(geometry, spec, count, units)};
+}
+
+void begin_abstract(const AbstractPlan& plan, std::uint64_t codebook, MutableByteSpan payload) {
+  KVT_CHECK(payload.size() == plan.layout.size_bytes() && !payload.empty());
+  AbstractHeader header;
+  header.spec = plan.spec.packed();
+  header.tokens = plan.layout.tokens();
+  header.units = plan.layout.units();
+  header.version = kAbstractVersion;
+  header.codebook = codebook;
+  std::memcpy(payload.data(), &header, sizeof(header));
+  if (plan.starts.empty()) return;
+  write_list(plan.starts, payload.data() + plan.layout.starts_offset());
+}
+
+bool build_abstract_layers(const AbstractSource& source, const AbstractPlan& plan,
+                           std::uint32_t first, std::uint32_t last, MutableByteSpan payload) {
+  KVT_CHECK(payload.size() == plan.layout.size_bytes());
+  for (std::uint32_t layer = first; layer < last; ++layer) {
+    if (!plan.layout.has_layer(layer)) continue;
+    for (std::uint32_t head = 0; head < source.geometry->layers[layer].kv_heads; ++head) {
+      const bool built = plan.spec.abstract == AbstractKind::kCodes
+                             ? build_codes(source, plan, layer, head,
+                                           payload.data() + plan.layout.head(layer, head).data)
+                             : build_vectors(source, plan, layer, head, payload);
+      if (!built) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace kvtier

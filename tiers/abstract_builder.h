@@ -1,0 +1,57 @@
+// Abstract builder: from the keys of one segment to its abstracts (kernels/abstract_layout.h), as
+// one spec says. Derived data: the same input gives the same bytes.
+//
+// A plan is made once per segment and spec; layers are then built in any order, and by several
+// threads as long as each has its own layers. Any thread.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/bytes.h"
+#include "kernels/abstract_layout.h"
+#include "kernels/codebook_layout.h"
+#include "kernels/kernel_table.h"
+#include "kernels/layout.h"
+
+namespace kvtier {
+
+// A codebook in memory: constant, shared by workers.
+struct Codebook {
+  std::uint64_t id = 0;
+  CodebookLayout layout;
+  std::vector<std::byte> payload;
+};
+
+struct AbstractPlan {
+  AbstractSpec spec;
+  std::vector<std::uint32_t> starts;  // of units that depend on the tokens: [units + 1]; else empty
+  AbstractLayout layout;
+};
+
+// `tokens`: all of the segment; read only where the units depend on them.
+[[nodiscard]] AbstractPlan plan_abstract(const Geometry& geometry, AbstractSpec spec,
+                                         std::span<const TokenRecord> tokens);
+
+// Header and what all layers share. `payload` has layout.size_bytes() and is zero.
+void begin_abstract(const AbstractPlan& plan, std::uint64_t codebook, MutableByteSpan payload);
+
+struct AbstractSource {
+  const KernelTable* kernels = nullptr;
+  const Geometry* geometry = nullptr;
+  const PlaneLayout* plane = nullptr;
+  std::span<std::byte* const> chunks;  // raw, by chunk index; of the layers asked for
+  const Codebook* codebook = nullptr;  // for codes
+};
+// K rows of the first `tokens` tokens of one head as f32 [tokens][dim]. False where a kernel
+// refuses.
+[[nodiscard]] bool read_keys(const AbstractSource& source, std::uint32_t layer, std::uint32_t head,
+                             std::uint32_t tokens, std::vector<float>* out);
+
+// Layers [first, last) into their places. False where a kernel refuses.
+[[nodiscard]] bool build_abstract_layers(const AbstractSource& source, const AbstractPlan& plan,
+                                         std::uint32_t first, std::uint32_t last,
+                                         MutableByteSpan payload);
+
+}  // namespace kvtier

@@ -1,0 +1,26 @@
+// Partitions that depend on the tokens alone: sentences and client spans. (Pages and single tokens
+// need no table; clusters depend on keys: tiers/cluster.h.) Any thread.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/layout.h"
+
+namespace kvtier {
+
+// Unit u is tokens [out[u], out[u + 1]); out has one element more than there are units; the first
+// is 0, the last tokens.size(). No unit is empty, none longer than `unit_tokens`.
+
+// A unit ends behind a token whose boundary class is sentence or paragraph (SentenceKV,
+// arXiv 2504.00970, section 3: the sentence includes its closing token), else at the limit, and
+// then behind the last clause boundary of its second half where there is one. Tokens without flags
+// make pages of the limit.
+[[nodiscard]] std::vector<std::uint32_t> cut_sentences(std::span<const TokenRecord> tokens,
+                                                       std::uint32_t unit_tokens);
+// A unit ends where the span changes, or at the limit.
+[[nodiscard]] std::vector<std::uint32_t> cut_spans(std::span<const TokenRecord> tokens,
+                                                   std::uint32_t unit_tokens);
+
+}  // namespace kvtier
