@@ -98,6 +98,7 @@ class Sequence {
     // Of codes: in the abstracts memory from there on; UINT64_MAX: not there (yet).
     std::uint64_t codebook_offset = UINT64_MAX;
     bool codebook_missing = false;  // the space has none: calibrate()
+    bool codebook_coming = false;   // it is being read or trained
   };
   [[nodiscard]] Result<AbstractProgress> want_abstracts(const AbstractSpec& spec);
   [[nodiscard]] Result<AbstractProgress> abstract_progress(std::uint32_t lane);

@@ -14,6 +14,7 @@ Result<Sequence::AbstractProgress> progress_of(const Json& body) {
   KVT_TRY(out.codebook_offset, json_uint(body, "codebook_offset", UINT64_MAX));
   KVT_TRY(const std::string codebook, json_string(body, "codebook", ""));
   out.codebook_missing = codebook == "missing";
+  out.codebook_coming = codebook == "coming";
   return out;
 }
 

@@ -172,6 +172,7 @@ class View {
   // as last seen its layout (null: not there).
   std::weak_ptr<Connection> told_;
   std::uint32_t lane_ = 0;
+  bool begun_ = false;               // it has chosen on this connection
   bool waited_in_vain_ = false;      // abstracts did not come in time: not waited for again
   bool calibrated_in_vain_ = false;  // nor is this tried again
   std::uint64_t codebook_offset_ = UINT64_MAX;

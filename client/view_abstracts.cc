@@ -27,6 +27,7 @@ Result<void> View::want_abstracts() {
   codebook_offset_ = progress.codebook_offset;
   told_ = connection;
   seen_version_ = UINT64_MAX;
+  begun_ = false;
   return {};
 }
 
@@ -51,7 +52,8 @@ Result<void> View::refresh_abstracts() {
       continue;
     }
     codebook_offset_ = progress.codebook_offset;
-    const bool settled = progress.ready + progress.failed >= progress.segments;
+    const bool settled =
+        progress.ready + progress.failed >= progress.segments && !progress.codebook_coming;
     KVT_TRY_VOID(sequence_->refresh(Patience::kQuick));
     read_abstracts();
     if (settled) break;
@@ -59,10 +61,12 @@ Result<void> View::refresh_abstracts() {
     if (waited_in_vain_) break;
     std::this_thread::sleep_for(pause);
   }
+  begun_ = begun_ || !segment_layouts_.empty();
   return {};
 }
 
-// More than a quarter of what is stored has no abstract: a choice would mostly be one by age.
+// A view that begins wants all abstracts of what is stored; later, what was sealed last may lag,
+// but with more than a quarter missing a choice would mostly be one by age.
 bool View::lacks_much() const noexcept {
   std::uint64_t all = 0, missing = 0;
   const auto segments = sequence_->directory().segments();
@@ -72,7 +76,7 @@ bool View::lacks_much() const noexcept {
                    ? 0
                    : segments[i].visible_tokens;
   }
-  return missing * 4 > all || (codes() && missing < all && codebook_ == nullptr);
+  return begun_ ? missing * 4 > all : missing != 0;
 }
 
 void View::read_abstracts() {

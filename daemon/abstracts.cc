@@ -194,12 +194,23 @@ void retry_lane(EngineState& engine, const Space& space, AbstractSpec spec) {
   const auto lane = static_cast<std::uint32_t>(place - kinds.begin());
   std::vector<Segment*> wanted;
   for (const auto& [id, segment] : engine.segments.all)
-    if (segment->space == &space && lane_of(*segment, lane).wants != 0 &&
-        lane_of(*segment, lane).state == AbstractState::kFailed && !segment->condemned)
+    if (segment->space == &space && !segment->condemned && lane_of(*segment, lane).wants != 0)
       wanted.push_back(segment.get());
   std::sort(wanted.begin(), wanted.end(),
             [](const Segment* a, const Segment* b) { return a->row.id.value < b->row.id.value; });
-  for (Segment* segment : wanted) load_sidecar(engine, *segment, lane);
+  for (Segment* segment : wanted) {
+    SegmentAbstract& abstract = lane_of(*segment, lane);
+    if (abstract.state == AbstractState::kReady) {
+      AbstractHeader header;
+      std::memcpy(&header, engine.abstracts->data(abstract.offset), sizeof(header));
+      if (header.codebook == codebook_id(space, spec)) continue;
+      free_abstract(engine, abstract);  // codes of a codebook that is gone
+      publish_segment(engine, *segment);
+    } else if (abstract.state != AbstractState::kFailed) {
+      continue;
+    }
+    load_sidecar(engine, *segment, lane);
+  }
 }
 
 void hold_abstracts(EngineState& engine, OpenSequence& open, Segment& segment) {

@@ -35,7 +35,7 @@ void release_abstracts(EngineState& engine, OpenSequence& open, Segment& segment
 // The segment goes: all of its abstracts leave the arena.
 void drop_abstracts(EngineState& engine, Segment& segment);
 
-// A codebook has come: what failed for want of it is tried again.
+// A codebook has come: what failed for want of it, or is of another, is tried again.
 void retry_lane(EngineState& engine, const Space& space, AbstractSpec spec);
 
 // Of the segments that an open sequence shows.

@@ -100,6 +100,8 @@ void op_want(EngineState& engine, Session& session, ControlRequest request, Cont
   if (!spec) return done(error(spec.error()));
   const Result<std::uint32_t> lane = find_lane(engine, *(*open)->sequence->space, *spec);
   if (!lane) return done(error(lane.error()));
+  if (spec->abstract == AbstractKind::kCodes)
+    load_codebook(engine, *(*open)->sequence->space, *spec, [](const auto&) {});
   want_lane(engine, **open, *lane);
   done(progress_reply(engine, **open, *lane));
 }

@@ -6,35 +6,26 @@
 namespace kvtier {
 namespace {
 
-AbstractSpec abstract(AbstractKind kind, PartitionKind partition, std::uint16_t unit_tokens,
-                      std::uint8_t parameter = 0) {
-  return {partition, kind, unit_tokens, parameter};
-}
+AbstractSpec units(std::string_view text) { return *parse_abstract_spec(text); }
 
-// What is not said has the default of preset.h.
+// The default first. What is not said has the default of preset.h.
 std::vector<Preset> make_presets() {
-  const AbstractSpec none;
-  const AbstractSpec boxes = abstract(AbstractKind::kBox, PartitionKind::kPages, 16);
-  std::vector<Preset> all;
-  all.push_back({.name = "quest", .abstract = boxes});
-  all.push_back(
-      {.name = "mean", .abstract = abstract(AbstractKind::kMean, PartitionKind::kPages, 16)});
-  all.push_back({.name = "sentencekv",
-                 .abstract = abstract(AbstractKind::kMean, PartitionKind::kSentences, 128),
-                 .query = QueryKind::kSentence});
-  all.push_back({.name = "louiskv",
-                 .abstract = abstract(AbstractKind::kMean, PartitionKind::kClusters, 16),
-                 .trigger = TriggerKind::kCosine,
-                 .level = 0.7f});
-  all.push_back({.name = "clusters",
-                 .abstract = abstract(AbstractKind::kMean, PartitionKind::kClusters, 16),
-                 .score = ScoreKind::kCount});
-  all.push_back(
-      {.name = "codes", .abstract = abstract(AbstractKind::kCodes, PartitionKind::kTokens, 1, 4)});
-  all.push_back(
-      {.name = "window", .abstract = none, .budget = BudgetKind::kKept, .residency_percent = 0});
-  all.push_back({.name = "full", .abstract = none, .budget = BudgetKind::kAll});
-  return all;
+  return {
+      {.name = "codes", .abstract = units("codes:4/tokens")},
+      {.name = "quest", .abstract = units("box/pages:16")},
+      {.name = "mean", .abstract = units("mean/pages:16")},
+      {.name = "sentencekv",
+       .abstract = units("mean/sentences:128"),
+       .query = QueryKind::kSentence},
+      {.name = "louiskv",
+       .abstract = units("mean/clusters:16"),
+       .trigger = TriggerKind::kCosine,
+       .level = 0.7f},
+      {.name = "clusters", .abstract = units("mean/clusters:16"), .score = ScoreKind::kCount},
+      {.name = "arkvale", .abstract = units("ball/pages:32")},
+      {.name = "window", .budget = BudgetKind::kKept, .residency_percent = 0},
+      {.name = "full", .budget = BudgetKind::kAll},
+  };
 }
 
 }  // namespace
@@ -79,8 +70,9 @@ Result<const Preset*> find_preset(std::string_view name) {
   if (name.empty()) return &all_presets().front();
   for (const Preset& preset : all_presets())
     if (name == preset.name) return &preset;
-  return error(Code::kNotFound,
-               "no such preset: quest, mean, sentencekv, louiskv, clusters, codes, window or full");
+  return error(
+      Code::kNotFound,
+      "no such preset: codes, quest, mean, sentencekv, louiskv, clusters, arkvale, window or full");
 }
 
 }  // namespace kvtier

@@ -54,7 +54,7 @@ enum class TriggerKind : std::uint8_t {
 
 struct Preset {
   std::string name;
-  AbstractSpec abstract;  // none: nothing is scored
+  AbstractSpec abstract = {};  // none: nothing is scored
   QueryKind query = QueryKind::kCurrent;
   ScoreKind score = ScoreKind::kPlain;
   GroupMode group = GroupMode::kMeanSoftmax;

@@ -96,6 +96,7 @@ class ClientCrash : public ::testing::Test {
   }
   kvt_view_options view_options;
   kvt_view_options_init(&view_options);
+  view_options.preset = "quest";
   view_options.budget = 128;
   for (;;) {
     kvt_sequence *sequence = nullptr, *shared = nullptr, *fork = nullptr;

@@ -189,6 +189,7 @@ TEST_F(BadInput, ViewsThatCannotBe) {
   const auto open = [&](const auto& change) {
     kvt_view_options options;
     kvt_view_options_init(&options);
+    options.preset = "quest";
     change(&options);
     return kvt_view_open(sequence_, &options, &view);
   };
@@ -411,6 +412,7 @@ TEST_F(NewerFiles, SidecarIsDerivedAndMadeAgain) {
     kvt_view* view = nullptr;
     kvt_view_options options;
     kvt_view_options_init(&options);
+    options.preset = "quest";
     options.budget = 64;
     ASSERT_EQ(kvt_sequence_open(store_.space(), story.name, 0, 0, &sequence), KVT_OK);
     ASSERT_EQ(kvt_view_open(sequence, &options, &view), KVT_OK) << kvt_last_error();

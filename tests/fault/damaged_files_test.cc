@@ -254,6 +254,7 @@ std::vector<float> attend(FaultStore& store, const Story& story) {
   kvt_view* view = nullptr;
   kvt_view_options options;
   kvt_view_options_init(&options);
+  options.preset = "quest";
   options.sinks = 4;
   options.window = 8;
   options.budget = 48;

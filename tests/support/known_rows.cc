@@ -36,6 +36,7 @@ kvt_status open_known_space(kvt_client* client, kvt_space** space) {
   const kvt_layer layers[kKnownLayers] = {layer, layer};
   kvt_space_options options;
   kvt_space_options_init(&options);
+  options.preset = "quest";
   options.model = "known rows";
   options.runtime = "tests";
   options.layers = layers;

@@ -182,6 +182,7 @@ TEST_F(DaemonDeath, ReadingFailsFastAndGoesOnAfterwards) {
   kvt_view* view = nullptr;
   kvt_view_options options;
   kvt_view_options_init(&options);
+  options.preset = "quest";
   options.budget = 64;
   KVT_ASSERT_OK(kvt_view_open(sequence, &options, &view));
   std::vector<float> q(shape.query_heads * shape.dim, 0.5f), out(q.size()), again(q.size());

@@ -43,6 +43,7 @@ Result<SpacePtr> open_space(kvt_client* client, const Shape& shape) {
   const std::vector<kvt_layer> layers(kLayers, layer);
   kvt_space_options options;
   kvt_space_options_init(&options);
+  options.preset = "quest";
   options.model = "synthetic SmolLM2-135M";
   options.runtime = "kvtier-bench";
   options.layers = layers.data();
@@ -70,6 +71,7 @@ Result<SequencePtr> open_sequence(kvt_space* space, const std::string& name, boo
 Result<ViewPtr> open_view(kvt_sequence* sequence, std::uint64_t budget) {
   kvt_view_options options;
   kvt_view_options_init(&options);
+  options.preset = "quest";
   options.budget = budget;
   kvt_view* view = nullptr;
   KVT_TRY_VOID(check(kvt_view_open(sequence, &options, &view)));

@@ -1,0 +1,152 @@
+// Key codes over the real daemon: a codebook is made on first use, once, and is the same after a
+// restart; codes that do not fit it are built again; every kind of abstract works on one sequence.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "client/retrieval/preset.h"
+#include "tests/unit/client_fixture.h"
+
+namespace kvtier {
+namespace {
+
+using namespace testing;
+
+class Codes : public ClientTest {
+ protected:
+  // A stored sequence of 4,500 tokens with some in its tail.
+  void SetUp() override {
+    ClientTest::SetUp();
+    space_ = open_space(shape_, "codes", "codes");
+    kvt_sequence* sequence = create_sequence(space_, "long");
+    model_.append_many(sequence, 1, 4500);
+    KVT_ASSERT_OK(kvt_sequence_close(sequence));
+    open();
+  }
+  void TearDown() override {
+    close();
+    ClientTest::TearDown();
+  }
+  void open() {
+    sequence_ = open_sequence(space_, "long", true);
+    model_.append(sequence_, 90000 + model_.tokens().size(), 4);
+  }
+  void close() {
+    kvt_sequence_close(sequence_);
+    kvt_space_close(space_);
+    sequence_ = nullptr;
+    space_ = nullptr;
+  }
+  void restart() {
+    close();
+    kvt_client_close(client_);
+    daemon_->stop();
+  }
+  void start_again() {
+    daemon_->start();
+    client_ = open_client();
+    space_ = open_space(shape_, "codes", "codes");
+    open();
+  }
+  // One step of every layer through a fresh view; its statistics.
+  kvt_view_stats run(const char* preset, std::vector<float>* attended = nullptr) {
+    kvt_view_options options;
+    kvt_view_options_init(&options);
+    options.budget = 128;
+    options.preset = preset;
+    kvt_view* view = nullptr;
+    KVT_EXPECT_OK(kvt_view_open(sequence_, &options, &view));
+    std::vector<float> out(shape_.query_heads * shape_.dim);
+    for (std::uint32_t layer = 0; layer < shape_.layers; ++layer) {
+      std::vector<float> q(out.size());
+      for (std::size_t i = 0; i < q.size(); ++i)
+        q[i] = element(7, layer, static_cast<std::uint32_t>(i), 2, 0);
+      KVT_EXPECT_OK(kvt_view_attend(view, layer, 1, q.data(), 0.25f, out.data(), nullptr));
+      if (attended != nullptr) attended->insert(attended->end(), out.begin(), out.end());
+    }
+    kvt_view_stats stats{};
+    stats.struct_size = sizeof stats;
+    KVT_EXPECT_OK(kvt_view_get_stats(view, &stats));
+    kvt_view_close(view);
+    return stats;
+  }
+  std::vector<std::filesystem::path> codebooks() const {
+    std::vector<std::filesystem::path> out;
+    for (const auto& entry : std::filesystem::directory_iterator(root_ + "/store/codebooks"))
+      out.push_back(entry.path());
+    return out;
+  }
+
+  const TestShape shape_;
+  Model model_{shape_};
+  kvt_space* space_ = nullptr;
+  kvt_sequence* sequence_ = nullptr;
+};
+
+TEST_F(Codes, ACodebookIsMadeOnFirstUseAndKept) {
+  EXPECT_TRUE(codebooks().empty());
+  std::vector<float> first, second;
+  const kvt_view_stats stats = run("codes", &first);
+  EXPECT_EQ(stats.units_missing, 0u);
+  EXPECT_EQ(stats.units_scored, 4500u * shape_.layers * shape_.kv_heads);
+  EXPECT_EQ(stats.rows_selected, 128u * shape_.layers * shape_.kv_heads);
+  EXPECT_GT(stats.mass_sum / static_cast<double>(stats.selections), 0.05);
+  const auto made = codebooks();
+  ASSERT_EQ(made.size(), 1u);
+  restart();
+  start_again();
+  EXPECT_EQ(run("codes", &second).units_missing, 0u);
+  EXPECT_EQ(codebooks(), made) << "trained again";
+  EXPECT_EQ(first.size(), second.size());
+  EXPECT_EQ(request(Json{{"op", "stats"}})["abstracts"]["rebuilt"], 0) << "codes came from sidecars";
+}
+
+TEST_F(Codes, ADamagedCodebookIsMadeAnewWithItsCodes) {
+  run("codes");
+  const auto made = codebooks();
+  ASSERT_EQ(made.size(), 1u);
+  restart();
+  {
+    std::fstream file(made[0], std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(5000);
+    file.put('\x55');
+  }
+  start_again();
+  EXPECT_EQ(run("codes").units_missing, 0u);
+  const auto anew = codebooks();
+  EXPECT_NE(anew, made);
+  EXPECT_GE(request(Json{{"op", "stats"}})["abstracts"]["rebuilt"], 3) << "codes of the old one";
+}
+
+TEST_F(Codes, EveryKindOfAbstractServesOneSequence) {
+  for (const Preset& preset : all_presets()) {
+    SCOPED_TRACE(preset.name);
+    const kvt_view_stats stats = run(preset.name.c_str());
+    EXPECT_EQ(stats.units_missing, 0u);
+    if (!preset.abstract.none()) {
+      EXPECT_GT(stats.units_scored, 0u);
+      EXPECT_GT(stats.rows_selected, 0u);
+      EXPECT_LE(stats.rows_selected, 128u * shape_.layers * shape_.kv_heads);
+    }
+  }
+  // What no view wants is not in memory.
+  const Json stats = request(Json{{"op", "stats"}});
+  EXPECT_EQ(stats["abstracts"]["no_room"], 0);
+}
+
+TEST_F(Codes, APrivateSpaceKeepsItsCodebookToItself) {
+  kvt_space* closed = open_space(shape_, "secret", "codes", true);
+  kvt_sequence* sequence = create_sequence(closed, nullptr);
+  Model model(shape_);
+  model.append_many(sequence, 1, 2500);
+  std::swap(sequence, sequence_);
+  EXPECT_EQ(run("codes").units_missing, 0u);
+  std::swap(sequence, sequence_);
+  EXPECT_TRUE(codebooks().empty());
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(closed);
+}
+
+}  // namespace
+}  // namespace kvtier
