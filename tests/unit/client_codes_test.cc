@@ -99,7 +99,7 @@ TEST_F(Codes, ACodebookIsMadeOnFirstUseAndKept) {
   EXPECT_EQ(run("codes", &second).units_missing, 0u);
   EXPECT_EQ(codebooks(), made) << "trained again";
   EXPECT_EQ(first.size(), second.size());
-  EXPECT_EQ(request(Json{{"op", "stats"}})["abstracts"]["rebuilt"], 0) << "codes came from sidecars";
+  EXPECT_EQ(request(Json{{"op", "stats"}})["abstracts"]["rebuilt"], 0) << "not from sidecars";
 }
 
 TEST_F(Codes, ADamagedCodebookIsMadeAnewWithItsCodes) {
