@@ -55,6 +55,9 @@ class ReferenceSequence:
     def commit(self) -> None:
         self.finish_piece()
 
+    def observe_queries(self, layer: int, q) -> None:
+        assert q.shape[2] == self.dim and q.is_contiguous()  # nothing here is calibrated
+
     def read(self, layer: int, first: int, count: int, k=None, v=None):
         keys = self._k[layer][:, first : first + count]
         values = self._v[layer][:, first : first + count]

@@ -269,7 +269,6 @@ class KvtierCache(Cache):
             lse = total
         return out.reshape(1, heads, n, -1).transpose(1, 2)
 
-
     def _observe(self, layer: int, q: torch.Tensor) -> None:
         """A few queries of every piece: what codebooks of key codes are calibrated with."""
         newest = q[0, :, -OBSERVED_TOKENS:].transpose(0, 1)
