@@ -201,6 +201,7 @@ def stored(model_space, loaded, text_ids):
     of them."""
     from kvtier import transformers as adapter
 
+    adapter.install(loaded[0])  # other tests give the model other attention
     cache = adapter.attach(model_space, text_ids, name="shared-prefix")
     assert cache.length == 0
     logits = adapter.prefill(loaded[0], cache, text_ids[:PREFILLED], piece=160)

@@ -347,3 +347,15 @@ def test_spaces_differ_by_weights_dtype_and_rope(loaded, client, model_space):
     assert changed != same
     assert adapter.fingerprint(model, tokenizer, [gguf]) != adapter.fingerprint(model, None, [gguf])
     assert isinstance(model_space, kvtier.Space)
+
+
+def test_a_model_with_other_attention_is_refused(model, model_space, text_ids):
+    """Its layers would attend to the new tokens alone and say nothing."""
+    cache = adapter.attach(model_space, text_ids[:8])
+    model.set_attn_implementation("sdpa")
+    try:
+        with pytest.raises(ValueError, match=r"install\(model\) again"):
+            adapter.prefill(model, cache, text_ids[:8])
+    finally:
+        adapter.install(model)
+        cache.close()

@@ -334,12 +334,19 @@ def install(model: torch.nn.Module) -> None:
     model.base_model.register_forward_pre_hook(partial(_before_forward, join), with_kwargs=True)
 
 
-def _before_forward(join: _Join, _: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+def _before_forward(join: _Join, model: torch.nn.Module, args: tuple, kwargs: dict) -> None:
     """Tells the cache which tokens come: update() sees K and V, never their ids."""
     cache = kwargs.get("past_key_values")
     join.cache = cache if isinstance(cache, KvtierCache) else None
     if join.cache is None:
         return
+    implementation = model.config._attn_implementation
+    if implementation != "kvtier":  # its attention would see the new tokens alone
+        raise ValueError(
+            f"the model's attention was set to {implementation!r} after "
+            "kvtier.transformers.install: call install(model) again before it runs with a cache "
+            "of kvtier"
+        )
     ids = kwargs.get("input_ids", args[0] if args else None)
     if ids is None:
         raise ValueError(
