@@ -2,7 +2,7 @@ kvt_test(kernels_scalar_test SOURCES unit/kernels_scalar_test.cc LIBS kvt_kernel
 kvt_test(kernels_codes_test SOURCES unit/kernels_codes_test.cc LIBS kvt_kernels)
 kvt_test(kernels_base_test SOURCES unit/kernels_base_test.cc LIBS kvt_kernels)
 kvt_test(kernels_registry_test SOURCES unit/kernels_registry_test.cc LIBS kvt_kernels)
-kvt_test(kernels_conformance_test SOURCES conformance/kernels_test.cc conformance/kernels_codes_test.cc
+kvt_test(kernels_conformance_test SOURCES conformance/kernels_test.cc conformance/kernels_base_test.cc conformance/kernels_codes_test.cc
          conformance/kernels_offsets_test.cc conformance/kernels_selection_test.cc LIBS kvt_kernels
          TIMEOUT 300)
 kvt_test(retrieval_selector_test SOURCES unit/retrieval_selector_test.cc unit/retrieval_parts_test.cc LIBS kvt_retrieval)

@@ -26,10 +26,11 @@ struct Affine {
 Affine affine_of(float least, float greatest, std::uint32_t bits) {
   Affine result;
   result.levels = static_cast<float>((1u << bits) - 1);
-  result.zero_bits = f32_to_f16_down(std::clamp(least, -65504.0f, 65504.0f));
+  result.zero_bits =
+      f32_to_f16_down(std::clamp(least + 0.0f, -65504.0f, 65504.0f));  // +0, never -0
   result.zero = f16_to_f32(result.zero_bits);
   const float step = (greatest - result.zero) / result.levels;
-  result.scale_bits = f32_to_f16_up(std::clamp(step, 0.0f, 65504.0f));
+  result.scale_bits = f32_to_f16_up(std::clamp(step, 0.0f, 65504.0f) + 0.0f);
   const float scale = f16_to_f32(result.scale_bits);
   result.inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
   return result;

@@ -1,8 +1,6 @@
 #include "kernels/simd/simd.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "kernels/row_cursor.h"
 
@@ -10,18 +8,16 @@
 #define HWY_TARGET_INCLUDE "kernels/simd/attend.cc"
 #include "hwy/foreach_target.h"
 
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "kernels/simd/elements-inl.h"
+#include "kernels/simd/softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvtier::simd {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr std::size_t kTile = 32;     // tokens between two updates of the running maximum
-constexpr std::size_t kQueries = 64;  // queries that share one pass over the rows
-constexpr std::size_t kLine = 64;     // bytes that one prefetch brings
+constexpr std::size_t kLine = 64;  // bytes that one prefetch brings
 
 template <Dtype kDtype>
 constexpr std::size_t kElementBytes = kDtype == Dtype::kF32 ? 4 : 2;
@@ -43,17 +39,13 @@ HWY_INLINE void prefetch_row(const std::byte* row, std::size_t row_bytes) {
   for (std::size_t at = 2 * kLine; at < row_bytes; at += kLine) __builtin_prefetch(row + at, 0, 2);
 }
 
-// A pass of up to kQueries queries over all tokens. `scores` of a tile become weights in place.
-struct Pass {
+// A pass of up to kQueries queries over all tokens.
+struct Pass : RunningSoftmax {
   const float* q = nullptr;
   float* out = nullptr;
   std::uint32_t queries = 0;
   const Tile* tile = nullptr;
   const Tile* next = nullptr;  // the tile after it, maybe empty
-  float max[kQueries];
-  float sum[kQueries];
-  float shrink[kQueries];  // what the sums so far are multiplied with
-  alignas(64) float scores[kQueries][kTile];
 };
 
 // Scores of kCount queries from `first` against all tokens of the tile, four tokens at a time.
@@ -85,32 +77,6 @@ HWY_INLINE void score_tile(D df, const AttendArgs& args, std::uint32_t first, Pa
     for (std::size_t i = 0; i < kCount; ++i)
       store_four_sums(df, sum[i], args.scale, &pass->scores[first + i][t]);
   }
-}
-
-// Turns scores of one query into weights relative to the largest score so far.
-void weigh_tile(std::uint32_t i, Pass* pass) {
-  const hn::ScalableTag<float> df;
-  const std::size_t lanes = hn::Lanes(df);
-  float* scores = pass->scores[i];
-  const std::size_t tokens = pass->tile->tokens;
-  const std::size_t padded = (tokens + lanes - 1) / lanes * lanes;
-  std::fill(scores + tokens, scores + padded, -std::numeric_limits<float>::infinity());
-  auto largest = hn::Set(df, pass->max[i]);
-  for (std::size_t t = 0; t < padded; t += lanes)
-    largest = hn::Max(largest, hn::Load(df, scores + t));
-  const float max = hn::GetLane(hn::MaxOfLanes(df, largest));
-  const auto maximum = hn::Set(df, max);
-  auto sum = hn::Zero(df);
-  for (std::size_t t = 0; t < padded; t += lanes) {
-    const auto distance = hn::Sub(hn::Load(df, scores + t), maximum);
-    // Exp gives 0 for NaN; a NaN must show in the result.
-    const auto weight = hn::IfThenElse(hn::IsNaN(distance), distance, hn::Exp(df, distance));
-    hn::Store(weight, df, scores + t);
-    sum = hn::Add(sum, weight);
-  }
-  pass->shrink[i] = pass->max[i] == max ? 1.0f : std::exp(pass->max[i] - max);
-  pass->sum[i] = pass->sum[i] * pass->shrink[i] + sum_of(df, sum);
-  pass->max[i] = max;
 }
 
 // Adds the weighted values of kVectors * Lanes dimensions from d for kCount queries. Meanwhile the
@@ -155,18 +121,13 @@ HWY_INLINE void add_values(D df, const AttendArgs& args, std::uint32_t first, co
 template <Dtype kDtype, std::size_t kCount, class D>
 HWY_INLINE void add_tile(D df, const AttendArgs& args, std::uint32_t first, Pass* pass) {
   score_tile<kDtype, kCount>(df, args, first, pass);
-  for (std::uint32_t i = first; i < first + kCount; ++i) weigh_tile(i, pass);
+  for (std::uint32_t i = first; i < first + kCount; ++i) pass->weigh(i, pass->tile->tokens);
   add_values<kDtype, kCount>(df, args, first, *pass);
 }
 
 template <Dtype kDtype, class D>
 void attend_pass(D df, const AttendArgs& args, float* lse, Pass* pass) {
-  constexpr float kEmpty = -std::numeric_limits<float>::infinity();
-  for (std::uint32_t i = 0; i < pass->queries; ++i) {
-    std::fill_n(pass->out + i * args.out_stride, args.v_dim, 0.0f);
-    pass->max[i] = kEmpty;
-    pass->sum[i] = 0.0f;
-  }
+  pass->begin(pass->queries, args.v_dim, pass->out, args.out_stride);
   RowCursor cursor(args.rows, args.token_range[0], args.token_range[1], args.row_masks);
   Tile tiles[2];
   tiles[0].tokens = cursor.next(tiles[0].k, tiles[0].v, kTile);
@@ -180,14 +141,8 @@ void attend_pass(D df, const AttendArgs& args, float* lse, Pass* pass) {
       add_tile<kDtype, kCount>(df, args, first, pass);
     });
   }
-  for (std::uint32_t i = 0; i < pass->queries; ++i) {
-    lse[i * args.lse_stride] = empty ? kEmpty : pass->max[i] + std::log(pass->sum[i]);
-    if (empty) continue;
-    float* out = pass->out + i * args.out_stride;
-    const auto share = hn::Set(df, 1.0f / pass->sum[i]);
-    for (std::size_t d = 0; d < args.v_dim; d += hn::Lanes(df))
-      hn::StoreU(hn::Mul(hn::LoadU(df, out + d), share), df, out + d);
-  }
+  pass->finish(df, pass->queries, args.v_dim, empty, pass->out, args.out_stride, lse,
+               args.lse_stride);
 }
 
 template <Dtype kDtype, class D>

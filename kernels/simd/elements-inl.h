@@ -87,6 +87,21 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> f16_bits(D df, hn::Vec<D> value) {
 #endif
 }
 
+// f16 bits that are not above (below) a value: nearest, then one step where nearest went the wrong
+// way.
+template <class D>
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> f16_bits_down(D df, hn::Vec<D> value) {
+  const hn::RebindToUnsigned<D> du;
+  const hn::Rebind<std::uint16_t, D> dh;
+  const auto bits = f16_bits(df, value);
+  const auto back = f32_from_f16(df, hn::DemoteTo(dh, hn::BitCast(hn::RebindToSigned<D>(), bits)));
+  const auto negative = hn::Ne(hn::And(bits, hn::Set(du, 0x8000u)), hn::Zero(du));
+  auto lower =
+      hn::IfThenElse(negative, hn::Add(bits, hn::Set(du, 1u)), hn::Sub(bits, hn::Set(du, 1u)));
+  lower = hn::IfThenElse(hn::Eq(bits, hn::Zero(du)), hn::Set(du, 0x8001u), lower);
+  return hn::IfThenElse(hn::RebindMask(du, hn::Gt(back, value)), lower, bits);
+}
+
 template <class D>
 HWY_INLINE hn::Vec<D> f32_from_bf16(D df, hn::Vec<hn::Rebind<std::uint16_t, D>> half) {
   const hn::RebindToUnsigned<D> du;

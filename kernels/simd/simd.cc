@@ -2,9 +2,6 @@
 
 #include <array>
 #include <cstring>
-
-#include "kernels/scalar/scalar.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/simd/simd.cc"
 #include "hwy/foreach_target.h"
@@ -88,9 +85,9 @@ const KernelTable simd_kernels = {
     simd::rescore_codes,
     simd::encode_codes,
     simd::nearest,
-    scalar::encode_base,
-    scalar::decode_base,
-    scalar::attend_base,
+    simd::encode_base,
+    simd::decode_base,
+    simd::attend_base,
 };
 
 }  // namespace kvtier

@@ -1,5 +1,6 @@
 // Scoring, selection and attention against the read bandwidth of this machine's memory, measured in
 // the same run.
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -160,22 +161,112 @@ Result<void> bench_score(const Context& context, std::vector<Figure>* figures) {
   return {};
 }
 
+namespace {
+
+// Rows of f16 in chunks of 32 tokens, K before V, dims of 64.
+struct RawRows {
+  explicit RawRows(const std::vector<std::uint64_t>& words)
+      : tokens(words.size() * 8 / (32 * 2 * row_bytes) * 32), pages(tokens / 32) {
+    for (std::size_t i = 0; i < pages.size(); ++i) pages[i] = i * 32 * 2 * row_bytes;
+    rows = {reinterpret_cast<const std::byte*>(words.data()),
+            pages.data(),
+            32,
+            row_bytes,
+            32 * row_bytes,
+            row_bytes,
+            Dtype::kF16};
+  }
+  static constexpr std::uint64_t row_bytes = kDim * 2;
+  std::uint64_t tokens;
+  std::vector<std::uint64_t> pages;
+  RowPages rows;
+};
+
+// Nanoseconds per row of attention from raw rows and from their base rendition: all rows, or every
+// so many-th, as a selection leaves them.
+Result<void> bench_base(const Context& context, const KernelTable& table, const RawRows& raw,
+                        std::vector<Figure>* figures) {
+  constexpr std::uint32_t kQueries = 3;
+  const BaseFormat format{kDim, kDim, 4, 4};
+  std::vector<std::byte> bytes(raw.tokens / 32 * format.chunk_bytes());
+  std::vector<std::uint64_t> chunks(raw.tokens / 32);
+  for (std::size_t i = 0; i < chunks.size(); ++i) chunks[i] = i * format.chunk_bytes();
+  KVT_TRY_VOID(table.encode_base({raw.rows, &raw.tokens, format, bytes.data()}, nullptr));
+
+  const std::uint64_t segment = std::min<std::uint64_t>(raw.tokens, kSegmentTokensMax);
+  const auto encode = [&]() -> Result<double> {
+    const double start = thread_seconds_now();
+    KVT_TRY_VOID(table.encode_base({raw.rows, &segment, format, bytes.data()}, nullptr));
+    return static_cast<double>(segment * 2 * raw.row_bytes) / (thread_seconds_now() - start);
+  };
+  KVT_TRY(const auto encoded, interleave(context.rounds(9, 15), {encode}));
+  Figure figure = bounded("base rendition of a segment, K and V at 4 bits", encoded[0], 1e9);
+  scale(&figure, 1e-9);
+  figure.unit = "GB/s";
+  figure.ceiling_name = "GB/s of raw bytes, the least that is wanted";
+  figure.better = Better::kHigher;
+  figure.goal = 1.0;
+  figure.note = "2,048 tokens of one head, one thread";
+  figures->push_back(figure);
+
+  std::vector<float> q(kDim * kQueries, 0.1f), out(kDim * kQueries), lse(kQueries);
+  for (const std::uint64_t every : {1u, 6u}) {
+    Random random(13);
+    std::vector<std::uint32_t> tokens;
+    std::vector<std::uint64_t> rows;  // raw rows as pages of one
+    for (std::uint64_t t = 0; t < raw.tokens; ++t)
+      if (every == 1 || random.below(every) == 0) {
+        tokens.push_back(static_cast<std::uint32_t>(t));
+        rows.push_back(raw.pages[t / 32] + t % 32 * raw.row_bytes);
+      }
+    const std::uint64_t range[2] = {0, tokens.size()};
+    AttendArgs from_raw{raw.rows, range,  nullptr,    q.data(), kDim,       kQueries, kDim,
+                        kDim,     0.125f, out.data(), kDim,     lse.data(), 1};
+    if (every != 1)
+      from_raw.rows = {raw.rows.base, rows.data(), 1, 0, raw.rows.v_offset, 0, Dtype::kF16};
+    AttendBaseArgs from_base;
+    from_base.pages = {bytes.data(), chunks.data(), format};
+    from_base.rows = {every == 1 ? nullptr : tokens.data(), range};
+    from_base.q = q.data();
+    from_base.q_stride = from_base.out_stride = kDim;
+    from_base.queries = kQueries;
+    from_base.scale = 0.125f;
+    from_base.out = out.data();
+    from_base.lse = lse.data();
+    const auto per_row = [&](const auto& attend) {
+      return [&]() -> Result<double> {
+        const double start = thread_seconds_now();
+        KVT_TRY_VOID(attend());
+        return (thread_seconds_now() - start) / static_cast<double>(tokens.size());
+      };
+    };
+    const auto base_attend = [&] { return table.attend_base(from_base, nullptr); };
+    const auto raw_attend = [&] { return table.attend(from_raw, nullptr); };
+    KVT_TRY(const auto columns,
+            interleave(context.rounds(9, 15), {per_row(base_attend), per_row(raw_attend)}));
+    figure = compare(every == 1 ? "attend from the base rendition, all rows"
+                                : "attend from the base rendition, one row in six",
+                     columns[0], columns[1]);
+    scale(&figure, 1e9);
+    figure.unit = "ns per row";
+    figure.ceiling_name = "ns per row from raw f16";
+    figure.goal = 1.0;
+    figure.note = "4 bits, 3 queries per KV head";
+    figures->push_back(figure);
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<void> bench_attend(const Context& context, std::vector<Figure>* figures) {
   const auto words = random_words(context.smoke() ? 16u << 20 : 512u << 20);
   KVT_TRY(const KernelTable* table, select_kernels("auto"));
+  const RawRows raw(words);
   std::vector<float> q(kDim * 3, 0.1f), out(kDim * 3), lse(3);
-  const std::uint64_t row = kDim * 2, tokens = words.size() * 8 / (2 * row);
-  std::vector<std::uint64_t> pages(tokens / 32);
-  for (std::size_t i = 0; i < pages.size(); ++i) pages[i] = i * 32 * 2 * row;
-  const std::uint64_t range[2] = {0, pages.size() * 32};
+  const std::uint64_t range[2] = {0, raw.tokens};
   AttendArgs args;
-  args.rows = {reinterpret_cast<const std::byte*>(words.data()),
-               pages.data(),
-               32,
-               row,
-               32 * row,
-               row,
-               Dtype::kF16};
+  args.rows = raw.rows;
   args.token_range = range;
   args.q = q.data();
   args.q_stride = args.out_stride = args.dim = args.v_dim = kDim;
@@ -192,7 +283,7 @@ Result<void> bench_attend(const Context& context, std::vector<Figure>* figures) 
   figure.goal = 0.6;
   figure.note = std::string(table->name) + ", 3 queries per KV head, f16";
   figures->push_back(figure);
-  return {};
+  return bench_base(context, *table, raw, figures);
 }
 
 }  // namespace kvtier::bench
