@@ -167,6 +167,8 @@ class View {
   std::unordered_map<std::uint32_t, std::vector<SlotCache>>
       caches_;                                                   // by layer; one cache per KV head
   std::unordered_map<std::uint32_t, LayerQuery> layer_queries_;  // by layer
+  // The last fetch was read from disk in large part; so is the first one, as far as one knows.
+  bool from_disk_ = true;
 
   // The abstracts: their lane on the connection that was told, and of each segment of the directory
   // as last seen its layout (null: not there).

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <thread>
 
+#include "client/last_error.h"
 #include "client/view.h"
 
 namespace kvtier {
@@ -19,8 +20,9 @@ constexpr std::chrono::milliseconds kPauseMax{50};
 Result<void> View::want_abstracts() {
   const std::shared_ptr<Connection> connection = sequence_->connection();
   KVT_TRY(Sequence::AbstractProgress progress, sequence_->want_abstracts(preset_->abstract));
-  if (progress.codebook_missing && progress.segments != 0) {
-    KVT_TRY_VOID(sequence_->calibrate(preset_->abstract));
+  if (progress.codebook_missing && progress.segments != 0 && !calibrated_in_vain_) {
+    calibrated_in_vain_ = !sequence_->calibrate(preset_->abstract);  // the daemon's log says why
+    clear_error_text();
     KVT_TRY(progress, sequence_->abstract_progress(progress.lane));
   }
   lane_ = progress.lane;

@@ -4,6 +4,12 @@
 #include "client/view.h"
 
 namespace kvtier {
+namespace {
+
+constexpr std::uint32_t kDiskGrainTokens = 16;
+constexpr std::uint64_t kFromDiskShare = 8;  // an eighth of what was fetched
+
+}  // namespace
 
 Result<void> View::attend_budget(const AttendStep& step) {
   KVT_TRY(std::vector<SlotCache> * caches, caches_of(step));
@@ -105,6 +111,7 @@ SelectInput View::select_input(const AttendStep& step, const LayerQuery& query,
   input.scale = step.scale;
   input.codebook = codebook_of(step.layer, head);
   input.budget_rows = options_.budget;
+  input.grain_tokens = from_disk_ ? kDiskGrainTokens : 1;
   return input;
 }
 
@@ -175,6 +182,9 @@ Result<void> View::fetch_rows(const AttendStep& step, std::vector<SlotCache>* ca
       [&](std::uint64_t first, std::uint64_t count, const Fetch& fetch) {
         return gather(step, fetch, first, count, caches);
       });
+  // Memory gives rows, a disk chunks: where chunks had to be read, neighbours are worth taking.
+  const std::uint64_t fetched_bytes = tally.chunks * geometry.chunk_bytes(step.layer);
+  from_disk_ = tally.bytes_disk * kFromDiskShare > fetched_bytes;
   stats_.chunks_fetched += tally.chunks;
   stats_.bytes_disk += tally.bytes_disk;
   stats_.wait_ns += tally.wait_ns;

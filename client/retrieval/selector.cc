@@ -239,9 +239,13 @@ Result<Selection> Selector::choose(const SelectInput& input, std::span<float> sc
   if (preset_->budget == BudgetKind::kAll) mark(0, end_token_);
   if (!scores.empty()) {
     if (scores.size() != units_) return error(Code::kInvalid, "scores of other segments");
-    KVT_TRY_VOID(preset_->abstract.partition == PartitionKind::kTokens
-                     ? choose_tokens(input, scores, &out)
-                     : choose_units(input, scores, &out));
+    const bool tokens = preset_->abstract.partition == PartitionKind::kTokens;
+    if (tokens && input.grain_tokens <= 1) {
+      KVT_TRY_VOID(choose_tokens(input, scores, &out));
+    } else {
+      tokens ? collect_grains(input, scores) : collect(input, scores);
+      KVT_TRY_VOID(choose_units(input, scores, &out));
+    }
   }
   for (const TokenRange& range : input.kept) {
     const std::uint64_t last = std::min(range.last, end_token_);
@@ -294,11 +298,30 @@ void Selector::collect(const SelectInput& input, std::span<float> scores) {
   }
 }
 
+// The same for tokens that are taken together: grains do not cross segments, so that they lie in
+// few chunks.
+void Selector::collect_grains(const SelectInput& input, std::span<float> scores) {
+  candidates_.clear();
+  const std::uint32_t grain = std::min(input.grain_tokens, kSegmentTokensMax);
+  for (std::uint32_t s = 0; s < input.segments.size(); ++s) {
+    const SegmentExtent& segment = input.segments[s];
+    for (std::uint32_t at = 0; at < segment.visible_tokens; at += grain) {
+      const std::uint64_t first = segment.first_token + at;
+      const std::uint64_t last = segment.first_token + std::min(at + grain, segment.visible_tokens);
+      const std::uint64_t cost = last - first - kept_in(input.kept, 0, first, last);
+      float sum = 0.0f;
+      for (std::uint64_t t = first; t < last; ++t) sum += scores[static_cast<std::size_t>(t)];
+      if (cost == 0) continue;
+      scores[candidates_.size()] = sum;
+      candidates_.push_back({s, at / grain, static_cast<std::uint32_t>(cost)});
+    }
+  }
+}
+
 // The best units, whole, while they fit; the first that does not ends it. With a budget of mass,
 // until they hold it.
 Result<void> Selector::choose_units(const SelectInput& input, std::span<float> scores,
                                     Selection* out) {
-  collect(input, scores);
   const std::uint64_t count = candidates_.size();
   std::uint64_t found = 0;
   std::uint64_t left = rows_allowed(input);
@@ -381,8 +404,10 @@ void Selector::mark_unit(const SelectInput& input, const Candidate& unit) {
     return;
   }
   const bool listed = segment.data != nullptr && segment.starts != nullptr;
-  const std::uint32_t fixed =
-      segment.data == nullptr ? kMissingUnitTokens : preset_->abstract.unit_tokens;
+  const bool grains = preset_->abstract.partition == PartitionKind::kTokens;
+  const std::uint32_t fixed = grains ? std::min(input.grain_tokens, kSegmentTokensMax)
+                              : segment.data == nullptr ? kMissingUnitTokens
+                                                        : preset_->abstract.unit_tokens;
   const std::uint32_t first = listed ? segment.starts[unit.unit] : unit.unit * fixed;
   const std::uint32_t last = listed ? segment.starts[unit.unit + 1] : first + fixed;
   mark(segment.first_token + first, segment.first_token + std::min(last, segment.visible_tokens));

@@ -54,6 +54,9 @@ struct SelectInput {
   float scale = 1.0f;                      // of the attention, e.g. 1 / sqrt(dim)
   const HeadCodebook* codebook = nullptr;  // of this layer and head, where the abstract is codes
   std::uint64_t budget_rows = 0;  // beside the kept rows; whole units are taken while they fit
+  // Where units are single tokens: so many neighbours are taken together, by the sum of their
+  // scores. For rows that lie on a disk, which gives chunks. 1 to kSegmentTokensMax.
+  std::uint32_t grain_tokens = 1;
 };
 
 struct Selection {
@@ -106,6 +109,8 @@ class Selector {
   void add_counts(const SelectInput& input);
   std::uint64_t rows_allowed(const SelectInput& input) const;
   void collect(const SelectInput& input, std::span<float> scores);
+  void collect_grains(const SelectInput& input, std::span<float> scores);
+  // Of candidates_, whose scores come first in `scores`.
   Result<void> choose_units(const SelectInput& input, std::span<float> scores, Selection* out);
   Result<void> choose_tokens(const SelectInput& input, std::span<float> scores, Selection* out);
   void mark(std::uint64_t first, std::uint64_t last);

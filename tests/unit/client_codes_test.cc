@@ -90,7 +90,8 @@ TEST_F(Codes, ACodebookIsMadeOnFirstUseAndKept) {
   const kvt_view_stats stats = run("codes", &first);
   EXPECT_EQ(stats.units_missing, 0u);
   EXPECT_EQ(stats.units_scored, 4500u * shape_.layers * shape_.kv_heads);
-  EXPECT_EQ(stats.rows_selected, 128u * shape_.layers * shape_.kv_heads);
+  EXPECT_LE(stats.rows_selected, 128u * shape_.layers * shape_.kv_heads);
+  EXPECT_GT(stats.rows_selected, 96u * shape_.layers * shape_.kv_heads);
   EXPECT_GT(stats.mass_sum / static_cast<double>(stats.selections), 0.05);
   const auto made = codebooks();
   ASSERT_EQ(made.size(), 1u);

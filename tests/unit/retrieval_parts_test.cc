@@ -170,6 +170,29 @@ TEST(Codes, SingleTokensAreChosen) {
   EXPECT_EQ(selection->units_missing, 70u);
 }
 
+// From a disk neighbours come together: a grain counts with the sum of its tokens.
+TEST(Codes, GrainsAreTakenWhole) {
+  const Preset preset = preset_of("codes:4/tokens");
+  Selector selector(kernels(), &preset);
+  std::vector<std::uint8_t> values(70, 1);
+  values[3] = 9;
+  for (std::size_t t = 40; t < 44; ++t) values[t] = 10;
+  Coded coded(values);
+  SelectInput input = coded.input(8);
+  input.grain_tokens = 4;
+  auto selection = selector.select(input);
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2, 3, 40, 41, 42, 43}));
+  const TokenRange kept[] = {{0, 2}, {68, 70}};
+  input.kept = kept;
+  input.budget_rows = 6;
+  selection = selector.select(input);
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(tokens_of(*selection),
+            (std::vector<std::uint32_t>{0, 1, 2, 3, 40, 41, 42, 43, 68, 69}));
+  EXPECT_EQ(selection->kept_rows, 4u);
+}
+
 TEST(Budgets, RatioAndMass) {
   Preset preset = preset_of("codes:4/tokens");
   std::vector<std::uint8_t> values(64, 0);
