@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/hash.h"
+#include "kernels/abstract_spec.h"
 #include "tiers/format_head.h"
 #include "tiers/segment_format.h"
 
@@ -80,6 +81,15 @@ void clear_invisible_rows(const Geometry& geometry, const PlaneLayout::ChunkPlac
 
 std::uint64_t next_chain(std::uint64_t chain, const FrameHeader& header) {
   return hash64(as_bytes_of(header), chain);
+}
+
+// Kinds of abstracts that there are, none twice.
+bool are_abstracts(std::vector<std::uint32_t> kinds) {
+  std::sort(kinds.begin(), kinds.end());
+  return std::adjacent_find(kinds.begin(), kinds.end()) == kinds.end() &&
+         std::all_of(kinds.begin(), kinds.end(), [](std::uint32_t kind) {
+           return kind != 0 && unpack_abstract_spec(kind).has_value();
+         });
 }
 
 }  // namespace
@@ -255,7 +265,7 @@ Result<void> ExportReader::read_description(Place* at) {
     description_.abstracts.push_back(reader.read<std::uint32_t>());
   description_.created_unix_ns = reader.read<std::uint64_t>();
   if (!reader.ok() || reader.remaining() != 0 || frame.header.index != 0 ||
-      !check_description(description_))
+      !are_abstracts(description_.abstracts) || !check_description(description_))
     return error(Code::kCorrupt, "the description of the export file is wrong");
   if (fingerprint_digest(fingerprint) != digest)
     return error(Code::kCorrupt, "the export file's space has another fingerprint");

@@ -223,6 +223,32 @@ TEST(ExportFormat, ASourceThatChangesAfterOpenIsNotBelieved) {
   EXPECT_EQ(reader->read_segment(2).error().code, Code::kInvalid);
 }
 
+// A whole file with right checksums may still name abstracts that there are not.
+TEST(ExportFormat, AbstractsThatAreNoneAreRefused) {
+  const std::uint32_t boxes = parse_abstract_spec("box/pages:16")->packed();
+  for (const auto& [abstracts, code] :
+       {std::pair{std::vector<std::uint32_t>{boxes}, Code::kOk},
+        std::pair{std::vector<std::uint32_t>{boxes, 0xFFFFFFFF}, Code::kCorrupt},
+        std::pair{std::vector<std::uint32_t>{0}, Code::kCorrupt},
+        std::pair{std::vector<std::uint32_t>{boxes, boxes}, Code::kCorrupt},
+        std::pair{std::vector<std::uint32_t>(17, boxes), Code::kCorrupt}}) {
+    std::vector<std::byte> file;
+    ExportWriter writer(
+        [&file](ByteSpan piece) -> Result<void> {
+          file.insert(file.end(), piece.begin(), piece.end());
+          return {};
+        },
+        CodecId::kRaw);
+    ExportDescription description;
+    description.fingerprint.geometry = samples::small_geometry();
+    description.abstracts = abstracts;
+    ASSERT_TRUE(writer.begin(description).has_value());
+    ASSERT_TRUE(writer.finish().has_value());
+    const Result<ExportReader> reader = ExportReader::open(source_of(file));
+    EXPECT_EQ(reader ? Code::kOk : reader.error().code, code) << abstracts.size();
+  }
+}
+
 TEST(ExportWriter, MisuseAndWrongSumsAreInvalid) {
   std::size_t bytes = 0;
   const ExportSink count = [&](ByteSpan piece) -> Result<void> {
