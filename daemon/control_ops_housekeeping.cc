@@ -52,7 +52,7 @@ void op_rename(EngineState& engine, Session&, ControlRequest request, ControlDon
   if (!name->empty()) {
     if (const Result<void> fine = check_name(*name); !fine) return done(error(fine.error()));
     if (engine.sequences.names.count(*name) != 0)
-      return done(error(Code::kExists, "the name is taken: choose another, or attach to it"));
+      return done(error(Code::kExists, "the name is taken: choose another"));
   }
   SequenceRow before = sequence.row;
   if (!sequence.row.name.empty()) engine.sequences.names.erase(sequence.row.name);

@@ -48,7 +48,7 @@ Result<NewSequence> parse_new(EngineState& engine, const Json& body, const char*
   if (wanted.name.empty()) return wanted;
   KVT_TRY_VOID(check_name(wanted.name));
   if (engine.sequences.names.count(wanted.name) != 0)
-    return error(Code::kExists, "the name is taken: choose another, or attach to it");
+    return error(Code::kExists, "the name is taken: choose another, or open it");
   return wanted;
 }
 
@@ -243,7 +243,7 @@ void fork_now(EngineState& engine, ForkRequest fork) {
     return fork.done(
         error(Code::kInvalid, "the source has fewer sealed tokens: seal its tail first"));
   if (!fork.wanted.name.empty() && engine.sequences.names.count(fork.wanted.name) != 0)
-    return fork.done(error(Code::kExists, "the name is taken: choose another, or attach to it"));
+    return fork.done(error(Code::kExists, "the name is taken: choose another"));
   fork.wanted.is_private = fork.wanted.is_private || source.is_private;
   Sequence& made = make_sequence(engine, *source.space, fork.wanted, parts_up_to(source, tokens));
   if (session->data) {

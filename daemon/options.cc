@@ -62,7 +62,7 @@ const std::vector<Key>& keys() {
        "share of memory, and of the disk limit, for what was used only once"},
       {"host.huge_pages", &Options::huge_pages, 0, 1, nullptr, "ask for huge pages"},
       {"disk.backend", &Options::io_backend, 0, 0, "auto|io_uring|threads",
-       "how the disk is driven"},
+       "how the disk is driven: auto, io_uring or threads"},
       {"disk.depth", &Options::io_depth, 1, kIoDepthMax, nullptr, "operations in flight"},
       {"disk.bytes_in_flight_max", &Options::io_bytes_in_flight_max, kMiB, 256 * kMiB, nullptr,
        "bytes in flight"},
@@ -78,9 +78,10 @@ const std::vector<Key>& keys() {
        "a tail idle this long is sealed"},
       {"daemon.scrub_mb_per_s", &Options::scrub_mb_per_s, 0, 10000, nullptr,
        "background verification; 0: off"},
-      {"daemon.log_level", &Options::log_level, 0, 0, "error|warn|info|debug", "what is logged"},
+      {"daemon.log_level", &Options::log_level, 0, 0, "error|warn|info|debug",
+       "what is logged: error, warn, info or debug"},
       {"daemon.kernels", &Options::kernels, 0, 0, "auto|scalar|simd",
-       "kernel back end of abstracts"},
+       "kernel back end of abstracts: auto, scalar or simd"},
   };
   return table;
 }

@@ -50,11 +50,16 @@ int get(kvtier::Client& client, const std::string& key) {
   return 0;
 }
 
+int usage(const char* program) {
+  std::fprintf(stderr, "usage: %s put KEY TEXT | get KEY | has KEY | drop KEY\n", program);
+  return 2;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
-  if (arguments.size() < 2) return 2;
+  if (arguments.size() < 2) return usage(argv[0]);
   const std::string& key = arguments[1];
   try {
     kvtier::Client client;
@@ -69,5 +74,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
   }
-  return 2;
+  return usage(argv[0]);
 }

@@ -50,7 +50,10 @@ int main(int argc, char** argv) {
   kvt_sequence_options named;
   kvt_match match;
   uint32_t ids[kTokens];
-  if (argc != 2) return 2;
+  if (argc != 2) {
+    fprintf(stderr, "usage: %s NAME\n", argv[0]);
+    return 2;
+  }
   for (uint32_t i = 0; i < kTokens; ++i) ids[i] = 1000 + i;
 
   check(kvt_client_open(NULL, &client), "open"); /* starts kvtierd if nobody listens */

@@ -241,7 +241,7 @@ Command rename_command() {
 }
 Command pin_command() {
   return {"pin",
-          "keep a sequence on disk whatever the limits say",
+          "keep a sequence on disk whatever the limits and its expiry say",
           {kSequence},
           {{"--off", nullptr, "no longer"}},
           run_pin};
