@@ -307,47 +307,72 @@ void install_abstract(EngineState& engine, Segment& segment, std::uint32_t lane,
   if (place_in_arena(engine, abstract, payload)) publish_segment(engine, segment);
 }
 
+namespace {
+
+struct SidecarWrite {
+  SegmentId segment;
+  std::uint32_t lane = 0;
+  std::string path;
+  FileId file;
+  AlignedBuffer bytes;
+  std::size_t left = 0;
+  bool failed = false;
+};
+
+// Whole, it takes the place of the one before; a part of one would count as damage.
+void end_write(EngineState& engine, const SidecarWrite& write) {
+  Io& io = engine.io->io();
+  io.close(write.file);
+  Segment* segment = find_segment(engine, write.segment);
+  const bool wanted = !write.failed && segment != nullptr && !segment->condemned;
+  const std::string part = sidecar_part_path(write.path);
+  if (wanted && io.rename(part, write.path))
+    set_has_file(engine, *segment, write.lane);
+  else
+    static_cast<void>(io.unlink(part));
+}
+
+}  // namespace
+
 void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload) {
   if (segment.state != SegmentState::kOnDisk || engine.read_only) return;
   if (!may_write_optional(engine, payload.size())) return;  // built again when it is wanted
   Io& io = engine.io->io();
-  const std::string path = sidecar_path(segment.row.id, segment.space->row.abstracts[lane]);
-  static_cast<void>(io.unlink(path));
+  auto write = std::make_shared<SidecarWrite>();
+  write->segment = segment.row.id;
+  write->lane = lane;
+  write->path = sidecar_path(segment.row.id, segment.space->row.abstracts[lane]);
+  static_cast<void>(io.unlink(sidecar_part_path(write->path)));
   const Result<FileId> file =
-      io.open(path, {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
+      io.open(sidecar_part_path(write->path),
+              {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
   if (!file) return;
-  set_has_file(engine, segment, lane);
+  write->file = *file;
   SidecarHeader header = header_of(segment, lane);
   AbstractHeader inside;
   std::memcpy(&inside, payload.data(), sizeof(inside));
   header.units = inside.units;
   const std::vector<std::byte> bytes = encode_sidecar(header, payload);
-  auto buffer = std::make_shared<AlignedBuffer>(bytes.size());
-  std::memcpy(buffer->data(), bytes.data(), bytes.size());
-  struct Progress {
-    std::size_t left = 0;
-    bool failed = false;
-  };
-  auto progress = std::make_shared<Progress>();
-  engine.metrics.sidecar_bytes += buffer->size_bytes();
-  for (std::uint64_t at = 0; at < buffer->size_bytes(); at += kReadBytesMax) {
-    IoRequest write;
-    write.op = IoOp::kWrite;
-    write.priority = IoPriority::kBackground;
-    write.file = *file;
-    write.offset = at;
-    write.pieces.push_back(
-        {buffer->data() + at, std::min(kReadBytesMax, buffer->size_bytes() - at)});
-    ++progress->left;
-    write.done = [&engine, buffer, progress, path, file = *file](Result<void> written) {
-      progress->failed = progress->failed || !written;
-      if (--progress->left != 0) return;
-      engine.io->io().close(file);
-      // What is left of it would count as damage. (A newer one may be there: built again then.)
-      if (progress->failed) static_cast<void>(engine.io->io().unlink(path));
+  write->bytes = AlignedBuffer(bytes.size());
+  std::memcpy(write->bytes.data(), bytes.data(), bytes.size());
+  engine.metrics.sidecar_bytes += bytes.size();
+  std::vector<IoRequest> requests;
+  for (std::uint64_t at = 0; at < bytes.size(); at += kReadBytesMax) {
+    IoRequest request;
+    request.op = IoOp::kWrite;
+    request.priority = IoPriority::kBackground;
+    request.file = *file;
+    request.offset = at;
+    request.pieces.push_back(
+        {write->bytes.data() + at, std::min<std::uint64_t>(kReadBytesMax, bytes.size() - at)});
+    request.done = [&engine, write](Result<void> written) {
+      write->failed = write->failed || !written;
+      if (--write->left == 0) end_write(engine, *write);
     };
-    engine.io->submit(std::move(write));
+    requests.push_back(std::move(request));
   }
+  write->left = requests.size();
+  for (IoRequest& request : requests) engine.io->submit(std::move(request));
 }
 
 }  // namespace kvtier

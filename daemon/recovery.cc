@@ -119,6 +119,7 @@ Result<void> drop_orphans(EngineState& engine) {
   KVT_TRY(const std::vector<std::string> sidecars, io.list("sidecars"));
   for (const std::string& name : sidecars) {
     const Result<SidecarName> sidecar = sidecar_name_of(name);
+    if (is_sidecar_part(name)) drop_file(engine, "sidecars/" + name);
     if (!sidecar) continue;
     Segment* segment = find_segment(engine, sidecar->segment);
     if (segment == nullptr)

@@ -12,6 +12,7 @@ namespace {
 constexpr std::string_view kMagic = "KVTSID\x1a\n";
 constexpr std::string_view kPrefix = "sidecars/";
 constexpr std::string_view kSuffix = ".kva";
+constexpr std::string_view kPart = ".part";
 
 static_assert(kSidecarHeaderBytes == kHeadBytes);
 
@@ -78,6 +79,10 @@ std::string sidecar_path(SegmentId segment, std::uint32_t kind) {
   path += kSuffix;
   return path;
 }
+
+std::string sidecar_part_path(const std::string& path) { return path + std::string(kPart); }
+
+bool is_sidecar_part(std::string_view file_name) noexcept { return file_name.ends_with(kPart); }
 
 Result<SidecarName> sidecar_name_of(std::string_view file_name) {
   if (file_name.size() < 18 + kSuffix.size() || !file_name.ends_with(kSuffix) ||

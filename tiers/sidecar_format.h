@@ -38,6 +38,10 @@ struct SidecarHeader {
 
 // "sidecars/<segment>-<kind>.kva", hexadecimal segment, decimal kind.
 [[nodiscard]] std::string sidecar_path(SegmentId segment, std::uint32_t kind);
+// Where it is written before it takes its name; what a crash leaves of it is removed at the next
+// start.
+[[nodiscard]] std::string sidecar_part_path(const std::string& path);
+[[nodiscard]] bool is_sidecar_part(std::string_view file_name) noexcept;
 struct SidecarName {
   SegmentId segment;
   std::uint32_t kind = 0;
