@@ -146,7 +146,7 @@ class Sequence {
   Result<void> settle_all_seals();
   Result<void> seal_everything();
   Result<void> make_room(std::uint32_t count);
-  Result<void> commit_once();
+  Result<void> commit_once(bool again = false);
   Result<void> truncate_once(std::uint64_t tokens);
   Result<void> truncate_stored(std::uint64_t tokens);
   Result<void> seal_tail_for_close();

@@ -153,6 +153,7 @@ Result<void> Sequence::submit_seal(std::uint32_t half) {
   submission.sequence = handle_;
   submission.half = half;
   submission.count = tail_->half(half).tokens;
+  submission.value1 = tail_->half(half).first_token;
   // Admission may decline the rest of a tail, never a full half: another one follows it.
   submission.value0 = closing_ && submission.count < kSegmentTokensMax ? 1 : 0;
   KVT_TRY(tail_->half(half).seal, connection_->submit(submission, Deadline::after_ms(kSubmitMs)));
@@ -237,7 +238,9 @@ Result<void> Sequence::commit() {
   return with_connection(Patience::kFull, [this] { return commit_once(); });
 }
 
-Result<void> Sequence::commit_once() {
+Result<void> Sequence::commit_once(bool again) {
+  // A seal that has failed is asked for again, before what follows it.
+  KVT_TRY_VOID(take_finished_seals());
   KVT_TRY_VOID(submit_seals());
   Tail::Half& active = tail_->half(tail_->active());
   if (active.state != Tail::HalfState::kFilling || active.tokens == active.durable_tokens) {
@@ -251,6 +254,7 @@ Result<void> Sequence::commit_once() {
   submission.sequence = handle_;
   submission.half = tail_->active();
   submission.count = active.tokens;
+  submission.value1 = active.first_token;
   KVT_TRY(const Ticket ticket, connection_->submit(submission, Deadline::after_ms(kSubmitMs)));
   KVT_TRY(const Completion done, connection_->wait(ticket, Deadline::after_ms(kDiskMs)));
   const auto code = static_cast<Code>(done.status);
@@ -261,8 +265,9 @@ Result<void> Sequence::commit_once() {
   }
   if (code == Code::kOk)
     return error(Code::kProtocol, "the daemon committed fewer tokens than asked for");
-  // A commit behind a failed seal is cancelled: the seal has the reason.
+  // A commit behind a failed seal is cancelled: the seal, asked for again, has the reason.
   KVT_TRY_VOID(settle_all_seals());
+  if (code == Code::kCancelled && !again) return commit_once(true);
   return error(
       code, code == Code::kNoSpace ? "the store is full: nothing more can be committed" : nullptr);
 }

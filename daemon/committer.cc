@@ -292,6 +292,8 @@ void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work)
   };
   const TailLog& log = sequence.log;
   if (engine.read_only) return refuse(Code::kReadOnly, "the store takes no writes");
+  if (const auto continues = check_continues(sequence, work); !continues)
+    return refuse(continues.error().code, continues.error().text);
   if (work.count < log.tokens || (log.tokens != 0 && work.half != log.half))
     return refuse(Code::kInvalid, "a commit names fewer tokens than are committed");
   const bool nothing_new = work.count == log.tokens && !log.suspect;

@@ -101,6 +101,7 @@ void serve_tail(EngineState& engine, Session& session, const Submission& request
   work.tail = (*open)->tail;
   work.half = request.half;
   work.count = request.count;
+  work.first_token = request.value1;
   work.closing = kind == TailWork::Kind::kSeal && request.value0 == 1;
   work.handle_serial = (*open)->serial;
   const SessionId id = session.id;

@@ -401,6 +401,8 @@ void start_seal(EngineState& engine, Sequence& sequence, const TailWork& work) {
     if (done) done(error(code, text));
     work_finished(engine, sequence);
   };
+  if (const auto continues = check_continues(sequence, work); !continues)
+    return refuse(continues.error().code, continues.error().text);
   if (work.count < sequence.log.tokens ||
       (sequence.log.tokens != 0 && work.half != sequence.log.half))
     return refuse(Code::kInvalid, "a seal names fewer tokens than are committed");

@@ -292,4 +292,10 @@ void cancel_work(EngineState& engine, Sequence& sequence, std::uint32_t handle_s
   }
 }
 
+Result<void> check_continues(const Sequence& sequence, const TailWork& work) {
+  if (work.first_token == TailWork::kNoCheck || work.first_token == sequence.tokens_sealed)
+    return {};
+  return error(Code::kCancelled, "the tokens before these are not sealed");
+}
+
 }  // namespace kvtier

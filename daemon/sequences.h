@@ -57,6 +57,10 @@ struct TailWork {
   std::shared_ptr<Tail> tail;
   std::uint32_t half = 0;
   std::uint32_t count = 0;
+  // Where the half begins in the sequence, as its client has it: what is stored must end there, or
+  // the sequence would have a hole. kNoCheck: the daemon's own work.
+  static constexpr std::uint64_t kNoCheck = UINT64_MAX;
+  std::uint64_t first_token = kNoCheck;
   bool closing = false;             // kSeal: admission may leave it out
   std::uint32_t handle_serial = 0;  // of the open sequence that asked
   TailDone done;
@@ -74,6 +78,11 @@ struct TailLog {
   bool loaded = false;   // the fields above are known (a log found at start is read first)
   bool suspect = false;  // a write or sync failed: the next commit begins a new generation
 };
+
+// kCancelled where the work's half does not begin where the stored tokens end: what came before it
+// was not sealed.
+struct Sequence;
+[[nodiscard]] Result<void> check_continues(const Sequence& sequence, const TailWork& work);
 
 struct OpenSequence {
   std::uint32_t handle = 0;

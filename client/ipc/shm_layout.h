@@ -37,10 +37,12 @@ enum class Op : std::uint16_t {
                // it fails
   kCancel =
       5,  // value0: user_data of a fetch or prefetch that waits; that one completes with kCancelled
-  kSeal = 6,  // sequence, half, count = tokens in it: make a segment; completes when readable and
-              // durable. value0 1: at close; may complete with segment 0, left out by admission
-  kCommit =
-      7,  // sequence, half, count = tokens in it: completes when all tokens up to there are durable
+  kSeal = 6,  // sequence, half, count = tokens in it, value1 = index of its first token in the
+              // sequence: make a segment; completes when readable and durable. kCancelled where the
+              // stored tokens do not end there. value0 1: at close; may complete with segment 0,
+              // left out by admission
+  kCommit = 7,  // sequence, half, count, value1 as kSeal: completes when all tokens up to there are
+                // durable
   kObjectSet = 8,  // argument: key of `count` bytes; value0, value1: staging offset and length
   kObjectGet = 9,  // the same; value1 is the room; completes with the length in value0
   kObjectExists = 10,

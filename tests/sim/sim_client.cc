@@ -241,6 +241,7 @@ Completion SimClient::seal(SimSequence& sequence) {
   request.sequence = sequence.handle;
   request.half = sequence.half;
   request.count = sequence.count;
+  request.value1 = sequence.tokens_sealed;
   const Completion completion = wait(submit(request));
   if (completion.status != 0) return completion;
   sequence.tokens_sealed += sequence.count;
@@ -255,6 +256,7 @@ Completion SimClient::commit(SimSequence& sequence) {
   request.sequence = sequence.handle;
   request.half = sequence.half;
   request.count = sequence.count;
+  request.value1 = sequence.tokens_sealed;
   return wait(submit(request));
 }
 

@@ -321,6 +321,7 @@ class StoreSim {
     request.sequence = sequence.open->handle;
     request.half = sequence.open->half;
     request.count = sequence.open->count;
+    request.value1 = sequence.open->tokens_sealed;
     const std::uint64_t user_data = writer_->submit(request);
     const std::uint64_t turns = random_.below(120);
     Completion completion{};
@@ -361,6 +362,7 @@ class StoreSim {
     request.sequence = sequence.open->handle;
     request.half = sequence.open->half;
     request.count = sequence.open->count;
+    request.value1 = sequence.open->tokens_sealed;
     const std::uint64_t seal = writer_->submit(request);
     const std::uint64_t prefetch =
         writer_->start_fetch(*other->open, wanted, Op::kPrefetch, 1 << 20);

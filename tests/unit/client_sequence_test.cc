@@ -7,6 +7,7 @@
 #include <limits>
 #include <thread>
 
+#include "base/fault.h"
 #include "tests/unit/client_fixture.h"
 
 namespace kvtier::testing {
@@ -301,6 +302,29 @@ TEST_F(Sequences, AReaderReadsWhatTheWriterReplaced) {
   KVT_ASSERT_OK(kvt_sequence_close(sequence));
   model.expect_rows(reader, 1000, 1000);
   KVT_EXPECT_OK(kvt_sequence_close(reader));
+  kvt_space_close(space);
+}
+
+// A full half that could not be sealed is not overtaken by what follows it: the sequence would
+// begin with tokens from its middle. It is sealed first, and the commit comes after it.
+TEST_F(Sequences, NothingIsCommittedBehindASealThatFailed) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "whole");
+  Model model(shape);
+  ASSERT_TRUE(arm_faults("seal.written=fail"));
+  model.append_many(sequence, 1, 3000);  // 2,048 are to be sealed, the rest is in the other half
+  ::usleep(300000);                      // the seal has failed, and nobody has looked yet
+  EXPECT_EQ(request(Json{{"op", "stats"}})["writing"]["seal_failures"], 1);
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  ASSERT_TRUE(arm_faults(""));
+  kvt_sequence* reader = open_sequence(space, "whole", false);
+  EXPECT_EQ(kvt_sequence_length(reader), 2048u) << "the rest is in the tail log";
+  KVT_EXPECT_OK(kvt_sequence_close(reader));
+  KVT_ASSERT_OK(kvt_sequence_close(sequence));
+  sequence = open_sequence(space, "whole", false);
+  model.expect_equal(sequence);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
   kvt_space_close(space);
 }
 

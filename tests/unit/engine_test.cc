@@ -478,6 +478,26 @@ TEST_F(EngineTest, AbstractsComeBackFromSidecarsAndAreRebuilt) {
   EXPECT_EQ(first.size(), layout.size_bytes());
 }
 
+// What the client sends must go on where the stored tokens end: else its half before was not
+// sealed.
+TEST_F(EngineTest, TokensThatDoNotFollowAreRefused) {
+  const auto ids = make_ids(100);
+  auto sequence = client->create(space, {}, "chat");
+  client->append(*sequence, geometry, ids, 0, 100);
+  for (const Op op : {Op::kSeal, Op::kCommit}) {
+    Submission request{};
+    request.op = static_cast<std::uint16_t>(op);
+    request.sequence = sequence->handle;
+    request.count = 100;
+    request.value1 = 2048;  // the other half is full, its client says
+    EXPECT_EQ(client->wait(client->submit(request)).status,
+              static_cast<std::int32_t>(Code::kCancelled));
+  }
+  EXPECT_EQ(client->commit(*sequence).value1, 100u);
+  ASSERT_EQ(client->seal(*sequence).status, 0);
+  expect_all(*client, *sequence, ids);
+}
+
 TEST_F(EngineTest, RemovedSequencesFreeTheirDisk) {
   const auto ids = make_ids(200);
   auto trunk = client->create(space, {}, "trunk");
