@@ -1,6 +1,7 @@
 #include "kernels/simd/simd.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -8,7 +9,6 @@
 #define HWY_TARGET_INCLUDE "kernels/simd/group_scores.cc"
 #include "hwy/foreach_target.h"
 
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "kernels/simd/elements-inl.h"
 
@@ -46,72 +46,131 @@ void group_max(const GroupScoresArgs& args, std::uint64_t units) {
   });
 }
 
-float largest(const GroupScoresArgs& args, const float* scores, std::uint64_t units) {
-  float best = -kInfinity;
-  const hn::ScalableTag<float> wide;
-  auto bests = hn::Set(wide, -kInfinity);
-  std::uint64_t u = 0;
-  for (; u + hn::Lanes(wide) <= units; u += hn::Lanes(wide)) {
-    const auto use = usable(wide, hn::LoadU(wide, args.out + u));
-    const auto score = hn::LoadU(wide, scores + u);
-    bests = hn::IfThenElse(use, hn::Max(bests, score), bests);
+constexpr std::uint64_t kTile = 512;  // units whose scores stay in cache
+constexpr std::uint32_t kHeads = 8;   // heads that share one pass
+
+// Scores of a tile of units for up to kHeads heads, those of units that are not in the softmax, and
+// beyond the last unit, at -infinity.
+struct Tile {
+  std::uint64_t first = 0;
+  std::uint64_t count = 0;
+  bool all = true;                // units are in the softmax
+  alignas(64) float keep[kTile];  // where not all: bits of a mask
+  alignas(64) float scores[kHeads][kTile];
+
+  std::uint64_t padded() const {
+    const std::size_t lanes = hn::Lanes(hn::ScalableTag<float>());
+    return (count + lanes - 1) / lanes * lanes;
   }
-  best = hn::GetLane(hn::MaxOfLanes(wide, bests));
-  for (; u < units; ++u)
-    if (args.out[u] < kInfinity) best = std::max(best, scores[u]);
-  return best;
+};
+
+// Whether a softmax can take all of `count` scores (whole vectors).
+bool all_usable(const float* scores, std::uint64_t count) {
+  const hn::ScalableTag<float> df;
+  auto good = hn::Eq(hn::Zero(df), hn::Zero(df));
+  for (std::uint64_t u = 0; u < count; u += hn::Lanes(df))
+    good = hn::And(good, usable(df, hn::Load(df, scores + u)));
+  return hn::AllTrue(df, good);
 }
 
-// exp(scale * (score - max)) where usable, else 0.
-template <class D>
-HWY_INLINE hn::Vec<D> exponential(D df, const GroupScoresArgs& args, const float* scores,
-                                  std::uint64_t u, float max) {
-  const auto use = usable(df, hn::LoadU(df, args.out + u));
-  const auto distance = hn::Sub(hn::LoadU(df, scores + u), hn::Set(df, max));
-  return hn::IfThenElseZero(use, hn::Exp(df, hn::Mul(distance, hn::Set(df, args.scale))));
-}
-
-double sum_of_exponentials(const GroupScoresArgs& args, const float* scores, std::uint64_t units,
-                           float max) {
-  const hn::ScalableTag<float> wide;
-  const hn::CappedTag<float, 1> one;
-  double sum = 0.0;
-  std::uint64_t u = 0;
-  while (u + hn::Lanes(wide) <= units) {
-    auto part = hn::Zero(wide);
-    for (int i = 0; i < 64 && u + hn::Lanes(wide) <= units; ++i, u += hn::Lanes(wide))
-      part = hn::Add(part, exponential(wide, args, scores, u, max));
-    sum += static_cast<double>(sum_of(wide, part));
-  }
-  for (; u < units; ++u)
-    sum += static_cast<double>(hn::GetLane(exponential(one, args, scores, u, max)));
-  return sum;
-}
-
-// As the reference: `out` holds +infinity for units that must be fetched, and may be head 0's
-// scores.
-void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
-  for_each_unit(units, [&](auto df, std::uint64_t u) HWY_ATTR {
-    auto kept = hn::LoadU(df, args.scores + u);
-    for (std::uint32_t i = 0; i < args.queries; ++i) {
-      const auto score = hn::LoadU(df, args.scores + i * args.stride + u);
-      kept = hn::IfThenElse(usable(df, score), kept, hn::Set(df, kInfinity));
-    }
-    hn::StoreU(kept, df, args.out + u);
-  });
+// Leaves out units of which some head's score is not usable.
+void leave_out(const GroupScoresArgs& args, std::uint32_t heads, Tile* tile) {
+  const hn::ScalableTag<float> df;
+  std::fill_n(tile->keep, kTile, std::bit_cast<float>(0xFFFFFFFFu));
+  alignas(64) float scores[kTile] = {};
   for (std::uint32_t i = 0; i < args.queries; ++i) {
-    const float* scores = i == 0 ? args.out : args.scores + i * args.stride;
-    const float max = largest(args, scores, units);
-    const double sum = max > -kInfinity ? sum_of_exponentials(args, scores, units, max) : 0.0;
-    const float weight = sum > 0.0 ? static_cast<float>(1.0 / (sum * args.queries)) : 0.0f;
-    for_each_unit(units, [&](auto df, std::uint64_t u) HWY_ATTR {
-      const auto before = hn::LoadU(df, args.out + u);
-      auto share = hn::Zero(df);
-      if (weight > 0.0f)
-        share = hn::Mul(exponential(df, args, scores, u, max), hn::Set(df, weight));
-      const auto after = i == 0 ? share : hn::Add(before, share);
-      hn::StoreU(hn::IfThenElse(usable(df, before), after, before), df, args.out + u);
-    });
+    std::copy_n(args.scores + i * args.stride + tile->first, tile->count, scores);
+    for (std::uint64_t u = 0; u < tile->padded(); u += hn::Lanes(df))
+      hn::Store(hn::And(hn::Load(df, tile->keep + u),
+                        hn::VecFromMask(df, usable(df, hn::Load(df, scores + u)))),
+                df, tile->keep + u);
+  }
+  for (std::uint32_t i = 0; i < heads; ++i)
+    for (std::uint64_t u = 0; u < tile->padded(); u += hn::Lanes(df))
+      hn::Store(hn::IfThenElse(hn::MaskFromVec(hn::Load(df, tile->keep + u)),
+                               hn::Load(df, tile->scores[i] + u), hn::Set(df, -kInfinity)),
+                df, tile->scores[i] + u);
+}
+
+void load_tile(const GroupScoresArgs& args, std::uint32_t head, std::uint32_t heads, Tile* tile) {
+  tile->all = true;
+  alignas(64) float other[kTile];  // head: only looked at
+  for (std::uint32_t i = 0; i < args.queries; ++i) {
+    const bool wanted = i >= head && i < head + heads;
+    if (!wanted && !tile->all) continue;
+    float* const scores = wanted ? tile->scores[i - head] : other;
+    std::copy_n(args.scores + i * args.stride + tile->first, tile->count, scores);
+    std::fill_n(scores + tile->count, tile->padded() - tile->count, -kInfinity);
+    tile->all = tile->all && all_usable(scores, tile->padded());
+  }
+  if (!tile->all) leave_out(args, heads, tile);
+}
+
+// Largest score of a head, and the sum of exponentials above it.
+struct Softmax {
+  float max = -kInfinity;
+  double sum = 0.0;
+};
+
+// exp(scale * (score - max)) of a vector of the tile.
+template <class D>
+HWY_INLINE hn::Vec<D> exponential(D df, const float* scores, hn::Vec<D> scale, hn::Vec<D> max) {
+  return exp_below_one(df, hn::Mul(hn::Sub(hn::Load(df, scores), max), scale));
+}
+
+void measure(const Tile& tile, const float* scores, float scale, Softmax* softmax) {
+  const hn::ScalableTag<float> df;
+  auto most = hn::Set(df, softmax->max);
+  for (std::uint64_t u = 0; u < tile.padded(); u += hn::Lanes(df))
+    most = hn::Max(most, hn::Load(df, scores + u));
+  const float max = hn::GetLane(hn::MaxOfLanes(df, most));
+  if (max == -kInfinity) return;
+  if (max > softmax->max) softmax->sum *= std::exp(double{scale} * (softmax->max - max));
+  softmax->max = max;
+  auto sum = hn::Zero(df);
+  for (std::uint64_t u = 0; u < tile.padded(); u += hn::Lanes(df))
+    sum = hn::Add(sum, exponential(df, scores + u, hn::Set(df, scale), hn::Set(df, max)));
+  softmax->sum += static_cast<double>(sum_of(df, sum));
+}
+
+// Adds the heads' shares to what `out` has of the heads before.
+void add_shares(const GroupScoresArgs& args, std::uint32_t head, std::uint32_t heads,
+                const Softmax* softmax, const Tile& tile) {
+  const hn::ScalableTag<float> df;
+  alignas(64) float shares[kTile] = {};
+  if (head > 0) std::copy_n(args.out + tile.first, tile.count, shares);
+  for (std::uint32_t i = 0; i < heads; ++i) {
+    if (softmax[i].sum == 0.0) continue;
+    const auto weight = hn::Set(df, static_cast<float>(1.0 / (softmax[i].sum * args.queries)));
+    const auto scale = hn::Set(df, args.scale);
+    const auto max = hn::Set(df, softmax[i].max);
+    for (std::uint64_t u = 0; u < tile.padded(); u += hn::Lanes(df))
+      hn::Store(hn::MulAdd(weight, exponential(df, tile.scores[i] + u, scale, max),
+                           hn::Load(df, shares + u)),
+                df, shares + u);
+  }
+  for (std::uint64_t u = 0; !tile.all && u < tile.padded(); u += hn::Lanes(df))
+    hn::Store(hn::IfThenElse(hn::MaskFromVec(hn::Load(df, tile.keep + u)), hn::Load(df, shares + u),
+                             hn::Set(df, kInfinity)),
+              df, shares + u);
+  std::copy_n(shares, tile.count, args.out + tile.first);
+}
+
+// `out` may be head 0's scores. What it holds when later heads come is +infinity where some score
+// was not usable, and finite elsewhere: so it tells the same as the scores did.
+void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
+  Tile tile;
+  for (std::uint32_t head = 0; head < args.queries; head += kHeads) {
+    const std::uint32_t heads = std::min(args.queries - head, kHeads);
+    Softmax softmax[kHeads];
+    for (const bool measuring : {true, false})
+      for (tile.first = 0; tile.first < units; tile.first += kTile) {
+        tile.count = std::min(units - tile.first, kTile);
+        load_tile(args, head, heads, &tile);
+        if (!measuring) add_shares(args, head, heads, softmax, tile);
+        for (std::uint32_t i = 0; measuring && i < heads; ++i)
+          measure(tile, tile.scores[i], args.scale, &softmax[i]);
+      }
   }
 }
 

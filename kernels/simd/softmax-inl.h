@@ -11,7 +11,6 @@
 #include <cmath>
 #include <limits>
 
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "kernels/simd/elements-inl.h"
 
@@ -53,8 +52,9 @@ struct RunningSoftmax {
     auto total = hn::Zero(df);
     for (std::size_t t = 0; t < padded; t += lanes) {
       const auto distance = hn::Sub(hn::Load(df, scores[i] + t), maximum);
-      // Exp gives 0 for NaN; a NaN must show in the result.
-      const auto weight = hn::IfThenElse(hn::IsNaN(distance), distance, hn::Exp(df, distance));
+      // A NaN must show in the result.
+      const auto weight =
+          hn::IfThenElse(hn::IsNaN(distance), distance, exp_below_one(df, distance));
       hn::Store(weight, df, scores[i] + t);
       total = hn::Add(total, weight);
     }

@@ -154,7 +154,7 @@ TEST_P(GroupScores, EveryModeAndLength) {
   for (const GroupMode mode : {GroupMode::kMax, GroupMode::kMeanSoftmax})
     for (const std::uint32_t queries : {1u, 3u, 12u})
       for (const std::uint64_t units : kLengths)
-        for (const int special : {0, 1, 2}) {
+        for (const int special : {0, 1, 2, 3}) {
           const std::size_t stride = units + 1;
           std::vector<float> scores = random_floats(&random, queries * stride);
           for (float& score : scores) score *= 30.0f;
@@ -162,6 +162,8 @@ TEST_P(GroupScores, EveryModeAndLength) {
             scores[random.below(scores.size())] =
                 i % 2 == 0 ? kNan : (i == 1 ? kInfinity : -kInfinity);
           if (special == 2) scores.assign(scores.size(), -kInfinity);
+          for (std::size_t i = 0; special == 3 && i < scores.size(); ++i)
+            scores[i] += static_cast<float>(i % stride) * 0.2f;  // the largest come last
           Guarded<float> tested(scores.size());
           Guarded<float> wanted(units);
           tested.fill(scores);
