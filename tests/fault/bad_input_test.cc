@@ -222,7 +222,7 @@ TEST_F(BadInput, NamesAndTargets) {
   }
   options.name = "short";
   EXPECT_REFUSED(kvt_sequence_create(space_, &options, nullptr, 0, nullptr, &sequence_),
-                 KVT_ERROR_EXISTS, "choose another, or attach");
+                 KVT_ERROR_EXISTS, "choose another, or open it");
   EXPECT_REFUSED(kvt_sequence_open(space_, "nobody", 0, 0, &sequence_), KVT_ERROR_NOT_FOUND,
                  "no such sequence");
   char* reply = nullptr;
