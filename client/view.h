@@ -142,7 +142,7 @@ class View {
   void extents_of(const AttendStep& step, std::uint32_t head);
   // Valid until the next call.
   [[nodiscard]] const HeadCodebook* codebook_of(std::uint32_t layer, std::uint32_t head) noexcept;
-  [[nodiscard]] bool newest_ends_sentence() const;
+  [[nodiscard]] bool ends_sentence(std::uint64_t token) const;
 
   // view_exact.cc
   Result<void> attend_sealed(const AttendStep& step);

@@ -151,12 +151,12 @@ const HeadCodebook* View::codebook_of(std::uint32_t layer, std::uint32_t head) n
   return &head_codebook_;
 }
 
-bool View::newest_ends_sentence() const {
+bool View::ends_sentence(std::uint64_t token) const {
   const Tail* tail = sequence_->tail();
-  if (tail == nullptr || tail->length() == tail->first_token()) return false;
-  TokenRecord newest;
-  tail->copy_tokens(tail->length() - 1, tail->length(), &newest);
-  return (newest.flags & 0xFF) >= kSentence;
+  if (tail == nullptr || token < tail->first_token()) return false;
+  TokenRecord record;
+  tail->copy_tokens(token, token + 1, &record);
+  return (record.flags & 0xFF) >= kSentence;
 }
 
 }  // namespace kvtier

@@ -53,8 +53,8 @@ Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
 // A head whose trigger does not fire keeps what its slot cache has selected.
 Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
   LayerQuery& query = layer_queries_[step.layer];
-  query.observe(*preset_, {step.q, step.kv_heads, step.group, step.dim, newest_ends_sentence(),
-                           sequence_->tail_first()});
+  query.observe(*preset_, {step.q, step.kv_heads, step.group, step.dim,
+                           ends_sentence(step.visible - 1), sequence_->tail_first()});
   KVT_TRY_VOID(refresh_abstracts());
   wanted_.clear();
   KVT_TRY_VOID(preset_->scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
