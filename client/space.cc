@@ -3,8 +3,6 @@
 #include "client/last_error.h"
 
 namespace kvtier {
-namespace {}  // namespace
-
 Result<PrefixMatch> parse_match(const Json& body) {
   PrefixMatch match;
   KVT_TRY(match.tokens, json_uint(body, "tokens", 0, kSequenceTokensMax));
