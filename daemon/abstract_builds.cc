@@ -104,6 +104,8 @@ void start_build(EngineState& engine, Segment& segment, std::uint32_t lane) {
 
 void next_build(EngineState& engine) {
   AbstractTable& table = engine.abstract_table;
+  if (table.starting) return;  // the loop below goes on by itself
+  table.starting = true;
   while (!table.building && !table.waiting.empty()) {
     const AbstractTable::Build build = table.waiting.front();
     table.waiting.pop_front();
@@ -116,6 +118,7 @@ void next_build(EngineState& engine) {
     }
     start_build(engine, *segment, build.lane);
   }
+  table.starting = false;
 }
 
 }  // namespace

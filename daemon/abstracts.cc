@@ -312,7 +312,7 @@ namespace {
 struct SidecarWrite {
   SegmentId segment;
   std::uint32_t lane = 0;
-  std::string path;
+  std::string path, part;
   FileId file;
   AlignedBuffer bytes;
   std::size_t left = 0;
@@ -325,11 +325,10 @@ void end_write(EngineState& engine, const SidecarWrite& write) {
   io.close(write.file);
   Segment* segment = find_segment(engine, write.segment);
   const bool wanted = !write.failed && segment != nullptr && !segment->condemned;
-  const std::string part = sidecar_part_path(write.path);
-  if (wanted && io.rename(part, write.path))
+  if (wanted && io.rename(write.part, write.path))
     set_has_file(engine, *segment, write.lane);
   else
-    static_cast<void>(io.unlink(part));
+    static_cast<void>(io.unlink(write.part));
 }
 
 }  // namespace
@@ -342,10 +341,9 @@ void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, By
   write->segment = segment.row.id;
   write->lane = lane;
   write->path = sidecar_path(segment.row.id, segment.space->row.abstracts[lane]);
-  static_cast<void>(io.unlink(sidecar_part_path(write->path)));
+  write->part = sidecar_part_path(write->path, engine.abstract_table.next_part++);
   const Result<FileId> file =
-      io.open(sidecar_part_path(write->path),
-              {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
+      io.open(write->part, {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
   if (!file) return;
   write->file = *file;
   SidecarHeader header = header_of(segment, lane);

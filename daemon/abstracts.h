@@ -93,6 +93,8 @@ struct AbstractTable {
   };
   std::deque<Build> waiting;
   bool building = false;
+  bool starting = false;  // next_build is at work: a build that fails at once does not recurse
+  std::uint64_t next_part = 1;  // of sidecars being written
 };
 
 }  // namespace kvtier

@@ -80,7 +80,9 @@ std::string sidecar_path(SegmentId segment, std::uint32_t kind) {
   return path;
 }
 
-std::string sidecar_part_path(const std::string& path) { return path + std::string(kPart); }
+std::string sidecar_part_path(const std::string& path, std::uint64_t number) {
+  return path + '.' + std::to_string(number) + std::string(kPart);
+}
 
 bool is_sidecar_part(std::string_view file_name) noexcept { return file_name.ends_with(kPart); }
 

@@ -40,7 +40,8 @@ struct SidecarHeader {
 [[nodiscard]] std::string sidecar_path(SegmentId segment, std::uint32_t kind);
 // Where it is written before it takes its name; what a crash leaves of it is removed at the next
 // start.
-[[nodiscard]] std::string sidecar_part_path(const std::string& path);
+// `number` tells writes of one sidecar that overlap apart.
+[[nodiscard]] std::string sidecar_part_path(const std::string& path, std::uint64_t number);
 [[nodiscard]] bool is_sidecar_part(std::string_view file_name) noexcept;
 struct SidecarName {
   SegmentId segment;
