@@ -71,8 +71,17 @@ Result<std::shared_ptr<const Codebook>> parse_codebook(const CodebookRead& read)
   return std::shared_ptr<const Codebook>(std::move(made));
 }
 
-// A codebook that cannot be read is given up: codes that refer to it are worthless, and the next
-// calibration makes a new one under another id.
+// A disk that fails may give it another time: whoever wants it next has it read again.
+void postpone_load(EngineState& engine, const CodebookRead& read, const Status& status) {
+  KVT_LOG(kWarn, "space %" PRIx64 ": its codebook cannot be read now: %s", read.space->row.id.value,
+          status.message());
+  SpaceCodebook& entry = codebook_of(engine, *read.space, read.spec);
+  entry.state = CodebookState::kFailed;
+  answer(entry);
+}
+
+// A codebook that is gone or damaged is given up: codes that refer to it are worthless, and the
+// next calibration makes a new one under another id.
 void fail_load(EngineState& engine, const CodebookRead& read, const char* why) {
   KVT_LOG(kWarn, "space %" PRIx64 ": its codebook %s; key codes are made anew after a calibration",
           read.space->row.id.value, why);
@@ -94,6 +103,8 @@ void start_load(EngineState& engine, const Space& space, AbstractSpec spec, std:
   const Result<FileId> file =
       io.open(codebook_path(space.row.id, id),
               {.mode = OpenMode::kRead, .direct = engine.options.direct_io});
+  if (!file && file.error().code != Code::kNotFound)
+    return postpone_load(engine, *read, file.error());
   if (!file) return fail_load(engine, *read, "is not there");
   const Result<std::uint64_t> size = io.size_bytes(*file);
   if (!size || *size <= kHeadBytes || *size > kHeadBytes + kCodebookPayloadBytesMax ||
@@ -110,7 +121,7 @@ void start_load(EngineState& engine, const Space& space, AbstractSpec spec, std:
   request.pieces.push_back({read->bytes.data(), read->bytes.size_bytes()});
   request.done = [&engine, read](Result<void> result) {
     engine.io->io().close(read->file);
-    if (!result) return fail_load(engine, *read, "cannot be read");
+    if (!result) return postpone_load(engine, *read, result.error());
     Result<std::shared_ptr<const Codebook>> codebook = parse_codebook(*read);
     if (!codebook) return fail_load(engine, *read, "is damaged");
     install(engine, codebook_of(engine, *read->space, read->spec), std::move(*codebook));
@@ -294,7 +305,9 @@ void write_codebook(EngineState& engine, const CalibrationPtr& job) {
       const Result<void> all = !written  ? written
                                : !synced ? synced
                                          : engine.io->io().sync_directory("codebooks");
-      all ? publish(engine, job) : end_calibration(engine, job, all.error());
+      if (all) return publish(engine, job);
+      static_cast<void>(engine.io->io().unlink(codebook_path(job->space->row.id, job->made->id)));
+      end_calibration(engine, job, all.error());
     };
     engine.io->submit(std::move(sync));
   };
@@ -303,7 +316,11 @@ void write_codebook(EngineState& engine, const CalibrationPtr& job) {
 
 void step_training(EngineState& engine, const CalibrationPtr& job) {
   if (!job->failure.ok()) return end_calibration(engine, job, job->failure);
-  if (job->next_layer == job->space->row.geometry.layers.size()) return write_codebook(engine, job);
+  if (job->next_layer == job->space->row.geometry.layers.size()) {
+    // Finite keys may still give numbers that are not.
+    const Result<void> sound = job->made->layout.check_contents(job->made->payload.data());
+    return sound ? write_codebook(engine, job) : end_calibration(engine, job, sound.error());
+  }
   const std::uint32_t layer = job->next_layer++;
   run_on_worker(
       engine, [job, layer] { train_layer(*job, layer); },
