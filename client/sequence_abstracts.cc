@@ -54,18 +54,20 @@ Result<void> Sequence::calibrate(const AbstractSpec& spec) {
                                  {"query_tokens", tokens}},
                             payload, 0, Deadline::after_ms(kCalibrationMs)));
   static_cast<void>(reply);
-  space_->queries().stop();
   return {};
 }
 
 void Sequence::observe_queries(std::uint32_t layer, std::uint32_t queries, const float* q) {
-  if (!check_layer(layer) || queries > length()) return;
+  if (!space_->queries().takes() || !check_layer(layer)) return;
+  // With the tokens of a piece that is being written: length() does not count them yet.
+  const std::uint64_t end = visible(layer);
+  if (queries == 0 || queries > end) return;
+  const std::uint64_t first = end - queries;
   std::vector<std::uint32_t> positions(queries);
-  const std::uint64_t first = length() - queries;
   for (std::uint32_t i = 0; i < queries; ++i) positions[i] = static_cast<std::uint32_t>(first + i);
   if (tail_ && first >= tail_->first_token()) {
     std::vector<TokenRecord> records(queries);
-    tail_->copy_tokens(first, length(), records.data());
+    tail_->copy_tokens(first, end, records.data());
     for (std::uint32_t i = 0; i < queries; ++i) positions[i] = records[i].position;
   }
   space_->queries().observe(layer, positions, q);

@@ -134,6 +134,9 @@ class View {
   // After a new connection the daemon is told again; where segments came or went, what the mapped
   // abstracts say is read again, and where much is missing it is waited for, at most wait_ms.
   Result<void> refresh_abstracts();
+  [[nodiscard]] bool may_calibrate(const Sequence::AbstractProgress& progress) const noexcept;
+  void calibrate();
+  void take_codebook(const Sequence::AbstractProgress& progress);
   void read_abstracts();
   [[nodiscard]] bool lacks_much() const noexcept;
   [[nodiscard]] bool codes() const noexcept {
@@ -174,9 +177,9 @@ class View {
   // as last seen its layout (null: not there).
   std::weak_ptr<Connection> told_;
   std::uint32_t lane_ = 0;
-  bool begun_ = false;               // it has chosen on this connection
-  bool waited_in_vain_ = false;      // abstracts did not come in time: not waited for again
-  bool calibrated_in_vain_ = false;  // nor is this tried again
+  bool begun_ = false;                       // it has chosen on this connection
+  bool waited_in_vain_ = false;              // abstracts did not come in time: not waited for again
+  std::uint64_t calibration_failed_at_ = 0;  // stored tokens; 0: it never failed
   std::uint64_t codebook_offset_ = UINT64_MAX;
   const std::byte* codebook_ = nullptr;  // as mapped; null: not there
   std::optional<CodebookLayout> codebook_layout_;

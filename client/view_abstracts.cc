@@ -20,17 +20,33 @@ constexpr std::chrono::milliseconds kPauseMax{50};
 Result<void> View::want_abstracts() {
   const std::shared_ptr<Connection> connection = sequence_->connection();
   KVT_TRY(Sequence::AbstractProgress progress, sequence_->want_abstracts(preset_->abstract));
-  if (progress.codebook_missing && progress.segments != 0 && !calibrated_in_vain_) {
-    calibrated_in_vain_ = !sequence_->calibrate(preset_->abstract);  // the daemon's log says why
-    clear_error_text();
+  if (may_calibrate(progress)) {
+    calibrate();
     KVT_TRY(progress, sequence_->abstract_progress(progress.lane));
   }
   lane_ = progress.lane;
-  codebook_offset_ = progress.codebook_offset;
+  take_codebook(progress);
   told_ = connection;
   seen_version_ = UINT64_MAX;
   begun_ = false;
   return {};
+}
+
+// Once, and again when twice as much is stored as when it failed.
+bool View::may_calibrate(const Sequence::AbstractProgress& progress) const noexcept {
+  return progress.codebook_missing && progress.segments != 0 &&
+         sequence_->tail_first() >= 2 * calibration_failed_at_;
+}
+
+void View::calibrate() {
+  const bool made = sequence_->calibrate(preset_->abstract).has_value();
+  calibration_failed_at_ = made ? 0 : std::max<std::uint64_t>(1, sequence_->tail_first());
+  if (!made) clear_error_text();  // the step goes on; the daemon's log says why
+}
+
+void View::take_codebook(const Sequence::AbstractProgress& progress) {
+  codebook_offset_ = progress.codebook_offset;
+  if (codebook_offset_ != UINT64_MAX) sequence_->space().queries().stop();
 }
 
 void View::drop_abstracts() noexcept {
@@ -49,11 +65,11 @@ Result<void> View::refresh_abstracts() {
   for (auto pause = std::chrono::milliseconds(1); lacks_much();
        pause = std::min(pause * 2, kPauseMax)) {
     KVT_TRY(const Sequence::AbstractProgress progress, sequence_->abstract_progress(lane_));
-    if (progress.codebook_missing && !calibrated_in_vain_) {
-      calibrated_in_vain_ = !sequence_->calibrate(preset_->abstract);
+    if (may_calibrate(progress)) {
+      calibrate();
       continue;
     }
-    codebook_offset_ = progress.codebook_offset;
+    take_codebook(progress);
     const bool settled =
         progress.ready + progress.failed >= progress.segments && !progress.codebook_coming;
     KVT_TRY_VOID(sequence_->refresh(Patience::kQuick));

@@ -3,6 +3,7 @@
 // one in kQuerySampleStride. Shared by the sequences of a space; any thread.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <vector>
@@ -24,6 +25,8 @@ class QuerySample {
   void observe(std::uint32_t layer, const std::vector<std::uint32_t>& positions, const float* q);
   // No more is taken, and the memory is given back.
   void stop();
+  // A look before the work of observe(): false after stop().
+  [[nodiscard]] bool takes() const noexcept { return !stopped_.load(std::memory_order_relaxed); }
 
   // Tokens that every layer with keys has; then, per such layer, u32 positions and f32 vectors, as
   // the daemon's "calibrate" wants them, appended to `payload`.
@@ -41,7 +44,7 @@ class QuerySample {
   const Geometry geometry_;
   mutable std::mutex mutex_;
   std::vector<Layer> layers_;  // guarded by mutex_, as the rest
-  bool stopped_ = false;
+  std::atomic<bool> stopped_{false};
 };
 
 }  // namespace kvtier
