@@ -84,8 +84,9 @@ Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
     if (head == 0) layer_scores_.assign(scores.size(), 0.0f);
     for (std::size_t i = 0; i < scores.size(); ++i) layer_scores_[i] += scores[i];
   }
-  KVT_TRY(const Selection selection,
-          selector_.choose(select_input(step, *query, 0), layer_scores_));
+  SelectInput input = select_input(step, *query, 0);
+  input.summed_heads = step.kv_heads;
+  KVT_TRY(const Selection selection, selector_.choose(input, layer_scores_));
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     KVT_TRY_VOID(take_selection(step, head, selection, &(*caches)[head]));
     query->chosen(head);

@@ -355,9 +355,14 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
 // The same where every unit is a token: scores are in token order.
 Result<void> Selector::choose_tokens(const SelectInput& input, std::span<float> scores,
                                      Selection* out) {
+  // Masses add up to 1 per head.
+  double total = static_cast<double>(input.summed_heads);
   for (const TokenRange& range : input.kept)
-    for (std::uint64_t t = range.first; t < std::min(range.last, end_token_); ++t)
-      scores[static_cast<std::size_t>(t)] = kNever;
+    for (std::uint64_t t = range.first; t < std::min(range.last, end_token_); ++t) {
+      float& score = scores[static_cast<std::size_t>(t)];
+      if (score < kFetch) total -= static_cast<double>(score);
+      score = kNever;
+    }
   const std::uint64_t kept = kept_in(input.kept, 0, 0, end_token_);
   const std::uint64_t count = end_token_;
   const bool by_mass = preset_->budget == BudgetKind::kMass;
@@ -371,18 +376,15 @@ Result<void> Selector::choose_tokens(const SelectInput& input, std::span<float> 
   make_room(&best_, args.k);
   args.out = best_.data();
   KVT_TRY_VOID(kernels_->top_k(args, nullptr));
-  double total = 0.0, taken = 0.0;
+  double taken = 0.0;
   const bool masses = preset_->group == GroupMode::kMeanSoftmax;
-  for (std::uint64_t t = 0; t < count && masses; ++t)
-    if (const float mass = scores[static_cast<std::size_t>(t)]; mass > 0.0f && mass < kFetch)
-      total += static_cast<double>(mass);
   for (std::uint64_t i = 0; i < found; ++i) {
     const float mass = scores[best_[i]];
     if (by_mass && mass < kFetch && taken >= static_cast<double>(preset_->share) * total) break;
     if (mass > 0.0f && mass < kFetch) taken += static_cast<double>(mass);
     mark(best_[i], best_[i] + 1);
   }
-  if (masses && total > 0.0) out->mass = static_cast<float>(taken / total);
+  if (masses && total > 0.0) out->mass = static_cast<float>(std::min(1.0, taken / total));
   return {};
 }
 

@@ -57,6 +57,7 @@ struct SelectInput {
   // Where units are single tokens: so many neighbours are taken together, by the sum of their
   // scores. For rows that lie on a disk, which gives chunks. 1 to kSegmentTokensMax.
   std::uint32_t grain_tokens = 1;
+  std::uint32_t summed_heads = 1;  // whose scores were added up
 };
 
 struct Selection {
