@@ -40,6 +40,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 __all__ = [
     "KvtierCache",
     "attach",
+    "boundaries",
     "fingerprint",
     "generate",
     "install",
@@ -181,11 +182,14 @@ class KvtierCache(Cache):
 
     # ---- what install()'s hook and the attention function call
 
-    def _begin(self, ids: list[int]) -> None:
+    def _begin(self, ids: list[int], flags: list[int] | None = None) -> None:
         self._settle()
         for layer in self.layers:
             layer.length = self.sequence.length
-        self.sequence.append(ids)
+        if flags is None:
+            self.sequence.append(ids)
+        else:
+            self.sequence.append(ids, flags=flags)
         self._base, self._count, self._open = self.sequence.length, len(ids), True
 
     def _settle(self) -> None:
@@ -287,6 +291,7 @@ class _Join:
     """Shared by a model's attention modules: the cache of the forward that runs now, or none."""
 
     cache: KvtierCache | None = None
+    boundaries: list[int] | None = None  # class of each token id; None: not known
 
 
 def _attention(
@@ -314,9 +319,10 @@ def _attention(
         return join.cache._exact(index, query, key, value, scale), None
 
 
-def install(model: torch.nn.Module) -> None:
+def install(model: torch.nn.Module, tokenizer: Any = None) -> None:
     """Makes `model` able to run with a KvtierCache. With any other cache it goes on as with "sdpa".
-    Idempotent."""
+    With a `tokenizer` tokens are stored with the kind of boundary that they are, which presets by
+    sentences need. Idempotent."""
     _check_model(model)
     modules = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
     if not modules:
@@ -326,9 +332,13 @@ def install(model: torch.nn.Module) -> None:
     AttentionInterface.register("kvtier", _attention)
     AttentionMaskInterface.register("kvtier", sdpa_mask)  # without it masks vanish silently
     model.set_attn_implementation("kvtier")
-    if getattr(model, "_kvtier", None) is not None:
+    known = getattr(model, "_kvtier", None)
+    join = known or _Join()
+    if tokenizer is not None and join.boundaries is None:
+        join.boundaries = boundaries(tokenizer)
+    if known is not None:
         return
-    join = model._kvtier = _Join()
+    model._kvtier = join
     for module in modules:
         module._kvtier = join
     model.base_model.register_forward_pre_hook(partial(_before_forward, join), with_kwargs=True)
@@ -380,7 +390,30 @@ def _before_forward(join: _Join, model: torch.nn.Module, args: tuple, kwargs: di
         raise ValueError(
             f"position_ids begin at {int(positions.flatten()[0])}, the cache ends at {cache.length}"
         )
-    join.cache._begin(ids[0].tolist())
+    tokens = ids[0].tolist()
+    known = join.boundaries
+    flags = known and [known[i] if i < len(known) else 0 for i in tokens]
+    join.cache._begin(tokens, flags)
+
+
+_CLAUSE, _SENTENCE, _PARAGRAPH = 1, 2, 3  # as in kvt_token.flags
+_BEHIND = " \t\"'”’»)]"  # what may follow the mark that ends a sentence
+
+
+def boundaries(tokenizer: Any) -> list[int]:
+    """Which boundary each token of the vocabulary is, by its text, so that merged tokens (a full
+    stop with a quotation mark, two newlines) count too: 0 none, 1 clause, 2 sentence,
+    3 paragraph."""
+
+    def of(text: str) -> int:
+        if "\n\n" in text:
+            return _PARAGRAPH
+        end = text.rstrip(_BEHIND)
+        if end.endswith((".", "!", "?", "…", "。", "！", "？")):
+            return _SENTENCE
+        return _CLAUSE if end.endswith((",", ";", ":", "\n", "，", "；", "：", "、")) else 0
+
+    return [of(text) for text in tokenizer.batch_decode([[i] for i in range(len(tokenizer))])]
 
 
 def _check_model(model: torch.nn.Module) -> None:
