@@ -88,7 +88,8 @@ def test_rows_of_probes_and_a_left_out_preset(judge, monkeypatch, capsys):
 
     monkeypatch.setattr(evaluate, "forward", logits)
     monkeypatch.setattr(run.daemon, "logits_of", not_there)
-    monkeypatch.setattr(prefix, "read", lambda judge, ids, step: prefix.Prefix(ids, *[None] * 3))
+    monkeypatch.setattr(run.daemon.Daemon, "calibrate", lambda *_: None)
+    monkeypatch.setattr(prefix, "read", lambda judge, ids, step: prefix.Prefix(ids, *[None] * 4))
     plan = run.Plan(
         [texts.find("prose")], ["window", "codes"], [64, 128], [], 600, 8, ["daemon"], skip=True
     )

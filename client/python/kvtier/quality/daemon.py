@@ -24,7 +24,6 @@ from .model import Judge
 from .prefix import Prefix
 
 PIECE = 1024
-CLASS_SENTENCE = 2  # of a token's flags: it ends a sentence
 ARENA_BYTES = 2 << 30
 
 
@@ -84,7 +83,7 @@ class Daemon:
     def space(self, judge: Judge) -> Any:
         from .. import transformers as adapter
 
-        adapter.install(judge.model)
+        adapter.install(judge.model, judge.tokenizer)
         if self._space is None:
             self._space = adapter.open_space(
                 self.client, judge.model, judge.tokenizer, files=judge.files
@@ -97,7 +96,7 @@ class Daemon:
         name = f"context-{id(prefix):x}"
         if name in self._stored:
             return name
-        flags = judge.delimiters()[torch.tensor(prefix.ids)].int() * CLASS_SENTENCE
+        flags = judge.boundaries()[torch.tensor(prefix.ids)]
         sequence = space.create(name=name)
         for first in range(0, prefix.length, PIECE):
             part = slice(first, min(first + PIECE, prefix.length))
@@ -105,15 +104,31 @@ class Daemon:
             for layer in range(judge.layers):
                 sequence.write(layer, 0, prefix.keys[layer][:, part], prefix.values[layer][:, part])
             sequence.finish_piece()
+            self._show_queries(sequence, prefix, part)
             progress(part.stop, prefix.length)
         sequence.commit()
         sequence.close()  # seals what is left
         self._stored.add(name)
         return name
 
+    @staticmethod
+    def _show_queries(sequence: Any, prefix: Prefix, part: slice) -> None:
+        """Of the newest tokens, as the adapter shows them while it reads: codebooks are trained
+        with them."""
+        mine = (prefix.query_positions >= part.start) & (prefix.query_positions < part.stop)
+        for layer, queries in enumerate(prefix.queries[:, :, mine]):
+            sequence.observe_queries(layer, queries.transpose(0, 1).contiguous())
+
+    def calibrate(self, judge: Judge, texts: list[Prefix]) -> None:
+        """Stores the calibration texts first and has the space's codebook trained on them: it must
+        not have seen the text that is judged."""
+        for text in texts:
+            self.store(judge, text, lambda done, total: None)
+        self.cache(judge, texts[-1], "codes", Settings(budget=16)).close()
+
     def cache(self, judge: Judge, prefix: Prefix, preset: str, settings: Settings) -> Any:
         """An adapter's cache over a new sequence that begins with the prefix. A budget of 0 means
-        everything there, so a preset that has none is given 1."""
+        everything there, so a preset that has none is given the sinks'."""
         import kvtier
 
         from .. import transformers as adapter
@@ -126,7 +141,7 @@ class Daemon:
                 base.fork(prefix.length),
                 kv_dtype=space.dtype,
                 preset="" if preset == "default" else preset,
-                budget=settings.budget or 1,
+                budget=settings.budget or max(1, settings.sinks),
                 sinks=settings.sinks,
                 window=settings.window,
                 capacity=settings.capacity,
@@ -232,7 +247,7 @@ def cost_of(
         "steps_waited": last.get("steps_waited", 0) / max(1, last["steps"]),
         "rows_first_step": first["rows_fetched"] / pairs,
         "hot_rows": last.get("rows_refined", 0) / last["steps"] / judge.kv_heads,
-        "selections_per_step": last["selections"] / last["steps"],
+        "selections_per_step": last["selections"] / last["steps"] / judge.kv_heads,
         "host_bytes_per_step": (last["bytes_host"] - first["bytes_host"]) / after_first,
         "disk_bytes_per_step": (last["bytes_disk"] - first["bytes_disk"]) / after_first,
     }

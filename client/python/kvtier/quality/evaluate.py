@@ -12,7 +12,7 @@ import torch
 
 from . import metrics
 from .model import Judge
-from .prefix import Prefix
+from .prefix import QUERIES, Prefix
 from .reference import Reference, attention, find
 
 Progress = Callable[[int, int], None]
@@ -30,14 +30,18 @@ def forward(
     judge: Judge, prefix: Prefix, ids: list[int], reference: Reference | None, progress: Progress
 ) -> torch.Tensor:
     """Logits [len(ids), V] after each of ids, which follow the prefix."""
-    attention.install(judge.model)
     modules = [m for m in judge.model.modules() if hasattr(m, "layer_idx")]
     hooks = [
         m.register_forward_hook(lambda *_, i=m.layer_idx: progress(i + 1, judge.layers))
         for m in modules
     ]
     try:
-        with torch.inference_mode(), attention.attending(judge.model, reference):
+        model = judge.model
+        with (
+            torch.inference_mode(),
+            attention.installed(model),
+            attention.attending(model, reference),
+        ):
             return judge.model(
                 input_ids=torch.tensor([ids]),
                 past_key_values=attention.cache_of(prefix.keys, prefix.values),
@@ -57,13 +61,13 @@ def reference_of(
         preset,
         settings.budget,
         prefix.length,
-        judge.delimiters()[every],
+        judge.boundaries()[every],
         judge.layers,
         settings.sinks,
         settings.window,
         settings.capacity,
         books.get(preset.books) if preset.books else None,
-        prefix.queries,
+        prefix.queries[:, :, -QUERIES:],
         judge.frequency(),
         prefix.index,
     )

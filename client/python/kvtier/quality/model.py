@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 
-ENDS = (".", "!", "?", "…", "。", "！", "？")
-BEHIND_ENDS = " \t\"'”’»)]"
-
 
 @dataclass
 class Judge:
@@ -20,6 +17,7 @@ class Judge:
     tokenizer: Any
     key: str  # of the weights, for caches
     files: list[Path]  # to tell the space apart by, where the model is one file
+    _boundaries: torch.Tensor | None = None
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -50,16 +48,13 @@ class Judge:
         """Of RoPE: [head_dim / 2], or less where only a part of a key is turned."""
         return self.model.base_model.rotary_emb.inv_freq.float()
 
-    def delimiters(self) -> torch.Tensor:
-        """bool [vocabulary]: the token ends a sentence. By its text, so that merged tokens (a full
-        stop with a quotation mark, two newlines) count too."""
-        if getattr(self, "_delimiters", None) is None:
-            texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
-            ends = [t.rstrip(BEHIND_ENDS).endswith(ENDS) or "\n\n" in t for t in texts]
-            size = self.model.get_input_embeddings().num_embeddings
-            self._delimiters = torch.zeros(max(size, len(ends)), dtype=torch.bool)
-            self._delimiters[: len(ends)] = torch.tensor(ends)
-        return self._delimiters
+    def boundaries(self) -> torch.Tensor:
+        """uint8 [vocabulary]: 0 none, 1 clause, 2 sentence, 3 paragraph."""
+        if self._boundaries is None:
+            from ..transformers import boundaries
+
+            self._boundaries = torch.tensor(boundaries(self.tokenizer), dtype=torch.uint8)
+        return self._boundaries
 
 
 def load(name: str | None, threads: int = 0) -> Judge:

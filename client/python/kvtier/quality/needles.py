@@ -1,9 +1,9 @@
 """Needles: facts hidden in a text at every depth, asked for in completion form ("As the text says:
 the fact without its answer"), which small models answer far better than a question in a chat.
 
-`single`: facts of different kinds, one at each depth. `keys`: facts that differ in one word and its
-answer, so that the right one has to be told from the others. `values`: one key with several values,
-all of which have to come, in order.
+`single`: facts of different kinds, one at each depth. `keys`: the same told of several people, so
+that the right one has to be told from the others. `values`: what one person did in several places,
+all of which has to come.
 """
 
 from __future__ import annotations
@@ -25,18 +25,23 @@ SINGLE = (
     ("The name of the dog that found the missing violin is", " Pepper"),
 )
 KEYS = (
-    ("red", 7214),
-    ("green", 3968),
-    ("yellow", 5031),
-    ("purple", 8847),
-    ("orange", 1592),
-    ("silver", 6470),
-    ("brown", 2385),
-    ("white", 9106),
-    ("black", 4753),
-    ("golden", 3329),
+    ("Aunt Philippa", "a", " wooden leg"),
+    ("Captain Rudd", "a", " sleeping otter"),
+    ("Doctor Hallam", "a", " box of teeth"),
+    ("Miss Ottoline", "a", " stolen trombone"),
+    ("Old Benedikt", "a", " sack of walnuts"),
+    ("Judge Farrow", "a", " map of Peru"),
+    ("Sister Agnes", "a", " bottle of plum brandy"),
+    ("Mayor Quill", "a", " pair of red slippers"),
 )
-VALUES = ("pears", "candles", "rope", "vinegar", "chalk", "honey")
+VALUES = (
+    ("attic", "a", " silver spoon"),
+    ("cellar", "a", " jar of honey"),
+    ("garden", "a", " rusty pistol"),
+    ("chapel", "a", " love letter"),
+    ("kitchen", "a", " gold ring"),
+    ("stable", "a", " violin"),
+)
 
 
 def build(tokenizer: Any, text: str, context: int) -> list[Probe]:
@@ -57,26 +62,22 @@ def _single(tokenizer: Any, text: str, context: int) -> Probe:
 
 
 def _keys(tokenizer: Any, text: str, context: int) -> Probe:
-    facts = [f"The {key} locker in the station opens with the code {code}." for key, code in KEYS]
+    told = [(f"Under the bed of {who} lies {article}", what) for who, article, what in KEYS]
+    facts = [f"{begin}{what}." for begin, what in told]
     questions = [
-        Writer(tokenizer)
-        .given(f"{ASK}The {key} locker in the station opens with the code")
-        .scored(f" {code}")
-        .question()
-        for key, code in KEYS
+        Writer(tokenizer).given(ASK + begin).scored(what).question() for begin, what in told
     ]
     return Probe("needle-keys", hide(tokenizer, text, facts, context), questions)
 
 
 def _values(tokenizer: Any, text: str, context: int) -> Probe:
-    facts = [
-        f"Item {i} on the list of the ship's cook Morwenna is {value}."
-        for i, value in enumerate(VALUES, 1)
+    told = [
+        (f"In the {where} the cook Morwenna hid {article}", what) for where, article, what in VALUES
     ]
-    writer = Writer(tokenizer).given(ASK.rstrip())
-    for i, value in enumerate(VALUES, 1):
-        writer.given(f" Item {i} on the list of the ship's cook Morwenna is")
-        writer.scored(f" {value}").given(".")
+    facts = [f"{begin}{what}." for begin, what in told]
+    writer = Writer(tokenizer)
+    for begin, what in told:
+        writer.given(ASK + begin).scored(what).given(".")
     return Probe("needle-values", hide(tokenizer, text, facts, context), [writer.question()])
 
 

@@ -15,7 +15,7 @@ from .model import Judge
 from .reference import attention
 
 PIECE = 1024
-QUERIES = 64  # of the context's last tokens, kept for presets that judge the context by them
+QUERIES = 64  # of the last tokens of each piece, kept for those who judge keys by them
 
 
 @dataclass
@@ -23,7 +23,8 @@ class Prefix:
     ids: list[int]
     keys: torch.Tensor  # [L, H, C, d], after RoPE
     values: torch.Tensor
-    queries: torch.Tensor  # [L, Hq, QUERIES, d]
+    queries: torch.Tensor  # [L, Hq, m, d] of the tokens at query_positions, ascending
+    query_positions: torch.Tensor  # int64 [m]
     index: dict[Any, Any] = field(default_factory=dict)  # units and abstracts of the presets
 
     @property
@@ -34,12 +35,12 @@ class Prefix:
 def read(judge: Judge, ids: list[int], progress: Callable[[int, int], None]) -> Prefix:
     """From the cache on disk, or computed. `progress(done, total)` in tokens."""
     digest = hashlib.blake2b(repr((judge.key, ids)).encode(), digest_size=12).hexdigest()
-    name = f"prefix-{digest}"
+    name = f"prefix-2-{digest}"
     tensors = cache.get(name)
     if tensors is None:
         tensors = _compute(judge, ids, progress)
         cache.put(name, tensors)
-    return Prefix(ids, tensors["keys"], tensors["values"], tensors["queries"])
+    return Prefix(ids, **tensors)
 
 
 def _compute(
@@ -47,21 +48,24 @@ def _compute(
 ) -> dict[str, torch.Tensor]:
     from transformers import DynamicCache
 
-    attention.install(judge.model)
     rows = DynamicCache(config=judge.model.config)
-    last: dict[int, torch.Tensor] = {}
+    last: dict[int, list[torch.Tensor]] = {}
 
     def seen(layer: int, queries: torch.Tensor) -> None:
-        last[layer] = torch.cat([last[layer], queries], 1) if layer in last else queries
-        last[layer] = last[layer][:, -QUERIES:].clone()
+        last.setdefault(layer, []).append(queries[:, -QUERIES:].clone())
 
-    with torch.inference_mode(), attention.seeing(judge.model, seen):
+    positions: list[int] = []
+    model = judge.model
+    with torch.inference_mode(), attention.installed(model), attention.seeing(model, seen):
         for first in range(0, len(ids), PIECE):
             part = torch.tensor([ids[first : first + PIECE]])
             judge.model(input_ids=part, past_key_values=rows, use_cache=True, logits_to_keep=1)
-            progress(first + part.shape[1], len(ids))
+            end = first + part.shape[1]
+            positions += range(max(first, end - QUERIES), end)
+            progress(end, len(ids))
     return {
         "keys": torch.stack([layer.keys[0] for layer in rows.layers]),
         "values": torch.stack([layer.values[0] for layer in rows.layers]),
-        "queries": torch.stack([last[i] for i in range(len(rows.layers))]),
+        "queries": torch.stack([torch.cat(last[i], 1) for i in range(len(rows.layers))]),
+        "query_positions": torch.tensor(positions),
     }

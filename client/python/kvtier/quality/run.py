@@ -52,17 +52,26 @@ def cut(plan: Plan, judge: Judge, text: texts.Text) -> tuple[list[int], list[int
     return ids[:context], ids[context : context + plan.eval + 1]
 
 
-def calibrate(plan: Plan, judge: Judge, positions: int) -> dict[str, Any]:
+def calibrate(
+    plan: Plan, judge: Judge, positions: int, own: daemon.Daemon | None
+) -> dict[str, Any]:
     """The codebooks that the presets of the plan need, trained on other texts, for at least so many
-    positions."""
+    positions; and those of the daemon's space."""
     positions = (positions + 1023) // 1024 * 1024
     kinds = {find(p).books for p in plan.presets if "reference" in plan.engines} - {None}
-    if not kinds:
+    # One that only the daemon knows may need a codebook too.
+    wanted = [p for p in plan.presets if p == "default" or p not in PRESETS or PRESETS[p].books]
+    own = own if wanted else None
+    if not kinds and own is None:
         return {}
     ids = [judge.ids(text.content)[: texts.CALIBRATION_TOKENS] for text in plan.calibration]
+    read = []
     for text, tokens in zip(plan.calibration, ids):
         with Step(f"{text.name}: reading to calibrate") as step:
-            prefix.read(judge, tokens, step)
+            read.append(prefix.read(judge, tokens, step))
+    if own is not None:
+        with Step("codebook of the daemon"):
+            own.calibrate(judge, read)
     made = {}
     for kind in sorted(kinds):
         with Step(f"codebooks {kind}") as step:
@@ -80,7 +89,8 @@ def run(plan: Plan, judge: Judge) -> Iterator[dict[str, Any]]:
             yield from _probes(plan, judge, own)
             return
         parts = [(text, *cut(plan, judge, text)) for text in plan.texts]
-        made = calibrate(plan, judge, max(len(c) + len(rest) for _, c, rest in parts))
+        positions = max(len(c) + len(rest) for _, c, rest in parts)
+        made = calibrate(plan, judge, positions, own)
         for text, context, rest in parts:
             for row in _text(plan, judge, text, context, rest, made, own):
                 rows.append(row)
@@ -133,7 +143,7 @@ def _text(
 
 def _probes(plan: Plan, judge: Judge, own: daemon.Daemon | None) -> Iterator[dict[str, Any]]:
     context = CONTEXT if plan.context is None else plan.context
-    made = calibrate(plan, judge, min(judge.longest, context + 1024))
+    made = calibrate(plan, judge, min(judge.longest, context + 1024), own)
     for text in plan.texts:
         asked: list[probes.Probe] = []
         for kind in plan.probes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .codebook import in_order, train_codebook
+from .codebook import in_order, train_plain
 from .layer import Layer, half
 from .partition import Units
 
@@ -124,9 +124,14 @@ class Codes:
         if books is None:
             raise ValueError("key codes need codebooks: train them on another text first")
         book = books[layer.index]
+        codes = book.encode(layer.keys[:, : layer.stored])
         return {
-            "mean": book.decode_of(layer.keys[:, : layer.stored]),
+            "mean": book.decode(codes),
             "bytes_per_row": torch.tensor(book.bytes_per_row),
+            "codes": codes.to(torch.uint8),
+            "centroids": book.centroids,
+            "dims": book.dims,
+            "back": book.back,
         }
 
     def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
@@ -144,7 +149,7 @@ class OwnCodes:
     def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
         keys = layer.keys[:, : layer.stored]
         dims = in_order(layer.dim, self.subspaces)
-        book = train_codebook(keys[:, min(layer.sinks, layer.stored - 1) :], dims, self.bits)
+        book = train_plain(keys[:, min(layer.sinks, layer.stored - 1) :], dims, self.bits)
         return {"mean": book.decode_of(keys), "bytes_per_row": torch.tensor(book.bytes_per_row)}
 
     def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:

@@ -1,7 +1,6 @@
 """Puts a Reference into a transformers model: an attention function, and the hook to switch it on.
 
-    install(model)
-    with attending(model, reference):
+    with installed(model), attending(model, reference):
         model(ids, past_key_values=cache, use_cache=True)   # cache: the stored rows, exact
 
 For presets that look a layer ahead, a layer's queries are guessed from the input of the layer
@@ -63,6 +62,18 @@ def install(model: torch.nn.Module) -> None:
         for module in model.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module._exact_reference = link
+
+
+@contextmanager
+def installed(model: torch.nn.Module) -> Iterator[None]:
+    """install(), and what was there before afterwards."""
+    before = model.config._attn_implementation
+    install(model)
+    try:
+        yield
+    finally:
+        if before != NAME:
+            model.set_attn_implementation(before)
 
 
 @contextmanager

@@ -94,9 +94,11 @@ def fit(of_heads: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def place_in_unit(units: Units) -> torch.Tensor:
-    """How many rows of its unit lie before a row: [H or 1, C]."""
-    order = units.of_row.argsort(stable=True, dim=-1)
-    size = units.size()
-    first = size.cumsum(-1) - size
-    place = torch.arange(units.of_row.shape[1]) - first.gather(-1, units.of_row.gather(-1, order))
+    """How many rows of its unit that are not kept lie before a row: [H or 1, C]."""
+    heads = len(units.cost)
+    of_row = units.of_row.expand(heads, -1)
+    order = of_row.argsort(stable=True, dim=-1)
+    free = (~units.kept).long().expand(heads, -1).gather(-1, order)
+    first = units.cost.cumsum(-1) - units.cost  # free rows of the units before
+    place = free.cumsum(-1) - free - first.gather(-1, of_row.gather(-1, order))
     return torch.zeros_like(place).scatter_(-1, order, place)

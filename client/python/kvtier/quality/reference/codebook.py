@@ -1,4 +1,10 @@
-"""Codebooks of key codes: product quantisation with the halves of each RoPE pair in one sub-space.
+"""Codebooks of key codes: product quantisation (Jegou et al. 2011), either of the keys as they are
+or of the keys in coordinates that suit the queries.
+
+The second: errors count as the queries see them (metric: the second moment of the queries), axes
+are the principal ones of the keys in that metric, dealt out to the sub-spaces so that the products
+of their variances are alike (Ge et al., Optimized Product Quantization, 2013, eigenvalue
+allocation).
 
 A codebook must have seen the positions, not the text: a key turns with its position, so books
 trained on a text's first 2,000 tokens fail on its later ones, while books of another text over all
@@ -11,19 +17,26 @@ from dataclasses import dataclass
 
 import torch
 
+METRIC_FLOOR = 1e-3  # of the mean eigenvalue: no direction counts for nothing
+
 
 @dataclass
 class Codebook:
-    """Of one layer: H heads, M sub-spaces of s dimensions, 2^bits centroids each."""
+    """Of one layer: H heads, M sub-spaces of s dimensions, 2^bits centroids each. Codes are of
+    y = (key - mean) move; a code stands for the key y back + mean."""
 
     centroids: torch.Tensor  # [H, M, 2^bits, s]
-    dims: torch.Tensor  # int64 [M, s]: the dimensions of a sub-space
+    dims: torch.Tensor  # int64 [H, M, s]: the dimensions of y that a sub-space has
     bits: int
+    mean: torch.Tensor  # [H, 1, d]
+    move: torch.Tensor  # [H, d, d]
+    back: torch.Tensor  # [H, d, d]
 
     def encode(self, keys: torch.Tensor) -> torch.Tensor:
         """[H, n, d] -> int64 [H, n, M]."""
         heads, subspaces, _, width = self.centroids.shape
-        x = keys[:, :, self.dims.flatten()].view(heads, -1, subspaces, width).transpose(1, 2)
+        moved = (keys - self.mean) @ self.move
+        x = parts_of(moved, self.dims)
         nearest = nearest_of(x.flatten(0, 1), self.centroids.flatten(0, 1))
         return nearest.view(heads, subspaces, -1).transpose(1, 2)
 
@@ -31,11 +44,12 @@ class Codebook:
         """int64 [H, n, M] -> [H, n, d]."""
         heads, subspaces, size, width = self.centroids.shape
         flat = self.centroids.reshape(heads, subspaces * size, width)
-        index = (codes + torch.arange(subspaces) * size).reshape(heads, -1, 1).expand(-1, -1, width)
-        parts = flat.gather(1, index).view(heads, codes.shape[1], subspaces * width)
-        out = torch.empty_like(parts)
-        out[:, :, self.dims.flatten()] = parts
-        return out
+        index = (codes + torch.arange(subspaces) * size).reshape(heads, -1, 1)
+        parts = flat.gather(1, index.expand(-1, -1, width))
+        parts = parts.view(heads, codes.shape[1], subspaces * width)
+        moved = torch.empty_like(parts)
+        moved.scatter_(2, self.dims.view(heads, 1, -1).expand_as(parts), parts)
+        return moved @ self.back + self.mean
 
     def decode_of(self, keys: torch.Tensor) -> torch.Tensor:
         return self.decode(self.encode(keys))
@@ -43,6 +57,17 @@ class Codebook:
     @property
     def bytes_per_row(self) -> float:
         return self.centroids.shape[1] * self.bits / 8
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        names = ("centroids", "dims", "mean", "move", "back")
+        return {name: getattr(self, name) for name in names}
+
+
+def parts_of(x: torch.Tensor, dims: torch.Tensor) -> torch.Tensor:
+    """[H, n, d], [H, M, s] -> [H, M, n, s]."""
+    heads, subspaces, width = dims.shape
+    index = dims.view(heads, 1, -1).expand(-1, x.shape[1], -1)
+    return x.gather(2, index).view(heads, -1, subspaces, width).transpose(1, 2)
 
 
 def rope_pairs(dim: int, subspaces: int) -> torch.Tensor:
@@ -69,28 +94,76 @@ def nearest_of(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts, 1)
 
 
+def train_plain(keys: torch.Tensor, dims: torch.Tensor, bits: int, seed: int = 0) -> Codebook:
+    """Of keys [H, n, d] as they are, in sub-spaces dims [M, s]."""
+    heads, _, dim = keys.shape
+    same = torch.eye(dim).expand(heads, -1, -1)
+    dims = dims.expand(heads, -1, -1)
+    centroids = k_means(parts_of(keys, dims), bits, seed)
+    return Codebook(centroids, dims, bits, torch.zeros(heads, 1, dim), same, same)
+
+
 def train_codebook(
-    keys: torch.Tensor, dims: torch.Tensor, bits: int = 4, iterations: int = 12, seed: int = 0
+    keys: torch.Tensor, queries: torch.Tensor, subspaces: int, bits: int = 4, seed: int = 0
 ) -> Codebook:
-    """k-means in each sub-space over keys [H, n, d] (Lloyd; first centroids are random keys; a
-    centroid that loses its keys takes a random one)."""
-    heads, count, _ = keys.shape
-    subspaces, width = dims.shape
-    x = keys[:, :, dims.flatten()].view(heads, count, subspaces, width).transpose(1, 2)
-    x = x.flatten(0, 1).contiguous()  # [H M, n, s]
+    """Of keys [H, n, d] in the coordinates that suit queries [H, m, d]."""
+    mean = keys.mean(1, keepdim=True)
+    x = (keys - mean).double()
+    root, inverse = metric_of(queries.double())
+    variance, axes = torch.linalg.eigh(root @ (x.transpose(1, 2) @ x / x.shape[1]) @ root)
+    move, back = root @ axes, (inverse @ axes).transpose(1, 2)
+    dims = torch.stack([deal_out(of_head, subspaces) for of_head in variance])
+    moved = (x @ move).float()
+    centroids = k_means(parts_of(moved, dims), bits, seed)
+    return Codebook(centroids, dims, bits, mean, move.float(), back.float())
+
+
+def metric_of(queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The symmetric root of the queries' second moment, and its inverse: [H, d, d] each."""
+    values, vectors = torch.linalg.eigh(queries.transpose(1, 2) @ queries / queries.shape[1])
+    values = values.clamp_min(0)
+    values = (values + METRIC_FLOOR * values.mean(-1, keepdim=True)).sqrt()
+    turned = vectors.transpose(1, 2)
+    return vectors * values[:, None] @ turned, vectors / values[:, None] @ turned
+
+
+def deal_out(variance: torch.Tensor, subspaces: int) -> torch.Tensor:
+    """int64 [M, s]: axes by falling variance, each to the sub-space with room whose product of
+    variances is the smallest so far."""
+    room = len(variance) // subspaces
+    groups: list[list[int]] = [[] for _ in range(subspaces)]
+    load = [0.0] * subspaces
+    for axis in variance.argsort(descending=True, stable=True).tolist():
+        open_ones = [g for g in range(subspaces) if len(groups[g]) < room]
+        best = min(open_ones, key=lambda g: (load[g], len(groups[g])))
+        groups[best].append(axis)
+        load[best] += float((variance[axis].clamp_min(1e-9) / 1e-9).log())
+    return torch.tensor(groups)
+
+
+def k_means(x: torch.Tensor, bits: int, seed: int, iterations: int = 12) -> torch.Tensor:
+    """[H, M, n, s] -> centroids [H, M, 2^bits, s]. k-means++ to begin with, then Lloyd; a centroid
+    that loses its points stays where it is."""
+    shape, size = x.shape, 1 << bits
+    x = x.flatten(0, 1).contiguous()
+    count = x.shape[1]
     random = torch.Generator().manual_seed(seed)
-    size = 1 << bits
-    centroids = x[:, torch.randperm(count, generator=random)[:size]].clone()
+    centroids = torch.empty(len(x), size, x.shape[2])
+    nearest = torch.full(x.shape[:2], torch.inf)
+    chosen = torch.randint(count, (len(x),), generator=random)
+    for j in range(size):
+        centroids[:, j] = x[torch.arange(len(x)), chosen]
+        nearest = torch.minimum(nearest, (x - centroids[:, j, None]).square().sum(-1))
+        chosen = torch.multinomial(nearest.clamp_min(1e-30), 1, generator=random)[:, 0]
     for _ in range(iterations):
-        nearest = nearest_of(x, centroids)
-        weight = torch.zeros(len(x), size).scatter_add_(1, nearest, torch.ones(len(x), count))
-        total = torch.zeros(len(x), size, width).scatter_add_(
-            1, nearest[:, :, None].expand_as(x), x
+        of_point = nearest_of(x, centroids)
+        weight = torch.zeros(len(x), size).scatter_add_(1, of_point, torch.ones(len(x), count))
+        total = torch.zeros_like(centroids).scatter_add_(
+            1, of_point[:, :, None].expand_as(x), x
         )
-        other = x[:, torch.randint(count, (size,), generator=random)]
         alive = (weight > 0)[:, :, None]
-        centroids = torch.where(alive, total / weight.clamp_min(1)[:, :, None], other)
-    return Codebook(centroids.view(heads, subspaces, size, width), dims, bits)
+        centroids = torch.where(alive, total / weight.clamp_min(1)[:, :, None], centroids)
+    return centroids.view(*shape[:2], size, shape[3])
 
 
 def turn(keys: torch.Tensor, by: torch.Tensor, inverse_frequency: torch.Tensor) -> torch.Tensor:
@@ -104,12 +177,18 @@ def turn(keys: torch.Tensor, by: torch.Tensor, inverse_frequency: torch.Tensor) 
 
 
 def spread(
-    keys: torch.Tensor, positions: int, inverse_frequency: torch.Tensor, most: int, seed: int = 0
+    rows: torch.Tensor,
+    at: torch.Tensor,
+    positions: int,
+    inverse_frequency: torch.Tensor,
+    most: int,
+    seed: int = 0,
 ) -> torch.Tensor:
-    """`most` keys of [H, n, d] (positions 0 to n - 1), turned so that they lie evenly over
-    `positions` positions. The first 16 rows are left out: they are sinks, and like no others."""
-    skip = min(16, keys.shape[1] - 1)
+    """`most` rows of [H, n, d], keys or queries of positions at [n], turned so that they lie evenly
+    over `positions` positions. The first 16 positions are left out: they are sinks, and like no
+    others."""
+    usable = (at >= min(16, int(at.max()))).nonzero()[:, 0]
     random = torch.Generator().manual_seed(seed)
-    row = torch.randint(skip, keys.shape[1], (most,), generator=random)
+    row = usable[torch.randint(len(usable), (most,), generator=random)]
     target = torch.arange(most) * positions // most
-    return turn(keys[:, row], target - row, inverse_frequency)
+    return turn(rows[:, row], target - at[row], inverse_frequency)

@@ -28,7 +28,7 @@ class Reference:
     preset: Preset
     budget: int
     stored: int
-    delimiter: torch.Tensor  # bool, at least as many as rows will be seen
+    boundary: torch.Tensor  # class of each token's boundary (Layer), for all rows to come
     layers: int
     sinks: int = 16
     window: int = 64
@@ -61,9 +61,10 @@ class Reference:
         layer = self._layer(index, q, k, v, scale)
         new = q.shape[1]
         anchors, wanted = self._wanted_rows(layer, new)
-        out = self._attend(layer, wanted, new)
-        self._count(layer, anchors, wanted, new)
-        return out
+        if anchors is not None:
+            wanted = self._fetch(layer, anchors, wanted, new)
+        self.tally.count_steps(layer, wanted, new)
+        return self._attend(layer, wanted, new)
 
     def _layer(
         self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
@@ -83,7 +84,7 @@ class Reference:
             scale,
             self.sinks,
             self.window,
-            self.delimiter,
+            self.boundary,
             self.budget,
             self.frequency,
             grouped(None if self.prompt_queries is None else self.prompt_queries[index]),
@@ -199,24 +200,40 @@ class Reference:
 
     # ---- what it cost
 
-    def _count(
-        self, layer: Layer, anchors: torch.Tensor | None, wanted: torch.Tensor, new: int
-    ) -> None:
-        tally, preset = self.tally, self.preset
-        tally.count_steps(layer, wanted, new)
-        if anchors is None:
-            return
-        tally.selections += int((anchors == torch.arange(layer.steps)[-new:]).any(0).sum())
+    def _fetch(
+        self, layer: Layer, anchors: torch.Tensor, wanted: torch.Tensor, new: int
+    ) -> torch.Tensor:
+        """Counts, and leaves out of `wanted` what is neither there nor waited for."""
+        tally, fetch = self.tally, self.preset.fetch
+        steps = torch.arange(layer.steps)[-new:]
+        tally.selections += int((anchors == steps).any(0).sum())
         if layer.steps == new:
             units, vectors = self._abstracts(layer)
             tally.count_bytes(layer, units, vectors)
-        if not self.track:
-            return
+        if not self.track and not fetch.wait_above:
+            return wanted
         guessed = None
-        if preset.fetch.query is not None:
-            steps = torch.arange(layer.steps)[-new:]
-            guessed = self._choose(layer, steps, preset.fetch.query)
-        tally.count_entering(layer, anchors, wanted, guessed, new)
+        if fetch.query is not None:
+            guessed = self._choose(layer, steps, fetch.query)
+        late = tally.enter(layer, anchors, wanted, guessed, new)
+        if fetch.wait_above:
+            behind = late & (self._mass(layer, steps) < fetch.wait_above) & ~layer.kept[:, None]
+            wanted, late = wanted & ~behind, late & ~behind
+        tally.count_waiting(layer, late, new)
+        return wanted
+
+    def _mass(self, layer: Layer, steps: torch.Tensor) -> torch.Tensor:
+        """[H, len(steps), C]: the estimated share of the attention mass of each row, for presets
+        whose units are single rows."""
+        units, vectors = self._abstracts(layer)
+        if getattr(units, "of_row", 0) is not None:
+            raise ValueError("only single rows can be left out of a step")
+        queries = self.preset.query.of(layer)[:, :, steps]
+        parts = [
+            self.preset.group.of(self.preset.score.of(q, vectors, layer.scale), layer.scale)
+            for q in queries.split(BLOCK, 2)
+        ]
+        return torch.cat(parts, 1)
 
 
 def repeated(x: torch.Tensor, selections: int) -> torch.Tensor:

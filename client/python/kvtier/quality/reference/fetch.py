@@ -15,6 +15,7 @@ class Demand:
     """Selected, then fetched, then attended to: every row that enters is waited for."""
 
     query: Any = None
+    wait_above: float = 0.0
 
     def early(self, anchors: torch.Tensor, steps: torch.Tensor) -> torch.Tensor | None:
         return None
@@ -26,6 +27,7 @@ class Behind:
     selects with the step's own query waits (FreeKV)."""
 
     query: Any = None
+    wait_above: float = 0.0
 
     def early(self, anchors: torch.Tensor, steps: torch.Tensor) -> torch.Tensor | None:
         return anchors < steps
@@ -34,9 +36,12 @@ class Behind:
 @dataclass(frozen=True)
 class LookAhead:
     """While the layer before computes, what `query` would choose is fetched; the layer then chooses
-    with its own query and waits for the rest. What is attended to does not change."""
+    with its own query and waits for the rest, or only for rows above the share `wait_above` of the
+    estimated mass: the others come behind, for the next step. With 0 what is attended to does not
+    change."""
 
     query: Any
+    wait_above: float = 0.0
 
     def early(self, anchors: torch.Tensor, steps: torch.Tensor) -> torch.Tensor | None:
         return None

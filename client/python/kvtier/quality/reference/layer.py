@@ -21,7 +21,7 @@ class Layer:
     scale: float
     sinks: int
     window: int
-    delimiter: torch.Tensor  # bool [T]: the token ends a sentence
+    boundary: torch.Tensor  # [T] of each token: 0 none, 1 clause, 2 sentence, 3 paragraph
     budget: int = 0  # rows that the user gives
     frequency: torch.Tensor | None = None  # of RoPE, [d / 2 or less]; row i is at position i
     prompt_queries: torch.Tensor | None = None  # [H, g, m, d]: of the last m stored tokens
@@ -36,6 +36,11 @@ class Layer:
     @property
     def heads(self) -> int:
         return self.keys.shape[0]
+
+    @property
+    def delimiter(self) -> torch.Tensor:
+        """bool [T]: the token ends a sentence."""
+        return self.boundary >= 2
 
     @property
     def group(self) -> int:

@@ -18,6 +18,7 @@ class Units:
     of_row: torch.Tensor | None  # int64 [H or 1, C]; None: every row is a unit of its own
     count: int  # U, the most of any head
     cost: torch.Tensor  # int64 [H or 1, U]: rows that are not kept anyway; 0: nothing to choose
+    kept: torch.Tensor  # bool [H or 1, C]: rows that every step attends to
 
     def size(self) -> torch.Tensor:
         """Rows of each unit, kept ones included: [H or 1, U]."""
@@ -49,7 +50,7 @@ def units_of(of_row: torch.Tensor, kept: torch.Tensor) -> Units:
     heads = max(len(of_row), len(kept))
     free = (~kept).long().expand(heads, -1)
     cost = torch.zeros(heads, count, dtype=torch.int64)
-    return Units(of_row, count, cost.scatter_add_(1, of_row.expand(heads, -1), free))
+    return Units(of_row, count, cost.scatter_add_(1, of_row.expand(heads, -1), free), kept)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Rows:
     """Every row a unit."""
 
     def split(self, layer: Layer) -> Units:
-        return Units(None, layer.stored, (~layer.kept).long())
+        return Units(None, layer.stored, (~layer.kept).long(), layer.kept)
 
 
 @dataclass(frozen=True)
@@ -88,19 +89,30 @@ class Tree:
 
 @dataclass(frozen=True)
 class Sentences:
-    """Up to a delimiter token, which belongs to the sentence that it ends; at most `longest`
-    tokens (SentenceKV, arXiv 2504.00970, section 3; the cap is ours, papers.md 4.2)."""
+    """Up to a delimiter token, which belongs to the sentence that it ends (SentenceKV, arXiv
+    2504.00970, section 3). The caps are ours: at most `longest` tokens, cut behind the last clause
+    of its second half where there is one; none goes over the end of a segment."""
 
     longest: int = 128
+    segment: int = 2048
 
     def split(self, layer: Layer) -> Units:
-        of_row, unit, begin = [], 0, 0
-        delimiter = layer.delimiter.tolist()
+        of_row = torch.empty(1, layer.stored, dtype=torch.int64)
+        boundary = layer.boundary.tolist()
+        starts = [0]
+        clause = 0
         for row in range(layer.stored):
-            of_row.append(unit)
-            if delimiter[row] or row + 1 - begin == self.longest:
-                unit, begin = unit + 1, row + 1
-        return units_of(torch.tensor([of_row]), layer.kept)
+            begin, end = starts[-1], row + 1
+            if boundary[row] >= 2 or end % self.segment == 0:
+                starts.append(end)
+                continue
+            if boundary[row] == 1:
+                clause = end
+            if end - begin == self.longest:
+                starts.append(clause if clause - begin > self.longest // 2 else end)
+        for unit, (first, last) in enumerate(zip(starts, starts[1:] + [layer.stored])):
+            of_row[0, first:last] = unit
+        return units_of(of_row, layer.kept)
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ def spherical_k_means(
     """([H, n] cluster of each key, clusters): unit vectors, centroids are means of them, the
     nearest is that with the largest cosine."""
     heads, n, dim = keys.shape
-    count = max(1, n // rows)
+    count = -(-n // rows)
     x = torch.nn.functional.normalize(keys, dim=-1)
     centroids = x[:, torch.arange(count) * n // count]
     of_row = torch.zeros(heads, n, dtype=torch.int64)

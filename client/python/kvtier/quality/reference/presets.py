@@ -29,11 +29,12 @@ class Preset:
     dense: tuple[int, ...] = field(default=())  # layers that attend to everything
 
 
-# Key codes: sub-spaces per head dimension of 64, bits, and whether RoPE's pairs stay together.
-# A codebook is trained for all sequences, over all positions.
+# Key codes: dimensions per sub-space, bits, and the coordinates that are quantised: those that suit
+# the queries, or the keys as they are with RoPE's pairs together. A codebook is trained for all
+# sequences, over all positions.
 BOOKS = {
-    "4x4": {"width": 4, "bits": 4, "pairs": True},
-    "8x8": {"width": 8, "bits": 8, "pairs": True},
+    "codes": {"width": 4, "bits": 4, "coordinates": "queries"},
+    "plain": {"width": 4, "bits": 4, "coordinates": "pairs"},
 }
 
 _TABLE = [
@@ -110,14 +111,15 @@ _TABLE = [
         group=group.MeanScore(),
         budget=budget.Tokens(cut=True),
     ),
-    # Ours: single rows by 4-bit product codes.
-    Preset("codes", abstract=abstract.Codes("4x4"), books="4x4"),
-    Preset("codes-8x8", abstract=abstract.Codes("8x8"), books="8x8"),
+    # Ours: single rows by 4-bit product codes, in coordinates that suit the queries.
+    Preset("codes", abstract=abstract.Codes("codes"), books="codes"),
+    # The same without the change of coordinates.
+    Preset("codes-plain", abstract=abstract.Codes("plain"), books="plain"),
     # The same choice; what the query guessed a layer ahead would choose is brought before.
     Preset(
         "codes-lookahead",
-        abstract=abstract.Codes("4x4"),
-        books="4x4",
+        abstract=abstract.Codes("codes"),
+        books="codes",
         fetch=fetch.LookAhead(query.Ahead()),
     ),
     # What codes would be without an error.
@@ -125,8 +127,8 @@ _TABLE = [
     # Codes, and attention from a 4-bit copy but for the rows above 1 % of the mass.
     Preset(
         "progressive",
-        abstract=abstract.Codes("4x4"),
-        books="4x4",
+        abstract=abstract.Codes("codes"),
+        books="codes",
         precision=precision.LowBit(4, 4, hot=0.01),
     ),
 ]

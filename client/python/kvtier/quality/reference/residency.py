@@ -26,24 +26,25 @@ class Lru:
     def entering(
         self, wanted: torch.Tensor, capacity: int, guessed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """bool [S, n, C] rows that each step attends to, and those that a guess brings before it ->
-        int64 [S, n] each: rows that entered, those of them that only the step itself asked for,
-        and those that the guess brought in vain. A row that is guessed in vain takes a slot as an
-        old one does."""
+        """bool [S, n, C] rows that each step chooses, and those that a guess brings before it ->
+        int64 [S, n] rows that entered, bool [S, n, C] those of them that only the step itself asked
+        for, int64 [S, n] rows that the guess brought in vain. A row that is guessed in vain takes a
+        slot as an old one does."""
         mask = wanted.numpy()
         selections, steps, rows = mask.shape
         recency = np.full((selections, rows), -1, dtype=np.int64)  # -1: not resident
         place = np.arange(rows, dtype=np.int64)
-        out = np.zeros((3, selections, steps), dtype=np.int64)
+        entered, vain_rows = np.zeros((2, selections, steps), dtype=np.int64)
+        late = np.zeros_like(mask)
         for i in range(steps):
             now = mask[:, i]
             missing = now & (recency < 0)
             brought = np.zeros_like(now) if guessed is None else guessed[:, i].numpy()
             brought = brought & (recency < 0)
-            out[0, :, i] = missing.sum(1)
-            out[1, :, i] = (missing & ~brought).sum(1)
+            entered[:, i] = missing.sum(1)
+            late[:, i] = missing & ~brought
             vain = brought & ~now
-            out[2, :, i] = vain.sum(1)
+            vain_rows[:, i] = vain.sum(1)
             stamp = place + i * 2 * rows + rows * missing
             recency = np.where(now, stamp, np.where(vain, place, recency))
             for s, over in enumerate((recency >= 0).sum(1) - capacity):
@@ -51,4 +52,4 @@ class Lru:
                     resident = np.flatnonzero(recency[s] >= 0)
                     oldest = np.argpartition(recency[s, resident], over - 1)[:over]
                     recency[s, resident[oldest]] = -1
-        return tuple(torch.from_numpy(x) for x in out)
+        return torch.from_numpy(entered), torch.from_numpy(late), torch.from_numpy(vain_rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .abstract import Vectors
+from .codebook import parts_of
 
 
 def product(queries: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -39,3 +40,30 @@ class UpperBound:
             return product(queries, vectors["mean"]) + radius
         high = product(queries.clamp_min(0), vectors["high"])
         return high.add_(product(queries.clamp_max(0), vectors["low"]))
+
+
+@dataclass(frozen=True)
+class ByteTables:
+    """As Dot with codes, but the tables of products are rounded to bytes, one step for all
+    sub-spaces of a query, as a look-up by byte shuffles has them (Andre et al., Quicker ADC). The
+    step is rounded up to 10 significant bits, so that a step times a sum is exact."""
+
+    def of(self, queries: torch.Tensor, vectors: Vectors, scale: float) -> torch.Tensor:
+        heads, group, steps, dim = queries.shape
+        moved = queries.reshape(heads, group * steps, dim) @ vectors["back"].transpose(1, 2)
+        parts = parts_of(moved, vectors["dims"])  # [H, M, q, s]
+        tables = parts @ vectors["centroids"].transpose(2, 3)  # [H, M, q, K]
+        low = tables.amin(-1, keepdim=True)
+        widest = (tables.amax(-1, keepdim=True) - low).amax(1, keepdim=True)
+        dropped = (1 << 14) - 1
+        step = (((widest / 255).clamp_min(1e-30).view(torch.int32) + dropped) & ~dropped).view(
+            torch.float32
+        )
+        rounded = ((tables - low) / step).round()
+        codes = vectors["codes"].long()
+        total = torch.zeros(heads, group * steps, codes.shape[1])
+        for m in range(codes.shape[2]):
+            index = codes[:, None, :, m].expand(-1, group * steps, -1)
+            total += rounded[:, m].gather(2, index)
+        scores = total * step[:, 0] + low.sum(1)
+        return scores.view(heads, group, steps, -1)

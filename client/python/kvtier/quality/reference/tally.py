@@ -48,14 +48,16 @@ class Tally:
         each = sum(abstract.bytes(u, v, layer.dim) for u, v in pairs)
         self.abstract_bytes += (each + self.preset.precision.device_bytes(layer)) * layer.heads
 
-    def count_entering(
+    def enter(
         self,
         layer: Layer,
         anchors: torch.Tensor,
         wanted: torch.Tensor,
         guessed: torch.Tensor | None,
         new: int,
-    ) -> None:
+    ) -> torch.Tensor:
+        """Counts what enters the slot cache at the newest steps; bool [H or 1, new, C]: rows that
+        are not there when the step needs them."""
         preset = self.preset
         rows = preset.budget.rows(layer.budget, layer)
         kept = int(layer.kept.sum(-1).max())
@@ -65,19 +67,26 @@ class Tally:
         if guessed is not None:
             guessed = of_kv_heads(guessed, layer.heads)
             brought = self._history(self._guessed, layer.index, guessed)
-        entered, waited, unused = preset.residency.entering(mask, capacity, brought)
-        early = preset.fetch.early(anchors, torch.arange(layer.steps)[-new:])
+        entered, late, unused = preset.residency.entering(mask, capacity, brought)
         times = layer.heads // len(mask)
-        entered, waited, unused = entered[:, -new:], waited[:, -new:], unused[:, -new:]
+        entered, late, unused = entered[:, -new:], late[:, -new:], unused[:, -new:]
+        early = preset.fetch.early(anchors, torch.arange(layer.steps)[-new:])
         if early is not None:
-            waited = waited.masked_fill(early, 0)
+            late = late & ~early[..., None]
         if layer.steps == new:
             self.first_rows += int(entered[:, 0].sum()) * times
-            entered, waited, unused = entered[:, 1:], waited[:, 1:], unused[:, 1:]
+            entered, unused = entered[:, 1:], unused[:, 1:]
         self.rows_entered += int(entered.sum()) * times
-        self.rows_waited += int(waited.sum()) * times
         self.rows_guessed += int(unused.sum()) * times
-        self.layer_steps_waited += int((waited.sum(0) > 0).sum())
+        return late
+
+    def count_waiting(self, layer: Layer, waited: torch.Tensor, new: int) -> None:
+        """bool [H or 1, new, C]: what the newest steps waited for."""
+        counts = waited.sum(-1)
+        if layer.steps == new:
+            counts = counts[:, 1:]
+        self.rows_waited += int(counts.sum()) * (layer.heads // len(waited))
+        self.layer_steps_waited += int((counts.sum(0) > 0).sum())
 
     def count_hot(self, index: int, hot: torch.Tensor) -> None:
         """bool [H, b, C] of the newest b steps."""

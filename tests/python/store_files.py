@@ -1,0 +1,71 @@
+"""What the files of a store say, read as docs/formats.md has it: for tests that need to know which
+units and codes the daemon made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kvtier.quality.reference.codebook import Codebook
+
+HEAD = 4096
+
+
+def padded(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+def codebook(store: Path, kv_heads: int, dim: int) -> Codebook:
+    """The one codebook of a store with one layer."""
+    (path,) = (store / "codebooks").glob("*.kvb")
+    file = path.read_bytes()
+    assert file[:8] == b"KVTCBK\x1a\n"
+    at, heads = HEAD + 64, []
+    for _ in range(kv_heads):
+        begin = at
+
+        def take(kind: type, count: int) -> torch.Tensor:
+            nonlocal at
+            part = np.frombuffer(file, kind, count, at)
+            at += part.nbytes
+            return torch.from_numpy(part.copy())
+
+        mean = take(np.float32, dim)
+        encode = take(np.float32, dim * dim).view(dim, dim)
+        query_map = take(np.float32, dim * dim).view(dim, dim)
+        entries = take(np.float32, 16 * dim)
+        subspaces = dim // 4
+        first = take(np.uint16, subspaces + 1).long()
+        dims = take(np.uint16, dim).long()
+        assert first.tolist() == list(range(0, dim + 1, 4))
+        heads.append((mean, encode, query_map, entries.view(subspaces, 16, 4), dims.view(-1, 4)))
+        at = begin + padded(at - begin)
+    mean, encode, query_map, entries, dims = (torch.stack(x) for x in zip(*heads))
+    return Codebook(entries, dims, 4, mean[:, None], encode, query_map.transpose(1, 2))
+
+
+def clusters(store: Path, kind: int, kv_heads: int, dim: int) -> torch.Tensor:
+    """Unit of each row, int64 [H, C], from the first segment's sidecar of that kind, whose vectors
+    are means; one layer."""
+    path = min((store / "sidecars").glob(f"*-{kind}.kva"))
+    file = path.read_bytes()
+    assert file[:8] == b"KVTSID\x1a\n"
+    units, tokens = np.frombuffer(file, np.uint32, 2, 48).tolist()
+    at, of_row = HEAD + 64, torch.empty(kv_heads, tokens, dtype=torch.int64)
+    for head in range(kv_heads):
+        members = np.frombuffer(file, np.uint16, tokens, at).astype(np.int64)
+        at += padded(2 * tokens)
+        starts = np.frombuffer(file, np.uint16, units + 1, at).astype(np.int64)
+        at += padded(2 * (units + 1)) + padded(2 * units * dim)
+        for unit in range(units):
+            of_row[head, members[starts[unit] : starts[unit + 1]]] = unit
+    return of_row
+
+
+def kind_of(partition: int, abstract: int, tokens: int, parameter: int = 0) -> int:
+    """As kernels/abstract_spec.h packs it."""
+    return partition | abstract << 4 | (tokens - 1) << 8 | parameter << 20
+
+
