@@ -174,8 +174,9 @@ TEST_F(Transfer, ACompactionThatFailsAnywhereLosesNothing) {
     KVT_ASSERT_OK(kvt_sequence_close(create_sequence(space, "witness")));
     kvt_space_close(space);
   }
-  int failed = 0;
-  for (int batch = 1; batch < 20; ++batch) {
+  // Batches that the closes before left to write are counted, too, so a swap does not end it.
+  int failed = 0, done = 0;
+  for (int batch = 1; batch <= 8; ++batch) {
     const std::string name = "chat" + std::to_string(batch);
     Model model(shape);
     kvt_space* space = open_space(shape);
@@ -212,11 +213,10 @@ TEST_F(Transfer, ACompactionThatFailsAnywhereLosesNothing) {
     space = open_space(shape);
     expect_whole();
     kvt_space_close(space);
-    if (swapped) break;
-    ++failed;
+    ++(swapped ? done : failed);
   }
   EXPECT_GE(failed, 2) << "the seal and the swap";
-  EXPECT_LT(failed, 10);
+  EXPECT_GE(done, 1);
 }
 
 }  // namespace
