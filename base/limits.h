@@ -21,6 +21,8 @@ inline constexpr std::uint32_t kSegmentTokensMax =
 inline constexpr std::uint32_t kChunkTokensMax = 64;  // one row mask covers a chunk
 inline constexpr std::uint32_t kChunkTokensDefault = 32;
 inline constexpr std::uint64_t kSequenceTokensMax = 16ull << 20;
+inline constexpr std::uint32_t kTokenTextBytesMax = 1024;   // text of one token
+inline constexpr std::uint32_t kTextTokensMax = 64 * 1024;  // whose texts one request may ask for
 inline constexpr std::uint32_t kSequenceSegmentsMax = 16384;
 // Kinds of abstracts that a space may have at once.
 inline constexpr std::uint32_t kSpaceAbstractsMax = 16;
@@ -55,6 +57,8 @@ static_assert(kChunkTokensMax <= 64, "a row mask is one 64-bit word");
 static_assert(kCompletionEntries >= 2 * kSubmissionEntries,
               "completions of everything in flight must fit");
 static_assert(kSlotBytesMax <= kArenaPageBytes, "a slot lies inside one arena page");
+static_assert(std::uint64_t{kTextTokensMax} * (kTokenTextBytesMax + 2) < kControlFrameBytesMax,
+              "the texts of a request fit in one control frame");
 static_assert(kSequenceTokensMax * 4 < kControlFrameBytesMax,
               "a sequence's token ids fit in one control frame");
 

@@ -6,6 +6,7 @@
 // it: its memory is not mapped there.
 #include "client/c_abi.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -276,6 +277,49 @@ kvt_status kvt_sequence_append(kvt_sequence* sequence, const kvt_token* tokens, 
   return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
     KVT_TRY_VOID(kvtier::check_pointers(tokens));
     return object.append({reinterpret_cast<const kvtier::TokenRecord*>(tokens), count});
+  });
+}
+
+kvt_status kvt_sequence_append_with_texts(kvt_sequence* sequence, const kvt_token* tokens,
+                                          uint32_t count, const uint16_t* text_bytes,
+                                          const char* texts) {
+  return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(tokens, text_bytes, texts));
+    kvtier::TokenTexts given;
+    std::size_t sum = 0;
+    for (uint32_t i = 0; i < count; ++i) {
+      if (text_bytes[i] > kvtier::kTokenTextBytesMax)
+        return error_with(Code::kTooLarge, "token %u has a text of %u bytes: at most %u", i,
+                          text_bytes[i], kvtier::kTokenTextBytesMax);
+      sum += text_bytes[i];
+    }
+    KVT_TRY_VOID(given.append({text_bytes, text_bytes + count},
+                              {reinterpret_cast<const std::byte*>(texts), sum}));
+    return object.append({reinterpret_cast<const kvtier::TokenRecord*>(tokens), count},
+                         std::move(given));
+  });
+}
+
+kvt_status kvt_sequence_texts(kvt_sequence* sequence, uint64_t first, uint64_t count,
+                              uint16_t* out_bytes, char* out_texts, uint64_t room,
+                              uint64_t* out_total) {
+  return kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(out_total));
+    *out_total = 0;
+    if (count == 0) return {};
+    KVT_TRY_VOID(kvtier::check_pointers(out_bytes));
+    kvtier::TokenTexts texts;
+    KVT_TRY_VOID(object.read_texts(first, count, &texts));
+    std::copy(texts.lengths().begin(), texts.lengths().end(), out_bytes);
+    const std::span<const std::byte> bytes = texts.bytes();
+    *out_total = bytes.size();
+    if (bytes.size() > room)
+      return error_with(Code::kTooLarge, "the texts are %zu bytes, there is room for %llu",
+                        bytes.size(), static_cast<unsigned long long>(room));
+    if (bytes.empty()) return {};
+    KVT_TRY_VOID(kvtier::check_pointers(out_texts));
+    std::memcpy(out_texts, bytes.data(), bytes.size());
+    return {};
   });
 }
 

@@ -86,6 +86,7 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
           json_uint(reply.body, "tokens_sealed", 0, kSequenceTokensMax));
   KVT_TRY(const std::uint64_t in_tail, json_uint(reply.body, "tail_tokens", 0, kSegmentTokensMax));
   KVT_TRY(const bool is_private, json_bool(reply.body, "private", false));
+  KVT_TRY(const bool tail_texts, json_bool(reply.body, "tail_texts", false));
   if (id == 0 || handle == 0) return error(Code::kProtocol, "the daemon's reply names no sequence");
   KVT_TRY(Directory directory, Directory::map(reply.fds[0].get()));
   KVT_TRY_VOID(directory.refresh());
@@ -96,6 +97,12 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
     KVT_TRY(Mapping memory, map_tail(reply.fds[1].get(), space_->tail_layout()));
     Tail fresh(&space_->geometry(), &space_->tail_layout(), std::move(memory), sealed,
                static_cast<std::uint32_t>(in_tail));
+    if (tail_texts && !tail_) {
+      Tail::Half& stored = fresh.half(0);
+      KVT_TRY_VOID(fetch_texts(connection, static_cast<std::uint32_t>(handle), sealed, in_tail,
+                               &stored.texts));
+      stored.texts_told = static_cast<std::uint32_t>(in_tail);
+    }
     if (tail_) {
       const auto unchanged = check_unchanged(connection, handle, directory, fresh);
       if (!unchanged) {  // not ours to write any more: let others in
@@ -108,6 +115,7 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
               static_cast<unsigned long long>(id),
               static_cast<unsigned long long>(fresh.length() - sealed - in_tail));
     }
+    fresh.half(0).any_told = fresh.half(0).any_told || tail_texts;
     tail_.emplace(std::move(fresh));
   }
   connection_ = connection;

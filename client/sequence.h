@@ -61,7 +61,11 @@ class Sequence {
   [[nodiscard]] Result<void> read_tokens(std::uint64_t first, std::uint64_t count,
                                          TokenRecord* out);
 
-  [[nodiscard]] Result<void> append(std::span<const TokenRecord> tokens);
+  // Texts of tokens [first, first + count), appended to `out`.
+  [[nodiscard]] Result<void> read_texts(std::uint64_t first, std::uint64_t count, TokenTexts* out);
+
+  // `texts`: of all tokens, or none.
+  [[nodiscard]] Result<void> append(std::span<const TokenRecord> tokens, TokenTexts texts = {});
   [[nodiscard]] Result<void> write(std::uint32_t layer, std::uint32_t first, std::uint32_t count,
                                    const StridedRows& k, const StridedRows& v);
   [[nodiscard]] Result<void> finish_piece();
@@ -139,6 +143,9 @@ class Sequence {
   template <class Work>
   auto with_connection(Patience patience, Work&& work) -> decltype(work());
 
+  Result<void> tell_texts(std::uint32_t half, std::uint32_t tokens);
+  Result<void> fetch_texts(const std::shared_ptr<Connection>& connection, std::uint32_t handle,
+                           std::uint64_t first, std::uint64_t count, TokenTexts* out) const;
   Result<void> submit_seals();
   Result<void> submit_seal(std::uint32_t half);
   Result<void> settle_seal(std::uint32_t half);  // waits

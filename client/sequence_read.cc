@@ -40,6 +40,41 @@ Result<void> Sequence::read_tokens(std::uint64_t first, std::uint64_t count, Tok
   return {};
 }
 
+Result<void> Sequence::fetch_texts(const std::shared_ptr<Connection>& connection,
+                                   std::uint32_t handle, std::uint64_t first, std::uint64_t count,
+                                   TokenTexts* out) const {
+  for (std::uint64_t at = first; at < first + count;) {
+    const std::uint64_t step = std::min<std::uint64_t>(first + count - at, kTextTokensMax);
+    const Json request{{"op", "texts"}, {"handle", handle}, {"first", at}, {"count", step}};
+    KVT_TRY(const ControlMessage reply,
+            connection->call(request, {}, 0, space_->client().deadline()));
+    const auto texts = TokenTexts::parse(reply.payload, static_cast<std::uint32_t>(step));
+    if (!texts) return error(Code::kProtocol, "the daemon sent texts that are none");
+    out->append(*texts, 0, static_cast<std::uint32_t>(step));
+    at += step;
+  }
+  return {};
+}
+
+Result<void> Sequence::read_texts(std::uint64_t first, std::uint64_t count, TokenTexts* out) {
+  KVT_TRY_VOID(check_open());
+  if (first > length() || count > length() - first)
+    return error_with(Code::kInvalid, "tokens %llu to %llu: the sequence has %llu",
+                      static_cast<unsigned long long>(first),
+                      static_cast<unsigned long long>(first + count),
+                      static_cast<unsigned long long>(length()));
+  const std::uint64_t sealed_end = std::clamp(tail_first(), first, first + count);
+  if (sealed_end != first) {
+    const std::uint32_t before = out->tokens();
+    KVT_TRY_VOID(with_connection(Patience::kFull, [&] {
+      out->resize(before);  // what came of an attempt that was cut off
+      return fetch_texts(connection_, handle_, first, sealed_end - first, out);
+    }));
+  }
+  if (tail_) tail_->append_texts(sealed_end, first + count, out);
+  return {};
+}
+
 Result<void> Sequence::read(std::uint32_t layer, std::uint64_t first, std::uint64_t count,
                             std::byte* k, std::byte* v) {
   KVT_TRY_VOID(check_open());

@@ -25,7 +25,7 @@ const KernelTable* kernels() {
 
 }  // namespace
 
-Result<void> Sequence::append(std::span<const TokenRecord> tokens) {
+Result<void> Sequence::append(std::span<const TokenRecord> tokens, TokenTexts texts) {
   KVT_TRY_VOID(check_writable());
   if (tokens.empty() || tokens.size() > kPieceTokensMax)
     return error_with(Code::kInvalid, "a piece of %zu tokens: append 1 to %u at a time",
@@ -47,7 +47,7 @@ Result<void> Sequence::append(std::span<const TokenRecord> tokens) {
     clear_error_text();
     KVT_TRY_VOID(with_connection(Patience::kFull, [this, count] { return make_room(count); }));
   }
-  tail_->begin_piece(tokens);
+  tail_->begin_piece(tokens, std::move(texts));
   piece_begun_ = std::chrono::steady_clock::now();
   return {};
 }
@@ -146,7 +146,24 @@ Result<void> Sequence::abort_piece() {
 
 // ---- seals --------------------------------------------------------------------------------------
 
+// Before the daemon takes `tokens` tokens of the half.
+Result<void> Sequence::tell_texts(std::uint32_t half, std::uint32_t tokens) {
+  TokenTexts texts;
+  if (!tail_->texts_to_tell(half, tokens, &texts)) return {};
+  Tail::Half& told = tail_->half(half);
+  KVT_TRY_VOID(connection_->call(Json{{"op", "set_texts"},
+                                      {"handle", handle_},
+                                      {"half", half},
+                                      {"first", told.texts_told},
+                                      {"count", tokens - told.texts_told}},
+                                 texts.encode(), 0, space_->client().deadline()));
+  told.texts_told = tokens;
+  told.any_told = true;
+  return {};
+}
+
 Result<void> Sequence::submit_seal(std::uint32_t half) {
+  KVT_TRY_VOID(tell_texts(half, tail_->half(half).tokens));
   Submission submission{};
   submission.op = static_cast<std::uint16_t>(Op::kSeal);
   submission.priority = static_cast<std::uint8_t>(Priority::kDemand);
@@ -248,6 +265,7 @@ Result<void> Sequence::commit_once(bool again) {
     // Nothing was written here yet: a sequence of shared tokens only may be in no catalogue.
     if (row_durable_) return {};
   }
+  KVT_TRY_VOID(tell_texts(tail_->active(), active.tokens));
   Submission submission{};
   submission.op = static_cast<std::uint16_t>(Op::kCommit);
   submission.priority = static_cast<std::uint8_t>(Priority::kCommit);

@@ -22,6 +22,13 @@ void copy_rows(std::byte* target, std::uint64_t target_stride, const std::byte* 
     std::memcpy(target + i * target_stride, source + i * source_stride, row_bytes);
 }
 
+Tail::Half empty_half(std::uint64_t first_token) {
+  Tail::Half half;
+  half.state = Tail::HalfState::kFilling;
+  half.first_token = first_token;
+  return half;
+}
+
 }  // namespace
 
 Tail::Tail(const Geometry* geometry, const TailLayout* layout, Mapping memory,
@@ -30,8 +37,9 @@ Tail::Tail(const Geometry* geometry, const TailLayout* layout, Mapping memory,
       layout_(layout),
       memory_(std::move(memory)),
       written_(geometry->layers.size() * kWords) {
-  halves_[0] = {tail_tokens == kHalf ? HalfState::kFull : HalfState::kFilling, tail_tokens,
-                first_token, tail_tokens, 0};
+  halves_[0].state = tail_tokens == kHalf ? HalfState::kFull : HalfState::kFilling;
+  halves_[0].tokens = halves_[0].durable_tokens = tail_tokens;
+  halves_[0].first_token = first_token;
 }
 
 std::uint64_t Tail::first_token() const noexcept {
@@ -55,14 +63,15 @@ bool Tail::advance() noexcept {
   if (halves_[other].state != HalfState::kFree) return false;
   const std::uint64_t next = length();
   active_ = other;
-  halves_[active_] = {HalfState::kFilling, 0, next, 0, 0};
+  halves_[active_] = empty_half(next);
   return true;
 }
 
-void Tail::begin_piece(std::span<const TokenRecord> tokens) noexcept {
+void Tail::begin_piece(std::span<const TokenRecord> tokens, TokenTexts texts) {
   KVT_CHECK(!in_piece() && !tokens.empty() && tokens.size() <= kPieceTokensMax);
   KVT_CHECK(halves_needed(static_cast<std::uint32_t>(tokens.size())) == 0 && advance());
   piece_tokens_ = static_cast<std::uint32_t>(tokens.size());
+  piece_texts_ = std::move(texts);
   std::fill(written_.begin(), written_.end(), 0);
   std::array<Run, 3> parts;
   const std::uint64_t first = length();
@@ -113,15 +122,24 @@ std::uint32_t Tail::first_incomplete_layer() const noexcept {
   return layers;
 }
 
-void Tail::finish_piece() noexcept {
+void Tail::finish_piece() {
   const std::uint32_t count = piece_tokens_;
   piece_tokens_ = 0;
   const std::uint32_t here = std::min(count, kHalf - halves_[active_].tokens);
+  take_texts(0, here);
   halves_[active_].tokens += here;
   if (halves_[active_].tokens == kHalf) halves_[active_].state = HalfState::kFull;
   if (here == count) return;
   KVT_CHECK(advance());
+  take_texts(here, count - here);
   halves_[active_].tokens = count - here;
+}
+
+void Tail::take_texts(std::uint32_t first, std::uint32_t count) {
+  Half& active = halves_[active_];
+  if (piece_texts_.empty() && active.texts.empty()) return;
+  active.texts.resize(active.tokens);
+  active.texts.append(piece_texts_, first, count);
 }
 
 std::uint64_t Tail::visible(std::uint32_t layer) const noexcept {
@@ -186,8 +204,7 @@ std::byte* Tail::v_row(std::uint32_t half, std::uint32_t place, std::uint32_t la
 
 void Tail::free_half(std::uint32_t index) noexcept {
   const std::uint64_t next = length();
-  halves_[index] = Half{};
-  if (index == active_) halves_[index] = {HalfState::kFilling, 0, next, 0, 0};
+  halves_[index] = index == active_ ? empty_half(next) : Half{};
 }
 
 void Tail::cut_active() noexcept {
@@ -195,12 +212,14 @@ void Tail::cut_active() noexcept {
   halves_[active_].state = HalfState::kFull;
 }
 
-void Tail::truncate(std::uint64_t length) noexcept {
+void Tail::truncate(std::uint64_t length) {
   piece_tokens_ = 0;
   Half& active = halves_[active_];
   KVT_CHECK(length >= active.first_token && length <= active.first_token + active.tokens);
   active.tokens = static_cast<std::uint32_t>(length - active.first_token);
   active.durable_tokens = std::min(active.durable_tokens, active.tokens);
+  if (active.texts.tokens() > active.tokens) active.texts.resize(active.tokens);
+  active.texts_told = std::min(active.texts_told, active.tokens);
   active.state = HalfState::kFilling;
 }
 
@@ -208,7 +227,7 @@ void Tail::restart(std::uint64_t length) noexcept {
   piece_tokens_ = 0;
   active_ = 0;
   halves_ = {};
-  halves_[0] = {HalfState::kFilling, 0, length, 0, 0};
+  halves_[0] = empty_half(length);
 }
 
 void Tail::copy_tokens(std::uint64_t first, std::uint64_t last, TokenRecord* out) const noexcept {
@@ -218,6 +237,21 @@ void Tail::copy_tokens(std::uint64_t first, std::uint64_t last, TokenRecord* out
   for (std::uint32_t i = 0; i < count; ++i)
     std::memcpy(out + (parts[i].first_token - first), tokens(parts[i].half) + parts[i].first_place,
                 parts[i].count * sizeof(TokenRecord));
+}
+
+void Tail::append_texts(std::uint64_t first, std::uint64_t last, TokenTexts* out) const {
+  if (first == last) return;
+  std::array<Run, 3> parts;
+  const std::uint32_t count = runs(first, last, &parts);
+  for (std::uint32_t i = 0; i < count; ++i)
+    out->append(halves_[parts[i].half].texts, parts[i].first_place, parts[i].count);
+}
+
+bool Tail::texts_to_tell(std::uint32_t index, std::uint32_t tokens, TokenTexts* out) const {
+  const Half& half = halves_[index];
+  if (half.texts_told >= tokens || (half.texts.empty() && !half.any_told)) return false;
+  out->append(half.texts, half.texts_told, tokens - half.texts_told);
+  return true;
 }
 
 void Tail::append_token(const Tail& old, std::uint64_t token, std::uint64_t first) noexcept {
@@ -238,7 +272,7 @@ void Tail::append_token(const Tail& old, std::uint64_t token, std::uint64_t firs
   }
 }
 
-void Tail::replay(const Tail& old) noexcept {
+void Tail::replay(const Tail& old) {
   const std::uint64_t first = first_token();
   const std::uint64_t complete = old.length();
   const std::uint64_t end = complete + old.piece_tokens_;
@@ -248,11 +282,23 @@ void Tail::replay(const Tail& old) noexcept {
   halves_[0].tokens = std::min(count, kHalf);
   halves_[0].state = halves_[0].tokens == kHalf ? HalfState::kFull : HalfState::kFilling;
   if (count > kHalf || (count == kHalf && old.in_piece())) {
-    halves_[1] = {count == 2 * kHalf ? HalfState::kFull : HalfState::kFilling, count - kHalf,
-                  first + kHalf, 0, 0};
+    halves_[1] = empty_half(first + kHalf);
+    halves_[1].tokens = count - kHalf;
+    if (count == 2 * kHalf) halves_[1].state = HalfState::kFull;
     active_ = 1;
   }
+  // The daemon may have texts of the tokens that it brought back: they are told again with the
+  // rest.
+  TokenTexts texts;
+  old.append_texts(first, complete, &texts);
+  for (Half& half : halves_) {
+    half.texts = {};
+    if (!texts.empty() && half.state != HalfState::kFree)
+      half.texts.append(texts, static_cast<std::uint32_t>(half.first_token - first), half.tokens);
+    half.any_told = !texts.empty();
+  }
   piece_tokens_ = old.piece_tokens_;
+  piece_texts_ = old.piece_texts_;
   written_ = old.written_;
 }
 

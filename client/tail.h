@@ -7,7 +7,9 @@
 // The older half and the spill are never there at the same time: they are the same half. A half
 // leaves kFilling when it is full or sealed short; when its segment is visible it is kFree again.
 // Tokens of the piece in progress are not counted until the piece is complete in all full layers.
-// Only bookkeeping and rows: the Sequence talks to the daemon. One thread.
+// Texts of tokens are no part of the shared memory: they are kept here, and told to the daemon
+// before it commits or seals a half. Only bookkeeping and rows: the Sequence talks to the daemon.
+// One thread.
 #pragma once
 
 #include <array>
@@ -15,6 +17,7 @@
 #include <span>
 #include <vector>
 
+#include "base/token_texts.h"
 #include "base/unique_fd.h"
 #include "kernels/layout.h"
 
@@ -37,6 +40,9 @@ class Tail {
     std::uint64_t first_token = 0;     // in the sequence
     std::uint32_t durable_tokens = 0;  // of them, in the tail log
     std::uint64_t seal = 0;            // kSealing: the request
+    TokenTexts texts;                  // of its tokens, from the first on, as far as given
+    std::uint32_t texts_told = 0;      // tokens whose texts the daemon has as they are here
+    bool any_told = false;             // it has some, of whatever tokens
   };
 
   // Half 0 holds `tail_tokens` tokens from `first_token` on, all durable.
@@ -59,7 +65,7 @@ class Tail {
   [[nodiscard]] std::uint32_t piece_tokens() const noexcept { return piece_tokens_; }
   // Halves that must be free before a piece of `count` can begin: bit per half; 0: it can.
   [[nodiscard]] std::uint32_t halves_needed(std::uint32_t count) const noexcept;
-  void begin_piece(std::span<const TokenRecord> tokens) noexcept;
+  void begin_piece(std::span<const TokenRecord> tokens, TokenTexts texts = {});
   // Copies rows of [first, first + count) of the piece. The layer is a full one, the range inside
   // the piece.
   void write(std::uint32_t layer, std::uint32_t first, std::uint32_t count, const StridedRows& k,
@@ -67,7 +73,7 @@ class Tail {
   // The first full layer whose rows are not all written; layers.size() where all are.
   [[nodiscard]] std::uint32_t first_incomplete_layer() const noexcept;
   // Counts the tokens of the complete piece. The active half may be full after it.
-  void finish_piece() noexcept;
+  void finish_piece();
   void abort_piece() noexcept { piece_tokens_ = 0; }
 
   // Tokens that one layer can read: complete ones and the first rows of the piece, as far as
@@ -86,8 +92,13 @@ class Tail {
   [[nodiscard]] std::uint32_t runs(std::uint64_t first, std::uint64_t last,
                                    std::array<Run, 3>* out) const noexcept;
 
-  // The records of tokens [first, last), as runs() takes them.
+  // The records of tokens [first, last), as runs() takes them; the texts of complete ones.
   void copy_tokens(std::uint64_t first, std::uint64_t last, TokenRecord* out) const noexcept;
+  void append_texts(std::uint64_t first, std::uint64_t last, TokenTexts* out) const;
+  // What the daemon must be told of the half's texts before it takes `tokens` tokens of it: those
+  // of [half.texts_told, tokens). False where it knows all that there is.
+  [[nodiscard]] bool texts_to_tell(std::uint32_t index, std::uint32_t tokens,
+                                   TokenTexts* out) const;
 
   [[nodiscard]] std::byte* data() const noexcept { return memory_.data(); }
   // Offsets in data() of chunk starts of one (layer, head), as RowPages wants them.
@@ -109,16 +120,17 @@ class Tail {
   bool advance() noexcept;
   // Drops the tokens from `length` on (not before the active half's first) and the piece in
   // progress.
-  void truncate(std::uint64_t length) noexcept;
+  void truncate(std::uint64_t length);
 
   // Empty, from half 0 on, after `length` tokens.
   void restart(std::uint64_t length) noexcept;
 
   // Copies the tokens and rows of `old` from this tail's end on, with the piece in progress and its
   // written marks. Both of one geometry; this one fresh.
-  void replay(const Tail& old) noexcept;
+  void replay(const Tail& old);
 
  private:
+  void take_texts(std::uint32_t first, std::uint32_t count);  // of the piece, behind the half's
   void append_token(const Tail& old, std::uint64_t token, std::uint64_t first) noexcept;
   [[nodiscard]] bool written(std::uint32_t layer, std::uint32_t token) const noexcept {
     return (written_[layer * kWords + token / 64] >> (token % 64) & 1) != 0;
@@ -132,6 +144,7 @@ class Tail {
   std::array<Half, 2> halves_;
   std::uint32_t active_ = 0;
   std::uint32_t piece_tokens_ = 0;
+  TokenTexts piece_texts_;
   std::vector<std::uint64_t> written_;  // [layer][kWords]: a bit per token of the piece
 };
 

@@ -86,10 +86,8 @@ Result<void> write_part(SegmentFiles& files, const Export::Part& part, ExportWri
   ExportSegment segment;
   segment.start_token = part.first_token;
   segment.tokens.assign(meta.tokens.begin(), meta.tokens.begin() + part.visible_tokens);
-  if (part.visible_tokens == meta.tokens.size()) {
-    segment.text = meta.text;
-    segment.snapshot = meta.snapshot;
-  }
+  if (!meta.texts.empty()) segment.texts.append(meta.texts, 0, part.visible_tokens);
+  if (part.visible_tokens == meta.tokens.size()) segment.snapshot = meta.snapshot;
   KVT_TRY_VOID(writer.begin_segment(segment));
   const PlaneLayout whole(meta.geometry, static_cast<std::uint32_t>(meta.tokens.size()));
   const PlaneLayout visible(meta.geometry, part.visible_tokens);
@@ -108,6 +106,7 @@ Result<void> write_tail(const Export& job, ExportWriter& writer) {
   ExportSegment segment;
   segment.start_token = job.description.tokens - job.tail_tokens;
   segment.tokens.assign(records, records + job.tail_tokens);
+  segment.texts.append(job.tail->texts[0], 0, job.tail_tokens);
   KVT_TRY_VOID(writer.begin_segment(segment));
   const PlaneLayout layout(geometry, job.tail_tokens);
   for (std::uint32_t i = 0; i < layout.chunks_total(); ++i) {
@@ -257,10 +256,12 @@ Result<void> open_import(Import& job) {
 // The next run of tokens into half 0.
 Result<void> fill_tail(Import& job) {
   const Geometry& geometry = job.reader->description().fingerprint.geometry;
-  KVT_TRY(const ExportSegment segment, job.reader->read_segment(job.next));
+  KVT_TRY(ExportSegment segment, job.reader->read_segment(job.next));
   job.filled = static_cast<std::uint32_t>(segment.tokens.size());
   std::memcpy(job.tail->tokens(0), segment.tokens.data(),
               segment.tokens.size() * sizeof(TokenRecord));
+  job.tail->texts[0] = std::move(segment.texts);
+  job.tail->snapshot = std::move(segment.snapshot);
   const PlaneLayout layout(geometry, job.filled);
   return job.reader->read_chunks(job.next, [&](std::uint32_t index, ByteSpan raw) -> Result<void> {
     const PlaneLayout::ChunkPlace place = layout.place_of(index);

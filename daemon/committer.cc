@@ -36,6 +36,7 @@ struct CommitJob {
   std::uint64_t offset = 0;
   std::uint64_t order = 0;
   std::uint32_t step = 0;  // tokens of one record at most
+  TokenTexts texts;        // of tokens from `first` on
   bool by_engine = false;  // encoded by the engine's thread
   // engine's
   FileId file;
@@ -57,6 +58,7 @@ struct Record {
   std::uint32_t count = 0;
   std::uint64_t order = 0;
   bool begins_file = false;  // the file's header goes in front
+  TokenTexts texts;
   AlignedBuffer buffer;
   std::uint64_t bytes = 0;
 };
@@ -80,7 +82,9 @@ void encode(const CommitJob& job, Record& record) {
   source.count = record.count;
   source.start_token = job.header.base_token + record.first;
   source.order = record.order;
-  const std::uint64_t bytes = tail_record_bytes(*source.geometry, source.count);
+  source.texts = &record.texts;
+  const std::uint64_t bytes =
+      tail_record_bytes(*source.geometry, source.count, record.texts.encoded_bytes());
   encode_tail_record(source, room.subspan(static_cast<std::size_t>(record.bytes),
                                           static_cast<std::size_t>(bytes)));
   record.bytes += bytes;
@@ -221,9 +225,12 @@ void begin_record(EngineState& engine, const Job& job) {
   record->count = std::min(job->step, job->count - job->next);
   record->order = job->order + job->records;
   record->begins_file = job->new_file && job->bytes == 0;
+  if (!job->texts.empty())
+    record->texts.append(job->texts, record->first - job->first, record->count);
   const std::uint64_t head_bytes = record->begins_file ? kTailLogHeaderBytes : 0;
   const std::uint64_t bytes =
-      head_bytes + tail_record_bytes(job->space->row.geometry, record->count);
+      head_bytes +
+      tail_record_bytes(job->space->row.geometry, record->count, record->texts.encoded_bytes());
   record->buffer = take_buffer(engine, bytes);
   job->next += record->count;
   job->records += record->begins_file && record->count == 0 ? 0 : 1;
@@ -247,7 +254,8 @@ void go_on(EngineState& engine, const Job& job) {
   sync_commit(engine, job, job->failure.ok() ? Result<void>() : error(job->failure));
 }
 
-std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence, std::uint32_t half,
+std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence,
+                                    std::shared_ptr<Tail> tail, std::uint32_t half,
                                     std::uint32_t first, std::uint32_t count) {
   auto job = std::make_shared<CommitJob>();
   const TailLog& log = sequence.log;
@@ -262,6 +270,9 @@ std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence, std
   job->offset = job->new_file ? 0 : log.end_offset;
   job->order = job->new_file ? 0 : log.next_order;
   job->next = job->first;
+  if (!tail->texts[half].empty())
+    job->texts.append(tail->texts[half], job->first, job->count - job->first);
+  job->tail = std::move(tail);
   const Geometry& geometry = job->space->row.geometry;
   job->by_engine = tail_record_bytes(geometry, count - job->first) <= kAtOnceBytes;
   job->step = tail_record_tokens_max(
@@ -315,8 +326,8 @@ void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work)
                                work_finished(engine, found);
                              });
   }
-  std::shared_ptr<CommitJob> job = make_job(engine, sequence, work.half, log.tokens, work.count);
-  job->tail = work.tail;
+  std::shared_ptr<CommitJob> job =
+      make_job(engine, sequence, work.tail, work.half, log.tokens, work.count);
   job->done = work.done;
   run_commit(engine, job);
 }
@@ -345,8 +356,8 @@ void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, Meta
       return work_finished(engine, found);
     }
     found.log.suspect = true;
-    std::shared_ptr<CommitJob> job = make_job(engine, found, found.log.half, tokens, tokens);
-    job->tail = found.writer->tail;
+    std::shared_ptr<CommitJob> job =
+        make_job(engine, found, found.writer->tail, found.log.half, tokens, tokens);
     job->done = [done](Result<TailResult> result) {
       done(result ? Result<void>() : error(result.error()));
     };

@@ -139,61 +139,84 @@ struct Piece {
   SegmentId segment;
   std::uint32_t first = 0, count = 0;
 };
+struct Copied {
+  std::uint32_t tokens = 0;
+  std::size_t pieces = 0;  // the first ones, as a whole
+};
 
-Result<std::uint32_t> copy_pieces(const std::string& store, const std::vector<Piece>& pieces,
-                                  const Tail& tail) {
+// Fewer than all where a segment ends with a snapshot: it belongs at the end of a segment.
+Result<Copied> copy_pieces(const std::string& store, const std::vector<Piece>& pieces, Tail* tail) {
   KVT_TRY(SegmentFiles files, SegmentFiles::open(store));
-  std::uint32_t at = 0;
-  for (const Piece& piece : pieces) {
+  Copied copied;
+  tail->texts[0] = {};
+  tail->snapshot.clear();
+  auto* records = reinterpret_cast<TokenRecord*>(tail->tokens(0));
+  while (copied.pieces < pieces.size() && tail->snapshot.empty()) {
+    const Piece& piece = pieces[copied.pieces++];
     KVT_TRY_VOID(files.begin(piece.segment));
-    if (piece.first + piece.count > files.meta().tokens.size())
+    const SegmentMeta& meta = files.meta();
+    if (piece.first + piece.count > meta.tokens.size())
       return error(Code::kCorrupt, "a segment is too short");
-    auto* records = reinterpret_cast<TokenRecord*>(tail.tokens(0));
-    std::copy_n(files.meta().tokens.begin() + piece.first, piece.count, records + at);
-    KVT_TRY_VOID(files.copy_rows(piece.first, piece.count, tail.layout->plane, at, tail.plane(0)));
-    at += piece.count;
+    std::copy_n(meta.tokens.begin() + piece.first, piece.count, records + copied.tokens);
+    tail->texts[0].append(meta.texts, piece.first, piece.count);
+    KVT_TRY_VOID(files.copy_rows(piece.first, piece.count, tail->layout->plane, copied.tokens,
+                                 tail->plane(0)));
+    copied.tokens += piece.count;
+    if (piece.first + piece.count == meta.tokens.size()) tail->snapshot = meta.snapshot;
   }
   files.end();
-  return at;
+  return copied;
 }
 
 // The next up to 2,048 tokens of the old parts.
-std::vector<Piece> take_pieces(const Sequence& target, Run& run) {
+std::vector<Piece> next_pieces(const Sequence& target, const Run& run) {
   std::vector<Piece> pieces;
   std::uint32_t room = kSegmentTokensMax;
-  while (room > 0 && run.next_part < target.parts.size()) {
-    const SequencePart& part = target.parts[run.next_part];
-    const std::uint32_t count = std::min(room, part.visible_tokens - run.next_token);
-    pieces.push_back({part.segment->row.id, run.next_token, count});
+  std::uint32_t first = run.next_token;
+  for (std::size_t i = run.next_part; i < target.parts.size() && room > 0; ++i) {
+    const SequencePart& part = target.parts[i];
+    const std::uint32_t count = std::min(room, part.visible_tokens - first);
+    pieces.push_back({part.segment->row.id, first, count});
     room -= count;
-    run.next_token += count;
-    if (run.next_token < part.visible_tokens) continue;
-    ++run.next_part;
-    run.next_token = 0;
+    first = 0;
   }
   return pieces;
+}
+
+// The run goes on behind the pieces that were copied.
+void skip_pieces(const Sequence& target, const std::vector<Piece>& pieces, std::size_t copied,
+                 Run* run) {
+  for (std::size_t i = 0; i < copied; ++i) {
+    run->next_token = pieces[i].first + pieces[i].count;
+    if (run->next_token < target.parts[run->next_part].visible_tokens) continue;
+    ++run->next_part;
+    run->next_token = 0;
+  }
 }
 
 void next_segment(EngineState& engine, const CompactionPtr& all, const RunPtr& run) {
   Sequence* target = find_sequence(engine, run->target);
   if (target == nullptr || !at_rest(*target) || !same_parts(target->row.parts, run->before))
     return abandon(engine, all, run, {Code::kBusy, 0, "the sequence was used meanwhile"});
-  auto pieces = std::make_shared<std::vector<Piece>>(take_pieces(*target, *run));
+  auto pieces = std::make_shared<std::vector<Piece>>(next_pieces(*target, *run));
   if (pieces->empty()) return swap_parts(engine, all, run);
   for (const Piece& piece : *pieces) ++find_segment(engine, piece.segment)->busy;
-  auto copied = std::make_shared<Result<std::uint32_t>>(0u);
+  auto copied = std::make_shared<Result<Copied>>(Copied{});
   const std::string store = engine.options.store_path;
   run_on_worker(
-      engine, [=] { *copied = copy_pieces(store, *pieces, *run->tail); },
+      engine, [=] { *copied = copy_pieces(store, *pieces, run->tail.get()); },
       [&engine, all, run, pieces, copied] {
         for (const Piece& piece : *pieces) --find_segment(engine, piece.segment)->busy;
         Sequence* scratch = find_sequence(engine, run->scratch);
-        if (!*copied || scratch == nullptr)
+        const Sequence* source = find_sequence(engine, run->target);
+        if (!*copied || scratch == nullptr || source == nullptr ||
+            !same_parts(source->row.parts, run->before))
           return abandon(engine, all, run, *copied ? Status{Code::kNotFound} : copied->error());
+        skip_pieces(*source, *pieces, (*copied)->pieces, run.get());
         TailWork work;
         work.kind = TailWork::Kind::kSeal;
         work.tail = run->tail;
-        work.count = **copied;
+        work.count = (*copied)->tokens;
         work.done = [&engine, all, run](Result<TailResult> sealed) {
           if (sealed) ++run->made;
           // Not inside the sealer's call: it still holds the sequence.

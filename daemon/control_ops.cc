@@ -14,9 +14,8 @@ namespace {
 std::vector<ControlOp>& all_ops() {
   static std::vector<ControlOp> ops = [] {
     std::vector<ControlOp> made(sequence_ops().begin(), sequence_ops().end());
-    made.insert(made.end(), opening_ops().begin(), opening_ops().end());
-    made.insert(made.end(), housekeeping_ops().begin(), housekeeping_ops().end());
-    made.insert(made.end(), abstract_ops().begin(), abstract_ops().end());
+    for (const auto more : {opening_ops(), text_ops(), housekeeping_ops(), abstract_ops()})
+      made.insert(made.end(), more.begin(), more.end());
     return made;
   }();
   return ops;

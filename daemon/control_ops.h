@@ -29,6 +29,7 @@ struct ControlOp {
 
 [[nodiscard]] std::span<const ControlOp> sequence_ops();      // control_ops_sequences.cc
 [[nodiscard]] std::span<const ControlOp> opening_ops();       // control_ops_open.cc
+[[nodiscard]] std::span<const ControlOp> text_ops();          // control_ops_texts.cc
 [[nodiscard]] std::span<const ControlOp> housekeeping_ops();  // control_ops_housekeeping.cc
 [[nodiscard]] std::span<const ControlOp> abstract_ops();      // control_ops_abstracts.cc
 // Tables that other parts of the daemon add (ls, stats, verify ...): before the first request.

@@ -18,6 +18,7 @@ void add_info(const Sequence& sequence, const OpenSequence* open, Json* body) {
   info["tail_tokens"] = sequence.log.tokens;
   info["private"] = sequence.is_private;
   info["writable"] = open != nullptr && open->writable;
+  info["tail_texts"] = open != nullptr && open->writable && !open->tail->texts[0].empty();
 }
 
 ControlReply info_reply(const Sequence& sequence, const OpenSequence* open,

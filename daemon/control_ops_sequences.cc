@@ -169,6 +169,7 @@ void truncate_sealed(EngineState& engine, SequenceId id, std::uint64_t tokens, C
     }
     set_parts(engine, found, parts_up_to(found, tokens));
     drop_log(engine, found);
+    if (found.writer != nullptr) found.writer->tail->texts = {};
     found.chain_known = false;
     learn_chain(engine, found, [&engine, id, done](Result<void> known) {
       Sequence& sequence = *engine.sequences.all.at(id);

@@ -42,6 +42,7 @@ struct EngineState {
   Metrics metrics;
   std::unordered_map<SpaceId, std::unique_ptr<Space>> spaces;
   SegmentTable segments;
+  std::unordered_map<SegmentId, TokenTexts> private_texts;  // of segments without a file
   SequenceTable sequences;
   std::map<SessionId, std::unique_ptr<Session>> sessions;
   std::uint64_t next_session = 1;

@@ -41,9 +41,7 @@ Result<void> begin_log_read(EngineState& engine, Sequence& sequence, OpenMode mo
   KVT_TRY(read->file, io.open(tail_log_path(sequence.row.id, generation),
                               {.mode = mode, .direct = engine.options.direct_io}));
   const Result<std::uint64_t> size = io.size_bytes(read->file);
-  const std::uint64_t most =
-      kTailLogHeaderBytes + kSegmentTokensMax * tail_record_bytes(sequence.space->row.geometry, 1);
-  if (!size || *size > most) {
+  if (!size || *size > tail_log_bytes_max(sequence.space->row.geometry)) {
     io.close(read->file);
     return error(size ? Status{Code::kTooLarge, 0, "a tail log is larger than any can be"}
                       : size.error());
@@ -106,6 +104,7 @@ void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& d
     sequence.log.loaded = true;
     return done({});
   }
+  read->tail->texts[0] = std::move(read->replay->texts);
   TailLog& log = sequence.log;
   if (log.file.value != 0) engine.io->io().close(log.file);
   log.file = read->file;
@@ -163,6 +162,7 @@ void read_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tai
   read->finished = [&engine, read = read.get(), done](Result<void> result) {
     if (!result) return done(error(result.error()));
     engine.io->io().close(read->file);
+    if (read->replay) read->tail->texts[0] = std::move(read->replay->texts);
     done(read->replay ? Result<std::uint32_t>(read->replay->tokens) : error(read->replay.error()));
   };
   const Result<void> begun = begin_log_read(engine, sequence, OpenMode::kRead, read);

@@ -137,6 +137,9 @@ void publish_seal(EngineState& engine, const Job& job) {
     sequence.chain = job->chain;
     sequence.open_ids = job->open_ids;
   }
+  if (sequence.writer != nullptr) sequence.writer->tail->texts[job->half] = {};
+  if (job->in_memory && !job->meta.texts.empty())
+    engine.private_texts.emplace(segment.row.id, std::move(job->meta.texts));
   for (const SealedAbstract& built : job->abstracts) install_sealed(engine, segment, built);
   append_part(engine, sequence, segment);
   release_unwanted(engine, segment);
@@ -434,6 +437,9 @@ void start_seal(EngineState& engine, Sequence& sequence, const TailWork& work) {
   job->open_ids = sequence.open_ids;
   job->row.space = sequence.row.space;
   job->row.tokens = work.count;
+  if (!work.tail->texts[work.half].empty())
+    job->meta.texts.append(work.tail->texts[work.half], 0, work.count);
+  job->meta.snapshot = std::move(work.tail->snapshot);
   ++sequence.busy;
   if (engine.seals.running < kSealsAtOnce) return run_seal(engine, job);
   engine.seals.waiting.push_back([&engine, job] { run_seal(engine, job); });

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "daemon/abstracts.h"
 #include "daemon/engine_state.h"
+#include "daemon/segment_meta.h"
 #include "tiers/sidecar_format.h"
 
 namespace kvtier {
@@ -152,83 +153,19 @@ void mark_newer(EngineState& engine, Segment& segment) {
   unindex_with_descendants(engine, segment);
 }
 
-struct MetaRead {
-  SegmentId segment;
-  FileId file;
-  IoPriority priority = IoPriority::kDemand;
-  AlignedBuffer buffer;
-};
-
 void finish_meta(EngineState& engine, Segment& segment, Result<void> result) {
   segment.meta_loading = false;
   --segment.busy;
   // A newer file is sound to whoever wrote it: never marked, so that it is served after an upgrade.
   if (!result && result.error().code == Code::kVersion)
     mark_newer(engine, segment);
-  else if (!result && result.error().code != Code::kIo)
+  else if (!result && result.error().code == Code::kCorrupt)
     mark_bad(engine, segment, "metadata");
   std::vector<MetaDone> waiters = std::move(segment.meta_waiters);
   segment.meta_waiters.clear();
   ++segment.busy;  // the waiters may let go of it
   for (MetaDone& waiter : waiters) waiter(result);
   --segment.busy;
-}
-
-// What the file says must be what the catalogue says: a file put in another's place is not served.
-Result<void> check_meta(const Segment& segment, const SegmentMeta& meta) {
-  const SegmentRow& row = segment.row;
-  if (meta.id != row.id || meta.space != row.space ||
-      meta.fingerprint != segment.space->row.digest || meta.tokens.size() != row.tokens ||
-      meta.start_token != row.start_token || meta.parent != row.parent ||
-      meta.parent_visible != row.parent_visible || meta.geometry != segment.space->row.geometry)
-    return error(Code::kCorrupt, "the segment file is not the one of the catalogue");
-  return {};
-}
-
-void parse_meta_read(EngineState& engine, const std::shared_ptr<MetaRead>& read,
-                     Result<void> result) {
-  Segment* segment = find_segment(engine, read->segment);
-  KVT_CHECK(segment != nullptr);  // busy
-  end_file_use(engine, *segment);
-  if (!result) return finish_meta(engine, *segment, result);
-  Result<SegmentMeta> meta = parse_segment_meta(read->buffer.span());
-  if (!meta) return finish_meta(engine, *segment, error(meta.error()));
-  if (Result<void> same = check_meta(*segment, *meta); !same)
-    return finish_meta(engine, *segment, same);
-  // A fill that ended meanwhile may have brought its own copy back.
-  if (segment->meta == nullptr)
-    keep_meta(engine, *segment,
-              make_loaded_meta(*std::move(meta), segment->space->layout_of(segment->row.tokens)));
-  finish_meta(engine, *segment, {});
-}
-
-void submit_meta_read(EngineState& engine, const std::shared_ptr<MetaRead>& read, IoDone done) {
-  IoRequest request;
-  request.op = IoOp::kRead;
-  request.priority = read->priority;
-  request.file = read->file;
-  request.pieces.push_back({read->buffer.data(), read->buffer.size_bytes()});
-  request.done = std::move(done);
-  engine.metrics.meta_load_bytes += read->buffer.size_bytes();
-  engine.io->submit(std::move(request));
-}
-
-// The header says how long header and metadata are; then all of it is read once more from offset 0.
-void parse_header_read(EngineState& engine, const std::shared_ptr<MetaRead>& read,
-                       Result<void> result) {
-  Segment* segment = find_segment(engine, read->segment);
-  KVT_CHECK(segment != nullptr);
-  Result<std::uint64_t> bytes = error(Code::kIo);
-  if (result) bytes = parse_segment_header(read->buffer.span());
-  if (result && bytes && *bytes > segment->row.file_bytes)
-    bytes = error(Code::kCorrupt, "metadata longer than the file");
-  if (!result || !bytes) {
-    end_file_use(engine, *segment);
-    return finish_meta(engine, *segment, result ? Result<void>(error(bytes.error())) : result);
-  }
-  read->buffer = AlignedBuffer(*bytes);
-  submit_meta_read(engine, read,
-                   [&engine, read](Result<void> got) { parse_meta_read(engine, read, got); });
 }
 
 }  // namespace
@@ -249,15 +186,16 @@ void load_meta(EngineState& engine, Segment& segment, IoPriority priority, MetaD
   segment.meta_loading = true;
   ++segment.busy;
   ++engine.metrics.meta_loads;
-  Result<FileId> file = begin_file_use(engine, segment);
-  if (!file) return finish_meta(engine, segment, error(file.error()));
-  auto read = std::make_shared<MetaRead>();
-  read->segment = segment.row.id;
-  read->file = *file;
-  read->priority = priority;
-  read->buffer = AlignedBuffer(kSegmentHeaderBytes);
-  submit_meta_read(engine, read,
-                   [&engine, read](Result<void> got) { parse_header_read(engine, read, got); });
+  read_segment_meta(
+      engine, segment, priority, [&engine, id = segment.row.id](Result<SegmentMeta> meta) {
+        Segment& found = *find_segment(engine, id);  // busy
+        if (!meta) return finish_meta(engine, found, error(meta.error()));
+        // A fill that ended meanwhile may have brought its own copy back.
+        if (found.meta == nullptr)
+          keep_meta(engine, found,
+                    make_loaded_meta(*std::move(meta), found.space->layout_of(found.row.tokens)));
+        finish_meta(engine, found, {});
+      });
 }
 
 void load_metas(EngineState& engine, const std::vector<SegmentId>& segments, IoPriority priority,
@@ -397,6 +335,7 @@ bool try_sweep(EngineState& engine, Segment& segment) {
   }
   drop_abstracts(engine, segment);
   drop_meta(engine, segment);
+  engine.private_texts.erase(segment.row.id);
   close_segment_file(engine, segment);
   Io& io = engine.io->io();
   if (segment.state != SegmentState::kInMemory) {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "base/token_texts.h"
 #include "base/unique_fd.h"
 #include "daemon/engine.h"
 #include "daemon/segments.h"
@@ -26,10 +27,14 @@ namespace kvtier {
 struct Sequence;
 
 // Client-written memory of one open sequence. Shared with workers that copy out of it; unmapped
-// after the last one.
+// after the last one. What does not fit into that memory comes by control requests.
 struct Tail {
   Memfd memory;
   const TailLayout* layout = nullptr;
+  // Of the tokens of each half, from its first on, as far as there are any. Engine's thread, as
+  // long as it does not give the whole tail to a worker that fills it.
+  std::array<TokenTexts, 2> texts;
+  std::vector<std::byte> snapshot;  // of the layers that cannot be sliced, where half 0 ends
   [[nodiscard]] std::byte* tokens(std::uint32_t half) const {
     return memory.mapping.data() + layout->tokens_offset(half);
   }

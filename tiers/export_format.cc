@@ -158,16 +158,17 @@ Result<void> ExportWriter::begin_segment(const ExportSegment& segment) {
   if (segments_ == description_.segments || count > description_.tokens - tokens_ ||
       segment.start_token != tokens_)
     return error(Code::kInvalid, "the segments do not add up to the sequence");
-  if (segment.text.size() > kSegmentTextBytesMax ||
-      segment.snapshot.size() > kSegmentSnapshotBytesMax)
-    return error(Code::kTooLarge, "text or snapshot of the segment is above its limit");
+  if (!segment.texts.empty() && segment.texts.tokens() != count)
+    return error(Code::kInvalid, "the texts are of another number of tokens");
+  if (segment.snapshot.size() > kSegmentSnapshotBytesMax)
+    return error(Code::kTooLarge, "the snapshot of the segment is above its limit");
   ByteWriter payload;
   payload.write(segment.start_token);
   payload.write(static_cast<std::uint32_t>(count));
-  payload.write(static_cast<std::uint32_t>(segment.text.size()));
+  payload.write(static_cast<std::uint32_t>(segment.texts.encoded_bytes()));
   payload.write<std::uint64_t>(segment.snapshot.size());
   payload.write_bytes(std::as_bytes(std::span(segment.tokens)));
-  payload.write_bytes(segment.text);
+  payload.write_bytes(segment.texts.encode());
   payload.write_bytes(segment.snapshot);
   KVT_TRY_VOID(write_frame(kSegment, 0, segments_, payload.view()));
   ++segments_;
@@ -281,7 +282,7 @@ Result<ExportSegment> ExportReader::read_segment_at(std::uint32_t index, Place* 
   const auto text_bytes = reader.read<std::uint32_t>();
   const auto snapshot_bytes = reader.read<std::uint64_t>();
   const ByteSpan token_span = reader.read_bytes(tokens * sizeof(TokenRecord));
-  const ByteSpan text = reader.read_bytes(text_bytes);
+  const ByteSpan texts = reader.read_bytes(text_bytes);
   const ByteSpan snapshot = reader.read_bytes(snapshot_bytes);
   if (!reader.ok() || reader.remaining() != 0 || tokens == 0 || tokens > kSegmentTokensMax ||
       frame.header.index != index || segment.start_token != at->start_token ||
@@ -290,7 +291,7 @@ Result<ExportSegment> ExportReader::read_segment_at(std::uint32_t index, Place* 
     return error(Code::kCorrupt, "a segment of the export file is wrong");
   segment.tokens.resize(tokens);
   std::memcpy(static_cast<void*>(segment.tokens.data()), token_span.data(), token_span.size());
-  segment.text.assign(text.begin(), text.end());
+  KVT_TRY(segment.texts, TokenTexts::parse(texts, tokens));
   segment.snapshot.assign(snapshot.begin(), snapshot.end());
   *at = frame.after(*at);
   at->start_token += tokens;

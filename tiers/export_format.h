@@ -19,6 +19,7 @@
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "base/result.h"
+#include "base/token_texts.h"
 #include "kernels/geometry.h"
 #include "kernels/layout.h"
 #include "tiers/codec.h"
@@ -43,7 +44,7 @@ struct ExportDescription {
 struct ExportSegment {
   std::uint64_t start_token = 0;
   std::vector<TokenRecord> tokens;  // 1 .. kSegmentTokensMax, only visible ones
-  std::vector<std::byte> text;      // may be empty
+  TokenTexts texts;                 // of all tokens, or empty
   std::vector<std::byte>
       snapshot;  // may be empty; only where the run ends where the snapshot was taken
 };

@@ -52,8 +52,8 @@ std::array<std::uint64_t, kRegions> region_sizes(const SegmentMeta& meta) noexce
   const std::uint64_t chunks =
       PlaneLayout(meta.geometry, static_cast<std::uint32_t>(meta.tokens.size())).chunks_total();
   return {kGeometryFixedBytes + kGeometryLayerBytes * meta.geometry.layers.size(),
-          meta.tokens.size() * sizeof(TokenRecord), meta.text.size(), meta.snapshot.size(),
-          chunks * sizeof(ChunkEntry)};
+          meta.tokens.size() * sizeof(TokenRecord), meta.texts.encoded_bytes(),
+          meta.snapshot.size(), chunks * sizeof(ChunkEntry)};
 }
 
 // Fills the offsets from the sizes; returns where the metadata ends, padded.
@@ -261,12 +261,13 @@ void place_raw_chunks(SegmentMeta* meta) {
 std::vector<std::byte> encode_segment_meta(const SegmentMeta& meta) {
   KVT_CHECK(meta.id.valid() && meta.space.valid());
   KVT_CHECK(!meta.tokens.empty() && meta.tokens.size() <= kSegmentTokensMax);
-  KVT_CHECK(meta.text.size() <= kSegmentTextBytesMax &&
-            meta.snapshot.size() <= kSegmentSnapshotBytesMax);
+  KVT_CHECK(meta.texts.empty() || meta.texts.tokens() == meta.tokens.size());
+  KVT_CHECK(meta.snapshot.size() <= kSegmentSnapshotBytesMax);
   ByteWriter geometry;
   encode_geometry(meta.geometry, &geometry);
+  const std::vector<std::byte> texts = meta.texts.encode();
   const std::array<ByteSpan, kRegions> parts = {
-      geometry.view(), std::as_bytes(std::span(meta.tokens)), meta.text, meta.snapshot,
+      geometry.view(), std::as_bytes(std::span(meta.tokens)), texts, meta.snapshot,
       std::as_bytes(std::span(meta.chunks))};
   const std::array<std::uint64_t, kRegions> sizes = region_sizes(meta);
   Header header{.id = meta.id,
@@ -323,7 +324,7 @@ Result<SegmentMeta> parse_segment_meta(ByteSpan bytes) {
   meta.created_unix_ns = header.created_unix_ns;
   meta.previous_chain = header.previous_chain;
   meta.tokens = copy_of<TokenRecord>(region(kTokens));
-  meta.text = copy_of<std::byte>(region(kText));
+  KVT_TRY(meta.texts, TokenTexts::parse(region(kText), header.tokens));
   meta.snapshot = copy_of<std::byte>(region(kSnapshot));
   meta.chunks = copy_of<ChunkEntry>(region(kChunkTable));
   KVT_TRY_VOID(check_chunks(header, meta));
@@ -362,7 +363,10 @@ SegmentSalvage salvage_segment_meta(ByteSpan bytes) {
   if (const ByteSpan found = sound(kGeometry, "geometry"); !found.empty())
     meta.geometry = read_geometry(found).value_or(Geometry{});
   meta.tokens = copy_of<TokenRecord>(sound(kTokens, "tokens"));
-  meta.text = copy_of<std::byte>(sound(kText, "text"));
+  if (Result<TokenTexts> texts = TokenTexts::parse(sound(kText, "text"), header->tokens); texts)
+    meta.texts = std::move(*texts);
+  else
+    salvage.damaged.push_back("text");
   meta.snapshot = copy_of<std::byte>(sound(kSnapshot, "snapshot"));
   const std::size_t before = salvage.damaged.size();
   meta.chunks = copy_of<ChunkEntry>(sound(kChunkTable, "chunk table"));

@@ -16,6 +16,7 @@
 #include "base/bytes.h"
 #include "base/ids.h"
 #include "base/result.h"
+#include "base/token_texts.h"
 #include "kernels/geometry.h"
 #include "kernels/layout.h"
 #include "tiers/codec.h"
@@ -24,7 +25,8 @@ namespace kvtier {
 
 inline constexpr std::uint32_t kSegmentVersion = 1;
 inline constexpr std::uint64_t kSegmentHeaderBytes = 4096;
-inline constexpr std::uint64_t kSegmentTextBytesMax = 16ull << 20;
+inline constexpr std::uint64_t kSegmentTextBytesMax =
+    kSegmentTokensMax * (kTokenTextBytesMax + sizeof(std::uint16_t));
 inline constexpr std::uint64_t kSegmentSnapshotBytesMax = 256ull << 20;
 
 // One chunk in the file. 64 bytes on disk. `checksum` is xxh3-64 of the stored bytes, seeded with
@@ -55,7 +57,7 @@ struct SegmentMeta {
   BlockHash
       previous_chain;  // chain hash of the last whole block before start_token ({0,0} if none)
   std::vector<TokenRecord> tokens;  // 1 .. kSegmentTokensMax
-  std::vector<std::byte> text;      // optional, UTF-8; may be empty
+  TokenTexts texts;                 // of all tokens, or empty
   std::vector<std::byte> snapshot;  // optional, opaque; state of layers that cannot be sliced
   std::vector<ChunkEntry>
       chunks;  // in plane order, PlaneLayout(geometry, tokens.size()).chunks_total()
@@ -71,8 +73,8 @@ struct SegmentMeta {
 // Places raw chunks one after the other from segment_meta_bytes on, in plane order; sets offset,
 // stored_bytes, codec.
 void place_raw_chunks(SegmentMeta* meta);
-// Header and metadata as they go to offset 0 of the file. The chunks must be placed; text and
-// snapshot within their limits.
+// Header and metadata as they go to offset 0 of the file. The chunks must be placed; the snapshot
+// within its limit.
 [[nodiscard]] std::vector<std::byte> encode_segment_meta(const SegmentMeta& meta);
 
 // How many bytes from offset 0 hold header and metadata, from the first kSegmentHeaderBytes of a

@@ -253,7 +253,7 @@ std::optional<TailRecordInfo> next_record(ReadFile& file, std::uint64_t offset,
     return std::nullopt;
   const std::uint64_t first = record->start_token - header.base_token;
   if (first > tokens || record->count > kSegmentTokensMax - first) return std::nullopt;
-  if (geometry != nullptr && record->record_bytes != tail_record_bytes(*geometry, record->count))
+  if (geometry != nullptr && record->record_bytes < tail_record_bytes(*geometry, record->count))
     return std::nullopt;
   const Result<std::vector<std::byte>> payload =
       file.read(offset + kTailRecordHeaderBytes, record->record_bytes - kTailRecordHeaderBytes);

@@ -17,9 +17,12 @@ constexpr std::string_view kSuffix = ".kvl";
 
 static_assert(kTailLogHeaderBytes == kHeadBytes);
 
+constexpr std::uint16_t kHasTexts = 1;  // behind the rows: u32 bytes, and as many of texts
+
 struct RecordHeader {
   std::uint32_t magic = kRecordMagic;
-  std::uint32_t count = 0;
+  std::uint16_t count = 0;
+  std::uint16_t flags = 0;
   SequenceId sequence;
   std::uint64_t generation = 0;
   std::uint64_t order = 0;
@@ -59,19 +62,40 @@ bool read_record_header(ByteSpan bytes, RecordHeader* record) {
          record->magic == kRecordMagic;
 }
 
-// The header of the record at `offset` if everything about it is right, its payload's checksum
-// included.
+std::uint64_t rows_bytes(const Geometry& geometry, std::uint32_t count) {
+  return count * (sizeof(TokenRecord) + geometry.token_bytes());
+}
+
+// The texts of a record whose payload is sound; kCorrupt where its length is not what it says.
+Result<TokenTexts> read_texts(ByteSpan payload, const RecordHeader& record,
+                              const Geometry& geometry) {
+  ByteReader reader(payload);
+  reader.skip(rows_bytes(geometry, record.count));
+  ByteSpan encoded;
+  if ((record.flags & kHasTexts) != 0) encoded = reader.read_bytes(reader.read<std::uint32_t>());
+  if (!reader.ok() ||
+      record.record_bytes != tail_record_bytes(geometry, record.count, encoded.size()))
+    return error(Code::kCorrupt, "a log record has an impossible length");
+  return TokenTexts::parse(encoded, record.count);
+}
+
+// The header of the record at `offset`, and its texts, if everything about it is right, its
+// payload's checksum included.
 bool read_record(ByteSpan file, std::uint64_t offset, const TailLogHeader& log,
-                 const Geometry& geometry, RecordHeader* record) {
+                 const Geometry& geometry, RecordHeader* record, TokenTexts* texts) {
   if (offset > file.size() || !read_record_header(file.subspan(offset), record)) return false;
   if (record->sequence != log.sequence || record->generation != log.generation) return false;
-  if (record->count > kSegmentTokensMax ||
-      record->record_bytes != tail_record_bytes(geometry, record->count) ||
+  if (record->count > kSegmentTokensMax || (record->flags & ~kHasTexts) != 0 ||
+      record->record_bytes < tail_record_bytes(geometry, record->count) ||
       record->record_bytes > file.size() - offset)
     return false;
   const ByteSpan payload =
       file.subspan(offset + sizeof(RecordHeader), record->record_bytes - sizeof(RecordHeader));
-  return hash64(payload) == record->payload_checksum;
+  if (hash64(payload) != record->payload_checksum) return false;
+  Result<TokenTexts> found = read_texts(payload, *record, geometry);
+  if (!found) return false;
+  *texts = std::move(*found);
+  return true;
 }
 
 // Copies the record's tokens and rows into the half from token index `first` on. Everything was
@@ -132,9 +156,17 @@ Result<TailLogHeader> parse_tail_log_header(ByteSpan bytes) {
   return header;
 }
 
-std::uint64_t tail_record_bytes(const Geometry& geometry, std::uint32_t count) {
-  const std::uint64_t rows = count * (sizeof(TokenRecord) + geometry.token_bytes());
-  return align_up<std::uint64_t>(sizeof(RecordHeader) + rows, kDiskAlign);
+std::uint64_t tail_record_bytes(const Geometry& geometry, std::uint32_t count,
+                                std::uint64_t text_bytes) {
+  const std::uint64_t texts = text_bytes == 0 ? 0 : sizeof(std::uint32_t) + text_bytes;
+  return align_up<std::uint64_t>(sizeof(RecordHeader) + rows_bytes(geometry, count) + texts,
+                                 kDiskAlign);
+}
+
+std::uint64_t tail_log_bytes_max(const Geometry& geometry) {
+  return kTailLogHeaderBytes +
+         kSegmentTokensMax *
+             tail_record_bytes(geometry, 1, sizeof(std::uint16_t) + kTokenTextBytesMax);
 }
 
 std::uint32_t tail_record_tokens_max(const Geometry& geometry,
@@ -148,8 +180,8 @@ Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes) {
   RecordHeader record;
   if (!read_record_header(bytes, &record))
     return error(Code::kCorrupt, "the header of a log record is damaged");
-  if (record.count > kSegmentTokensMax || record.record_bytes < sizeof(RecordHeader) ||
-      record.record_bytes % kDiskAlign != 0 ||
+  if (record.count > kSegmentTokensMax || (record.flags & ~kHasTexts) != 0 ||
+      record.record_bytes < sizeof(RecordHeader) || record.record_bytes % kDiskAlign != 0 ||
       record.record_bytes > kTailLogRecordBytesMax + kDiskAlign)
     return error(Code::kCorrupt, "a log record has impossible counts");
   return TailRecordInfo{.sequence = record.sequence,
@@ -162,7 +194,8 @@ Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes) {
 }
 
 std::vector<std::byte> encode_tail_record(const TailRecordSource& source) {
-  std::vector<std::byte> record(tail_record_bytes(*source.geometry, source.count));
+  const std::uint64_t text_bytes = source.texts == nullptr ? 0 : source.texts->encoded_bytes();
+  std::vector<std::byte> record(tail_record_bytes(*source.geometry, source.count, text_bytes));
   encode_tail_record(source, record);
   return record;
 }
@@ -170,7 +203,10 @@ std::vector<std::byte> encode_tail_record(const TailRecordSource& source) {
 void encode_tail_record(const TailRecordSource& source, MutableByteSpan record) {
   KVT_CHECK(source.first <= kSegmentTokensMax && source.count <= kSegmentTokensMax - source.first);
   const Geometry& geometry = *source.geometry;
-  KVT_CHECK(record.size() == tail_record_bytes(geometry, source.count));
+  const std::vector<std::byte> texts =
+      source.texts == nullptr ? std::vector<std::byte>() : source.texts->encode();
+  KVT_CHECK(texts.empty() || source.texts->tokens() == source.count);
+  KVT_CHECK(record.size() == tail_record_bytes(geometry, source.count, texts.size()));
   std::byte* target = record.data() + sizeof(RecordHeader);
   if (source.count != 0) {
     std::memcpy(target, source.tokens + source.first, source.count * sizeof(TokenRecord));
@@ -182,9 +218,16 @@ void encode_tail_record(const TailRecordSource& source, MutableByteSpan record) 
                    std::memcpy(target, source.plane + offset, size_bytes);
                    target += size_bytes;
                  });
-  std::memset(target, 0, static_cast<std::size_t>(record.data() + record.size() - target));
   RecordHeader header;
-  header.count = source.count;
+  if (!texts.empty()) {
+    header.flags = kHasTexts;
+    const auto size = static_cast<std::uint32_t>(texts.size());
+    std::memcpy(target, &size, sizeof(size));
+    std::memcpy(target + sizeof(size), texts.data(), texts.size());
+    target += sizeof(size) + texts.size();
+  }
+  std::memset(target, 0, static_cast<std::size_t>(record.data() + record.size() - target));
+  header.count = static_cast<std::uint16_t>(source.count);
   header.sequence = source.header->sequence;
   header.generation = source.header->generation;
   header.order = source.order;
@@ -202,7 +245,8 @@ Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected,
   KVT_TRY_VOID(check_expected(header, expected));
   TailReplay replay;
   RecordHeader record;
-  while (read_record(file, replay.end_offset, header, geometry, &record)) {
+  TokenTexts texts;
+  while (read_record(file, replay.end_offset, header, geometry, &record, &texts)) {
     // A record continues what was replayed, or replaces the end of it; it stays inside the half.
     if (record.order != replay.next_order || record.start_token < header.base_token) break;
     const std::uint64_t first = record.start_token - header.base_token;
@@ -211,6 +255,8 @@ Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected,
                                           record.record_bytes - sizeof(RecordHeader));
     apply_record(payload, static_cast<std::uint32_t>(first), record.count, geometry, layout, tokens,
                  plane);
+    replay.texts.resize(static_cast<std::uint32_t>(first));
+    replay.texts.append(texts, 0, record.count);
     replay.tokens = static_cast<std::uint32_t>(first) + record.count;
     replay.end_offset += record.record_bytes;
     ++replay.next_order;

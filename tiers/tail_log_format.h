@@ -3,7 +3,7 @@
 // the tail was sealed.
 //
 //   [file header, 4096 bytes][record]*
-//   record = [record header, 64 bytes][tokens][rows, token-major][padding to 4096]
+//   record = [record header, 64 bytes][tokens][rows, token-major][texts][padding to 4096]
 //
 // Rows are token-major: for each token, each full layer, each KV head: K row, V row. A record says
 // at which token of the sequence it starts; a record that starts before the end of what was
@@ -20,6 +20,7 @@
 #include "base/bytes.h"
 #include "base/ids.h"
 #include "base/result.h"
+#include "base/token_texts.h"
 #include "kernels/geometry.h"
 #include "kernels/layout.h"
 
@@ -52,11 +53,15 @@ struct TailRecordSource {
   std::uint32_t count = 0;
   std::uint64_t start_token = 0;
   std::uint64_t order = 0;
+  const TokenTexts* texts = nullptr;  // of the record's tokens, from its first on; null: none
 };
 [[nodiscard]] std::vector<std::byte> encode_tail_record(const TailRecordSource& source);
 // The same into memory of exactly tail_record_bytes(); every byte of it is written.
 void encode_tail_record(const TailRecordSource& source, MutableByteSpan record);
-[[nodiscard]] std::uint64_t tail_record_bytes(const Geometry& geometry, std::uint32_t count);
+[[nodiscard]] std::uint64_t tail_record_bytes(const Geometry& geometry, std::uint32_t count,
+                                              std::uint64_t text_bytes = 0);
+// No log of this geometry is longer.
+[[nodiscard]] std::uint64_t tail_log_bytes_max(const Geometry& geometry);
 // Tokens that fit in one record of `record_bytes_max` (at least 1), a multiple of kDiskAlign: a
 // commit of more is several records.
 [[nodiscard]] std::uint32_t tail_record_tokens_max(
@@ -78,14 +83,15 @@ struct TailRecordInfo {
 [[nodiscard]] Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes);
 
 // Replays the log `file` (whole contents) into a tail half: rows and tokens from base_token on.
-// Returns the number of tokens, where the next record goes and its number. Writes nothing outside
-// the half's kSegmentTokensMax tokens. Tokens that were replaced by shorter ones leave their rows
-// behind `tokens`. kStale: the file is of another generation.
+// Returns the number of tokens, their texts, where the next record goes and its number. Writes
+// nothing outside the half's kSegmentTokensMax tokens. Tokens that were replaced by shorter ones
+// leave their rows behind `tokens`. kStale: the file is of another generation.
 //
 // A log that is torn must not be appended to: a record that an earlier loss had cut off could fit
 // again behind a new one. Begin a new generation with what was replayed.
 struct TailReplay {
   std::uint32_t tokens = 0;
+  TokenTexts texts;  // of these tokens
   std::uint64_t end_offset = kTailLogHeaderBytes;
   std::uint64_t next_order = 0;
   bool torn = false;  // something other than zeros follows end_offset, or part of a page

@@ -1,4 +1,6 @@
 // Sequence: tokens and their rows.
+#include <algorithm>
+
 #include "client/python/module.h"
 
 namespace kvtier::python {
@@ -48,9 +50,60 @@ nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<2>> sequence_tokens(
   return {data, {n, 4}, owner};
 }
 
+// One bytes object per token.
+nb::list sequence_texts(Sequence& self, std::uint64_t first, std::optional<std::uint64_t> count) {
+  const std::uint64_t length = sequence_length(self);
+  if (first > length || count.value_or(0) > length - first)
+    invalid("tokens beyond the end of the sequence");
+  const std::uint64_t n = count.value_or(length - first);
+  std::vector<std::uint16_t> bytes(n);
+  std::string all(n * 8, '\0');
+  self.run([&](kvt_sequence* s) {
+    std::uint64_t total = 0;
+    const auto read = [&] {
+      return kvt_sequence_texts(s, first, n, bytes.data(), all.data(), all.size(), &total);
+    };
+    const kvt_status status = read();
+    if (status != KVT_ERROR_TOO_LARGE || total <= all.size()) return status;
+    all.resize(total);
+    return read();
+  });
+  nb::list out;
+  std::size_t at = 0;
+  for (const std::uint16_t size : bytes) {
+    out.append(nb::bytes(all.data() + at, size));
+    at += size;
+  }
+  return out;
+}
+
+// The texts of an append, one after the other; each a str or bytes.
+struct Texts {
+  std::vector<std::uint16_t> bytes;
+  std::string all;
+};
+Texts to_texts(const nb::object& source) {
+  Texts texts;
+  for (const nb::handle text : nb::iter(source)) {
+    std::string given;
+    if (nb::isinstance<nb::bytes>(text)) {
+      const auto raw = nb::cast<nb::bytes>(text);
+      given.assign(raw.c_str(), raw.size());
+    } else {
+      given = nb::cast<std::string>(text);
+    }
+    texts.bytes.push_back(
+        static_cast<std::uint16_t>(std::min<std::size_t>(given.size(), UINT16_MAX)));
+    texts.all += given;
+  }
+  return texts;
+}
+
 void sequence_append(Sequence& self, const nb::object& ids, const nb::object& positions,
-                     const nb::object& flags, const nb::object& spans) {
+                     const nb::object& flags, const nb::object& spans, const nb::object& texts) {
   const std::vector<std::uint32_t> id = to_ids(ids);
+  const Texts text = texts.is_none() ? Texts{} : to_texts(texts);
+  if (!texts.is_none() && text.bytes.size() != id.size()) invalid("texts: one per id, or none");
   const std::vector<std::uint32_t> position = to_ids(positions), flag = to_ids(flags),
                                    span = to_ids(spans);
   for (const auto* list : {&position, &flag, &span}) {
@@ -69,7 +122,10 @@ void sequence_append(Sequence& self, const nb::object& ids, const nb::object& po
       tokens[i].flags = flag.empty() ? 0 : flag[i];
       tokens[i].span = span.empty() ? 0 : span[i];
     }
-    return kvt_sequence_append(s, tokens.data(), static_cast<std::uint32_t>(tokens.size()));
+    const auto count = static_cast<std::uint32_t>(tokens.size());
+    return text.bytes.empty() ? kvt_sequence_append(s, tokens.data(), count)
+                              : kvt_sequence_append_with_texts(s, tokens.data(), count,
+                                                               text.bytes.data(), text.all.data());
   });
 }
 
@@ -118,8 +174,9 @@ void bind_sequence(nb::module_& m) {
       .def_prop_ro("layer_count", [](const Sequence& self) { return self.space->layers.size(); })
       .def_prop_ro("match", [](const Sequence& self) { return self.match; })
       .def("tokens", &sequence_tokens, "first"_a = 0, "count"_a = nb::none())
+      .def("texts", &sequence_texts, "first"_a = 0, "count"_a = nb::none())
       .def("append", &sequence_append, "ids"_a, "positions"_a = nb::none(), "flags"_a = nb::none(),
-           "spans"_a = nb::none())
+           "spans"_a = nb::none(), "texts"_a = nb::none())
       .def("write", &sequence_write, "layer"_a, "first"_a, "k"_a, "v"_a)
       .def("read", &sequence_read, "layer"_a, "first"_a, "count"_a, "k"_a = nb::none(),
            "v"_a = nb::none())

@@ -40,6 +40,7 @@ void replay(const std::vector<std::byte>& bytes, Half* half) {
   require(kvtier::all_zero(plane.first(kGuard)) && kvtier::all_zero(plane.last(kGuard)));
   if (!result) return;
   reached += result->tokens > 0 ? 1 : 0;
+  require(result->texts.tokens() == result->tokens);
   require(result->tokens <= kvtier::kSegmentTokensMax && result->end_offset <= bytes.size());
   require(result->end_offset % 4096 == 0 &&
           (result->next_order == 0) == (result->end_offset == 4096));

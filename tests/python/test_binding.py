@@ -141,12 +141,39 @@ def test_attention_agrees_with_the_reference(space):
 def test_tokens_positions_flags_and_spans(space):
     with space.create() as sequence:
         sequence.append([9, 8, 7], positions=[0, 1, 2], flags=[0, 2, 3], spans=[5, 5, 6])
-        for layer in range(2):
-            rows = np.zeros((2, 3, 16), np.float32)
-            sequence.write(layer, 0, rows, rows)
-        sequence.finish_piece()
+        write_all(sequence, 3)
         assert sequence.tokens().tolist() == [[9, 0, 0, 5], [8, 1, 2, 5], [7, 2, 3, 6]]
         assert sequence.tokens(1, 1).tolist() == [[8, 1, 2, 5]]
+
+
+def write_all(sequence: kvtier.Sequence, count: int) -> None:
+    for layer in range(2):
+        rows = np.zeros((2, count, 16), np.float32)
+        sequence.write(layer, 0, rows, rows)
+    sequence.finish_piece()
+
+
+def test_texts_are_what_was_given(space):
+    with space.create(name="words") as sequence:
+        sequence.append([1, 2, 3, 4], texts=["It", b" w\xc3", b"\xa4", ""])
+        write_all(sequence, 4)
+        sequence.append([5])
+        write_all(sequence, 1)
+        assert sequence.texts() == [b"It", b" w\xc3", b"\xa4", b"", b""]
+        assert b"".join(sequence.texts(0, 3)).decode() == "It w\xe4"
+        sequence.commit()
+    with space.open("words") as sequence:
+        assert sequence.texts(1, 2) == [b" w\xc3", b"\xa4"]
+        with pytest.raises(kvtier.InvalidArgument):
+            sequence.texts(3, 9)
+    with space.create() as sequence:
+        with pytest.raises(kvtier.InvalidArgument, match="one per id"):
+            sequence.append([1, 2], texts=["a"])
+        with pytest.raises(kvtier.Limit, match="1025 bytes"):
+            sequence.append([1, 2], texts=["a", "b" * 1025])
+        sequence.append([1, 2], texts=["", "b" * 1024])
+        write_all(sequence, 2)
+        assert sequence.texts() == [b"", b"b" * 1024]
 
 
 def test_match_names_the_first_differing_token(space):

@@ -18,6 +18,11 @@ kvt_token known_token(std::uint64_t seed, std::uint64_t token) {
           static_cast<std::uint32_t>(token), 0, 0};
 }
 
+std::string known_text(std::uint64_t seed, std::uint64_t token) {
+  if (token % 5 == 4) return "";
+  return "w" + std::to_string((seed * 31 + token) % 1000) + (token % 16 == 15 ? ".\n" : " ");
+}
+
 kvt_status open_known_client(const std::string& socket, kvt_client** client) {
   kvt_client_options options;
   kvt_client_options_init(&options);
@@ -48,7 +53,15 @@ kvt_status append_known(kvt_sequence* sequence, std::uint64_t seed, std::uint32_
   const std::uint64_t first = kvt_sequence_length(sequence);
   std::vector<kvt_token> tokens(count);
   for (std::uint32_t t = 0; t < count; ++t) tokens[t] = known_token(seed, first + t);
-  kvt_status status = kvt_sequence_append(sequence, tokens.data(), count);
+  std::vector<std::uint16_t> text_bytes(count);
+  std::string texts;
+  for (std::uint32_t t = 0; t < count; ++t) {
+    const std::string text = known_text(seed, first + t);
+    text_bytes[t] = static_cast<std::uint16_t>(text.size());
+    texts += text;
+  }
+  kvt_status status = kvt_sequence_append_with_texts(sequence, tokens.data(), count,
+                                                     text_bytes.data(), texts.data());
   if (status != KVT_OK) return status;
   std::vector<float> k(static_cast<std::size_t>(kKnownHeads) * count * kKnownDim), v(k.size());
   for (std::uint32_t layer = 0; layer < kKnownLayers; ++layer) {
@@ -80,6 +93,23 @@ std::string where(const char* what, std::uint32_t layer, std::uint32_t head, std
   return text;
 }
 
+std::string check_texts(kvt_sequence* sequence, std::uint64_t seed, std::uint64_t first,
+                        std::uint64_t count, kvt_status* status) {
+  std::vector<std::uint16_t> bytes(count);
+  std::string all(count * 16, '\0'), expected;
+  std::uint64_t total = 0;
+  *status =
+      kvt_sequence_texts(sequence, first, count, bytes.data(), all.data(), all.size(), &total);
+  if (*status != KVT_OK) return std::string("texts: ") + kvt_last_error();
+  for (std::uint64_t t = 0; t < count; ++t) {
+    expected += known_text(seed, first + t);
+    if (bytes[t] != known_text(seed, first + t).size())
+      return "wrong text of token " + std::to_string(first + t);
+  }
+  all.resize(total);
+  return all == expected ? "" : "wrong texts from token " + std::to_string(first);
+}
+
 }  // namespace
 
 std::string check_known(kvt_sequence* sequence, std::uint64_t seed, kvt_status* status) {
@@ -102,6 +132,8 @@ std::string check_known(kvt_sequence* sequence, std::uint64_t seed, kvt_status* 
               return where("wrong V", layer, head, first + t);
           }
     }
+    const std::string wrong = check_texts(sequence, seed, first, count, status);
+    if (!wrong.empty()) return wrong;
   }
   return "";
 }

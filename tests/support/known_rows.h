@@ -15,10 +15,12 @@ inline constexpr std::uint32_t kKnownLayers = 2, kKnownHeads = 2, kKnownDim = 8;
 float known_value(std::uint64_t seed, std::uint32_t layer, std::uint32_t head, std::uint64_t token,
                   std::uint32_t i, bool is_v);
 kvt_token known_token(std::uint64_t seed, std::uint64_t token);
+// Of one token; some have none.
+std::string known_text(std::uint64_t seed, std::uint64_t token);
 
 kvt_status open_known_client(const std::string& socket, kvt_client** client);
 kvt_status open_known_space(kvt_client* client, kvt_space** space);
-// Appends `count` tokens of `seed` at the end of the sequence, all layers written.
+// Appends `count` tokens of `seed` at the end of the sequence, all layers written, with texts.
 kvt_status append_known(kvt_sequence* sequence, std::uint64_t seed, std::uint32_t count);
 // Reads everything and compares; "" where all is right, else what is wrong. KVT_ERROR_* of a read
 // goes to `status`.

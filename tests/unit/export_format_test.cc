@@ -55,7 +55,7 @@ void expect_content(ExportReader& reader, const std::vector<std::uint32_t>& coun
     ASSERT_TRUE(segment.has_value()) << segment.error().message();
     EXPECT_EQ(segment->start_token, start);
     EXPECT_EQ(segment->tokens, meta.tokens);
-    EXPECT_EQ(segment->text, meta.text);
+    EXPECT_EQ(segment->texts, meta.texts);
     EXPECT_EQ(segment->snapshot, meta.snapshot);
     const PlaneLayout layout(geometry, counts[i]);
     std::vector<std::byte> expected(layout.size_bytes()), plane(layout.size_bytes());

@@ -84,6 +84,21 @@ void fill_plane(const Geometry& geometry, const PlaneLayout& layout, std::uint64
   });
 }
 
+TokenTexts texts_of(std::uint32_t tokens) {
+  static constexpr std::string_view kWords[] = {
+      "It", " was", " a", " bright", " cold", "", " April", " \xE2\x80", "\x94", " and", "\n\n"};
+  std::vector<std::uint16_t> lengths;
+  std::string text;
+  for (std::uint32_t i = 0; i < tokens; ++i) {
+    const std::string_view word = kWords[i % std::size(kWords)];
+    lengths.push_back(static_cast<std::uint16_t>(word.size()));
+    text += word;
+  }
+  TokenTexts texts;
+  KVT_CHECK(texts.append(lengths, as_bytes(text)).has_value());
+  return texts;
+}
+
 SegmentMeta make_meta(SegmentId id, std::uint32_t tokens, std::uint64_t start_token,
                       std::uint64_t seed) {
   SegmentMeta meta;
@@ -100,8 +115,7 @@ SegmentMeta make_meta(SegmentId id, std::uint32_t tokens, std::uint64_t start_to
   meta.start_token = start_token;
   meta.created_unix_ns = 1'700'000'000'000'000'000ull + id.value;
   for (std::uint32_t i = 0; i < tokens; ++i) meta.tokens.push_back(token_of(start_token + i, seed));
-  const ByteSpan text = as_bytes("It was a bright cold day in April \xE2\x80\x94 and the clocks.");
-  meta.text.assign(text.begin(), text.end());
+  meta.texts = texts_of(tokens);
   meta.snapshot.resize(33);
   fill_row(seed, 0, 1, 0, false, meta.snapshot);
   return meta;
@@ -183,9 +197,12 @@ std::vector<std::byte> make_log(const TailLogHeader& header, const Geometry& geo
                           .layout = &layout,
                           .tokens = tokens.data(),
                           .plane = plane.data()};
+  TokenTexts texts;
   for (const std::uint32_t count : counts) {
     source.count = count;
     source.start_token = header.base_token + source.first;
+    texts = texts_of(source.order % 2 == 0 ? 0 : count);  // every second record has some
+    source.texts = &texts;
     fill_plane(geometry, layout, seed, header.base_token, source.first, count, tokens.data(),
                plane.data());
     const std::vector<std::byte> record = encode_tail_record(source);
@@ -223,7 +240,7 @@ std::vector<std::byte> make_export(const std::vector<std::uint32_t>& counts, std
     KVT_CHECK(writer
                   .begin_segment({.start_token = start,
                                   .tokens = meta.tokens,
-                                  .text = meta.text,
+                                  .texts = meta.texts,
                                   .snapshot = meta.snapshot})
                   .has_value());
     const PlaneLayout layout(geometry, count);

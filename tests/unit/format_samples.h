@@ -43,6 +43,8 @@ void fill_plane(const Geometry& geometry, const PlaneLayout& layout, std::uint64
                 std::uint64_t start, std::uint32_t first, std::uint32_t count, TokenRecord* tokens,
                 std::byte* plane);
 
+// Of one of a few words each, parts of a character among them.
+TokenTexts texts_of(std::uint32_t tokens);
 // A segment's metadata with everything optional present; chunks not placed yet.
 SegmentMeta make_meta(SegmentId id, std::uint32_t tokens, std::uint64_t start_token,
                       std::uint64_t seed);

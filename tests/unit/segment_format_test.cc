@@ -72,7 +72,7 @@ void expect_same(const SegmentMeta& a, const SegmentMeta& b) {
   EXPECT_EQ(a.created_unix_ns, b.created_unix_ns);
   EXPECT_EQ(a.previous_chain, b.previous_chain);
   EXPECT_EQ(a.tokens, b.tokens);
-  EXPECT_EQ(a.text, b.text);
+  EXPECT_EQ(a.texts, b.texts);
   EXPECT_EQ(a.snapshot, b.snapshot);
   ASSERT_EQ(a.chunks.size(), b.chunks.size());
   for (std::size_t i = 0; i < a.chunks.size(); ++i)
@@ -109,7 +109,8 @@ TEST(SegmentFormat, RoundTripsCompressedChunks) {
 
 TEST(SegmentFormat, RoundTripsWithoutAnythingOptional) {
   SegmentMeta meta = samples::make_meta(SegmentId{1}, 1, 0, 3);
-  meta.text.clear();
+  meta.texts = TokenTexts();
+  meta.texts.resize(1);
   meta.snapshot.clear();
   samples::make_segment_file(&meta, 3);
   const Result<SegmentMeta> parsed = parse_segment_meta(encode_segment_meta(meta));
@@ -238,6 +239,10 @@ TEST(SegmentFormat, SignedNonsenseInTheRegionsIsRefused) {
        [](auto* b, auto at) { patch<std::uint8_t>(b, at + 8, 3); }},
       {"row bytes", 0, Code::kCorrupt,
        [](auto* b, auto at) { patch<std::uint32_t>(b, at + 8 + 8, 32); }},
+      {"a text longer than it says", 2, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint16_t>(b, at, 1); }},
+      {"a text above its limit", 2, Code::kCorrupt,
+       [](auto* b, auto at) { patch<std::uint16_t>(b, at, kTokenTextBytesMax + 1); }},
       {"chunk odd", kTable, Code::kCorrupt,
        [](auto* b, auto at) { patch<std::uint64_t>(b, at, 8193); }},
       {"chunk in metadata", kTable, Code::kCorrupt,
@@ -289,7 +294,7 @@ TEST(SegmentFormat, SalvageNamesWhatIsDamagedAndKeepsTheRest) {
     EXPECT_EQ(salvage.chunks_known, i != 4);
     EXPECT_EQ(salvage.meta.geometry == sample.meta.geometry, i != 0);
     EXPECT_EQ(salvage.meta.tokens == sample.meta.tokens, i != 1);
-    EXPECT_EQ(salvage.meta.text == sample.meta.text, i != 2);
+    EXPECT_EQ(salvage.meta.texts == sample.meta.texts, i != 2);
     EXPECT_EQ(salvage.meta.snapshot == sample.meta.snapshot, i != 3);
     EXPECT_EQ(salvage.meta.chunks.size(), i != 4 ? sample.meta.chunks.size() : 0u);
   }

@@ -71,12 +71,14 @@ class Writer {
         source_(geometry),
         file_(encode_tail_log_header(header)) {
     states_.emplace_back();
+    text_states_.emplace_back();
     ends_.push_back(file_.size());
   }
   // Tokens [first, first + count) of the stream `seed`.
   void append(std::uint32_t first, std::uint32_t count, std::uint64_t seed) {
     samples::fill_plane(geometry_, source_.layout(), seed, header_.base_token, first, count,
                         source_.tokens(), source_.plane());
+    const TokenTexts texts = seed % 2 == 1 ? samples::texts_of(count) : TokenTexts();
     const std::vector<std::byte> record =
         encode_tail_record({.header = &header_,
                             .geometry = &geometry_,
@@ -86,14 +88,19 @@ class Writer {
                             .first = first,
                             .count = count,
                             .start_token = header_.base_token + first,
-                            .order = states_.size() - 1});
-    EXPECT_EQ(record.size(), tail_record_bytes(geometry_, count));
+                            .order = states_.size() - 1,
+                            .texts = &texts});
+    EXPECT_EQ(record.size(), tail_record_bytes(geometry_, count, texts.encoded_bytes()));
     file_.insert(file_.end(), record.begin(), record.end());
+    texts_.resize(first);
+    texts_.append(texts, 0, count);
+    text_states_.push_back(texts_);
     states_.push_back(source_.content(0, first + count));
     ends_.push_back(file_.size());
   }
   [[nodiscard]] const std::vector<std::byte>& file() const { return file_; }
   [[nodiscard]] const std::vector<std::vector<std::byte>>& states() const { return states_; }
+  [[nodiscard]] const std::vector<TokenTexts>& texts() const { return text_states_; }
   [[nodiscard]] const std::vector<std::size_t>& ends() const { return ends_; }
 
  private:
@@ -101,7 +108,9 @@ class Writer {
   const Geometry& geometry_;
   Half source_;
   std::vector<std::byte> file_;
+  TokenTexts texts_;
   std::vector<std::vector<std::byte>> states_;  // after 0, 1, 2 ... records
+  std::vector<TokenTexts> text_states_;
   std::vector<std::size_t> ends_;
 };
 
@@ -120,6 +129,7 @@ class TailLog : public ::testing::Test {
     ASSERT_LT(result->next_order, writer.states().size());
     ASSERT_EQ(result->end_offset, writer.ends()[result->next_order]);
     ASSERT_EQ(half_.content(0, result->tokens), writer.states()[result->next_order]);
+    ASSERT_EQ(result->texts, writer.texts()[result->next_order]);
   }
   Writer sample() {
     Writer writer(header_, geometry_);
@@ -180,6 +190,34 @@ TEST_F(TailLog, ReplacedAndCutRangesReplay) {
   EXPECT_EQ(result->tokens, 45u);
   EXPECT_FALSE(result->torn);
   EXPECT_TRUE(half_.guards_intact());
+}
+
+TEST_F(TailLog, SignedNonsenseInTheTextsEndsTheReplay) {
+  Writer writer(header_, geometry_);
+  writer.append(0, 5, 1);
+  const std::size_t record = kTailLogHeaderBytes;
+  const std::size_t texts =
+      record + kRecordHeaderBytes + 5 * (sizeof(TokenRecord) + geometry_.token_bytes());
+  const std::pair<std::size_t, std::uint16_t> patches[] = {
+      {record + 6, 3},    // an unknown flag
+      {texts, 0xFFFF},    // more bytes than the record has
+      {texts, 12},        // fewer than the lengths say
+      {texts + 4, 1000},  // lengths beyond the bytes
+      {texts + 4, 1 + kTokenTextBytesMax}};
+  for (const auto& [at, value] : patches) {
+    std::vector<std::byte> file = writer.file();
+    ASSERT_EQ(replay(file)->tokens, 5u);
+    std::memcpy(file.data() + at, &value, sizeof(value));
+    const ByteSpan head = ByteSpan(file).subspan(record, kRecordHeaderBytes);
+    std::uint64_t sum = hash64(ByteSpan(file).subspan(record + kRecordHeaderBytes));
+    std::memcpy(file.data() + record + 48, &sum, 8);
+    sum = hash64(head.first(56));
+    std::memcpy(file.data() + record + 56, &sum, 8);
+    const Result<TailReplay> result = replay(file);
+    ASSERT_TRUE(result.has_value());
+    EXPECT_EQ(result->tokens, 0u) << at << " = " << value;
+    EXPECT_TRUE(result->torn);
+  }
 }
 
 TEST_F(TailLog, AFullHalfReplaysAndNotOneTokenMore) {
@@ -384,6 +422,7 @@ TEST_F(TailLog, RandomHistoriesReplayExactly) {
     ASSERT_TRUE(result.has_value());
     ASSERT_EQ(half.content(0, result->tokens), writer.states()[result->next_order])
         << "seed " << seed;
+    ASSERT_EQ(result->texts, writer.texts()[result->next_order]) << "seed " << seed;
   }
 }
 

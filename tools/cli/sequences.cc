@@ -1,5 +1,6 @@
 // ls, show, rm, rename, pin, expire, warm, fork, export, import: what one does with stored
 // sequences.
+#include <algorithm>
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
@@ -7,6 +8,7 @@
 
 #include <unistd.h>
 
+#include "base/limits.h"
 #include "tools/cli/commands.h"
 
 namespace kvtier::cli {
@@ -84,9 +86,65 @@ void print_show(const Json& reply) {
   print_table(rows);
 }
 
+// Of the sealed tokens, as far as their texts are known. False where it cannot be had.
+bool read_text(const Invocation& invocation, std::uint64_t tokens, std::string* text,
+               int* exit_code) {
+  for (std::uint64_t first = 0; first < tokens; first += kTextTokensMax) {
+    const std::uint64_t count = std::min<std::uint64_t>(tokens - first, kTextTokensMax);
+    Json reply;
+    if (!request(invocation,
+                 Json{{"op", "texts"},
+                      {"target", target_of(invocation.get("SEQUENCE"))},
+                      {"first", first},
+                      {"count", count},
+                      {"as_text", true}},
+                 &reply, exit_code))
+      return false;
+    *text += text_of(reply, "text");
+  }
+  return true;
+}
+
+// One line of at most `bytes_max` bytes and an ellipsis; never a part of a character.
+std::string one_line(const std::string& text, std::size_t bytes_max) {
+  std::string line;
+  std::size_t end = std::min(text.size(), bytes_max);
+  while (end < text.size() && end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80)
+    --end;
+  for (const char c : text.substr(0, end)) {
+    const bool space = static_cast<unsigned char>(c) < 0x21 || c == 0x7F;
+    if (!space)
+      line += c;
+    else if (!line.empty() && line.back() != ' ')
+      line += ' ';
+  }
+  return end < text.size() ? line + "..." : line;
+}
+
 int run_show(const Invocation& invocation) {
-  return simple(invocation, Json{{"op", "show"}, {"target", target_of(invocation.get("SEQUENCE"))}},
-                print_show);
+  constexpr std::uint64_t kGlimpseTokens = 64;
+  constexpr std::size_t kGlimpseBytes = 160;
+  Json reply;
+  int exit_code = 0;
+  const Json body{{"op", "show"}, {"target", target_of(invocation.get("SEQUENCE"))}};
+  if (!request(invocation, body, &reply, &exit_code)) return exit_code;
+  const bool all = invocation.has("text");
+  const std::uint64_t sealed = number_of(reply, "tokens") - number_of(reply, "tail_tokens");
+  std::string text;
+  if (!read_text(invocation, all ? sealed : std::min(sealed, kGlimpseTokens), &text, &exit_code))
+    return exit_code;
+  if (invocation.json) {
+    if (all) reply["text"] = text;
+    print_json(reply);
+    return 0;
+  }
+  if (all) {
+    std::printf("%s%s", text.c_str(), text.empty() || text.back() == '\n' ? "" : "\n");
+    return 0;
+  }
+  print_show(reply);
+  if (!text.empty()) std::printf("\n%s\n", one_line(text, kGlimpseBytes).c_str());
+  return 0;
 }
 
 int run_rm(const Invocation& invocation) {
@@ -223,7 +281,11 @@ const Argument kSequence = {"SEQUENCE", "name, or id as `kvtier ls` shows it"};
 
 Command ls_command() { return {"ls", "list the stored sequences", {}, {}, run_ls}; }
 Command show_command() {
-  return {"show", "show one sequence and its segments", {kSequence}, {}, run_show};
+  return {"show",
+          "show one sequence, its segments and how its text begins",
+          {kSequence},
+          {{"--text", nullptr, "its whole text and nothing else, where the client gave it"}},
+          run_show};
 }
 Command rm_command() {
   return {"rm",

@@ -194,6 +194,20 @@ KVT_API kvt_status kvt_sequence_tokens(kvt_sequence* sequence, uint64_t first, u
  * block while the tail is full and the daemon seals (back-pressure). */
 KVT_API kvt_status kvt_sequence_append(kvt_sequence* sequence, const kvt_token* tokens,
                                        uint32_t count);
+/* The same with a text of each token: text_bytes[i] bytes each (0: none; at most 1,024), all of
+ * them one after the other in `texts`. Together they are UTF-8; a token may end inside a character.
+ * They are stored with the tokens, on their way through commit, seal, export and compaction;
+ * whoever shares the tokens as a prefix shares them. */
+KVT_API kvt_status kvt_sequence_append_with_texts(kvt_sequence* sequence, const kvt_token* tokens,
+                                                  uint32_t count, const uint16_t* text_bytes,
+                                                  const char* texts);
+/* Texts of tokens [first, first + count): the bytes of each to out_bytes[count], all texts one
+ * after the other to `out_texts`, and their sum to `out_total`. KVT_ERROR_TOO_LARGE where `room` is
+ * less: then out_bytes and out_total are right, and nothing else was written. Tokens that were
+ * given none have 0 bytes. Blocks on the daemon for what is not in the tail. */
+KVT_API kvt_status kvt_sequence_texts(kvt_sequence* sequence, uint64_t first, uint64_t count,
+                                      uint16_t* out_bytes, char* out_texts, uint64_t room,
+                                      uint64_t* out_total);
 /* Writes K and V of layer `layer` for tokens [first, first + count) of the piece. Element strides
  * are in bytes: head_stride between KV heads, token_stride between tokens; a row is contiguous. NaN
  * or infinity is refused (KVT_ERROR_NOT_FINITE) and nothing of the call is kept. */

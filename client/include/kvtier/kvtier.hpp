@@ -88,6 +88,41 @@ class Sequence {
   void append(const kvt_token* tokens, std::uint32_t count) {
     check(kvt_sequence_append(handle_.get(), tokens, count));
   }
+  // With a text of each token; see kvt_sequence_append_with_texts.
+  void append(const std::vector<kvt_token>& tokens, const std::vector<std::string>& texts) {
+    if (texts.size() != tokens.size()) throw Error(KVT_ERROR_INVALID, "one text per token");
+    std::string all;
+    std::vector<std::uint16_t> bytes;
+    for (const std::string& text : texts) {
+      bytes.push_back(static_cast<std::uint16_t>(text.size() < 0xFFFF ? text.size() : 0xFFFF));
+      all += text;
+    }
+    check(kvt_sequence_append_with_texts(handle_.get(), tokens.data(),
+                                         static_cast<std::uint32_t>(tokens.size()), bytes.data(),
+                                         all.data()));
+  }
+  std::vector<std::string> texts(std::uint64_t first, std::uint64_t count) {
+    std::vector<std::uint16_t> bytes(static_cast<std::size_t>(count));
+    std::string all(static_cast<std::size_t>(count) * 8, '\0');
+    std::uint64_t total = 0;
+    const auto read = [&] {
+      return kvt_sequence_texts(handle_.get(), first, count, bytes.data(), all.data(), all.size(),
+                                &total);
+    };
+    kvt_status status = read();
+    if (status == KVT_ERROR_TOO_LARGE && total > all.size()) {
+      all.resize(static_cast<std::size_t>(total));
+      status = read();
+    }
+    check(status);
+    std::vector<std::string> out;
+    std::size_t at = 0;
+    for (const std::uint16_t size : bytes) {
+      out.emplace_back(all, at, size);
+      at += size;
+    }
+    return out;
+  }
   void write(std::uint32_t layer, std::uint32_t first, std::uint32_t count, const kvt_rows& k,
              const kvt_rows& v) {
     check(kvt_sequence_write(handle_.get(), layer, first, count, &k, &v));

@@ -148,14 +148,18 @@ class Sequence(_Closable):
     def __len__(self) -> int: ...
     def tokens(self, first: int = 0, count: int | None = None) -> NDArray[np.uint32]:
         """[count, 4]: id, position, flags, span."""
+    def texts(self, first: int = 0, count: int | None = None) -> list[bytes]:
+        """The text of each token, b"" where none was given. Together they are UTF-8."""
     def append(
         self,
         ids: _Ids,
         positions: _Ids | None = None,
         flags: _Ids | None = None,
         spans: _Ids | None = None,
+        texts: _Seq[str | bytes] | None = None,
     ) -> None:
-        """Begins a piece of 1 to 1,024 tokens; each layer is then written."""
+        """Begins a piece of 1 to 1,024 tokens; each layer is then written. `texts`: of each token,
+        at most 1,024 bytes."""
     def write(self, layer: int, first: int, k: _Array, v: _Array) -> None:
         """K and V, [kv_heads, n, dim] with a contiguous last dimension, of tokens first ... of the
         piece."""
