@@ -11,184 +11,29 @@
 #include "daemon/compaction.h"
 #include "daemon/engine_state.h"
 #include "daemon/reclaim.h"
-#include "daemon/segment_files.h"
+#include "daemon/store_items.h"
 #include "daemon/stored_tail.h"
-#include "tiers/object_format.h"
 #include "tiers/sidecar_format.h"
 #include "tiers/tail_log_format.h"
 
 namespace kvtier {
 namespace {
 
-struct Problem {
-  std::string object, region, reason;
-  SegmentId segment;     // what repair drops: a segment ...
-  SequenceId sequence;   // ... or a sequence's log
-  bool sidecar = false;  // ... or a segment's sidecar
-  // Nothing that was acknowledged need be missing.
-  bool warning = false;
-  std::string key = {};  // ... or the value of an opaque key, while it is this file
-  std::uint64_t file = 0;
-  bool newer = false;     // sound to a newer kvtier: not ours to drop
-  std::string path = {};  // of the sidecar
-};
+const char* severity_of(const Problem& problem) {
+  return problem.unread ? "unread" : problem.warning ? "warning" : "damage";
+}
 
 Json problems_json(const std::vector<Problem>& problems) {
   Json list = Json::array();
   for (const Problem& problem : problems)
     list.push_back(Json{{"object", problem.object},
                         {"region", problem.region},
-                        {"severity", problem.warning ? "warning" : "damage"},
+                        {"severity", severity_of(problem)},
                         {"reason", problem.reason}});
   return list;
 }
 
-// What there is to check, taken on the engine's thread; checked on workers, one item at a time.
-struct Check {
-  std::string store_path;
-  bool deep = true;
-  struct SegmentItem {
-    SegmentRow row;
-    BlockHash fingerprint;
-    std::vector<std::string> sidecars;  // paths
-  };
-  struct LogItem {
-    TailLogHeader header;
-    std::string name;
-    const Space* space = nullptr;
-    std::uint32_t tokens = 0;
-  };
-  std::deque<SegmentItem> segments;
-  std::deque<LogItem> logs;
-  std::deque<ObjectHeader> values;  // what the catalogue says of each
-  std::unique_ptr<SegmentFiles> files;
-  std::vector<Problem> problems;
-  std::uint64_t segments_checked = 0, values_checked = 0, chunks = 0;
-  std::uint64_t value_bytes = 0;  // read of values
-};
 using CheckPtr = std::shared_ptr<Check>;
-
-std::string name_of(SegmentId id) { return "segment " + std::to_string(id.value); }
-
-void check_sidecar(Check& check, const Check::SegmentItem& item, const std::string& path) {
-  const auto problem = [&](const char* reason) {
-    Problem found{"sidecar of " + name_of(item.row.id), "abstracts", reason, item.row.id, {}, true};
-    found.path = path;
-    check.problems.push_back(std::move(found));
-  };
-  const Result<FileId> file =
-      check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
-  if (!file) return;  // derived data: made again when it is wanted
-  const Result<std::uint64_t> size = check.files->io().size_bytes(*file);
-  std::vector<std::byte> bytes(size && *size <= (1ull << 30) ? static_cast<std::size_t>(*size) : 0);
-  const Result<void> read = read_fully(check.files->io(), *file, 0, bytes);
-  check.files->io().close(*file);
-  if (!read || bytes.size() < kSidecarHeaderBytes) return problem("cannot be read whole");
-  const Result<SidecarHeader> header = parse_sidecar_header(bytes);
-  if (!header) return problem(header.error().message());
-  if (header->payload_bytes > bytes.size() - kSidecarHeaderBytes) return problem("is cut short");
-  const ByteSpan payload{bytes.data() + kSidecarHeaderBytes,
-                         static_cast<std::size_t>(header->payload_bytes)};
-  const Result<void> sound = check_sidecar_payload(*header, payload);
-  if (!sound || !(header->segment == item.row.id)) return problem("does not hold what it should");
-}
-
-void check_segment(Check& check, const Check::SegmentItem& item) {
-  const auto problem = [&](std::string region, const Status& status) {
-    Problem found{name_of(item.row.id), std::move(region), status.message(), item.row.id, {}};
-    found.newer = status.code == Code::kVersion;
-    check.problems.push_back(std::move(found));
-  };
-  ++check.segments_checked;
-  const Result<void> begun = check.files->begin(item.row.id);
-  if (!begun) return problem("metadata", begun.error());
-  const SegmentMeta& meta = check.files->meta();
-  if (meta.tokens.size() != item.row.tokens || !(meta.fingerprint == item.fingerprint) ||
-      meta.start_token != item.row.start_token || !(meta.parent == item.row.parent))
-    return problem("metadata", {Code::kCorrupt, 0, "file and catalogue differ"});
-  if (check.deep) {
-    for (std::uint32_t i = 0; i < meta.chunks.size(); ++i) {
-      const Result<ByteSpan> chunk = check.files->read_chunk(i);
-      ++check.chunks;
-      if (chunk) continue;
-      const auto place = PlaneLayout(meta.geometry, item.row.tokens).place_of(i);
-      return problem(
-          "layer " + std::to_string(place.layer) + ", chunk " + std::to_string(place.chunk),
-          chunk.error());
-    }
-  }
-  for (const std::string& path : item.sidecars) check_sidecar(check, item, path);
-}
-
-void check_log(Check& check, const Check::LogItem& item) {
-  const std::string path = tail_log_path(item.header.sequence, item.header.generation);
-  const auto problem = [&](const std::string& reason, bool warning = false) {
-    Problem found{"tail log of sequence " + std::to_string(item.header.sequence.value),
-                  "records",
-                  reason,
-                  {},
-                  item.header.sequence};
-    found.warning = warning;
-    check.problems.push_back(std::move(found));
-  };
-  const Result<FileId> file =
-      check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
-  if (!file) return problem("the file is missing");
-  const Result<std::uint64_t> size = check.files->io().size_bytes(*file);
-  std::vector<std::byte> bytes(size ? static_cast<std::size_t>(*size) : 0);
-  const Result<void> read = read_fully(check.files->io(), *file, 0, bytes);
-  check.files->io().close(*file);
-  if (!size || !read) return problem("cannot be read");
-  std::vector<TokenRecord> tokens(kSegmentTokensMax);
-  std::vector<std::byte> plane(static_cast<std::size_t>(item.space->tail.plane.size_bytes()));
-  const Result<TailReplay> replay =
-      replay_tail_log(bytes, item.header, item.space->row.geometry, item.space->tail.plane,
-                      tokens.data(), plane.data());
-  if (!replay) {
-    problem(replay.error().message());
-    check.problems.back().newer = replay.error().code == Code::kVersion;
-    return;
-  }
-  const std::string left = ": " + std::to_string(replay->tokens) + " tokens before it are left";
-  if (replay->tokens < item.tokens) return problem("holds fewer tokens than were committed");
-  if (!replay->torn || item.tokens != 0) return;  // one that is in use goes on in a new file
-  later_record_follows(bytes, item.header, *replay)
-      ? problem("a record is damaged and sound ones follow it" + left)
-      : problem("the last record is not whole, as after a power cut" + left, true);
-}
-
-void check_value(Check& check, const ObjectHeader& expected) {
-  const std::string path = object_path(expected.file);
-  const auto problem = [&](const char* region, const char* reason) {
-    Problem found{path, region, reason, {}, {}};
-    found.key = expected.key;
-    found.file = expected.file;
-    check.problems.push_back(std::move(found));
-  };
-  ++check.values_checked;
-  Io& io = check.files->io();
-  const Result<FileId> file = io.open(path, {.mode = OpenMode::kRead, .direct = false});
-  if (!file) return problem("file", "missing or unreadable");
-  const Result<std::uint64_t> size = io.size_bytes(*file);
-  const bool whole = size && *size == object_file_bytes(expected.value_bytes);
-  std::vector<std::byte> bytes(!whole       ? 0
-                               : check.deep ? static_cast<std::size_t>(*size)
-                                            : static_cast<std::size_t>(kObjectHeaderBytes));
-  const Result<void> read = read_fully(io, *file, 0, bytes);
-  io.close(*file);
-  if (!whole) return problem("file", "has another size than it was written with");
-  if (!read) return problem("file", "cannot be read");
-  check.value_bytes += bytes.size();
-  const Result<ObjectHeader> header = parse_object_header(bytes);
-  if (!header) return problem("header", header.error().message());
-  if (header->file != expected.file || header->key != expected.key ||
-      header->value_bytes != expected.value_bytes || header->checksum != expected.checksum)
-    return problem("header", "file and catalogue differ");
-  if (!check.deep) return;
-  const Result<void> value =
-      check_object_value(*header, ByteSpan(bytes).subspan(kObjectHeaderBytes));
-  if (!value) problem("value", value.error().message());
-}
 
 CheckPtr collect(EngineState& engine, bool deep) {
   auto check = std::make_shared<Check>();
@@ -228,7 +73,7 @@ CheckPtr collect(EngineState& engine, bool deep) {
 // One item on a worker, then the next; `done` on the engine's thread.
 void run_check(EngineState& engine, const CheckPtr& check,
                const std::function<void(Result<void>)>& done) {
-  if (check->segments.empty() && check->logs.empty() && check->values.empty()) return done({});
+  if (check->done()) return done({});
   auto failed = std::make_shared<Result<void>>();
   run_on_worker(
       engine,
@@ -241,16 +86,7 @@ void run_check(EngineState& engine, const CheckPtr& check,
           }
           check->files = std::make_unique<SegmentFiles>(std::move(*files));
         }
-        if (!check->segments.empty()) {
-          check_segment(*check, check->segments.front());
-          check->segments.pop_front();
-        } else if (!check->values.empty()) {
-          check_value(*check, check->values.front());
-          check->values.pop_front();
-        } else {
-          check_log(*check, check->logs.front());
-          check->logs.pop_front();
-        }
+        check_next(*check);
       },
       [&engine, check, failed, done] { *failed ? run_check(engine, check, done) : done(*failed); });
 }
@@ -369,7 +205,7 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
   std::vector<Problem>& problems = repair->check->problems;
   while (repair->next < problems.size()) {
     Problem& problem = problems[repair->next++];
-    if (problem.newer ||
+    if (problem.newer || problem.unread ||
         (!problem.segment.valid() && !problem.sequence.valid() && problem.file == 0))
       continue;
     Sequence* sequence =

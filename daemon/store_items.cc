@@ -1,0 +1,171 @@
+#include "daemon/store_items.h"
+
+#include <algorithm>
+
+#include "tiers/sidecar_format.h"
+
+namespace kvtier {
+
+namespace {
+
+// What a failed open or read says of the file: only that it is gone, or shorter than it must be, is
+// something about its bytes.
+bool says_damage(const Status& status) {
+  return status.code == Code::kCorrupt || status.code == Code::kNotFound ||
+         status.code == Code::kVersion;
+}
+constexpr const char* kUnread = "cannot be read now: nothing is known about it, nothing is dropped";
+
+void check_sidecar(Check& check, const Check::SegmentItem& item, const std::string& path) {
+  const auto problem = [&](const char* reason) {
+    Problem found{"sidecar of " + name_of(item.row.id), "abstracts", reason, item.row.id, {}, true};
+    found.path = path;
+    check.problems.push_back(std::move(found));
+  };
+  const Result<FileId> file =
+      check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
+  if (!file) return;  // derived data: made again when it is wanted
+  const Result<std::uint64_t> size = check.files->io().size_bytes(*file);
+  std::vector<std::byte> bytes(size && *size <= (1ull << 30) ? static_cast<std::size_t>(*size) : 0);
+  const Result<void> read = read_fully(check.files->io(), *file, 0, bytes);
+  check.files->io().close(*file);
+  if (!size || (!read && !says_damage(read.error()))) return;
+  if (!read || bytes.size() < kSidecarHeaderBytes) return problem("cannot be read whole");
+  const Result<SidecarHeader> header = parse_sidecar_header(bytes);
+  if (!header) return problem(header.error().message());
+  if (header->payload_bytes > bytes.size() - kSidecarHeaderBytes) return problem("is cut short");
+  const ByteSpan payload{bytes.data() + kSidecarHeaderBytes,
+                         static_cast<std::size_t>(header->payload_bytes)};
+  const Result<void> sound = check_sidecar_payload(*header, payload);
+  if (!sound || !(header->segment == item.row.id)) return problem("does not hold what it should");
+}
+
+void check_segment(Check& check, const Check::SegmentItem& item) {
+  const auto problem = [&](std::string region, const Status& status) {
+    Problem found{name_of(item.row.id), std::move(region), status.message(), item.row.id, {}};
+    found.newer = status.code == Code::kVersion;
+    found.unread = !says_damage(status);
+    if (found.unread) found.reason += std::string(": ") + kUnread;
+    check.problems.push_back(std::move(found));
+  };
+  ++check.segments_checked;
+  const Result<void> begun = check.files->begin(item.row.id);
+  if (!begun) return problem("metadata", begun.error());
+  const SegmentMeta& meta = check.files->meta();
+  if (meta.tokens.size() != item.row.tokens || !(meta.fingerprint == item.fingerprint) ||
+      meta.start_token != item.row.start_token || !(meta.parent == item.row.parent))
+    return problem("metadata", {Code::kCorrupt, 0, "file and catalogue differ"});
+  if (check.deep) {
+    for (std::uint32_t i = 0; i < meta.chunks.size(); ++i) {
+      const Result<ByteSpan> chunk = check.files->read_chunk(i);
+      ++check.chunks;
+      if (chunk) continue;
+      const auto place = PlaneLayout(meta.geometry, item.row.tokens).place_of(i);
+      return problem(
+          "layer " + std::to_string(place.layer) + ", chunk " + std::to_string(place.chunk),
+          chunk.error());
+    }
+  }
+  for (const std::string& path : item.sidecars) check_sidecar(check, item, path);
+}
+
+void check_log(Check& check, const Check::LogItem& item) {
+  const std::string path = tail_log_path(item.header.sequence, item.header.generation);
+  const auto problem = [&](const std::string& reason, bool warning = false) {
+    Problem found{"tail log of sequence " + std::to_string(item.header.sequence.value),
+                  "records",
+                  reason,
+                  {},
+                  item.header.sequence};
+    found.warning = warning;
+    check.problems.push_back(std::move(found));
+  };
+  const Result<FileId> file =
+      check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
+  if (!file && file.error().code == Code::kNotFound) return problem("the file is missing");
+  const auto unread = [&] {
+    problem(kUnread);
+    check.problems.back().unread = true;
+  };
+  if (!file) return unread();
+  const Result<std::uint64_t> size = check.files->io().size_bytes(*file);
+  std::vector<std::byte> bytes(size ? static_cast<std::size_t>(*size) : 0);
+  const Result<void> read = read_fully(check.files->io(), *file, 0, bytes);
+  check.files->io().close(*file);
+  if (!size || (!read && !says_damage(read.error()))) return unread();
+  if (!read) return problem("cannot be read");
+  std::vector<TokenRecord> tokens(kSegmentTokensMax);
+  std::vector<std::byte> plane(static_cast<std::size_t>(item.space->tail.plane.size_bytes()));
+  const Result<TailReplay> replay =
+      replay_tail_log(bytes, item.header, item.space->row.geometry, item.space->tail.plane,
+                      tokens.data(), plane.data());
+  if (!replay) {
+    problem(replay.error().message());
+    check.problems.back().newer = replay.error().code == Code::kVersion;
+    return;
+  }
+  const std::string left = ": " + std::to_string(replay->tokens) + " tokens before it are left";
+  if (replay->tokens < item.tokens) return problem("holds fewer tokens than were committed");
+  if (!replay->torn || item.tokens != 0) return;  // one that is in use goes on in a new file
+  later_record_follows(bytes, item.header, *replay)
+      ? problem("a record is damaged and sound ones follow it" + left)
+      : problem("the last record is not whole, as after a power cut" + left, true);
+}
+
+void check_value(Check& check, const ObjectHeader& expected) {
+  const std::string path = object_path(expected.file);
+  const auto problem = [&](const char* region, const char* reason) {
+    Problem found{path, region, reason, {}, {}};
+    found.key = expected.key;
+    found.file = expected.file;
+    check.problems.push_back(std::move(found));
+  };
+  ++check.values_checked;
+  Io& io = check.files->io();
+  const Result<FileId> file = io.open(path, {.mode = OpenMode::kRead, .direct = false});
+  if (!file && file.error().code == Code::kNotFound) return problem("file", "is missing");
+  const auto unread = [&] {
+    problem("file", kUnread);
+    check.problems.back().unread = true;
+  };
+  if (!file) return unread();
+  const Result<std::uint64_t> size = io.size_bytes(*file);
+  const bool whole = size && *size == object_file_bytes(expected.value_bytes);
+  std::vector<std::byte> bytes(!whole       ? 0
+                               : check.deep ? static_cast<std::size_t>(*size)
+                                            : static_cast<std::size_t>(kObjectHeaderBytes));
+  const Result<void> read = read_fully(io, *file, 0, bytes);
+  io.close(*file);
+  if (!size || (!read && !says_damage(read.error()))) return unread();
+  if (!whole) return problem("file", "has another size than it was written with");
+  if (!read) return problem("file", "cannot be read");
+  check.value_bytes += bytes.size();
+  const Result<ObjectHeader> header = parse_object_header(bytes);
+  if (!header) return problem("header", header.error().message());
+  if (header->file != expected.file || header->key != expected.key ||
+      header->value_bytes != expected.value_bytes || header->checksum != expected.checksum)
+    return problem("header", "file and catalogue differ");
+  if (!check.deep) return;
+  const Result<void> value =
+      check_object_value(*header, ByteSpan(bytes).subspan(kObjectHeaderBytes));
+  if (!value) problem("value", value.error().message());
+}
+
+}  // namespace
+
+std::string name_of(SegmentId id) { return "segment " + std::to_string(id.value); }
+
+void check_next(Check& check) {
+  if (!check.segments.empty()) {
+    check_segment(check, check.segments.front());
+    check.segments.pop_front();
+  } else if (!check.values.empty()) {
+    check_value(check, check.values.front());
+    check.values.pop_front();
+  } else {
+    check_log(check, check.logs.front());
+    check.logs.pop_front();
+  }
+}
+
+}  // namespace kvtier

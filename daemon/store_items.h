@@ -1,0 +1,64 @@
+// What `verify` and `repair` look at, one item at a time, beside an engine that goes on: segments
+// with their sidecars, tail logs, values of opaque keys. Reads only. The engine's thread fills a
+// Check and reads its problems; in between one worker after the other has it.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "daemon/segment_files.h"
+#include "daemon/spaces.h"
+#include "tiers/catalogue.h"
+#include "tiers/object_format.h"
+#include "tiers/tail_log_format.h"
+
+namespace kvtier {
+
+struct Problem {
+  std::string object, region, reason;
+  SegmentId segment;     // what repair drops: a segment ...
+  SequenceId sequence;   // ... or a sequence's log
+  bool sidecar = false;  // ... or a segment's sidecar
+  // Nothing that was acknowledged need be missing.
+  bool warning = false;
+  std::string key = {};  // ... or the value of an opaque key, while it is this file
+  std::uint64_t file = 0;
+  bool newer = false;     // sound to a newer kvtier: not ours to drop
+  bool unread = false;    // the device refused, or descriptors ran out: says nothing of the bytes
+  std::string path = {};  // of the sidecar
+};
+
+// What there is to check, taken on the engine's thread; checked on workers, one item at a time.
+struct Check {
+  std::string store_path;
+  bool deep = true;
+  struct SegmentItem {
+    SegmentRow row;
+    BlockHash fingerprint;
+    std::vector<std::string> sidecars;  // paths
+  };
+  struct LogItem {
+    TailLogHeader header;
+    std::string name;
+    const Space* space = nullptr;
+    std::uint32_t tokens = 0;
+  };
+  std::deque<SegmentItem> segments;
+  std::deque<LogItem> logs;
+  std::deque<ObjectHeader> values;  // what the catalogue says of each
+  std::unique_ptr<SegmentFiles> files;
+  std::vector<Problem> problems;
+  std::uint64_t segments_checked = 0, values_checked = 0, chunks = 0;
+  std::uint64_t value_bytes = 0;  // read of values
+
+  [[nodiscard]] bool done() const { return segments.empty() && logs.empty() && values.empty(); }
+};
+
+// How a problem names a segment.
+[[nodiscard]] std::string name_of(SegmentId id);
+// Checks one item and takes it out; `check.files` is open.
+void check_next(Check& check);
+
+}  // namespace kvtier
