@@ -75,6 +75,7 @@ struct ScoreArgs {
 enum class GroupMode : std::uint8_t {
   kMax = 0,          // largest score of the heads, times scale
   kMeanSoftmax = 1,  // mean over the heads of softmax(scale * score) over units
+  kMeanScore = 2,    // mean score of the heads, times scale
 };
 struct GroupScoresArgs {
   const float* scores = nullptr;  // head i at scores + i * stride

@@ -23,6 +23,20 @@ void group_max(const GroupScoresArgs& args, std::uint64_t units) {
   }
 }
 
+void group_mean(const GroupScoresArgs& args, std::uint64_t units) {
+  const float weight = args.scale / static_cast<float>(args.queries);
+  for (std::uint64_t u = 0; u < units; ++u) {
+    float sum = 0.0f;
+    bool fetch = false;
+    for (std::uint32_t i = 0; i < args.queries; ++i) {
+      const float score = args.scores[i * args.stride + u];
+      fetch = fetch || must_fetch(score);
+      sum += score;
+    }
+    args.out[u] = fetch ? kInfinity : sum * weight;
+  }
+}
+
 // Largest score of a head over units that are in the softmax, and the sum of exponentials above it.
 struct Softmax {
   float max = -kInfinity;
@@ -67,6 +81,8 @@ Result<void> group_scores(const GroupScoresArgs& args, KernelStream) {
   KVT_TRY_VOID(args.validate());
   if (args.mode == GroupMode::kMax) {
     group_max(args, *args.unit_count);
+  } else if (args.mode == GroupMode::kMeanScore) {
+    group_mean(args, *args.unit_count);
   } else {
     group_mean_softmax(args, *args.unit_count);
   }

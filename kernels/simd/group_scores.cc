@@ -46,6 +46,21 @@ void group_max(const GroupScoresArgs& args, std::uint64_t units) {
   });
 }
 
+void group_mean(const GroupScoresArgs& args, std::uint64_t units) {
+  const float weight = args.scale / static_cast<float>(args.queries);
+  for_each_unit(units, [&](auto df, std::uint64_t u) HWY_ATTR {
+    auto sum = hn::Zero(df);
+    auto good = hn::Eq(sum, sum);
+    for (std::uint32_t i = 0; i < args.queries; ++i) {
+      const auto score = hn::LoadU(df, args.scores + i * args.stride + u);
+      good = hn::And(good, usable(df, score));
+      sum = hn::Add(sum, score);
+    }
+    hn::StoreU(hn::IfThenElse(good, hn::Mul(sum, hn::Set(df, weight)), hn::Set(df, kInfinity)), df,
+               args.out + u);
+  });
+}
+
 constexpr std::uint64_t kTile = 512;  // units whose scores stay in cache
 constexpr std::uint32_t kHeads = 8;   // heads that share one pass
 
@@ -178,6 +193,8 @@ void run_group_scores(const GroupScoresArgs& args) {
   begin("group_scores");
   if (args.mode == GroupMode::kMax) {
     group_max(args, *args.unit_count);
+  } else if (args.mode == GroupMode::kMeanScore) {
+    group_mean(args, *args.unit_count);
   } else {
     group_mean_softmax(args, *args.unit_count);
   }
