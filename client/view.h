@@ -115,6 +115,11 @@ class View {
                             std::vector<SlotCache>* caches);
   Result<void> select_layer(const AttendStep& step, LayerQuery* query,
                             std::vector<SlotCache>* caches);
+  // All heads together, over the levels of their boxes.
+  Result<void> select_tree(const AttendStep& step, LayerQuery* query,
+                           std::vector<SlotCache>* caches);
+  Result<void> take_for_all(const AttendStep& step, const Selection& selection, LayerQuery* query,
+                            std::vector<SlotCache>* caches);
   SelectInput select_input(const AttendStep& step, const LayerQuery& query, std::uint32_t head);
   Result<void> take_selection(const AttendStep& step, std::uint32_t head,
                               const Selection& selection, SlotCache* cache);
@@ -192,6 +197,7 @@ class View {
   std::array<TokenRange, 2> kept_;
   std::vector<float> layer_scores_;
   std::vector<SegmentExtent> extents_;
+  std::vector<std::vector<SegmentExtent>> head_extents_;
   std::vector<WantedRow> wanted_;
   std::vector<FetchEntry> entries_;
   std::vector<std::uint32_t> first_wanted_;  // per entry, and one past the end

@@ -78,6 +78,8 @@ Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
 Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
                                 std::vector<SlotCache>* caches) {
   if (!query->due(0)) return {};
+  if (preset_->search == SearchKind::kTree && step.layer >= preset_->flat_layers)
+    return select_tree(step, query, caches);
   layer_scores_.clear();
   for (std::uint32_t head = 0; head < step.kv_heads && selector_.scores_units(); ++head) {
     KVT_TRY(const std::span<float> scores, selector_.score(select_input(step, *query, head)));
@@ -87,6 +89,25 @@ Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
   SelectInput input = select_input(step, *query, 0);
   input.summed_heads = step.kv_heads;
   KVT_TRY(const Selection selection, selector_.choose(input, layer_scores_));
+  return take_for_all(step, selection, query, caches);
+}
+
+Result<void> View::select_tree(const AttendStep& step, LayerQuery* query,
+                               std::vector<SlotCache>* caches) {
+  std::vector<SelectInput> heads;
+  head_extents_.resize(step.kv_heads);
+  for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
+    heads.push_back(select_input(step, *query, head));
+    head_extents_[head].swap(extents_);
+    heads.back().segments = head_extents_[head];
+  }
+  KVT_TRY(const std::span<float> scores, selector_.score_tree(heads));
+  KVT_TRY(const Selection selection, selector_.choose(heads[0], scores));
+  return take_for_all(step, selection, query, caches);
+}
+
+Result<void> View::take_for_all(const AttendStep& step, const Selection& selection,
+                                LayerQuery* query, std::vector<SlotCache>* caches) {
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     KVT_TRY_VOID(take_selection(step, head, selection, &(*caches)[head]));
     query->chosen(head);
@@ -112,6 +133,7 @@ SelectInput View::select_input(const AttendStep& step, const LayerQuery& query,
   input.scale = step.scale;
   input.codebook = codebook_of(step.layer, head);
   input.budget_rows = options_.budget;
+  input.flat = step.layer < preset_->flat_layers;
   input.grain_tokens = from_disk_ ? kDiskGrainTokens : 1;
   return input;
 }

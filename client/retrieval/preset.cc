@@ -16,12 +16,29 @@ std::vector<Preset> make_presets() {
       {.name = "mean", .abstract = units("mean/pages:16")},
       {.name = "sentencekv",
        .abstract = units("mean/sentences:128"),
-       .query = QueryKind::kSentence},
+       .query = QueryKind::kSentence,
+       .group = GroupMode::kMeanScore,
+       .cut = true},
       {.name = "louiskv",
        .abstract = units("mean/clusters:16"),
-       .trigger = TriggerKind::kCosine,
+       .cut = true,
+       .trigger = TriggerKind::kTurn,
        .level = 0.7f},
-      {.name = "clusters", .abstract = units("mean/clusters:16"), .score = ScoreKind::kCount},
+      {.name = "clusters",
+       .abstract = units("mean/clusters:16"),
+       .score = ScoreKind::kCount,
+       .cut = true},
+      {.name = "leoam",
+       .abstract = units("box:3/pages:16"),
+       .search = SearchKind::kTree,
+       .group = GroupMode::kMeanScore,
+       .scope = ScopeKind::kLayer,
+       .cut = true,
+       .flat_layers = 2},
+      {.name = "freekv",
+       .abstract = units("box/pages:32"),
+       .query = QueryKind::kStepBefore,
+       .level = 0.8f},
       {.name = "arkvale", .abstract = units("ball/pages:32")},
       {.name = "window", .budget = BudgetKind::kKept, .residency_percent = 0},
       {.name = "full", .budget = BudgetKind::kAll},
@@ -53,11 +70,20 @@ Result<void> Preset::validate() const {
     return error(Code::kInvalid, "share is above 0 and at most 1");
   if (budget == BudgetKind::kMass && group != GroupMode::kMeanSoftmax)
     return error(Code::kInvalid, "a budget of mass needs group \"mean-softmax\"");
+  if (search == SearchKind::kTree &&
+      (abstract.abstract != AbstractKind::kBox || abstract.parameter == 0))
+    return error(Code::kInvalid,
+                 "search \"tree\" needs boxes with levels, e.g. \"box:3/pages:16\"");
+  if (search == SearchKind::kTree && group != GroupMode::kMeanScore)
+    return error(Code::kInvalid, "search \"tree\" needs group \"mean-score\"");
+  if (query == QueryKind::kStepBefore && trigger != TriggerKind::kEveryStep)
+    return error(Code::kInvalid, "query \"step-before\" goes with trigger \"every-step\"");
   if (trigger == TriggerKind::kEveryN && !(level >= 1.0f))
     return error(Code::kInvalid, "level of trigger \"every-n\" is 1 or more steps");
-  if ((trigger == TriggerKind::kCosine || trigger == TriggerKind::kCosineHead) &&
+  if ((trigger == TriggerKind::kCosine || trigger == TriggerKind::kCosineHead ||
+       trigger == TriggerKind::kTurn || query == QueryKind::kStepBefore) &&
       !(level > -1.0f && level <= 1.0f))
-    return error(Code::kInvalid, "level of a cosine trigger is above -1 and at most 1");
+    return error(Code::kInvalid, "level of a cosine is above -1 and at most 1");
   return {};
 }
 
@@ -72,7 +98,8 @@ Result<const Preset*> find_preset(std::string_view name) {
     if (name == preset.name) return &preset;
   return error(
       Code::kNotFound,
-      "no such preset: codes, quest, mean, sentencekv, louiskv, clusters, arkvale, window or full");
+      "no such preset: codes, quest, mean, sentencekv, louiskv, clusters, leoam, freekv, arkvale, "
+      "window or full");
 }
 
 }  // namespace kvtier

@@ -3,6 +3,7 @@
 //
 //   abstract   which units there are and what stands for their keys (kernels/abstract_spec.h)
 //   query      what is scored against them
+//   search     whether every unit is scored
 //   score      whether a unit's length counts
 //   group      how the scores of the query heads that share a KV head become one
 //   budget     how much is taken
@@ -26,6 +27,15 @@ namespace kvtier {
 enum class QueryKind : std::uint8_t {
   kCurrent = 0,   // the query vectors of this step
   kSentence = 1,  // their mean since the last sentence boundary (SentenceKV, section 3)
+  // Those of the step before: what they choose can be fetched behind that step. A KV head whose
+  // queries turned (mean cosine to them below `level`) has its own (FreeKV, arXiv 2505.13109).
+  kStepBefore = 2,
+};
+enum class SearchKind : std::uint8_t {
+  kFlat = 0,
+  // Boxes of the coarsest level first, and halves of those that the budget would take, level by
+  // level (LeoAM, arXiv 2506.20187, section 4.2).
+  kTree = 1,
 };
 enum class ScoreKind : std::uint8_t {
   kPlain = 0,
@@ -47,26 +57,32 @@ enum class TriggerKind : std::uint8_t {
   kEveryStep = 0,
   kEveryN = 1,      // every `level` steps of the layer
   kCosine = 2,      // mean over the layer's query heads of cos(query, query of the last selection)
-                    // below `level` (LouisKV, section 4.1)
+                    // below `level`
   kCosineHead = 3,  // the same per KV head
   kBoundary = 4,    // after a token that ends a sentence
+  kTurn = 5,        // mean over the layer's query heads of cos(query, query of the step before)
+                    // below `level` (LouisKV, arXiv 2510.11292, section 4.1)
 };
 
 struct Preset {
   std::string name;
   AbstractSpec abstract = {};  // none: nothing is scored
   QueryKind query = QueryKind::kCurrent;
+  SearchKind search = SearchKind::kFlat;
   ScoreKind score = ScoreKind::kPlain;
   GroupMode group = GroupMode::kMeanSoftmax;
   ScopeKind scope = ScopeKind::kHead;
   BudgetKind budget = BudgetKind::kRows;
   float share = 0.0f;
+  bool cut = false;  // the first rows of the unit that fits no more are taken, too
   TriggerKind trigger = TriggerKind::kEveryStep;
   float level = 0.0f;
   // Rows of the slot cache, in per cent of the budget, where the user says nothing.
   std::uint32_t residency_percent = 200;
   // Layers below this one attend to everything.
   std::uint32_t dense_layers = 0;
+  // Layers below this one score every unit, whatever `search` says.
+  std::uint32_t flat_layers = 0;
 
   // Rows that a slot cache needs: `capacity` (0: residency_percent of the budget), and never less
   // than what one selection may hold (budget_rows + kept_rows). Not for kAll.

@@ -14,36 +14,10 @@ namespace {
 constexpr float kFetch = std::numeric_limits<float>::infinity();
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-std::uint32_t div_up(std::uint32_t count, std::uint32_t by) { return (count + by - 1) / by; }
-
-// Units of a segment that have a score: those that visible tokens belong to, and all clusters.
-std::uint32_t unit_count(const SegmentExtent& segment, const AbstractSpec& spec) {
-  if (segment.data == nullptr)
-    return spec.partition == PartitionKind::kTokens
-               ? segment.visible_tokens
-               : div_up(segment.visible_tokens, kMissingUnitTokens);
-  if (segment.members != nullptr) return segment.units;
-  if (segment.starts != nullptr) {
-    const auto* end = segment.starts + segment.units;
-    return static_cast<std::uint32_t>(
-        std::lower_bound(segment.starts, end, segment.visible_tokens) - segment.starts);
-  }
-  return div_up(segment.visible_tokens, spec.unit_tokens);
-}
-
 // Grows, never shrinks: scratch is reused from step to step.
 template <class T>
 void make_room(std::vector<T>* scratch, std::uint64_t count) {
   if (scratch->size() < count) scratch->resize(static_cast<std::size_t>(count));
-}
-
-// Tokens of [first, last) that lie in kept ranges; `from` is the first range that may.
-std::uint64_t kept_in(std::span<const TokenRange> kept, std::size_t from, std::uint64_t first,
-                      std::uint64_t last) {
-  std::uint64_t rows = 0;
-  for (std::size_t i = from; i < kept.size() && kept[i].first < last; ++i)
-    if (kept[i].last > first) rows += std::min(kept[i].last, last) - std::max(kept[i].first, first);
-  return rows;
 }
 
 bool is_kept(std::span<const TokenRange> kept, std::uint64_t token) {
@@ -101,6 +75,20 @@ Result<std::span<float>> Selector::score(const SelectInput& input) {
   group.out = scores_.data();
   KVT_TRY_VOID(kernels_->group_scores(group, nullptr));
   return std::span<float>(scores_.data(), static_cast<std::size_t>(units_));
+}
+
+Result<std::span<float>> Selector::score_tree(std::span<const SelectInput> heads) {
+  tally_ = {};
+  if (heads.empty()) return error(Code::kInvalid, "a selection has 1 head or more");
+  for (const SelectInput& head : heads) KVT_TRY_VOID(check_input(head));
+  make_room(&scores_, units_);
+  const std::span<float> scores(scores_.data(), static_cast<std::size_t>(units_));
+  KVT_TRY_VOID(tree_.run(preset_->abstract, heads, rows_allowed(heads[0]), scores));
+  tally_.units_scored = tree_.boxes_scored();
+  tally_.units_missing = tree_.units_missing();
+  tally_.abstract_bytes =
+      tree_.boxes_scored() * unit_elements(preset_->abstract, heads[0].dim) * 2;
+  return scores;
 }
 
 Result<void> Selector::score_segment(const SelectInput& input, const SegmentExtent& segment,
@@ -227,7 +215,8 @@ void Selector::add_counts(const SelectInput& input) {
 Result<Selection> Selector::select(const SelectInput& input) {
   std::span<float> scores;
   if (scores_units() && input.budget_rows > 0) {
-    KVT_TRY(scores, score(input));
+    const bool tree = preset_->search == SearchKind::kTree && !input.flat;
+    KVT_TRY(scores, tree ? score_tree({&input, 1}) : score(input));
   }
   return choose(input, scores);
 }
@@ -340,7 +329,10 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
     if (scores[i] < kFetch) total += static_cast<double>(scores[i]);
   for (std::uint64_t i = 0; i < found; ++i) {
     const Candidate& unit = candidates_[best_[i]];
-    if (unit.cost > left) break;
+    if (unit.cost > left) {
+      if (preset_->cut) mark_first(input, unit, left);
+      break;
+    }
     if (preset_->budget == BudgetKind::kMass &&
         taken >= static_cast<double>(preset_->share) * total && scores[best_[i]] < kFetch)
       break;
@@ -396,15 +388,9 @@ void Selector::mark(std::uint64_t first, std::uint64_t last) {
     chosen_[static_cast<std::size_t>(first / 64)] |= std::uint64_t{1} << first % 64;
 }
 
-void Selector::mark_unit(const SelectInput& input, const Candidate& unit) {
+// Its visible tokens [first, last), or nothing where they are listed one by one.
+TokenRange Selector::range_of(const SelectInput& input, const Candidate& unit) const {
   const SegmentExtent& segment = input.segments[unit.segment];
-  if (segment.data != nullptr && segment.members != nullptr) {
-    for (std::uint32_t i = segment.starts[unit.unit]; i < segment.starts[unit.unit + 1]; ++i)
-      if (segment.members[i] < segment.visible_tokens)
-        mark(segment.first_token + segment.members[i],
-             segment.first_token + segment.members[i] + 1);
-    return;
-  }
   const bool listed = segment.data != nullptr && segment.starts != nullptr;
   const bool grains = preset_->abstract.partition == PartitionKind::kTokens;
   const std::uint32_t fixed = grains ? std::min(input.grain_tokens, kSegmentTokensMax)
@@ -412,7 +398,36 @@ void Selector::mark_unit(const SelectInput& input, const Candidate& unit) {
                                                         : preset_->abstract.unit_tokens;
   const std::uint32_t first = listed ? segment.starts[unit.unit] : unit.unit * fixed;
   const std::uint32_t last = listed ? segment.starts[unit.unit + 1] : first + fixed;
-  mark(segment.first_token + first, segment.first_token + std::min(last, segment.visible_tokens));
+  return {segment.first_token + first,
+          segment.first_token + std::min(last, segment.visible_tokens)};
+}
+
+template <class F>
+void Selector::for_each_member(const SelectInput& input, const Candidate& unit, const F& f) const {
+  const SegmentExtent& segment = input.segments[unit.segment];
+  if (segment.data == nullptr || segment.members == nullptr) {
+    const TokenRange range = range_of(input, unit);
+    for (std::uint64_t t = range.first; t < range.last; ++t) f(t);
+    return;
+  }
+  for (std::uint32_t i = segment.starts[unit.unit]; i < segment.starts[unit.unit + 1]; ++i)
+    if (segment.members[i] < segment.visible_tokens) f(segment.first_token + segment.members[i]);
+}
+
+void Selector::mark_unit(const SelectInput& input, const Candidate& unit) {
+  const SegmentExtent& segment = input.segments[unit.segment];
+  if (segment.data != nullptr && segment.members != nullptr)
+    return for_each_member(input, unit, [this](std::uint64_t t) { mark(t, t + 1); });
+  const TokenRange range = range_of(input, unit);
+  mark(range.first, range.last);
+}
+
+void Selector::mark_first(const SelectInput& input, const Candidate& unit, std::uint64_t rows) {
+  for_each_member(input, unit, [&](std::uint64_t t) {
+    if (rows == 0 || is_kept(input.kept, t)) return;
+    mark(t, t + 1);
+    --rows;
+  });
 }
 
 void Selector::emit(Selection* out) {
@@ -428,7 +443,7 @@ std::uint64_t Selector::memory_bytes() const noexcept {
   return (scores_.capacity() + moved_.capacity() + tables_.capacity()) * sizeof(float) +
          (pieces_.capacity() + piece_starts_.capacity() + chosen_.capacity()) *
              sizeof(std::uint64_t) +
-         candidates_.capacity() * sizeof(Candidate) +
+         tree_.memory_bytes() + candidates_.capacity() * sizeof(Candidate) +
          (best_.capacity() + tokens_.capacity()) * sizeof(std::uint32_t);
 }
 

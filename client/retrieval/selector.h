@@ -19,46 +19,11 @@
 
 #include "base/result.h"
 #include "client/retrieval/preset.h"
-#include "kernels/abstract_layout.h"
-#include "kernels/codebook_layout.h"
+#include "client/retrieval/select_input.h"
+#include "client/retrieval/tree_search.h"
 #include "kernels/kernel_table.h"
 
 namespace kvtier {
-
-inline constexpr std::uint32_t kMissingUnitTokens = 16;
-
-// Tokens [first, last) of a sequence.
-struct TokenRange {
-  std::uint64_t first = 0;
-  std::uint64_t last = 0;
-};
-
-// One segment of the sequence, as seen by one (layer, KV head).
-struct SegmentExtent {
-  std::uint64_t first_token = 0;  // segments are ascending and without gaps, the first begins at 0
-  std::uint32_t visible_tokens = 0;
-  // What follows is of the preset's abstract; `data` null: not there (yet).
-  std::uint32_t units = 0;  // that `data` holds; may cover more than what is visible
-  const std::byte* data = nullptr;
-  const std::uint16_t* starts = nullptr;   // [units + 1]; null: pages or tokens
-  const std::uint16_t* members = nullptr;  // clusters: tokens in the order of units
-};
-
-struct SelectInput {
-  std::span<const SegmentExtent> segments;
-  std::span<const TokenRange> kept;  // ascending, disjoint; cut off at the end of the last segment
-  const float* queries = nullptr;    // the group's vectors
-  std::uint64_t query_stride = 0;    // in floats
-  std::uint32_t query_count = 0;
-  std::uint32_t dim = 0;
-  float scale = 1.0f;                      // of the attention, e.g. 1 / sqrt(dim)
-  const HeadCodebook* codebook = nullptr;  // of this layer and head, where the abstract is codes
-  std::uint64_t budget_rows = 0;  // beside the kept rows; whole units are taken while they fit
-  // Where units are single tokens: so many neighbours are taken together, by the sum of their
-  // scores. For rows that lie on a disk, which gives chunks. 1 to kSegmentTokensMax.
-  std::uint32_t grain_tokens = 1;
-  std::uint32_t summed_heads = 1;  // whose scores were added up
-};
 
 struct Selection {
   // Strictly ascending, kept ones included; valid until the next choose().
@@ -76,16 +41,20 @@ class Selector {
  public:
   // Both are static tables.
   Selector(const KernelTable* kernels, const Preset* preset) noexcept
-      : kernels_(kernels), preset_(preset) {}
+      : kernels_(kernels), preset_(preset), tree_(kernels) {}
 
   // One score per unit of all segments, for the group. Valid until the next score(). kInvalid for
   // segments with gaps, ranges out of order, or arguments that the kernels refuse; kTooLarge beyond
   // kSequenceTokensMax. Does not block.
   [[nodiscard]] Result<std::span<float>> score(const SelectInput& input);
+  // The same for the heads of one selection together, over the levels of their boxes: the sum of
+  // each head's mean score, and for a unit that was not looked at, that of the smallest box around
+  // it that was. `heads` differ in data and queries only.
+  [[nodiscard]] Result<std::span<float>> score_tree(std::span<const SelectInput> heads);
   // The best units by these scores. `scores`: as score() gave them for these extents, or sums of
   // them over heads; empty for presets that score nothing. They are used as scratch.
   [[nodiscard]] Result<Selection> choose(const SelectInput& input, std::span<float> scores);
-  // Both.
+  // Both, by the preset's search.
   [[nodiscard]] Result<Selection> select(const SelectInput& input);
 
   // The preset takes scores into account at all.
@@ -115,13 +84,19 @@ class Selector {
   Result<void> choose_units(const SelectInput& input, std::span<float> scores, Selection* out);
   Result<void> choose_tokens(const SelectInput& input, std::span<float> scores, Selection* out);
   void mark(std::uint64_t first, std::uint64_t last);
+  TokenRange range_of(const SelectInput& input, const Candidate& unit) const;
+  template <class F>
+  void for_each_member(const SelectInput& input, const Candidate& unit, const F& f) const;
   void mark_unit(const SelectInput& input, const Candidate& unit);
+  // The first `rows` of its tokens that are not kept.
+  void mark_first(const SelectInput& input, const Candidate& unit, std::uint64_t rows);
   void emit(Selection* out);
 
   const KernelTable* kernels_;
   const Preset* preset_;
   std::uint64_t end_token_ = 0;  // of the sealed part
   std::uint64_t units_ = 0;      // of all segments
+  TreeSearch tree_;
   Selection tally_;              // what score() counted
   std::vector<float> scores_;    // [query][unit]
   std::vector<float> moved_;     // queries in the codebook's coordinates

@@ -11,6 +11,7 @@ void LayerQuery::observe(const Preset& preset, const Step& step) {
     group_ = step.group;
     dim_ = step.dim;
     sum_count_ = 0;
+    has_before_ = false;
     chosen_.assign(kv_heads_, 0);
     anchor_.assign(std::size_t{kv_heads_} * group_ * dim_, 0.0f);
   }
@@ -23,6 +24,11 @@ void LayerQuery::observe(const Preset& preset, const Step& step) {
   due_.assign(kv_heads_, false);
   for (std::uint32_t head = 0; head < kv_heads_; ++head)
     due_[head] = chosen_[head] == 0 || fires(preset, head);
+  if (preset.query == QueryKind::kStepBefore) take_step_before(preset);
+  if (preset.query == QueryKind::kStepBefore || preset.trigger == TriggerKind::kTurn) {
+    before_.assign(step.q, step.q + anchor_.size());
+    has_before_ = true;
+  }
   if (preset.query != QueryKind::kSentence) return;
   const std::size_t count = anchor_.size();
   if (sum_count_ == 0) sum_.assign(count, 0.0f);
@@ -36,13 +42,28 @@ void LayerQuery::observe(const Preset& preset, const Step& step) {
   vectors_ = mean_.data();
 }
 
-double LayerQuery::cosine(std::uint32_t first, std::uint32_t last) const {
+// Heads whose queries turned keep this step's.
+void LayerQuery::take_step_before(const Preset& preset) {
+  if (!has_before_) return;
+  mean_.assign(q_, q_ + anchor_.size());
+  const std::size_t of_head = std::size_t{group_} * dim_;
+  for (std::uint32_t head = 0; head < kv_heads_; ++head) {
+    const double similar = cosine(before_, head * group_, (head + 1) * group_);
+    if (similar >= static_cast<double>(preset.level))
+      std::copy_n(before_.begin() + static_cast<std::ptrdiff_t>(head * of_head), of_head,
+                  mean_.begin() + static_cast<std::ptrdiff_t>(head * of_head));
+  }
+  vectors_ = mean_.data();
+}
+
+double LayerQuery::cosine(const std::vector<float>& other, std::uint32_t first,
+                          std::uint32_t last) const {
   double sum = 0.0;
   for (std::uint32_t head = first; head < last; ++head) {
     double dot = 0.0, ours = 0.0, theirs = 0.0;
     for (std::uint32_t d = 0; d < dim_; ++d) {
       const double a = static_cast<double>(q_[head * dim_ + d]);
-      const double b = static_cast<double>(anchor_[head * dim_ + d]);
+      const double b = static_cast<double>(other[head * dim_ + d]);
       dot += a * b;
       ours += a * a;
       theirs += b * b;
@@ -59,11 +80,15 @@ bool LayerQuery::fires(const Preset& preset, std::uint32_t kv_head) const {
     case TriggerKind::kEveryN:
       return static_cast<float>(chosen_[kv_head] - 1) >= preset.level;
     case TriggerKind::kCosine:
-      return cosine(0, kv_heads_ * group_) < static_cast<double>(preset.level);
+      return cosine(anchor_, 0, kv_heads_ * group_) < static_cast<double>(preset.level);
     case TriggerKind::kCosineHead:
-      return cosine(kv_head * group_, (kv_head + 1) * group_) < static_cast<double>(preset.level);
+      return cosine(anchor_, kv_head * group_, (kv_head + 1) * group_) <
+             static_cast<double>(preset.level);
     case TriggerKind::kBoundary:
       return after_boundary_;
+    case TriggerKind::kTurn:
+      return has_before_ &&
+             cosine(before_, 0, kv_heads_ * group_) < static_cast<double>(preset.level);
   }
   return true;
 }
@@ -76,7 +101,8 @@ void LayerQuery::chosen(std::uint32_t kv_head) {
 }
 
 std::uint64_t LayerQuery::memory_bytes() const noexcept {
-  return (sum_.capacity() + mean_.capacity() + anchor_.capacity()) * sizeof(float) +
+  return (sum_.capacity() + mean_.capacity() + anchor_.capacity() + before_.capacity()) *
+             sizeof(float) +
          chosen_.capacity() * sizeof(std::uint64_t);
 }
 

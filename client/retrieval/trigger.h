@@ -35,8 +35,10 @@ class LayerQuery {
 
  private:
   [[nodiscard]] bool fires(const Preset& preset, std::uint32_t kv_head) const;
-  // Mean over query heads [first, last) of the cosine between q and anchor.
-  [[nodiscard]] double cosine(std::uint32_t first, std::uint32_t last) const;
+  // Mean over query heads [first, last) of the cosine between q and `other`.
+  [[nodiscard]] double cosine(const std::vector<float>& other, std::uint32_t first,
+                              std::uint32_t last) const;
+  void take_step_before(const Preset& preset);
 
   const float* q_ = nullptr;
   const float* vectors_ = nullptr;
@@ -49,6 +51,8 @@ class LayerQuery {
   std::uint32_t sum_count_ = 0;        // steps in sum_
   std::vector<float> sum_, mean_;      // since the last boundary
   std::vector<float> anchor_;          // queries of the last choice, per head
+  bool has_before_ = false;
+  std::vector<float> before_;          // queries of the step before, where a part wants them
   std::vector<std::uint64_t> chosen_;  // steps since each KV head chose, + 1; 0: never
   std::vector<bool> due_;              // of this step, per KV head
 };

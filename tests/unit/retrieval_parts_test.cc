@@ -309,5 +309,27 @@ TEST(Queries, TheMeanSinceTheLastSentence) {
   EXPECT_EQ(vectors(), (std::vector<float>{5, 5, 5, 5}));
 }
 
+TEST(Triggers, ATurnIsFromOneStepToTheNext) {
+  Steps steps(TriggerKind::kTurn, 0.8f);
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true}));
+  EXPECT_EQ(steps.step({1, 0, 0.9f, 0.3f}), Due({false, false}));
+  EXPECT_EQ(steps.step({0.9f, 0.3f, 0.6f, 0.8f}), Due({false, false})) << "far from the anchor";
+  EXPECT_EQ(steps.step({0.6f, 0.8f, -0.6f, 0.8f}), Due({true, true}));
+}
+
+TEST(Queries, OfTheStepBeforeWhereTheyDidNotTurn) {
+  Steps steps(TriggerKind::kEveryStep, 0.8f);
+  steps.preset.query = QueryKind::kStepBefore;
+  const auto vectors = [&] {
+    return std::vector<float>(steps.query.vectors(), steps.query.vectors() + 4);
+  };
+  steps.step({1, 0, 1, 0});
+  EXPECT_EQ(vectors(), (std::vector<float>{1, 0, 1, 0})) << "the first step has its own only";
+  steps.step({0.9f, 0.3f, 0, 1});
+  EXPECT_EQ(vectors(), (std::vector<float>{1, 0, 0, 1})) << "the second head turned";
+  steps.step({0.9f, 0.3f, 0, 2});
+  EXPECT_EQ(vectors(), (std::vector<float>{0.9f, 0.3f, 0, 1}));
+}
+
 }  // namespace
 }  // namespace kvtier

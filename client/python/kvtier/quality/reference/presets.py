@@ -46,11 +46,12 @@ _TABLE = [
     Preset("quest", partition.Pages(16), abstract.Box(), score=score.UpperBound()),
     Preset("mean", partition.Pages(16), abstract.Mean()),
     # LeoAM: boxes of 128 rows, split where they matter down to 16, one choice for the whole layer
-    # by the sum of all heads' bounds. The paper's share of the context (0.5 in layers 0 and 1, 0.2
-    # elsewhere) holds where no budget is given.
+    # by the sum of all heads' bounds. Layers 0 and 1 score every box of 16 (8 in its code: boxes of
+    # 8 would double what all layers keep on the device). Its share of the context (0.5 in layers 0
+    # and 1, 0.2 elsewhere) holds where no budget is given.
     Preset(
         "leoam",
-        partition.Tree(128, rounds=3, early=8),
+        partition.Tree(128, rounds=3, early=16),
         abstract.Box(),
         score=score.UpperBound(),
         group=group.LayerSum(),
@@ -99,8 +100,10 @@ _TABLE = [
         budget=budget.Tokens(cut=True),
         trigger=trigger.Cosine(0.7),
     ),
-    # The same abstract with a selection at every step: what its trigger costs.
-    Preset("clusters", partition.Clusters(16), abstract.Mean(), budget=budget.Tokens(cut=True)),
+    # The same clusters with a selection at every step, and their sizes in the score.
+    Preset(
+        "clusters", partition.Clusters(16), abstract.MeanCount(), budget=budget.Tokens(cut=True)
+    ),
     # SentenceKV: mean key of each sentence, mean query of the sentence being written, every step.
     # The paper's store cap (r tau tokens) throws the rest away; here everything stays eligible.
     Preset(
