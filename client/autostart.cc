@@ -105,8 +105,10 @@ Result<std::string> find_daemon(const std::string& option) {
 Result<pid_t> spawn_daemon(const std::string& program, const std::string& socket_path) {
   const fs::path folder = fs::path(socket_path).parent_path();
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
-    return error_with(Code::kPermission, "cannot make %s: %s", folder.c_str(),
-                      std::strerror(errno));
+    return error_with(Code::kPermission,
+                      "cannot make %s: %s; set XDG_RUNTIME_DIR to a directory of your own, or "
+                      "KVTIER_SOCKET to a path of your own",
+                      folder.c_str(), std::strerror(errno));
   const std::string log_path = daemon_log_path(socket_path);
   UniqueFd log(
       ::open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
@@ -145,8 +147,9 @@ std::string daemon_log_path(const std::string& socket_path) {
   return (fs::path(socket_path).parent_path() / "kvtierd.log").string();
 }
 
-std::string last_line_of(const std::string& path) {
+std::string last_line_of(const std::string& path, std::uint64_t from) {
   std::ifstream file(path);
+  file.seekg(static_cast<std::streamoff>(from));
   std::string line, last;
   while (std::getline(file, line)) {
     if (!line.empty()) last = line;

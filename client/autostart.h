@@ -7,6 +7,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <string>
 
 #include "base/result.h"
@@ -23,8 +24,9 @@ namespace kvtier {
 [[nodiscard]] Result<pid_t> spawn_daemon(const std::string& program,
                                          const std::string& socket_path);
 
-// Where the daemon of this socket writes its log, and the last line in it ("" if none).
+// Where the daemon of this socket writes its log, and the last line in it from that byte on ("" if
+// none).
 [[nodiscard]] std::string daemon_log_path(const std::string& socket_path);
-[[nodiscard]] std::string last_line_of(const std::string& path);
+[[nodiscard]] std::string last_line_of(const std::string& path, std::uint64_t from = 0);
 
 }  // namespace kvtier

@@ -1,12 +1,18 @@
 #include "client/client.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
+#include <filesystem>
 #include <thread>
 
 #include "base/log.h"
+#include "base/unique_fd.h"
 #include "client/autostart.h"
 #include "client/ipc/paths.h"
 #include "client/last_error.h"
@@ -30,6 +36,38 @@ std::string program_name() {
 bool nobody_there(const Status& status) {
   return status.code == Code::kNotFound || status.code == Code::kDaemonLost;
 }
+
+// What kvtierd writes in front of the line that says why it ends.
+constexpr const char* kOwnLine = "kvtierd: ";
+
+// Whether that line leaves no hope: a daemon that found another one in its place may be followed by
+// that other's answer.
+bool is_refusal(const std::string& line) {
+  return line.starts_with(kOwnLine) && line.find("another kvtierd serves") == std::string::npos;
+}
+
+std::uint64_t file_bytes(const std::string& path) {
+  std::error_code absent;
+  const std::uintmax_t bytes = std::filesystem::file_size(path, absent);
+  return absent ? 0 : bytes;
+}
+
+// Tells the end of a process that is no child of ours; a zombie that nobody waits for has ended,
+// too.
+class ProcessWatch {
+ public:
+  explicit ProcessWatch(pid_t pid)
+      : pid_(pid), fd_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {}
+  [[nodiscard]] bool ended() const {
+    if (!fd_.valid()) return ::kill(pid_, 0) != 0;  // gone already, or a kernel without pidfd
+    pollfd watched{fd_.get(), POLLIN, 0};
+    return ::poll(&watched, 1, 0) == 1;
+  }
+
+ private:
+  pid_t pid_;
+  UniqueFd fd_;
+};
 
 }  // namespace
 
@@ -71,24 +109,35 @@ Result<std::shared_ptr<Connection>> Client::connect_once(const Deadline& deadlin
 }
 
 Result<std::shared_ptr<Connection>> Client::start_and_connect(const Deadline& deadline) {
+  const std::string log = daemon_log_path(options_.socket_path);
+  const std::uint64_t log_begin = file_bytes(log);
   KVT_TRY(const std::string program, find_daemon(options_.daemon_path));
   KVT_TRY(const pid_t pid, spawn_daemon(program, options_.socket_path));
   KVT_LOG(kInfo, "started %s, pid %d", program.c_str(), static_cast<int>(pid));
+  const ProcessWatch process(pid);
   // Where several clients start one at the same time, one daemon wins and the others end: go on for
   // a while after the end of ours.
   auto gone_since = Deadline::Clock::time_point::max();
+  std::string said;
   while (!deadline.passed()) {
     auto connection = connect_once(deadline);
     if (connection || !nobody_there(connection.error())) return connection;
     const auto now = Deadline::Clock::now();
     if (gone_since == Deadline::Clock::time_point::max()) {
-      if (::kill(pid, 0) != 0) gone_since = now;
+      if (process.ended()) {
+        gone_since = now;
+        said = last_line_of(log, log_begin);
+        if (is_refusal(said)) break;
+      }
     } else if (now - gone_since > std::chrono::milliseconds(kRestartMs)) {
       break;
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
-  const std::string log = daemon_log_path(options_.socket_path);
+  if (!said.empty())
+    return error_with(Code::kNotFound, "%s ended at once: %s (its log: %s)", program.c_str(),
+                      said.c_str() + (said.starts_with(kOwnLine) ? std::strlen(kOwnLine) : 0),
+                      log.c_str());
   return error_with(
       Code::kNotFound, "%s was started but does not answer at %s; the last line of %s: %s",
       program.c_str(), options_.socket_path.c_str(), log.c_str(), last_line_of(log).c_str());

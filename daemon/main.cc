@@ -8,9 +8,11 @@
 #include <unistd.h>
 
 #include <cctype>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -28,8 +30,11 @@ int fail(const std::string& text) {
   return 2;
 }
 
-std::string default_config_path() {
-  if (const char* path = std::getenv("KVTIER_CONFIG")) return path;
+// `*named`: somebody asked for this very file.
+std::string default_config_path(bool* named) {
+  const char* path = std::getenv("KVTIER_CONFIG");
+  *named = path != nullptr && *path != '\0';
+  if (path != nullptr) return path;
   const char* config = std::getenv("XDG_CONFIG_HOME");
   const char* home = std::getenv("HOME");
   if (config != nullptr && *config == '/') return std::string(config) + "/kvtier/kvtierd.toml";
@@ -45,10 +50,17 @@ std::string environment_name(std::string name) {
 
 Result<void> read_config(const std::string& path, bool must_exist, DaemonOptions* options,
                          std::string* problem) {
+  errno = 0;
   std::ifstream file(path);
+  std::error_code ignored;
+  if (file && std::filesystem::is_directory(path, ignored)) {
+    *problem = "cannot read " + path + ": it is a directory";
+    return error(Code::kInvalid);
+  }
   if (!file) {
-    if (!must_exist) return {};
-    *problem = "cannot read " + path;
+    // A file that is there and closed to us is never taken for none.
+    if (!must_exist && (errno == ENOENT || errno == ENOTDIR)) return {};
+    *problem = "cannot read " + path + ": " + std::strerror(errno);
     return error(Code::kNotFound);
   }
   std::stringstream text;
@@ -130,9 +142,9 @@ int main(int argc, char** argv) {
   ServerOptions options;
   options.daemon = default_options();
   std::string problem;
-  const bool named = !config_path.empty();
-  if (!read_config(named ? config_path : default_config_path(), named, &options.daemon, &problem))
-    return fail(problem);
+  bool named = !config_path.empty();
+  if (!named) config_path = default_config_path(&named);
+  if (!read_config(config_path, named, &options.daemon, &problem)) return fail(problem);
   if (!read_environment(&options.daemon, &problem)) return fail(problem);
   if (!socket_path.empty()) settings.push_back("daemon.socket=" + socket_path);
   if (!store_path.empty()) settings.push_back("store.path=" + store_path);
@@ -163,6 +175,8 @@ int main(int argc, char** argv) {
     std::string text = server.error().message();
     if (server.error().os_error != 0)
       text += std::string(" (") + std::strerror(server.error().os_error) + ")";
+    if (server.error().os_error == EMFILE || server.error().os_error == ENFILE)
+      text += ": raise the limit of open files (ulimit -n, LimitNOFILE=)";
     return fail(text + " [store " + options.daemon.store_path + ", socket " +
                 options.daemon.socket_path + "]");
   }

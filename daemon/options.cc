@@ -6,7 +6,6 @@
 #include <charconv>
 #include <cstdlib>
 #include <functional>
-#include <sstream>
 #include <variant>
 
 // toml++ 3.3 takes for granted that a key begins like one, and some broken files reach
@@ -20,6 +19,7 @@
 #pragma pop_macro("NDEBUG")
 
 #include "base/limits.h"
+#include "base/near_names.h"
 #include "client/ipc/paths.h"
 
 namespace kvtier {
@@ -92,28 +92,21 @@ const Key* find_key(std::string_view name) {
   return nullptr;
 }
 
-// Levenshtein distance, for "did you mean".
-std::size_t distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = row[0];
-    row[0] = i;
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t above = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0u : 1u)});
-      diagonal = above;
-    }
-  }
-  return row[b.size()];
-}
-
+// Names what there is: a user whose file is refused cannot ask `kvtier config` with it.
 std::string unknown_key(std::string_view name) {
-  const Key* nearest = &keys().front();
-  for (const Key& key : keys())
-    if (distance(name, key.name) < distance(name, nearest->name)) nearest = &key;
-  return "unknown key '" + std::string(name) + "'; the nearest known one is '" + nearest->name +
-         "' (`kvtier config` lists all)";
+  const std::string section(name.substr(0, name.find('.')));
+  std::vector<std::string> sections, of_section;
+  for (const Key& key : keys()) {
+    const std::string_view known = key.name;
+    const std::string_view part = known.substr(0, known.find('.'));
+    if (sections.empty() || sections.back() != part) sections.emplace_back(part);
+    if (part == section) of_section.emplace_back(known.substr(part.size() + 1));
+  }
+  const std::vector<std::string> near = near_names(name, option_names());
+  std::string text = "unknown key '" + std::string(name) + "'";
+  if (!near.empty()) text += "; the nearest known one is '" + near.front() + "'";
+  return text + (of_section.empty() ? "; the sections are " + joined(sections)
+                                    : "; section " + section + " has " + joined(of_section));
 }
 
 bool is_choice(const char* choices, std::string_view value) {
@@ -264,15 +257,16 @@ Result<void> parse_options_toml(std::string_view text, DaemonOptions* options,
   }
   const toml::parse_result parsed = toml::parse(text);
   if (!parsed) {
-    std::ostringstream line;
-    line << parsed.error();
-    *problem = line.str();
+    const toml::source_position at = parsed.error().source().begin;
+    *problem = std::string(parsed.error().description()) + " (line " + std::to_string(at.line) +
+               ", column " + std::to_string(at.column) + ")";
     return error(Code::kInvalid, "the configuration is not TOML");
   }
   for (const auto& [section, node] : parsed.table()) {
     const toml::table* table = node.as_table();
     if (table == nullptr) {
-      *problem = unknown_key(section.str());
+      *problem = unknown_key(section.str()) + " (line " +
+                 std::to_string(node.source().begin.line) + ")";
       return error(Code::kInvalid, "a setting lies outside of a section");
     }
     for (const auto& [name, value] : *table) {

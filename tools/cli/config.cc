@@ -1,6 +1,7 @@
 // config: every setting with its value, default and bounds.
 #include <cstdio>
 
+#include "base/near_names.h"
 #include "tools/cli/commands.h"
 
 namespace kvtier::cli {
@@ -28,11 +29,16 @@ int run_config(const Invocation& invocation) {
   const std::string wanted = invocation.get("KEY");
   if (!wanted.empty()) {
     Json found;
-    for (const Json& key : reply["keys"])
-      if (text_of(key, "key") == wanted) found = key;
+    std::vector<std::string> names;
+    for (const Json& key : reply["keys"]) {
+      names.push_back(text_of(key, "key"));
+      if (names.back() == wanted) found = key;
+    }
     if (found.is_null()) {
+      const std::vector<std::string> near = near_names(wanted, names);
       print_error(invocation, {Code::kNotFound},
-                  "no setting '" + wanted + "'; `kvtier config` lists all");
+                  "no setting '" + wanted + "'; " +
+                      (near.empty() ? "there are " + joined(names) : "near it: " + joined(near)));
       return 2;
     }
     if (invocation.json)
