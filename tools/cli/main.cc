@@ -2,8 +2,11 @@
 // command validates all of its flags before it acts, and has --json.
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstring>
 
+#include "base/near_names.h"
 #include "daemon/version.h"
 #include "tools/cli/command.h"
 
@@ -59,6 +62,36 @@ void collect(const Parsed& parsed, Invocation* invocation) {
     if (on) invocation->values[bare(name)] = "true";
 }
 
+// CLI11 takes a command that is not there for none at all.
+std::string describe_wrong_use(const CLI::ParseError& failed, int argc, char** argv) {
+  std::vector<std::string> names;
+  for (const Command& command : kvtier::cli::commands()) names.emplace_back(command.name);
+  const std::string first = argc > 1 ? argv[1] : "";
+  if (first.empty() || first.front() == '-' ||
+      std::find(names.begin(), names.end(), first) != names.end())
+    return failed.what();
+  const std::vector<std::string> near = kvtier::near_names(first, names);
+  return "no command '" + first + "'; " +
+         (near.empty() ? "there are " + kvtier::joined(names) : "near it: " + kvtier::joined(near));
+}
+
+// Also where the command line is too wrong to be parsed.
+bool wants_json(int argc, char** argv) {
+  for (int i = 1; i < argc && std::strcmp(argv[i], "--") != 0; ++i)
+    if (std::strcmp(argv[i], "--json") == 0) return true;
+  return false;
+}
+
+int wrong_use(CLI::App& app, const CLI::ParseError& failed, int argc, char** argv) {
+  if (failed.get_exit_code() == 0) return app.exit(failed);  // --help, --version
+  Invocation invocation;
+  invocation.json = wants_json(argc, argv);
+  kvtier::cli::print_error(invocation, {kvtier::Code::kInvalid},
+                           describe_wrong_use(failed, argc, argv) +
+                               (invocation.json ? "" : " (kvtier --help)"));
+  return 2;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -73,8 +106,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& failed) {
-    const int code = app.exit(failed);
-    return code == 0 ? 0 : 2;
+    return wrong_use(app, failed, argc, argv);
   }
   for (const Parsed& one : parsed) {
     if (!one.app->parsed()) continue;
