@@ -411,7 +411,8 @@ Json switched_off(const EngineState& engine) {
   if (!note.empty()) off.push_back("disk: " + note);
   if (engine.options.huge_pages && std::string(engine.arena->stats().pages) == "4 KiB")
     off.push_back(
-        "huge pages: the kernel gives none to shared memory; `kvtier doctor` names the mend");
+        "huge pages: the kernel gives none to shared memory (optional, as root: echo advise > "
+        "/sys/kernel/mm/transparent_hugepage/shmem_enabled, then start again)");
   if (!engine.options.huge_pages) off.push_back("huge pages: host.huge_pages is false");
   if (engine.read_only)
     off.push_back(

@@ -27,7 +27,8 @@ Result<std::unique_ptr<Io>> make_io(const IoOptions& options) {
   if (options.backend == "io_uring") {
     KVT_LOG(kError, "I/O back end io_uring does not work here: %s", reason.c_str());
     return error(Code::kUnsupported,
-                 "io_uring does not work here (the log says why); try I/O back end threads");
+                 "io_uring does not work here (the log says why): set disk.backend to auto or "
+                 "threads");
   }
   KVT_LOG(kWarn, "disk I/O by threads: %s", reason.c_str());
   return make_thread_io(options, reason);

@@ -1,3 +1,4 @@
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -99,6 +100,10 @@ bool daemon_listens(const Invocation& invocation) {
 bool offline_settings(std::string* program, Json* settings, std::string* problem) {
   *program = find_program();
   if (program->empty()) return false;
+  if (::access(program->c_str(), X_OK) != 0) {
+    *problem = *program + " cannot be run: " + std::strerror(errno);
+    return false;
+  }
   FILE* pipe = ::popen((shell_quoted(*program) + " --check --json 2>&1").c_str(), "r");
   std::string output;
   char buffer[4096];

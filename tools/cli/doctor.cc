@@ -1,7 +1,8 @@
-// doctor: looks at the machine and the set-up, and names the mend of whatever is wrong or slow.
+// doctor: looks at the set-up and the machine (doctor_machine.cc), and names the mend of whatever
+// is wrong or slow. It changes nothing; where it writes a scratch file to see whether that can be
+// done, it takes it away again.
 #include <fcntl.h>
 #include <sys/file.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/vfs.h>
@@ -15,50 +16,84 @@
 #include <fstream>
 #include <sstream>
 
+#include "base/log.h"
 #include "client/ipc/control_channel.h"
 #include "client/ipc/paths.h"
 #include "client/ipc/unix_socket.h"
-#include "tiers/io.h"
 #include "tiers/store_check.h"
 #include "tools/cli/commands.h"
+#include "tools/cli/finding.h"
 
 namespace kvtier::cli {
-namespace {
 
-enum class Grade { kGood, kSlow, kBad };
-
-struct Finding {
-  Grade grade;
-  std::string what;
-  std::string found;
-  std::string mend;  // "" where nothing is to be done
-};
-
-std::string read_line(const char* path) {
+std::string read_line(const std::string& path) {
   std::ifstream file(path);
   std::string line;
   std::getline(file, line);
   return line;
 }
 
+std::string setting_of(const Json& settings, const char* name) {
+  if (settings.is_object() && settings.contains("keys"))
+    for (const Json& key : settings["keys"])
+      if (text_of(key, "key") == name)
+        return key["value"].is_string() ? text_of(key, "value") : key["value"].dump();
+  return "";
+}
+
+namespace {
+
+// Room for the scratch file of the disk's back end.
+constexpr std::uint64_t kProbeBytes = 1ull << 20;
+
 std::string socket_path(const Invocation& invocation) {
   return invocation.socket.empty() ? default_socket_path() : invocation.socket;
+}
+
+// What makes the directory what it is, for the mends.
+std::string socket_mend(const Invocation& invocation) {
+  if (!invocation.socket.empty()) return "name another --socket";
+  const char* named = std::getenv("KVTIER_SOCKET");
+  if (named != nullptr && *named != '\0') return "set KVTIER_SOCKET to a path of your own";
+  const char* runtime = std::getenv("XDG_RUNTIME_DIR");
+  return runtime != nullptr && *runtime == '/'
+             ? "set XDG_RUNTIME_DIR to a directory of your own (or unset it), or KVTIER_SOCKET to "
+               "a path of your own"
+             : "set KVTIER_SOCKET to a path of your own";
+}
+
+// The daemon makes this one directory, and none above it.
+Finding check_absent_directory(const std::string& directory, const std::string& mend) {
+  const std::string parent = std::filesystem::path(directory).parent_path();
+  struct stat info {};
+  if (::stat(parent.c_str(), &info) != 0)
+    return {Grade::kBad, "socket directory", parent + ": " + std::strerror(errno),
+            "mkdir -m 700 " + parent + ", or " + mend};
+  if (::faccessat(AT_FDCWD, parent.c_str(), W_OK | X_OK, AT_EACCESS) != 0)
+    return {Grade::kBad, "socket directory",
+            directory + " cannot be made: " + std::strerror(errno), mend};
+  return {Grade::kGood, "socket directory", directory + " will be made at start", ""};
 }
 
 Finding check_socket_directory(const Invocation& invocation) {
   const std::string path = socket_path(invocation);
   const std::string directory = std::filesystem::path(path).parent_path();
+  const std::string mend = socket_mend(invocation);
   struct stat info {};
+  if (path.front() != '/')
+    return {Grade::kBad, "socket directory", path + " does not begin with /",
+            "set KVTIER_SOCKET to an absolute path"};
   if (path.size() > 107)
     return {Grade::kBad, "socket directory", path + " is longer than 107 bytes",
             "set KVTIER_SOCKET to a shorter path"};
-  if (::lstat(directory.c_str(), &info) != 0)
-    return {Grade::kGood, "socket directory", directory + " will be made at start", ""};
+  if (::lstat(directory.c_str(), &info) != 0 && errno == ENOENT)
+    return check_absent_directory(directory, mend);
+  if (info.st_mode == 0)
+    return {Grade::kBad, "socket directory", directory + ": " + std::strerror(errno), mend};
   if (!S_ISDIR(info.st_mode))
     return {Grade::kBad, "socket directory", directory + " is no directory", "remove it"};
-  if (info.st_uid != ::getuid())
-    return {Grade::kBad, "socket directory", directory + " belongs to another user",
-            "set KVTIER_SOCKET to a path of your own"};
+  if (info.st_uid != ::geteuid())
+    return {Grade::kBad, "socket directory", directory + " belongs to another user", mend};
   if ((info.st_mode & 077) != 0)
     return {Grade::kBad, "socket directory", directory + " can be entered by others",
             "chmod 700 " + directory};
@@ -79,22 +114,35 @@ Finding check_socket_file(const std::string& path) {
           "move it away"};
 }
 
-std::string restart_hint(pid_t pid) {
-  const std::string comm = read_line(("/proc/" + std::to_string(pid) + "/comm").c_str());
-  return comm == "kvtierd" ? "kill " + std::to_string(pid) + "; kvtier start"
-                           : "kvtier stop; kvtier start (systemctl --user restart kvtierd)";
+// Of a daemon that is there and does not answer as it should.
+std::string restart_hint(pid_t process) {
+  const std::string pid = std::to_string(process);
+  if (read_line("/proc/" + pid + "/comm") != "kvtierd")
+    return "kvtier stop; kvtier start (systemctl --user restart kvtierd)";
+  const std::string stat = read_line("/proc/" + pid + "/stat");
+  const std::size_t end = stat.rfind(')');
+  if (end != std::string::npos && stat.compare(end, 3, ") T") == 0)
+    return "it is stopped (SIGSTOP): kill -CONT " + pid;
+  return "kill " + pid + "; kvtier start";
 }
 
-Finding check_daemon(const Invocation& invocation, Json* status, Json* stats) {
+Finding judge_no_connection(const Status& status, const std::string& path) {
+  const std::string found = std::string("cannot connect: ") + status.message();
+  if (status.code == Code::kNotFound) return check_socket_file(path);
+  if (status.code == Code::kTimeout) {  // its lock file holds its pid
+    const std::string holder = read_line(path + ".lock");
+    return {Grade::kBad, "daemon", found,
+            holder.empty() ? "end the process that holds " + path
+                           : restart_hint(std::atoi(holder.c_str()))};
+  }
+  return {Grade::kBad, "daemon", found, "see `socket directory`; or set KVTIER_SOCKET"};
+}
+
+Finding check_daemon(const Invocation& invocation, Seen* seen) {
   const std::string path = socket_path(invocation);
   Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(3000));
-  if (!socket) {
-    if (socket.error().code == Code::kNotFound) return check_socket_file(path);
-    return {Grade::kBad, "daemon", std::string("cannot connect: ") + socket.error().message(),
-            "end the process that holds " + path + ", or set KVTIER_SOCKET"};
-  }
-  const Result<pid_t> peer = check_peer(socket->get());
-  const std::string restart = restart_hint(peer ? *peer : 0);
+  if (!socket) return judge_no_connection(socket.error(), path);
+  if (const Result<pid_t> peer = check_peer(socket->get())) seen->daemon = *peer;
   ControlChannel channel(std::move(*socket));
   const auto hello = channel.call(Json{{"op", "hello"},
                                        {"version", kProtocolVersion},
@@ -105,12 +153,12 @@ Finding check_daemon(const Invocation& invocation, Json* status, Json* stats) {
   if (!hello) {
     const std::string text =
         channel.error_text().empty() ? hello.error().message() : channel.error_text();
-    return {Grade::kBad, "daemon", text, restart};
+    return {Grade::kBad, "daemon", text, restart_hint(seen->daemon)};
   }
   const auto answer = channel.call(Json{{"op", "status"}}, {}, 0, Deadline::after_ms(3000));
-  if (answer) *status = answer->body;
+  if (answer) seen->status = answer->body;
   const auto counters = channel.call(Json{{"op", "stats"}}, {}, 0, Deadline::after_ms(3000));
-  if (counters) *stats = counters->body;
+  if (counters) seen->stats = counters->body;
   const std::string version = text_of(hello->body, "daemon_version");
   if (version != KVT_VERSION)
     return {Grade::kSlow, "daemon", "runs " + version + ", this kvtier is " KVT_VERSION,
@@ -127,15 +175,11 @@ Finding check_settings(Json* settings) {
   if (program.empty())
     return {Grade::kBad, "settings", "no kvtierd beside this program nor in PATH",
             "install it, or set KVTIER_DAEMON"};
+  if (::access(program.c_str(), X_OK) != 0)
+    return {Grade::kBad, "settings", problem, "set KVTIER_DAEMON to the program, or unset it"};
   return {Grade::kBad, "settings", problem,
-          "change that setting (file, then environment KVTIER_..., then flags)"};
-}
-
-std::string setting_of(const Json& settings, const char* name) {
-  if (settings.is_object() && settings.contains("keys"))
-    for (const Json& key : settings["keys"])
-      if (text_of(key, "key") == name) return text_of(key, "value");
-  return "";
+          "change that setting (file, then environment KVTIER_..., then flags); `kvtierd --check` "
+          "tells whether it is right"};
 }
 
 // A file system that forgets, or that is not on this machine.
@@ -154,14 +198,71 @@ void check_file_system(const std::string& place, std::vector<Finding>* findings)
                          "set store.path to a local disk"});
 }
 
+// How a name that refuses to be written is made to take it.
+std::string mend_of_refusal(const std::string& place, int why) {
+  constexpr const char* kElsewhere = ", or set store.path in kvtierd.toml";
+  struct stat info {};
+  if (why == EROFS) return std::string("mount it writable") + kElsewhere;
+  if (why == ENOSPC || why == EDQUOT) return "free some space there: `kvtier rm`, `kvtier gc`";
+  if ((why == EACCES || why == EPERM) && ::stat(place.c_str(), &info) == 0)
+    return (info.st_uid == ::geteuid() ? "chmod u+rwX " + place
+                                       : "as root: chown -R " + std::to_string(::geteuid()) + " " +
+                                             place) +
+           kElsewhere;
+  return "set store.path in kvtierd.toml to a directory that can be made";
+}
+
+// By doing: access() is of no use to root on a read-only file system, nor with odd mounts. Of what
+// lies in a store already, asking must do: nothing of it may change.
+bool is_writable(const std::string& store, const std::string& place, Finding* finding) {
+  const std::string probe = place + "/.kvtier-doctor." + std::to_string(::getpid());
+  const UniqueFd made(::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  std::string refused = place;
+  int why = made.valid() ? 0 : errno;
+  if (made.valid()) {
+    ::unlink(probe.c_str());
+    for (const char* part : {"LOCK", "catalogue", "segments", "logs", "codebooks", "sidecars",
+                             "objects"}) {
+      const std::string path = store + "/" + part;
+      const int wanted = std::strcmp(part, "LOCK") == 0 ? W_OK : W_OK | X_OK;
+      if (::faccessat(AT_FDCWD, path.c_str(), wanted, AT_EACCESS) == 0 || errno == ENOENT) continue;
+      why = errno;
+      refused = path;
+      break;
+    }
+  }
+  if (why == 0) return true;
+  *finding = {Grade::kBad, "store",
+              (refused == place ? store : refused) + " cannot be written: " + std::strerror(why),
+              mend_of_refusal(refused, why)};
+  return false;
+}
+
+std::uint64_t check_room(const std::string& store, const std::string& place,
+                         std::vector<Finding>* findings) {
+  struct statvfs info {};
+  ::statvfs(place.c_str(), &info);
+  const std::uint64_t free_bytes = static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
+  if (free_bytes < (1ull << 30))
+    findings->push_back({Grade::kBad, "disk space",
+                         human_bytes(free_bytes) + " free at " + place,
+                         "free some (`kvtier rm`, `kvtier gc`), or move the store (store.path)"});
+  else
+    findings->push_back(
+        {Grade::kGood, "store", store + ", " + human_bytes(free_bytes) + " free", ""});
+  return free_bytes;
+}
+
 // The store's directory or the nearest that exists above it: may we write, is there room.
-void check_store(const std::string& store, bool daemon_runs, std::vector<Finding>* findings) {
+// `*probe_directory` is set where a scratch file may be written.
+void check_store(const std::string& store, bool daemon_runs, std::string* probe_directory,
+                 std::vector<Finding>* findings) {
   if (store.empty()) {
     findings->push_back(
         {Grade::kBad, "store", "no place for it: HOME is not set", "set KVTIER_STORE_PATH"});
     return;
   }
-  std::filesystem::path place = store;
+  std::filesystem::path place = std::filesystem::absolute(store);
   std::error_code ignored;
   while (!std::filesystem::exists(place, ignored) && place.has_parent_path() &&
          place != place.parent_path())
@@ -171,35 +272,17 @@ void check_store(const std::string& store, bool daemon_runs, std::vector<Finding
                          "move it away, or set store.path in kvtierd.toml"});
     return;
   }
-  // By doing: access() is of no use to root on a read-only file system, nor with odd mounts.
-  const std::string probe = (place / (".kvtier-doctor." + std::to_string(::getpid()))).string();
-  const UniqueFd made(::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
-  if (!made.valid()) {
-    const int why = errno;
-    const std::string mend = why == EROFS ? "mount it writable, or set store.path in kvtierd.toml"
-                             : why == ENOSPC ? "free some space there: `kvtier rm`, `kvtier gc`"
-                                             : "chown or chmod " + place.string() +
-                                                   ", or set store.path in kvtierd.toml";
-    findings->push_back(
-        {Grade::kBad, "store", store + " cannot be written: " + std::strerror(why), mend});
+  Finding refusal;
+  if (!is_writable(store, place.string(), &refusal)) {
+    findings->push_back(std::move(refusal));
     return;
   }
-  ::unlink(probe.c_str());
   check_file_system(place.string(), findings);
   const UniqueFd lock(::open((store + "/LOCK").c_str(), O_RDONLY | O_CLOEXEC));
   if (!daemon_runs && lock.valid() && ::flock(lock.get(), LOCK_SH | LOCK_NB) != 0)
     findings->push_back({Grade::kBad, "store", store + " is served by a kvtierd on another socket",
                          "set KVTIER_SOCKET to its socket, stop it, or set store.path"});
-  struct statvfs info {};
-  ::statvfs(place.c_str(), &info);
-  const std::uint64_t free_bytes = static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
-  if (free_bytes < (1ull << 30))
-    findings->push_back({Grade::kBad, "disk space",
-                         human_bytes(free_bytes) + " free at " + place.string(),
-                         "free some (`kvtier rm`, `kvtier gc`), or move the store (store.path)"});
-  else
-    findings->push_back(
-        {Grade::kGood, "store", store + ", " + human_bytes(free_bytes) + " free", ""});
+  if (check_room(store, place.string(), findings) > kProbeBytes) *probe_directory = place.string();
 }
 
 // What the running daemon knows: its limits, its budget, what it found damaged.
@@ -218,6 +301,11 @@ void check_counters(const Json& stats, std::vector<Finding>* findings) {
                          human_bytes(number_of(writes, "today_bytes")) + " written today, above " +
                              human_bytes(number_of(writes, "budget_bytes_per_day")),
                          "wait until midnight UTC, or raise store.disk_write_bytes_per_day"});
+  if (stats.contains("misses") && number_of(stats["misses"], "newer") != 0)
+    findings->push_back({Grade::kSlow, "newer data",
+                         std::to_string(number_of(stats["misses"], "newer")) +
+                             " misses: stored by a newer kvtier, which this one cannot read",
+                         "install that kvtier again; what it stored stays as it is"});
   const Json& damage = stats["damage"];
   std::uint64_t damaged = 0;
   for (const char* key :
@@ -229,26 +317,6 @@ void check_counters(const Json& stats, std::vector<Finding>* findings) {
                          "kvtier verify names them, kvtier repair drops them"});
 }
 
-Finding check_disk_backend(const std::string& store) {
-  std::error_code failed;
-  const bool exists = !store.empty() && std::filesystem::exists(store, failed);
-  const std::filesystem::path scratch =
-      exists ? std::filesystem::path(store) : std::filesystem::temp_directory_path();
-  IoOptions options;
-  options.root = scratch.string();
-  const auto io = make_io(options);
-  if (!io)
-    return {Grade::kBad, "disk I/O", io.error().message(),
-            "check the permissions of " + scratch.string()};
-  if ((*io)->note().empty()) return {Grade::kGood, "disk I/O", (*io)->name(), ""};
-  const std::string disabled = read_line("/proc/sys/kernel/io_uring_disabled");
-  const std::string mend = !disabled.empty() && disabled != "0"
-                               ? "sudo sysctl kernel.io_uring_disabled=0"
-                               : "allow io_uring_setup, io_uring_enter and io_uring_register in "
-                                 "the container's seccomp profile";
-  return {Grade::kSlow, "disk I/O", std::string((*io)->name()) + ": " + (*io)->note(), mend};
-}
-
 // Without a daemon: whether one could start over this store.
 void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
   std::error_code ignored;
@@ -257,72 +325,69 @@ void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
   options.read_only = true;
   if (store.empty() || !std::filesystem::exists(options.path, ignored)) return;
   const Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(options);
-  if (catalogue && load_store_rows(**catalogue)) return;
-  findings->push_back({Grade::kBad, "catalogue", "damaged: the daemon will not start",
-                       "kvtier repair --store " + store});
+  const Result<StoreRows> rows =
+      catalogue ? load_store_rows(**catalogue) : Result<StoreRows>(error(catalogue.error()));
+  bool newer = !rows && rows.error().code == Code::kVersion;
+  if (rows)
+    for (const auto& [key, status] : rows->damaged) newer = newer || status.code == Code::kVersion;
+  if (newer)
+    findings->push_back({Grade::kBad, "catalogue",
+                         store + " was written by a newer kvtier: the daemon will not start",
+                         "install that version of kvtier again, or set store.path to another "
+                         "directory"});
+  else if (!rows && (rows.error().code == Code::kPermission || rows.error().code == Code::kBusy))
+    findings->push_back({Grade::kBad, "catalogue",
+                         options.path + " cannot be read: " + rows.error().message(),
+                         "as root: chown -R " + std::to_string(::geteuid()) + " " + store});
+  else if (!rows)
+    findings->push_back({Grade::kBad, "catalogue", "damaged: the daemon will not start",
+                         "kvtier repair --store " + store});
 }
 
-Finding check_memlock() {
-  rlimit limit{};
-  ::getrlimit(RLIMIT_MEMLOCK, &limit);
-  if (limit.rlim_max == RLIM_INFINITY || limit.rlim_max >= (1ull << 30) || ::geteuid() == 0)
-    return {Grade::kGood, "locked memory", "enough for registered buffers", ""};
-  return {Grade::kSlow, "locked memory",
-          human_bytes(limit.rlim_max) + ": disk buffers cannot be registered",
-          "LimitMEMLOCK=infinity in the systemd unit, or `memlock unlimited` in "
-          "/etc/security/limits.conf"};
+const char* grade_name(Grade grade) {
+  switch (grade) {
+    case Grade::kGood:
+      return "good";
+    case Grade::kInfo:
+      return "info";
+    case Grade::kSlow:
+      return "slow";
+    case Grade::kBad:
+      return "bad";
+  }
+  return "";
 }
 
-Finding check_huge_pages() {
-  const std::string mode = read_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
-  if (mode.find("[advise]") != std::string::npos || mode.find("[always]") != std::string::npos ||
-      mode.find("[within_size]") != std::string::npos)
-    return {Grade::kGood, "huge pages", "given on request", ""};
-  return {Grade::kSlow, "huge pages", mode.empty() ? "not available" : "off for shared memory",
-          "echo advise | sudo tee /sys/kernel/mm/transparent_hugepage/shmem_enabled"};
-}
-
-Finding check_memory(const Json& status) {
-  const auto pages = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES));
-  const std::uint64_t total = pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-  const std::uint64_t arena = status.is_object() && status.contains("modes")
-                                  ? number_of(status["modes"], "arena_bytes")
-                                  : 0;
-  if (arena > total / 2)
-    return {Grade::kSlow, "memory",
-            "the arena (" + human_bytes(arena) + ") may take over half of " + human_bytes(total),
-            "lower host.arena_bytes in kvtierd.toml"};
-  return {Grade::kGood, "memory", human_bytes(total), ""};
+std::vector<Finding> look(const Invocation& invocation) {
+  std::vector<Finding> findings;
+  Seen seen;
+  findings.push_back(check_socket_directory(invocation));
+  findings.push_back(check_daemon(invocation, &seen));
+  findings.push_back(check_settings(&seen.settings));
+  const bool runs = seen.status.is_object() && !text_of(seen.status, "store").empty();
+  const std::string store =
+      runs ? text_of(seen.status, "store") : setting_of(seen.settings, "store.path");
+  if (runs || seen.settings.is_object())
+    check_store(store, seen.daemon != 0, &seen.probe_directory, &findings);
+  if (seen.daemon == 0) check_catalogue(store, &findings);
+  check_counters(seen.stats, &findings);
+  findings.push_back(check_disk_backend(seen));
+  findings.push_back(check_memlock(seen));
+  findings.push_back(check_open_files(seen));
+  findings.push_back(check_huge_pages(seen));
+  findings.push_back(check_memory(seen));
+  check_switched_off(seen, &findings);
+  return findings;
 }
 
 int run_doctor(const Invocation& invocation) {
-  std::vector<Finding> findings;
-  Json status, stats, settings;
-  findings.push_back(check_socket_directory(invocation));
-  findings.push_back(check_daemon(invocation, &status, &stats));
-  findings.push_back(check_settings(&settings));
-  const bool runs = status.is_object() && !text_of(status, "store").empty();
-  const std::string store = runs ? text_of(status, "store") : setting_of(settings, "store.path");
-  if (runs || settings.is_object()) check_store(store, runs, &findings);
-  if (!runs) check_catalogue(store, &findings);
-  check_counters(stats, &findings);
-  findings.push_back(check_disk_backend(store));
-  findings.push_back(check_memlock());
-  findings.push_back(check_huge_pages());
-  findings.push_back(check_memory(status));
-  if (status.is_object() && status.contains("off"))
-    for (const Json& line : status["off"])
-      findings.push_back({Grade::kSlow, "switched off",
-                          line.is_string() ? line.get<std::string>() : line.dump(),
-                          "if you want it, change the setting that it names"});
-
+  // What the probes below would log, the findings say.
+  if (std::getenv("KVTIER_LOG") == nullptr) set_log_level(LogLevel::kError);
   bool bad = false;
   Json list = Json::array();
-  for (const Finding& finding : findings) {
+  for (const Finding& finding : look(invocation)) {
     bad = bad || finding.grade == Grade::kBad;
-    const char* grade = finding.grade == Grade::kGood   ? "good"
-                        : finding.grade == Grade::kSlow ? "slow"
-                                                        : "bad";
+    const char* grade = grade_name(finding.grade);
     list.push_back(Json{{"grade", grade},
                         {"what", finding.what},
                         {"found", finding.found},

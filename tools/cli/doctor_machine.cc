@@ -1,0 +1,193 @@
+// doctor's second half: what the kernel and this user's limits give to the daemon. Where one runs,
+// it is asked, and its limits are looked at; else what it would get is found out by doing.
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "tiers/io.h"
+#include "tools/cli/commands.h"
+#include "tools/cli/finding.h"
+
+namespace kvtier::cli {
+namespace {
+
+constexpr unsigned kCapIpcLock = 14;
+// A daemon without clients holds 22; 32 were too few for one client that stores, 40 were enough.
+constexpr std::uint64_t kOpenFilesLeast = 64;
+constexpr std::uint64_t kOpenFilesWanted = 1024;
+constexpr const char* kRestart = ", then kvtier stop; kvtier start";
+constexpr const char* kMemlockMend =
+    "LimitMEMLOCK=infinity in the systemd unit, or `memlock unlimited` in "
+    "/etc/security/limits.conf (a shell: ulimit -l unlimited), then kvtier stop; kvtier start";
+constexpr const char* kOpenFilesMend =
+    "LimitNOFILE=65536 in the systemd unit, or `nofile 65536` in /etc/security/limits.conf (a "
+    "shell: ulimit -n 65536), then kvtier stop; kvtier start";
+
+rlim_t hard_limit(__rlimit_resource resource, pid_t process) {
+  rlimit limit{};
+  if (::prlimit(process, resource, nullptr, &limit) != 0) ::getrlimit(resource, &limit);
+  return limit.rlim_max;
+}
+
+// Whether the kernel lets the process lock as much as it likes. Of uid 0 in a container it does not
+// follow.
+bool may_lock_all(pid_t process) {
+  std::ifstream file("/proc/" + (process != 0 ? std::to_string(process) : "self") + "/status");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("CapEff:"))
+      return (std::strtoull(line.c_str() + 7, nullptr, 16) >> kCapIpcLock & 1) != 0;
+  return false;
+}
+
+std::string off_line(const Json& status, const std::string& topic) {
+  if (status.is_object() && status.contains("off"))
+    for (const Json& line : status["off"])
+      if (line.is_string() && line.get<std::string>().starts_with(topic))
+        return line.get<std::string>().substr(topic.size());
+  return "";
+}
+
+Finding judge_disk_note(const std::string& name, const std::string& note) {
+  const auto says = [&note](const char* words) { return note.find(words) != std::string::npos; };
+  Finding finding{Grade::kSlow, "disk I/O", name + ": " + note, ""};
+  if (note.empty()) return {Grade::kGood, "disk I/O", name, ""};
+  if (says("not asked for")) {
+    finding.grade = Grade::kInfo;
+    finding.mend = std::string("if you want io_uring, set disk.backend = \"auto\"") + kRestart;
+  } else if (says("memlock")) {
+    finding.mend = kMemlockMend;
+  } else if (says("open files")) {
+    finding.mend = kOpenFilesMend;
+  } else if (says("seccomp")) {
+    const std::string disabled = read_line("/proc/sys/kernel/io_uring_disabled");
+    finding.mend =
+        !disabled.empty() && disabled != "0"
+            ? std::string("as root: sysctl kernel.io_uring_disabled=0") + kRestart
+            : "allow io_uring_setup, io_uring_enter and io_uring_register in the container's "
+              "seccomp profile";
+  } else if (says("direct I/O")) {
+    finding.mend = "set store.path to a file system with direct I/O (ext4, xfs, btrfs)";
+  } else {
+    finding.mend = "none is needed: threads do the same, with more processor time";
+  }
+  return finding;
+}
+
+}  // namespace
+
+Finding check_disk_backend(const Seen& seen) {
+  if (seen.status.is_object() && seen.status.contains("modes"))
+    return judge_disk_note(text_of(seen.status["modes"], "io"), off_line(seen.status, "disk: "));
+  IoOptions options;
+  options.root = seen.probe_directory.empty() ? std::filesystem::temp_directory_path().string()
+                                              : seen.probe_directory;
+  const std::string wanted = setting_of(seen.settings, "disk.backend");
+  if (wanted == "threads") options.backend = wanted;
+  const auto io = make_io(options);
+  if (!io)
+    return {Grade::kBad, "disk I/O", io.error().message(),
+            "look at the permissions of " + options.root};
+  Finding finding = judge_disk_note((*io)->name(), (*io)->note());
+  if (wanted == "io_uring" && (*io)->name() != wanted) {
+    finding.grade = Grade::kBad;
+    finding.found = "disk.backend is io_uring: " + (*io)->note();
+    finding.mend += "; or set disk.backend = \"auto\"";
+  }
+  return finding;
+}
+
+Finding check_memlock(const Seen& seen) {
+  const rlim_t limit = hard_limit(RLIMIT_MEMLOCK, seen.daemon);
+  if (limit == RLIM_INFINITY || limit >= (1ull << 30) || may_lock_all(seen.daemon))
+    return {Grade::kGood, "locked memory", "enough for registered buffers", ""};
+  return {Grade::kSlow, "locked memory",
+          "the limit is " + human_bytes(limit) + ": disk buffers cannot be registered",
+          kMemlockMend};
+}
+
+Finding check_open_files(const Seen& seen) {
+  const rlim_t limit = hard_limit(RLIMIT_NOFILE, seen.daemon);
+  const std::string found =
+      limit == RLIM_INFINITY ? "no limit" : "at most " + std::to_string(limit);
+  if (limit < kOpenFilesLeast)
+    return {Grade::kBad, "open files", found + ": too few for the daemon and its clients",
+            kOpenFilesMend};
+  if (limit < kOpenFilesWanted)
+    return {Grade::kSlow, "open files", found + ": too few for many clients", kOpenFilesMend};
+  return {Grade::kGood, "open files", found, ""};
+}
+
+Finding check_huge_pages(const Seen& seen) {
+  constexpr const char* kPath = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+  const bool runs = seen.status.is_object() && seen.status.contains("modes");
+  const bool unwanted =
+      runs ? off_line(seen.status, "huge pages: ").find(" is false") != std::string::npos
+           : setting_of(seen.settings, "host.huge_pages") == "false";
+  if (unwanted)
+    return {Grade::kInfo, "huge pages", "not asked for (host.huge_pages is false)",
+            std::string("if you want them, set host.huge_pages = true") + kRestart};
+  const std::string pages = runs ? text_of(seen.status["modes"], "pages") : "";
+  if (runs && pages != "4 KiB") return {Grade::kGood, "huge pages", pages, ""};
+  const std::string mode = read_line(kPath);
+  if (mode.empty())
+    return {Grade::kInfo, "huge pages", "this kernel has none for shared memory",
+            "none is needed: all works with pages of 4 KiB"};
+  for (const char* off : {"[never]", "[deny]"})
+    if (mode.find(off) != std::string::npos)
+      return {Grade::kSlow, "huge pages", std::string("off for shared memory: ") + off,
+              std::string("optional, as root: echo advise > ") + kPath + kRestart};
+  if (runs)
+    return {Grade::kSlow, "huge pages", "allowed, but this daemon got none",
+            "optional: kvtier stop; kvtier start, when more memory is free in one piece"};
+  return {Grade::kGood, "huge pages", "given on request", ""};
+}
+
+Finding check_memory(const Seen& seen) {
+  const auto pages = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES));
+  const std::uint64_t total = pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const std::uint64_t arena = seen.status.is_object() && seen.status.contains("modes")
+                                  ? number_of(seen.status["modes"], "arena_bytes")
+                                  : 0;
+  if (arena > total / 2)
+    return {Grade::kSlow, "memory",
+            "the arena (" + human_bytes(arena) + ") may take over half of " + human_bytes(total),
+            "lower host.arena_bytes in kvtierd.toml"};
+  return {Grade::kGood, "memory", human_bytes(total), ""};
+}
+
+void check_switched_off(const Seen& seen, std::vector<Finding>* findings) {
+  struct Topic {
+    const char* begin;
+    Grade grade;
+    const char* mend;  // null: another finding speaks of it
+  };
+  static constexpr Topic kTopics[] = {
+      {"disk: ", Grade::kSlow, nullptr},
+      {"huge pages: ", Grade::kSlow, nullptr},
+      {"optional writing: ", Grade::kSlow, nullptr},
+      {"writing: ", Grade::kBad,
+       "free space on the store's disk, or mend it (dmesg says what failed); the daemon tries "
+       "again by itself"},
+      {"abstracts of some segments: ", Grade::kSlow, "raise host.abstracts_bytes"},
+      {"kernels: ", Grade::kSlow,
+       "set daemon.kernels = \"auto\"; for a processor without vectors there is no mend"},
+      {"admission: ", Grade::kInfo, "if you want it, set store.admission = true"},
+      {"declining of slow loads: ", Grade::kInfo,
+       "if you want it, set store.decline_slow_loads = true"},
+      {"background verification: ", Grade::kInfo,
+       "if you want it, set daemon.scrub_mb_per_s = 20: all that is stored is read at that rate"},
+  };
+  if (!seen.status.is_object() || !seen.status.contains("off")) return;
+  for (const Json& entry : seen.status["off"]) {
+    const std::string line = entry.is_string() ? entry.get<std::string>() : entry.dump();
+    Topic topic{"", Grade::kSlow, "if you want it, change the setting that it names"};
+    for (const Topic& known : kTopics)
+      if (line.starts_with(known.begin)) topic = known;
+    if (topic.mend != nullptr) findings->push_back({topic.grade, "switched off", line, topic.mend});
+  }
+}
+
+}  // namespace kvtier::cli

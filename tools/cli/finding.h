@@ -1,0 +1,46 @@
+// What doctor finds: one line each, with its mend. doctor.cc looks at the set-up (socket, daemon,
+// settings, store), doctor_machine.cc at what kernel and limits give.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+
+namespace kvtier::cli {
+
+// kInfo: off because a setting says so, no fault. kBad alone makes doctor exit with 3.
+enum class Grade { kGood, kInfo, kSlow, kBad };
+
+struct Finding {
+  Grade grade;
+  std::string what;
+  std::string found;
+  std::string mend;  // "" where nothing is to be done
+};
+
+// What doctor knows before it looks at the machine. `status` is null where no daemon answers. Where
+// none is there at all, `daemon` is 0 and what is measured is this process, whose limits a daemon
+// started from here would have.
+struct Seen {
+  Json status, stats, settings;
+  pid_t daemon = 0;
+  std::string probe_directory;  // where a scratch file may be written; "": nowhere in the store
+};
+
+// "" where no such setting is known.
+[[nodiscard]] std::string setting_of(const Json& settings, const char* name);
+// The first line of a file; "" where it cannot be read.
+[[nodiscard]] std::string read_line(const std::string& path);
+
+[[nodiscard]] Finding check_disk_backend(const Seen& seen);
+[[nodiscard]] Finding check_memlock(const Seen& seen);
+[[nodiscard]] Finding check_open_files(const Seen& seen);
+[[nodiscard]] Finding check_huge_pages(const Seen& seen);
+[[nodiscard]] Finding check_memory(const Seen& seen);
+// What the running daemon says is off, where no other finding speaks of it.
+void check_switched_off(const Seen& seen, std::vector<Finding>* findings);
+
+}  // namespace kvtier::cli
