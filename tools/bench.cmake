@@ -4,7 +4,7 @@ set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_CURRENT_S
 configure_file(bench/peer_text.cc.in ${CMAKE_CURRENT_BINARY_DIR}/peer_text.cc @ONLY)
 
 add_executable(kvtier-bench
-  bench/main.cc bench/common.cc bench/commit.cc bench/decode.cc bench/disk.cc bench/fetch.cc bench/kernels.cc
+  bench/main.cc bench/build.cc bench/common.cc bench/commit.cc bench/decode.cc bench/disk.cc bench/fetch.cc bench/kernels.cc
   bench/match.cc bench/model.cc bench/open.cc bench/own_daemon.cc bench/peer.cc bench/plain_file.cc bench/restore.cc
   bench/resume.cc bench/ring.cc bench/seal.cc ${CMAKE_CURRENT_BINARY_DIR}/peer_text.cc)
 target_include_directories(kvtier-bench PRIVATE ${PROJECT_SOURCE_DIR}/client/include)

@@ -125,6 +125,7 @@ class OwnDaemon {
 [[nodiscard]] Result<void> bench_fetch(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_disk(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_seal(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_build(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_commit(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_restore(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_resume(const Context& context, std::vector<Figure>* figures);

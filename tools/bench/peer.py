@@ -6,6 +6,8 @@ kvtier-bench runs this text with a Python that has torch and safetensors, and as
     torch DIR           seconds of torch.load and one step of attention over all of it
     safetensors DIR     the same through safetensors
     allocate TOKENS     a preallocated cache in float32
+    model               a model of SmolLM2-135M's shape in float32, its weights drawn by chance; needs transformers
+    prefill TOKENS      seconds of its forward pass over so many tokens, without the output layer
     sdpa                seconds of one decode step on it: K and V of a token written, attention, all layers
 
 Every answer is one line: `ok NUMBER` or `error TEXT`.
@@ -53,13 +55,27 @@ def timed_load(load, path):
 
 class Peer:
     def __init__(self):
-        self.cache, self.length = None, 0
+        self.cache, self.length, self.decoder = None, 0, None
 
     def allocate(self, tokens):
         self.length = int(tokens)
         shape = (1, KV_HEADS, self.length + 4096, DIM)
         self.cache = [(torch.rand(shape) - 0.5, torch.rand(shape) - 0.5) for _ in range(LAYERS)]
         return 0
+
+    def model(self):
+        from transformers import LlamaConfig, LlamaModel
+
+        self.decoder = LlamaModel(LlamaConfig(
+            hidden_size=QUERY_HEADS * DIM, intermediate_size=1536, num_hidden_layers=LAYERS, num_attention_heads=QUERY_HEADS,
+            num_key_value_heads=KV_HEADS, vocab_size=49152, max_position_embeddings=8192)).eval()
+        return 0
+
+    def prefill(self, tokens):
+        ids = torch.arange(int(tokens))[None]
+        start = time.perf_counter()
+        self.decoder(ids, use_cache=True)
+        return time.perf_counter() - start
 
     def sdpa(self):
         start = time.perf_counter()
@@ -78,7 +94,8 @@ class Peer:
             return timed_load(torch.load, arguments[0] + "/cache.pt")
         if word == "safetensors":
             return timed_load(safetensors.torch.load_file, arguments[0] + "/cache.safetensors")
-        return {"allocate": self.allocate, "sdpa": self.sdpa}[word](*arguments)
+        words = {"allocate": self.allocate, "model": self.model, "prefill": self.prefill, "sdpa": self.sdpa}
+        return words[word](*arguments)
 
 
 def main():
