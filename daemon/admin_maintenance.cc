@@ -254,7 +254,7 @@ void op_gc(EngineState& engine, Session&, ControlRequest request, ControlDone do
     if (!report) return done(error(report.error()));
     const std::size_t before = engine.segments.all.size();
     const std::size_t values = engine.objects.order.size();
-    std::uint64_t freed = evict_unreferenced(engine);
+    std::uint64_t freed = evict_unreferenced(engine) + remove_kept_files(engine);
     sweep_condemned(engine);
     if (objects) freed += evict_objects(engine);
     engine.objects.settle = !engine.objects.unsettled.empty();

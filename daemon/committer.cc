@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "daemon/engine_state.h"
 #include "daemon/log_reader.h"
+#include "daemon/reclaim.h"
 #include "tiers/tail_log_format.h"
 
 namespace kvtier {
@@ -37,6 +38,8 @@ struct CommitJob {
   std::uint64_t order = 0;
   std::uint32_t step = 0;  // tokens of one record at most
   TokenTexts texts;        // of tokens from `first` on
+  std::uint64_t reserved_bytes = 0;
+  bool began = false;      // something may have reached the disk
   bool by_engine = false;  // encoded by the engine's thread
   // engine's
   FileId file;
@@ -93,6 +96,7 @@ void encode(const CommitJob& job, Record& record) {
 void finish(EngineState& engine, const Job& job, Result<void> result) {
   Sequence& sequence = *engine.sequences.all.at(job->sequence);
   TailLog& log = sequence.log;
+  engine.sequences.commit_bytes_reserved -= job->reserved_bytes;
   if (result) {
     engine.metrics.commits += 1;
     engine.metrics.commit_tokens += job->count - std::min(job->first, job->count);
@@ -103,7 +107,7 @@ void finish(EngineState& engine, const Job& job, Result<void> result) {
     log.half = job->half;
     log.suspect = false;
   } else {
-    log.suspect = true;
+    log.suspect = log.suspect || job->began;
     ++engine.metrics.commit_failures;
     KVT_LOG(kWarn, "sequence %" PRIx64 ": commit failed: %s", job->sequence.value,
             result.error().message());
@@ -282,6 +286,16 @@ std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence,
 }
 
 void run_commit(EngineState& engine, const Job& job) {
+  std::uint64_t bytes = tail_record_bytes(job->space->row.geometry, job->count - job->first,
+                                          job->texts.encoded_bytes());
+  // A new file takes the place of the one before: what cuts a log fits always.
+  const std::uint64_t before = engine.sequences.all.at(job->sequence)->log.end_offset;
+  if (job->new_file)
+    bytes = kTailLogHeaderBytes + bytes - std::min(before, kTailLogHeaderBytes + bytes);
+  const Result<void> room = bytes == 0 ? Result<void>() : reserve_disk(engine, bytes);
+  if (!room) return finish(engine, job, error(room.error()));
+  job->reserved_bytes = bytes;
+  engine.sequences.commit_bytes_reserved += bytes;
   if (job->new_file) {
     const Result<FileId> file =
         engine.io->io().open(tail_log_path(job->sequence, job->header.generation),
@@ -291,6 +305,7 @@ void run_commit(EngineState& engine, const Job& job) {
   } else {
     job->file = engine.sequences.all.at(job->sequence)->log.file;
   }
+  job->began = true;
   begin_record(engine, job);
 }
 

@@ -13,6 +13,7 @@
 #include "daemon/cost_model.h"
 #include "daemon/engine.h"
 #include "daemon/fetcher.h"
+#include "daemon/kept_files.h"
 #include "daemon/metrics.h"
 #include "daemon/miss_log.h"
 #include "daemon/objects.h"
@@ -56,6 +57,7 @@ struct EngineState {
   WriteBudget write_budget;
   Admission admission;
   UpkeepState upkeep;
+  KeptFiles kept_files;
 
   std::uint64_t next_timer_ns = 0;
   std::uint32_t batches_outstanding = 0;

@@ -152,6 +152,7 @@ void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tai
   ++engine.metrics.logs_torn;
   log.suspect = log.loaded = true;
   log.tokens = 0;
+  log.end_offset = 0;
   done({});
 }
 

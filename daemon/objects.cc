@@ -347,7 +347,8 @@ Result<void> recover_objects(EngineState& engine, std::vector<ObjectRow> rows,
   }
   for (const std::uint64_t file : files) {
     table.next_file = std::max(table.next_file, file + 1);
-    if (engine.metrics.rows_damaged != 0) continue;  // a damaged row may have named it
+    // A row that is damaged or lost may have named it.
+    if (engine.metrics.rows_damaged != 0 || rows_were_lost(engine)) continue;
     ++engine.metrics.files_dropped;
     KVT_LOG(kInfo, "%s was never published, or is of the past: removed", object_path(file).c_str());
     static_cast<void>(engine.io->io().unlink(object_path(file)));

@@ -93,6 +93,7 @@ void evict_sequence(EngineState& engine, Sequence& sequence) {
 
 // One step towards more room; false where nothing may go.
 bool make_room(EngineState& engine) {
+  if (remove_kept_files(engine) != 0) return true;
   Segment* segment = coldest(engine);
   std::uint64_t used_unix_ns = 0;
   const std::string* key = coldest_object(engine, &used_unix_ns);
@@ -118,7 +119,8 @@ std::uint64_t log_bytes(const EngineState& engine) {
 
 std::uint64_t store_bytes(const EngineState& engine) {
   return engine.segments.disk_bytes + engine.segments.sidecar_bytes + log_bytes(engine) +
-         engine.objects.disk_bytes + engine.objects.reserved_bytes;
+         engine.objects.disk_bytes + engine.objects.reserved_bytes + engine.seals.reserved_bytes +
+         engine.sequences.commit_bytes_reserved + engine.kept_files.total_bytes;
 }
 
 Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes) {

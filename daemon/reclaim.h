@@ -1,4 +1,4 @@
-// Reclaim: room on disk. What may go, in this order:
+// Reclaim: room on disk. What may go, in this order, after files that were kept for a repair:
 //   1. segments that no sequence uses (a cache of prefixes) and opaque values, least recently used
 //      first, suffix before prefix. Segmented: a segment that was never matched again (probation)
 //      goes before one that was, as long as the latter hold no more than their share.
@@ -22,7 +22,8 @@ struct Segment;
 [[nodiscard]] Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes);
 // Removes every segment without references now; the bytes that will be free.
 std::uint64_t evict_unreferenced(EngineState& engine);
-// Everything of the store that the limit counts: segments, sidecars, logs, opaque values.
+// Everything of the store that the limit counts: segments, sidecars, logs, opaque values,
+// kept files, and what seals and commits under way will take.
 [[nodiscard]] std::uint64_t store_bytes(const EngineState& engine);
 // A prefix match found the segment.
 void mark_used_again(EngineState& engine, Segment& segment);

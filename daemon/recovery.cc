@@ -38,6 +38,7 @@ Result<void> load_rows(EngineState& engine, Loaded* loaded) {
     if (name == "next_sequence") loaded->next_sequence = value;
     if (name == "next_log") loaded->next_log = value;
     recover_write_budget(engine, name, value);
+    recall_kept_file(engine, name, value);
   };
   visitor.damaged = [&engine, loaded](const std::string& key, Status status) {
     ++engine.metrics.rows_damaged;
@@ -70,8 +71,9 @@ Result<void> check_rows(Io& io, const Loaded& loaded) {
 }
 
 void drop_file(EngineState& engine, const std::string& path) {
-  if (engine.metrics.rows_damaged != 0) {
-    KVT_LOG(kWarn, "%s: a damaged row may have named it: left where it is", path.c_str());
+  if (engine.metrics.rows_damaged != 0 || rows_were_lost(engine)) {
+    KVT_LOG(kWarn, "%s: a row that is damaged or lost may have named it: left where it is",
+            path.c_str());
     return;
   }
   ++engine.metrics.files_dropped;
@@ -79,32 +81,60 @@ void drop_file(EngineState& engine, const std::string& path) {
   static_cast<void>(engine.io->io().unlink(path));
 }
 
-Result<std::unordered_set<std::uint64_t>> list_segments(EngineState& engine, Loaded* loaded) {
+Result<std::unordered_set<std::uint64_t>> list_segments(EngineState& engine, Loaded* loaded,
+                                                        CatalogueBatch* mend) {
+  const std::uint64_t newer_from = loaded->next_segment;
   std::unordered_set<std::uint64_t> known;
   for (const SegmentRow& row : loaded->segments) known.insert(row.id.value);
   KVT_TRY(const std::vector<std::string> names, engine.io->io().list("segments"));
   std::unordered_set<std::uint64_t> files;
+  std::vector<SegmentId> orphans;
   for (const std::string& name : names) {
     const Result<SegmentId> id = segment_id_of(name);
     if (!id) continue;
     loaded->next_segment = std::max(loaded->next_segment, id->value + 1);
-    known.count(id->value) != 0 ? static_cast<void>(files.insert(id->value))
-                                : drop_file(engine, segment_path(*id));
+    if (known.count(id->value) != 0)
+      files.insert(id->value);
+    else if (!keep_segment_file(engine, *id, id->value >= newer_from, mend))
+      orphans.push_back(*id);
   }
+  for (const SegmentId id : orphans) drop_file(engine, segment_path(id));
   return files;
+}
+
+// Of a log that is there; how much of it counts is known when it is read.
+void count_log(EngineState& engine, Sequence& sequence) {
+  Io& io = engine.io->io();
+  const Result<FileId> file =
+      io.open(tail_log_path(sequence.row.id, sequence.row.log_generation), {});
+  if (!file) return;
+  sequence.log.end_offset = io.size_bytes(*file).value_or(0);
+  io.close(*file);
+}
+
+Result<void> list_logs(EngineState& engine, std::uint64_t newer_from, CatalogueBatch* mend) {
+  KVT_TRY(const std::vector<std::string> names, engine.io->io().list("logs"));
+  std::vector<TailLogName> orphans;
+  for (const std::string& name : names) {
+    const Result<TailLogName> log = tail_log_name_of(name);
+    if (!log) continue;
+    SequenceTable& table = engine.sequences;
+    table.next_log = std::max(table.next_log, log->generation + 1);
+    Sequence* sequence = find_sequence(engine, log->sequence);
+    if (sequence != nullptr && sequence->row.log_generation == log->generation)
+      count_log(engine, *sequence);
+    else if (keep_log_file(engine, *log, log->generation >= newer_from, mend))
+      table.next_id = std::max(table.next_id, log->sequence.value + 1);
+    else
+      orphans.push_back(*log);
+  }
+  for (const TailLogName& log : orphans)
+    drop_file(engine, tail_log_path(log.sequence, log.generation));
+  return {};
 }
 
 Result<void> drop_orphans(EngineState& engine) {
   Io& io = engine.io->io();
-  KVT_TRY(const std::vector<std::string> logs, io.list("logs"));
-  for (const std::string& name : logs) {
-    const Result<TailLogName> log = tail_log_name_of(name);
-    if (!log) continue;
-    engine.sequences.next_log = std::max(engine.sequences.next_log, log->generation + 1);
-    const Sequence* sequence = find_sequence(engine, log->sequence);
-    if (sequence == nullptr || sequence->row.log_generation != log->generation)
-      drop_file(engine, tail_log_path(log->sequence, log->generation));
-  }
   KVT_TRY(const std::vector<std::string> codebooks, io.list("codebooks"));
   for (const std::string& name : codebooks) {
     const Result<CodebookName> codebook = codebook_name_of(name);
@@ -122,9 +152,10 @@ Result<void> drop_orphans(EngineState& engine) {
     if (is_sidecar_part(name)) drop_file(engine, "sidecars/" + name);
     if (!sidecar) continue;
     Segment* segment = find_segment(engine, sidecar->segment);
-    if (segment == nullptr)
+    const bool kept = engine.kept_files.bytes.count(segment_path(sidecar->segment)) != 0;
+    if (segment == nullptr && !kept)
       drop_file(engine, sidecar_path(sidecar->segment, sidecar->kind));
-    else
+    else if (segment != nullptr)
       note_sidecar(engine, *segment, sidecar->kind);
   }
   return {};
@@ -236,13 +267,15 @@ Result<void> recover_engine(EngineState& engine) {
   }
   engine.chain_key = loaded.chain_key;
   for (SpaceRow& row : loaded.spaces) add_space(engine, std::move(row));
-  KVT_TRY(const std::unordered_set<std::uint64_t> files, list_segments(engine, &loaded));
+  KVT_TRY(const std::unordered_set<std::uint64_t> files, list_segments(engine, &loaded, &mend));
   add_segments(engine, loaded, files, &mend);
   for (SequenceRow& row : loaded.sequences) add_sequence(engine, std::move(row), &mend);
   engine.segments.next_id = loaded.next_segment;
   engine.sequences.next_id = std::max(engine.sequences.next_id, loaded.next_sequence);
+  KVT_TRY_VOID(list_logs(engine, loaded.next_log, &mend));
   engine.sequences.reserved_until = engine.sequences.next_id;
   engine.sequences.next_log = std::max(engine.sequences.next_log, loaded.next_log);
+  settle_kept_files(engine, &mend);
   KVT_TRY_VOID(drop_orphans(engine));
   KVT_TRY_VOID(recover_objects(engine, std::move(loaded.objects), &mend));
   if (!mend.empty()) KVT_TRY_VOID(engine.world.catalogue->write(std::move(mend), true));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cinttypes>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "base/fault.h"
@@ -87,6 +88,7 @@ void free_slots(EngineState& engine, SealJob& job) {
 
 void end_seal(EngineState& engine, const Job& job, Result<TailResult> result) {
   --engine.seals.running;
+  engine.seals.reserved_bytes -= std::exchange(job->reserved_bytes, 0);
   Sequence& sequence = sequence_of(engine, job);
   if (!result) {
     ++engine.metrics.seal_failures;
@@ -362,6 +364,8 @@ void step_seal(EngineState& engine, const Job& job) {
 void make_file(EngineState& engine, const Job& job) {
   if (const Result<void> room = reserve_disk(engine, job->row.file_bytes); !room)
     return fail_seal(engine, job, room.error());
+  job->reserved_bytes = job->row.file_bytes;
+  engine.seals.reserved_bytes += job->reserved_bytes;
   Result<FileId> file =
       engine.io->io().open(segment_path(job->row.id),
                            {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});

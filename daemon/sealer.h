@@ -52,6 +52,7 @@ struct SealJob {
 
   // engine's
   FileId file;
+  std::uint64_t reserved_bytes = 0;
   std::uint32_t next_layer = 0;  // of the next slice
   std::uint32_t slices_under_way = 0;
   std::uint32_t writes_under_way = 0;
@@ -62,6 +63,7 @@ struct SealJob {
 
 struct SealTable {
   std::uint32_t running = 0;
+  std::uint64_t reserved_bytes = 0;  // of files that are being written
   std::deque<std::function<void()>> waiting;
 };
 

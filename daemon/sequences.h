@@ -151,6 +151,7 @@ struct SequenceTable {
   std::uint64_t next_log = 1;        // generations, over all sequences
   std::uint32_t next_serial = 1;
   std::vector<AlignedBuffer> commit_buffers;  // committer.cc's, to be used again
+  std::uint64_t commit_bytes_reserved = 0;    // of commits under way
 };
 
 [[nodiscard]] Sequence* find_sequence(EngineState& engine, SequenceId id);

@@ -38,6 +38,7 @@ class Rebuild {
 
   // What the old catalogue still gives; true where it is sound and in step with the files.
   bool read_old();
+  [[nodiscard]] bool in_step() const;
   Result<void> move_old_aside();
   Result<void> read_files();
   Result<void> write_new();
@@ -45,8 +46,8 @@ class Rebuild {
 
  private:
   Result<std::vector<std::byte>> read(const std::string& path, std::uint64_t bytes_max);
-  void add_segment(SegmentId id);
-  void add_log(const TailLogName& name);
+  Result<void> add_segment(SegmentId id);
+  Result<void> add_log(const TailLogName& name);
   Result<void> add_objects();
   void keep_sequences();
   SpaceRow& space_of(const SegmentMeta& meta);
@@ -81,7 +82,23 @@ bool Rebuild::read_old() {
   visitor.damaged = [&](const std::string&, Status) { damaged = true; };
   const bool whole = (*catalogue)->load(visitor).has_value();
   report_.rows_kept = spaces_.size() + sequences_.size() + objects_.size();
-  return whole && !damaged && numbers_["chain_key"] != 0;
+  return whole && !damaged && numbers_["chain_key"] != 0 && in_step();
+}
+
+// A segment file that no row names, and that is newer than all rows or was kept by a start of the
+// daemon (daemon/kept_files.h): the catalogue may have lost its last rows.
+bool Rebuild::in_step() const {
+  const auto number = [this](const std::string& name) {
+    const auto place = numbers_.find(name);
+    return place == numbers_.end() ? 0 : place->second;
+  };
+  const Result<std::vector<std::string>> names = io_.list("segments");
+  if (!names) return true;
+  return std::none_of(names->begin(), names->end(), [&](const std::string& name) {
+    const Result<SegmentId> id = segment_id_of(name);
+    return id && old_segments_.count(*id) == 0 &&
+           (id->value >= number("next_segment") || number("kept." + segment_path(*id)) != 0);
+  });
 }
 
 Result<void> Rebuild::move_old_aside() {
@@ -96,6 +113,13 @@ Result<void> Rebuild::move_old_aside() {
     return {};
   }
   return error(Code::kFull, "too many catalogue.damaged-* beside it: remove old ones");
+}
+
+// A file that cannot be read for another reason than damage must not be left out, and be removed by
+// the next start: the rebuild ends there.
+bool refused(const Status& status) {
+  return status.code != Code::kCorrupt && status.code != Code::kNotFound &&
+         status.code != Code::kVersion;
 }
 
 // At most `bytes_max` from the front of the file.
@@ -129,18 +153,20 @@ SpaceRow& Rebuild::space_of(const SegmentMeta& meta) {
 }
 
 // Parents have smaller ids and are there already.
-void Rebuild::add_segment(SegmentId id) {
+Result<void> Rebuild::add_segment(SegmentId id) {
   last_segment_ = std::max(last_segment_, id.value);
   ++report_.segments_left_out;
   const std::string path = segment_path(id);
   const Result<std::vector<std::byte>> head = read(path, kSegmentHeaderBytes);
+  if (!head && refused(head.error())) return error(head.error());
   const Result<std::uint64_t> meta_bytes = head ? parse_segment_header(*head) : error(head.error());
-  if (!meta_bytes) return;
+  if (!meta_bytes) return {};
   const Result<std::vector<std::byte>> bytes = read(path, *meta_bytes);
+  if (!bytes && refused(bytes.error())) return error(bytes.error());
   Result<SegmentMeta> meta = bytes ? parse_segment_meta(*bytes) : error(bytes.error());
-  if (!meta || meta->id != id) return;
+  if (!meta || meta->id != id) return {};
   const SpaceRow& space = space_of(*meta);
-  if (space.digest != meta->fingerprint || space.geometry != meta->geometry) return;
+  if (space.digest != meta->fingerprint || space.geometry != meta->geometry) return {};
   const PrefixIndex index(numbers_["chain_key"]);
   Found found;
   if (meta->parent.valid()) {
@@ -148,7 +174,7 @@ void Rebuild::add_segment(SegmentId id) {
     if (parent == segments_.end() || meta->parent_visible > parent->second.row.tokens ||
         parent->second.row.space != meta->space ||
         parent->second.row.start_token + meta->parent_visible != meta->start_token)
-      return;
+      return {};
     found.chain = parent->second.chain;
     found.open_ids = parent->second.open_ids;
     for (std::uint32_t i = 0; i < meta->parent_visible; ++i) {
@@ -158,7 +184,7 @@ void Rebuild::add_segment(SegmentId id) {
       found.open_ids.clear();
     }
   } else if (meta->start_token != 0) {
-    return;
+    return {};
   }
   BlockHash chain = found.chain;
   std::vector<std::uint32_t> open = found.open_ids;
@@ -182,6 +208,7 @@ void Rebuild::add_segment(SegmentId id) {
   found.row.bad = old != old_segments_.end() && old->second.bad;
   segments_.emplace(id, std::move(found));
   --report_.segments_left_out;
+  return {};
 }
 
 // A sequence is cut before its first part that is not there.
@@ -206,20 +233,21 @@ void Rebuild::keep_sequences() {
   }
 }
 
-void Rebuild::add_log(const TailLogName& name) {
+Result<void> Rebuild::add_log(const TailLogName& name) {
   last_sequence_ = std::max(last_sequence_, name.sequence.value);
   last_log_ = std::max(last_log_, name.generation);
   const auto known = sequences_.find(name.sequence);
-  if (known != sequences_.end() && known->second.log_generation == name.generation) return;
+  if (known != sequences_.end() && known->second.log_generation == name.generation) return {};
   ++report_.logs_left_out;
   const Result<std::vector<std::byte>> head =
       read(tail_log_path(name.sequence, name.generation), kTailLogHeaderBytes);
+  if (!head && refused(head.error())) return error(head.error());
   const Result<TailLogHeader> header = head ? parse_tail_log_header(*head) : error(head.error());
   if (!header || header->sequence != name.sequence || header->generation != name.generation ||
       header->base_token != 0 || known != sequences_.end())
-    return;
+    return {};
   const auto space = spaces_.find(header->space);
-  if (space == spaces_.end() || space->second.digest != header->fingerprint) return;
+  if (space == spaces_.end() || space->second.digest != header->fingerprint) return {};
   SequenceRow& row = sequences_[name.sequence];
   row.id = name.sequence;
   row.space = header->space;
@@ -227,6 +255,7 @@ void Rebuild::add_log(const TailLogName& name) {
   row.log_generation = name.generation;
   ++report_.sequences_from_logs;
   --report_.logs_left_out;
+  return {};
 }
 
 // A file names its key. The newest of a key counts, a row of the old catalogue more than any.
@@ -238,6 +267,7 @@ Result<void> Rebuild::add_objects() {
     const Result<std::uint64_t> file = object_number_of(name);
     if (!file) continue;
     const Result<std::vector<std::byte>> head = read(object_path(*file), kObjectHeaderBytes);
+    if (!head && refused(head.error())) return error(head.error());
     const Result<ObjectHeader> header = head ? parse_object_header(*head) : error(head.error());
     if (!header || header->file != *file || objects_.count(header->key) != 0) continue;
     ObjectRow& row = found[header->key];
@@ -259,12 +289,12 @@ Result<void> Rebuild::read_files() {
   for (const std::string& name : segments.value_or(std::vector<std::string>{}))
     if (const Result<SegmentId> id = segment_id_of(name); id) ids.push_back(*id);
   std::sort(ids.begin(), ids.end());
-  for (const SegmentId id : ids) add_segment(id);
+  for (const SegmentId id : ids) KVT_TRY_VOID(add_segment(id));
   keep_sequences();
   const Result<std::vector<std::string>> logs = io_.list("logs");
   if (!logs && logs.error().code != Code::kNotFound) return error(logs.error());
   for (const std::string& name : logs.value_or(std::vector<std::string>{}))
-    if (const Result<TailLogName> log = tail_log_name_of(name); log) add_log(*log);
+    if (const Result<TailLogName> log = tail_log_name_of(name); log) KVT_TRY_VOID(add_log(*log));
   return add_objects();
 }
 
@@ -283,7 +313,8 @@ Result<void> Rebuild::write_new() {
   at_least("next_segment", last_segment_ + 1);
   at_least("next_sequence", last_sequence_ + kIdsSkipped);
   at_least("next_log", last_log_ + 1);
-  for (const auto& [name, value] : numbers_) batch.put_number(name, value);
+  for (const auto& [name, value] : numbers_)
+    batch.put_number(name, name.starts_with("kept.") ? 0 : value);
   report_.spaces = spaces_.size();
   report_.segments = segments_.size();
   report_.sequences = sequences_.size();

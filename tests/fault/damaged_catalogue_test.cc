@@ -204,6 +204,52 @@ TEST_F(DamagedCatalogue, OfAnotherStore) {
   live("of an empty store", store, &outcome);
 }
 
+// A catalogue as it was before the last rows, as where RocksDB's log ends early: what they named
+// stays where it is, the user is told once, and a repair finds it again by its tokens.
+TEST_F(DamagedCatalogue, OfAnHourAgo) {
+  FaultStore store;
+  const std::string catalogue = store.path() + "/catalogue";
+  std::filesystem::copy(catalogue, store.path() + "/before");
+  ASSERT_TRUE(store.start());
+  for (std::uint64_t seed = 50; seed < 54; ++seed) {
+    kvt_sequence* sequence = nullptr;
+    ASSERT_EQ(kvt_sequence_create(store.space(), nullptr, nullptr, 0, nullptr, &sequence), KVT_OK);
+    ASSERT_EQ(append_known(sequence, seed, 100), KVT_OK);
+    ASSERT_EQ(kvt_sequence_close(sequence), KVT_OK);
+  }
+  store.close_client();
+  ASSERT_TRUE(store.stop());
+  std::filesystem::remove_all(catalogue);
+  std::filesystem::rename(store.path() + "/before", catalogue);
+  const std::vector<std::string> before = store.files("segments");
+  for (int start = 0; start < 2; ++start) {
+    ASSERT_TRUE(store.start()) << store.log();
+    EXPECT_NE(store.log().find("newer than all that the catalogue knows"), std::string::npos)
+        << store.log();
+    EXPECT_NE(store.log().find("kvtier repair --store " + store.path()), std::string::npos);
+    const std::vector<std::string> now = store.files("segments");  // with tails that were sealed
+    for (const std::string& file : before) EXPECT_EQ(std::count(now.begin(), now.end(), file), 1);
+    expect_all(store, true);
+    ASSERT_TRUE(store.stop());
+  }
+  int exit_code = -1;
+  const Json repaired = store.command("repair --json --store " + store.path(), &exit_code);
+  EXPECT_TRUE(repaired.value("rebuilt", false)) << repaired.dump(1);
+  ASSERT_TRUE(store.start());
+  expect_all(store, true);
+  for (std::uint64_t seed = 50; seed < 54; ++seed) {
+    std::vector<std::uint32_t> ids;
+    for (std::uint64_t i = 0; i < 100; ++i) ids.push_back(known_token(seed, i).id);
+    kvt_match match{};
+    EXPECT_EQ(kvt_space_match(store.space(), ids.data(), ids.size(), &match), KVT_OK);
+    EXPECT_EQ(match.tokens, 100u);
+  }
+  store.close_client();
+  ASSERT_TRUE(store.stop());
+  const Json again = store.command("repair --json --store " + store.path(), &exit_code);
+  EXPECT_FALSE(again.value("rebuilt", true)) << again.dump(1);
+}
+
 TEST_F(DamagedCatalogue, RepairOfASoundStoreDoesNothing) {
   FaultStore store;
   int exit_code = -1;

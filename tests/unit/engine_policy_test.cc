@@ -294,5 +294,89 @@ TEST_F(EnginePolicyTest, AnIdleCommittedTailBecomesASegment) {
   EXPECT_EQ(again->tokens_sealed, 90u);
 }
 
+// ---- what counts towards the disk limit ----
+
+TEST_F(EnginePolicyTest, TailLogsCountBeforeAnybodyHasReadThem) {
+  const auto ids = make_ids(100);
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, ids, 0, 100);
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  const std::uint64_t used = store_bytes(state());
+  ASSERT_GT(used, 8192u);
+  crash();
+  EXPECT_FALSE(find_sequence_by_name(state(), "chat")->log.loaded);
+  EXPECT_EQ(store_bytes(state()), used);
+}
+
+// Two seals that go on at once have room for one: the limit holds at every moment.
+TEST_F(EnginePolicyTest, SealsUnderWayHaveTheirRoom) {
+  const auto ids = make_ids(128);
+  SimClient other(world, "other");
+  std::unique_ptr<SimSequence> both[] = {client->create(space, {}, "one"),
+                                         other.create(space, {}, "two")};
+  SimClient* const clients[] = {client.get(), &other};
+  std::uint64_t waits[2] = {};
+  {
+    auto first = client->create(space, {}, "before");
+    client->append(*first, geometry, make_ids(128, 7), 0, 128);
+    ASSERT_EQ(client->seal(*first).status, 0);
+  }
+  world.settle();
+  limit_disk(1);
+  const std::uint64_t sidecars = state().segments.sidecar_bytes;
+  for (int i = 0; i < 2; ++i) {
+    clients[i]->append(*both[i], geometry, ids, 0, 128);
+    Submission seal{};
+    seal.op = static_cast<std::uint16_t>(Op::kSeal);
+    seal.sequence = both[i]->handle;
+    seal.count = 128;
+    waits[i] = clients[i]->submit(seal);
+  }
+  while (world.turn()) {  // a sidecar is made behind the seal, and counts in the next one's room
+    const std::uint64_t later = state().segments.sidecar_bytes - sidecars;
+    EXPECT_LE(store_bytes(state()) - later, state().options.disk_bytes_max);
+  }
+  const std::int32_t one = client->wait(waits[0]).status, two = other.wait(waits[1]).status;
+  EXPECT_EQ(std::min(one, two), 0);
+  EXPECT_EQ(std::max(one, two), static_cast<std::int32_t>(Code::kNoSpace));
+  EXPECT_EQ(state().seals.reserved_bytes, 0u);
+}
+
+TEST_F(EnginePolicyTest, CommitsHaveTheLimitToo) {
+  const auto ids = make_ids(100);
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, ids, 0, 10);
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  client->append(*chat, geometry, ids, 10, 80);
+  state().options.disk_bytes_max = store_bytes(state()) + 4096;
+  EXPECT_EQ(client->commit(*chat).status, static_cast<std::int32_t>(Code::kNoSpace));
+  EXPECT_FALSE(find_sequence_by_name(state(), "chat")->log.suspect) << "nothing was written";
+  state().options.disk_bytes_max = 1ull << 30;
+  EXPECT_EQ(client->commit(*chat).value1, 90u);
+  EXPECT_EQ(state().sequences.commit_bytes_reserved, 0u);
+  crash();
+  chat = client->attach(space, "chat", true);
+  ASSERT_EQ(chat->count, 90u);
+  EXPECT_EQ(client->check_tail(*chat, geometry, ids, 0, 90), "");
+}
+
+// The log that a cut makes takes the place of one that is longer.
+TEST_F(EnginePolicyTest, ACutNeedsNoRoom) {
+  const auto ids = make_ids(100);
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, ids, 0, 100);
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  const std::uint64_t limit = state().options.disk_bytes_max = store_bytes(state());
+  const auto cut =
+      client->control(Json{{"op", "truncate"}, {"handle", chat->handle}, {"tokens", 33}});
+  ASSERT_TRUE(cut.ok()) << cut.status.message();
+  world.settle();
+  EXPECT_LT(store_bytes(state()), limit);
+  crash();
+  chat = client->attach(space, "chat", true);
+  ASSERT_EQ(chat->count, 33u);
+  EXPECT_EQ(client->check_tail(*chat, geometry, ids, 0, 33), "");
+}
+
 }  // namespace
 }  // namespace kvtier

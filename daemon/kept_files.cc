@@ -1,0 +1,131 @@
+#include "daemon/kept_files.h"
+
+#include <cinttypes>
+
+#include "base/log.h"
+#include "daemon/engine_state.h"
+
+namespace kvtier {
+
+namespace {
+
+constexpr std::string_view kPrefix = "kept.";
+constexpr std::uint64_t kUnseen = UINT64_MAX;  // remembered, not found yet
+
+std::string number_name(const std::string& path) { return std::string(kPrefix) + path; }
+
+struct Opened {
+  Io& io;
+  FileId file;
+  std::uint64_t bytes = 0;
+  ~Opened() { io.close(file); }
+};
+
+Result<std::vector<std::byte>> read_front(Opened& opened, std::uint64_t bytes) {
+  if (opened.bytes < bytes) return error(Code::kCorrupt, "the file is too short");
+  std::vector<std::byte> front(static_cast<std::size_t>(bytes));
+  KVT_TRY_VOID(read_fully(opened.io, opened.file, 0, front));
+  return front;
+}
+
+Result<void> check_segment(Opened& opened, SegmentId id) {
+  KVT_TRY(const std::vector<std::byte> head, read_front(opened, kSegmentHeaderBytes));
+  KVT_TRY(const std::uint64_t meta_bytes, parse_segment_header(head));
+  KVT_TRY(const std::vector<std::byte> bytes, read_front(opened, meta_bytes));
+  KVT_TRY(const SegmentMeta meta, parse_segment_meta(bytes));
+  const bool whole = meta.id == id && meta.file_bytes() == opened.bytes;
+  return whole ? Result<void>() : error(Code::kCorrupt, "not a whole segment file");
+}
+
+Result<void> check_log(Opened& opened, const TailLogName& name) {
+  KVT_TRY(const std::vector<std::byte> bytes,
+          read_front(opened, kTailLogHeaderBytes + kTailRecordHeaderBytes));
+  const ByteSpan span(bytes);
+  KVT_TRY(const TailLogHeader header, parse_tail_log_header(span.first(kTailLogHeaderBytes)));
+  KVT_TRY(const TailRecordInfo record, parse_tail_record_header(span.subspan(kTailLogHeaderBytes)));
+  const bool whole = header.sequence == name.sequence && header.generation == name.generation &&
+                     record.record_bytes <= opened.bytes - kTailLogHeaderBytes;
+  return whole ? Result<void>() : error(Code::kCorrupt, "not a tail log with a record");
+}
+
+// `check` looks at the file; anything but damage keeps it.
+template <class Check>
+bool keep(EngineState& engine, const std::string& path, bool newer, CatalogueBatch* batch,
+          Check check) {
+  KeptFiles& kept = engine.kept_files;
+  const auto known = kept.bytes.find(path);
+  if (known == kept.bytes.end() && !newer) return false;
+  Io& io = engine.io->io();
+  const Result<FileId> file = io.open(path, {.mode = OpenMode::kRead, .direct = false});
+  std::uint64_t bytes = 0;
+  if (file) {
+    Opened opened{io, *file};
+    opened.bytes = bytes = io.size_bytes(*file).value_or(0);
+    const Result<void> whole = check(opened);
+    const bool damaged = !whole && whole.error().code == Code::kCorrupt;
+    if (known == kept.bytes.end() && damaged) return false;
+  }
+  if (known == kept.bytes.end()) {
+    ++kept.found;
+    batch->put_number(number_name(path), 1);
+  }
+  kept.bytes[path] = bytes;
+  return true;
+}
+
+}  // namespace
+
+void recall_kept_file(EngineState& engine, std::string_view name, std::uint64_t value) {
+  if (value != 0 && name.starts_with(kPrefix))
+    engine.kept_files.bytes[std::string(name.substr(kPrefix.size()))] = kUnseen;
+}
+
+bool keep_segment_file(EngineState& engine, SegmentId id, bool newer, CatalogueBatch* batch) {
+  return keep(engine, segment_path(id), newer, batch,
+              [id](Opened& opened) { return check_segment(opened, id); });
+}
+
+bool keep_log_file(EngineState& engine, const TailLogName& name, bool newer,
+                   CatalogueBatch* batch) {
+  return keep(engine, tail_log_path(name.sequence, name.generation), newer, batch,
+              [&name](Opened& opened) { return check_log(opened, name); });
+}
+
+void settle_kept_files(EngineState& engine, CatalogueBatch* batch) {
+  KeptFiles& kept = engine.kept_files;
+  for (auto file = kept.bytes.begin(); file != kept.bytes.end();) {
+    if (file->second != kUnseen) {
+      kept.total_bytes += file->second;
+      ++file;
+      continue;
+    }
+    batch->put_number(number_name(file->first), 0);
+    file = kept.bytes.erase(file);
+  }
+  if (kept.bytes.empty()) return;
+  KVT_LOG(kWarn,
+          "%zu files (%" PRIu64
+          " bytes) are whole, and newer than all that the catalogue knows: a crash came before "
+          "they were published, or the catalogue has lost its last rows. They stay where they are. "
+          "If something is missing, stop kvtierd and run `kvtier repair --store %s`; if nothing "
+          "is, `kvtier gc` removes them",
+          kept.bytes.size(), kept.total_bytes, engine.options.store_path.c_str());
+}
+
+bool rows_were_lost(const EngineState& engine) { return engine.kept_files.found > kSealsAtOnce; }
+
+std::uint64_t remove_kept_files(EngineState& engine) {
+  KeptFiles& kept = engine.kept_files;
+  if (kept.bytes.empty()) return 0;
+  CatalogueBatch batch;
+  for (const auto& [path, bytes] : kept.bytes) {
+    batch.put_number(number_name(path), 0);
+    static_cast<void>(engine.io->io().unlink(path));
+  }
+  post_batch(engine, std::move(batch), false, [](Result<void>) {});
+  const std::uint64_t bytes = kept.total_bytes;
+  kept = {};
+  return bytes;
+}
+
+}  // namespace kvtier

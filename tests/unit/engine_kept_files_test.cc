@@ -1,0 +1,133 @@
+// Files that are newer than every row of the catalogue: kept, said, and removed when asked for.
+#include <gtest/gtest.h>
+
+#include "daemon/admin.h"
+#include "daemon/engine_state.h"
+#include "daemon/reclaim.h"
+#include "tests/sim/sim_client.h"
+#include "tiers/catalogue_env_sim.h"
+
+namespace kvtier {
+namespace {
+
+using sim::SimClient;
+using sim::SimSequence;
+using sim::SimWorld;
+
+class KeptFilesTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    add_admin_ops();
+    restart();
+    for (std::uint32_t i = 0; i < 1000; ++i) ids.push_back(i * 7 % 50000);
+  }
+  void restart() {
+    client.reset();
+    ASSERT_TRUE(world.start());
+    client = std::make_unique<SimClient>(world, "test");
+    space = client->open_space(geometry);
+  }
+  EngineState& state() { return world.engine().state(); }
+  std::size_t files(const char* directory) { return world.disk().list(directory)->size(); }
+  void seal(SimSequence& sequence, std::uint32_t count) {
+    client->append(sequence, geometry, ids, sequence.tokens_sealed, count);
+    ASSERT_EQ(client->seal(sequence).status, 0);
+  }
+  // Seals `segments` more and commits a tail; then the catalogue is as it was before.
+  void lose_rows(std::uint32_t segments) {
+    auto chat = client->create(space, {}, "chat");
+    seal(*chat, 100);
+    world.settle();
+    const SequenceRow before = find_sequence_by_name(state(), "chat")->row;
+    const std::uint64_t next_segment = state().segments.next_id;
+    const std::uint64_t next_log = state().sequences.next_log;
+    for (std::uint32_t i = 0; i < segments; ++i) seal(*chat, 100);
+    client->append(*chat, geometry, ids, chat->tokens_sealed, 20);
+    ASSERT_EQ(client->commit(*chat).status, 0);
+    world.settle();
+    const std::uint64_t last = state().segments.next_id;
+    client.reset();
+    world.kill();
+    CatalogueOptions options;
+    options.path = "catalogue";
+    options.env = make_sim_catalogue_env(world.disk(), world.clock());
+    auto catalogue = Catalogue::open(options);
+    ASSERT_TRUE(catalogue);
+    CatalogueBatch batch;
+    for (std::uint64_t id = next_segment; id < last; ++id) batch.remove_segment(SegmentId{id});
+    batch.put_sequence(before);
+    batch.put_number("next_segment", next_segment);
+    batch.put_number("next_log", next_log);
+    ASSERT_TRUE((*catalogue)->write(std::move(batch), true));
+  }
+
+  SimWorld world{sim::SimWorldOptions{}};
+  Geometry geometry = sim::tiny_geometry();
+  std::vector<std::uint32_t> ids;
+  std::unique_ptr<SimClient> client;
+  std::uint64_t space = 0;
+};
+
+TEST_F(KeptFilesTest, RowsThatWereLostTakeNoFileWithThem) {
+  lose_rows(4);
+  for (int start = 0; start < 3; ++start) {
+    restart();
+    EXPECT_EQ(files("segments"), 5u) << start;
+    EXPECT_EQ(files("logs"), 1u) << start;
+    EXPECT_EQ(state().kept_files.bytes.size(), 5u) << start;
+    EXPECT_GT(state().kept_files.total_bytes, 5 * 4096u);
+    EXPECT_EQ(rows_were_lost(state()), start == 0);
+    EXPECT_GE(store_bytes(state()), state().kept_files.total_bytes);
+    // Others go on beside them, under new ids.
+    auto chat = client->create(space, {}, "new" + std::to_string(start));
+    seal(*chat, 100);
+    EXPECT_EQ(state().metrics.files_dropped, 0u);
+    world.settle();
+    ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", chat->handle}}).ok());
+    ASSERT_TRUE(
+        client->control(Json{{"op", "rm"}, {"target", "new" + std::to_string(start)}}).ok());
+    world.settle();
+    world.kill();
+  }
+  restart();
+  ASSERT_TRUE(client->control(Json{{"op", "gc"}}).ok());
+  world.settle();
+  EXPECT_EQ(files("segments"), 1u);
+  EXPECT_EQ(files("logs"), 0u);
+  world.crash();
+  restart();
+  EXPECT_TRUE(state().kept_files.bytes.empty());
+  auto chat = client->attach(space, "chat", false);
+  ASSERT_NE(chat, nullptr);
+  EXPECT_EQ(chat->tokens_sealed, 100u);
+}
+
+TEST_F(KeptFilesTest, TheDiskLimitTakesThemFirst) {
+  lose_rows(2);
+  restart();
+  EXPECT_EQ(files("segments"), 3u);
+  auto chat = client->create(space, {}, "");
+  state().options.disk_bytes_max = store_bytes(state());
+  seal(*chat, 100);
+  EXPECT_EQ(files("segments"), 2u);
+  EXPECT_EQ(state().metrics.sequences_evicted + state().metrics.segments_evicted, 0u);
+}
+
+// What a crash leaves half written tells nobody anything.
+TEST_F(KeptFilesTest, WhatIsNotWholeGoes) {
+  lose_rows(1);
+  const std::string path = "segments/" + world.disk().list("segments")->back();
+  const std::uint64_t size = *world.disk().size_bytes(path);
+  ASSERT_TRUE(world.disk().resize(path, size - 4096));
+  const std::string log = "logs/" + world.disk().list("logs")->at(0);
+  ASSERT_TRUE(world.disk().resize(log, 4096));  // its head alone
+  restart();
+  EXPECT_EQ(files("segments"), 1u);
+  EXPECT_EQ(files("logs"), 0u);
+  EXPECT_TRUE(state().kept_files.bytes.empty());
+  EXPECT_EQ(files("sidecars"), 1u);
+  EXPECT_EQ(state().metrics.files_dropped, 3u) << "segment, its sidecar, log";
+}
+
+}  // namespace
+}  // namespace kvtier
