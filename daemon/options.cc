@@ -1,25 +1,14 @@
-// One table of keys serves the parser, the bounds, `kvtier config` and the documentation. toml++
-// lives only here.
+// One table of keys serves the parser, the bounds, `kvtier config` and the documentation.
 #include "daemon/options.h"
 
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
-#include <functional>
 #include <variant>
-
-// toml++ 3.3 takes for granted that a key begins like one, and some broken files reach
-// that place: its assertions, which NDEBUG turns into assumptions for the optimiser, are off in all
-// builds. Its parser then reports the error like any other (tests/fuzz/options_fuzz.cc).
-#pragma push_macro("NDEBUG")
-#undef NDEBUG
-#define TOML_ASSERT(expr) static_cast<void>(0)
-#define TOML_EXCEPTIONS 0
-#include <toml++/toml.h>
-#pragma pop_macro("NDEBUG")
 
 #include "base/limits.h"
 #include "base/near_names.h"
+#include "base/toml.h"
 #include "client/ipc/paths.h"
 
 namespace kvtier {
@@ -168,23 +157,22 @@ bool parse_size(std::string_view text, std::uint64_t* value) {
   return false;
 }
 
-Result<void> set_node(const Key& key, const toml::node& node, Options* options,
-                      std::string* problem) {
-  if (std::holds_alternative<std::string Options::*>(key.member)) {
-    const auto text = node.value_exact<std::string>();
-    return text ? set_text(key, *text, options, problem) : wrong_kind(key, "a text", problem);
-  }
+Result<void> set_entry(const Key& key, const TomlEntry& entry, Options* options,
+                       std::string* problem) {
+  const auto* text = std::get_if<std::string>(&entry.value);
+  if (std::holds_alternative<std::string Options::*>(key.member))
+    return text != nullptr ? set_text(key, *text, options, problem)
+                           : wrong_kind(key, "a text", problem);
   if (std::holds_alternative<bool Options::*>(key.member)) {
-    const auto flag = node.value_exact<bool>();
-    return flag ? set_number(key, *flag ? 1 : 0, options, problem)
-                : wrong_kind(key, "true or false", problem);
+    const auto* flag = std::get_if<bool>(&entry.value);
+    return flag != nullptr ? set_number(key, *flag ? 1 : 0, options, problem)
+                           : wrong_kind(key, "true or false", problem);
   }
   std::uint64_t value = 0;
-  if (const auto number = node.value_exact<std::int64_t>()) {
+  if (const auto* number = std::get_if<std::int64_t>(&entry.value)) {
     if (*number < 0) return wrong_kind(key, "a number, 0 or more", problem);
     value = static_cast<std::uint64_t>(*number);
-  } else if (const auto text = node.value_exact<std::string>();
-             !text || !parse_size(*text, &value)) {
+  } else if (text == nullptr || !parse_size(*text, &value)) {
     return wrong_kind(key, "a number, or a size such as \"8 GiB\"", problem);
   }
   return set_number(key, value, options, problem);
@@ -215,75 +203,21 @@ void DaemonOptions::set_source(std::string_view key, const char* source) {
   sources.emplace_back(std::string(key), source);
 }
 
-namespace {
-
-// The first line with a byte beyond ASCII outside quotes and comments, or 0. No key needs one, and
-// toml++ 3.3 looks such characters up in tables with holes.
-std::size_t foreign_line(std::string_view text) {
-  std::size_t line = 1;
-  char quote = 0;
-  bool comment = false;
-  const std::size_t begin = text.starts_with("\xEF\xBB\xBF") ? 3 : 0;  // a byte order mark
-  for (std::size_t i = begin; i < text.size(); ++i) {
-    const char c = text[i];
-    if (c == '\n') {
-      ++line;
-      quote = 0;
-      comment = false;
-    } else if (comment) {
-      continue;
-    } else if (quote != 0) {
-      if (c == quote) quote = 0;
-      if (c == '\\' && quote == '"' && i + 1 < text.size() && text[i + 1] != '\n') ++i;
-    } else if (c == '#') {
-      comment = true;
-    } else if (c == '"' || c == '\'') {
-      quote = c;
-    } else if (static_cast<unsigned char>(c) >= 0x80) {
-      return line;
-    }
-  }
-  return 0;
-}
-
-}  // namespace
-
 Result<void> parse_options_toml(std::string_view text, DaemonOptions* options,
                                 std::string* problem) {
-  if (const std::size_t line = foreign_line(text); line != 0) {
-    *problem = "a character outside ASCII that is neither quoted nor in a comment (line " +
-               std::to_string(line) + ")";
-    return error(Code::kInvalid);
-  }
-  const toml::parse_result parsed = toml::parse(text);
-  if (!parsed) {
-    const toml::source_position at = parsed.error().source().begin;
-    *problem = std::string(parsed.error().description()) + " (line " + std::to_string(at.line) +
-               ", column " + std::to_string(at.column) + ")";
-    return error(Code::kInvalid, "the configuration is not TOML");
-  }
-  for (const auto& [section, node] : parsed.table()) {
-    const toml::table* table = node.as_table();
-    if (table == nullptr) {
-      *problem = unknown_key(section.str()) + " (line " +
-                 std::to_string(node.source().begin.line) + ")";
-      return error(Code::kInvalid, "a setting lies outside of a section");
+  KVT_TRY(const std::vector<TomlEntry> entries, parse_toml(text, problem));
+  for (const TomlEntry& entry : entries) {
+    const Key* key = find_key(entry.key);
+    if (key == nullptr) {
+      *problem = unknown_key(entry.key) + at_line(entry.line);
+      return error(Code::kInvalid, "unknown key in the configuration");
     }
-    for (const auto& [name, value] : *table) {
-      const std::string full = std::string(section.str()) + "." + std::string(name.str());
-      const Key* key = find_key(full);
-      const auto at_line = " (line " + std::to_string(value.source().begin.line) + ")";
-      if (key == nullptr) {
-        *problem = unknown_key(full) + at_line;
-        return error(Code::kInvalid, "unknown key in the configuration");
-      }
-      const Result<void> set = set_node(*key, value, options, problem);
-      if (!set) {
-        *problem += at_line;
-        return set;
-      }
-      options->set_source(full, "file");
+    const Result<void> set = set_entry(*key, entry, options, problem);
+    if (!set) {
+      *problem += at_line(entry.line);
+      return set;
     }
+    options->set_source(entry.key, "file");
   }
   return {};
 }

@@ -35,7 +35,7 @@ DOORS = {
     "nlohmann": (r"nlohmann/", r"base/json\.h"),
     "expected": (r"tl/expected", r"base/result\.h"),
     "Asio": (r"boost/asio", r"daemon/control_server\.cc"),
-    "toml++": (r"toml", r"daemon/options\.cc"),
+    "toml++": (r"toml", r"base/toml\.cc"),
     "CLI11": (r"CLI/", r"(daemon/main|tools/cli/main|tools/bench/main)\.cc"),
     "Highway": (r"hwy/", r"kernels/simd/.*"),
     "nanobind": (r"nanobind/", r"client/python/module.*\.(cc|h)"),
