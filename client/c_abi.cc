@@ -12,7 +12,7 @@
 #include <new>
 #include <vector>
 
-#include "client/retrieval/preset.h"
+#include "client/preset_files.h"
 
 using kvtier::Code;
 using kvtier::error_with;
@@ -57,8 +57,8 @@ Result<kvtier::SpaceOptions> space_options(const kvt_space_options& options) {
     layer.v_row_bytes = from.v_row_bytes;
     geometry.layers.push_back(layer);
   }
-  KVT_TRY(const kvtier::Preset* preset, kvtier::find_preset(text_or_empty(options.preset)));
-  out.abstract = preset->abstract;
+  KVT_TRY(const kvtier::Preset preset, kvtier::load_preset(text_or_empty(options.preset)));
+  out.abstract = preset.abstract;
   out.rope_pairing = options.rope_pairing;
   out.rope_positions = options.rope_positions;
   if (options.rope_frequency_count != 0 && options.rope_frequencies == nullptr)
@@ -157,10 +157,7 @@ kvt_status kvt_client_request(kvt_client* client, const char* json, char** out_j
     *out_json = nullptr;
     KVT_TRY_VOID(client->object->check_process());
     KVT_TRY(const std::string reply, client->object->request(json));
-    *out_json = static_cast<char*>(std::malloc(reply.size() + 1));
-    if (*out_json == nullptr) return kvtier::error(Code::kFull, "out of memory");
-    std::memcpy(*out_json, reply.c_str(), reply.size() + 1);
-    return {};
+    return kvtier::give_text(reply, out_json);
   });
 }
 

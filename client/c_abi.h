@@ -1,10 +1,12 @@
 // What the files of the C interface share: the handles, and the guard around every call.
 #pragma once
 
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <new>
+#include <string>
 
 #include "client/client.h"
 #include "client/last_error.h"
@@ -47,6 +49,14 @@ template <class... Pointers>
 Result<void> check_pointers(const Pointers*... pointers) noexcept {
   if (((pointers != nullptr) && ...)) return {};
   return error(Code::kInvalid, "a pointer that must be given is null");
+}
+
+// For kvt_free.
+inline Result<void> give_text(const std::string& text, char** out) noexcept {
+  *out = static_cast<char*>(std::malloc(text.size() + 1));
+  if (*out == nullptr) return error(Code::kFull, "out of memory");
+  std::memcpy(*out, text.c_str(), text.size() + 1);
+  return {};
 }
 
 // Copies an options struct that may be of an older, shorter version of kvtier.h; what it lacks

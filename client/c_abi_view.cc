@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "client/c_abi.h"
+#include "client/preset_files.h"
 #include "client/view.h"
 
 using kvtier::Result;
@@ -37,6 +38,17 @@ kvt_status kvt_view_open(kvt_sequence* sequence, const kvt_view_options* options
     KVT_TRY(std::shared_ptr<kvtier::View> view, kvtier::View::open(sequence->object, wanted));
     *out = new kvt_view{std::move(view)};
     return {};
+  });
+}
+
+kvt_status kvt_presets(const char* preset, char** out_json) {
+  return kvtier::guarded([&]() -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(out_json));
+    *out_json = nullptr;
+    if (preset == nullptr)
+      return kvtier::give_text(kvtier::dump_json(kvtier::list_presets()), out_json);
+    KVT_TRY(const kvtier::Json one, kvtier::describe_preset(preset));
+    return kvtier::give_text(kvtier::dump_json(one), out_json);
   });
 }
 

@@ -5,15 +5,16 @@
 #include <limits>
 
 #include "client/last_error.h"
+#include "client/preset_files.h"
 #include "kernels/registry.h"
 
 namespace kvtier {
 
 Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence,
                                          const ViewOptions& options) {
-  KVT_TRY(const Preset* preset, find_preset(options.preset));
+  KVT_TRY(Preset preset, load_preset(options.preset));
   KVT_TRY(const KernelTable* kernels, select_kernels("auto"));
-  if (options.budget != 0 && preset->budget != BudgetKind::kKept && options.budget < options.sinks)
+  if (options.budget != 0 && preset.budget != BudgetKind::kKept && options.budget < options.sinks)
     return error_with(Code::kInvalid,
                       "a budget of %llu rows is below the %u sinks: raise it, or use preset window",
                       static_cast<unsigned long long>(options.budget), options.sinks);
@@ -21,7 +22,7 @@ Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence,
     return error_with(Code::kTooLarge,
                       "budget and capacity are at most %llu rows: use 0 for everything",
                       static_cast<unsigned long long>(kSequenceTokensMax));
-  std::shared_ptr<View> view(new View(std::move(sequence), options, preset, kernels));
+  std::shared_ptr<View> view(new View(std::move(sequence), options, std::move(preset), kernels));
   // Now, so that they are built while a prompt is still being written.
   if (view->wants_abstracts()) {
     KVT_TRY_VOID(view->sequence_->refresh(Patience::kFull));
@@ -30,13 +31,13 @@ Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence,
   return view;
 }
 
-View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, const Preset* preset,
+View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, Preset preset,
            const KernelTable* kernels)
     : sequence_(std::move(sequence)),
       options_(options),
-      preset_(preset),
+      preset_(std::move(preset)),
       kernels_(kernels),
-      selector_(kernels, preset) {
+      selector_(kernels, &preset_) {
   observer_ = sequence_->add_observer([this](std::uint64_t length) {
     for (auto& [layer, caches] : caches_)
       for (SlotCache& cache : caches) cache.truncate(length);
@@ -122,8 +123,8 @@ Result<void> View::run_step(const AttendStep& step) {
       static_cast<std::uint64_t>(step.queries) * step.kv_heads * step.group;
   std::fill_n(step.out, rows_out * step.v_dim, 0.0f);
   std::fill_n(step.lse, rows_out, -std::numeric_limits<float>::infinity());
-  const bool exact = options_.budget == 0 || preset_->budget == BudgetKind::kAll ||
-                     step.queries > 1 || step.layer < preset_->dense_layers;
+  const bool exact = options_.budget == 0 || preset_.budget == BudgetKind::kAll ||
+                     step.queries > 1 || step.layer < preset_.dense_layers;
   if (sequence_->tail_first() != 0) {
     KVT_TRY_VOID(exact ? attend_sealed(step) : attend_budget(step));
   }

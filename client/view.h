@@ -77,8 +77,7 @@ struct AttendStep {
 
 class View {
  public:
-  // kInvalid where the space has other abstracts than the preset needs, or the budget is below the
-  // sinks.
+  // As load_preset where there is no such preset; kInvalid where the budget is below the sinks.
   [[nodiscard]] static Result<std::shared_ptr<View>> open(std::shared_ptr<Sequence> sequence,
                                                           const ViewOptions& options);
   ~View();
@@ -100,7 +99,7 @@ class View {
     std::uint32_t place = 0;  // token in the chunk
   };
 
-  View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, const Preset* preset,
+  View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, Preset preset,
        const KernelTable* kernels);
 
   Result<AttendStep> check_step(std::uint32_t layer, std::uint32_t queries, const float* q,
@@ -132,7 +131,7 @@ class View {
   // view_abstracts.cc
   // Tells the daemon which abstracts the view wants.
   [[nodiscard]] bool wants_abstracts() const noexcept {
-    return options_.budget != 0 && !preset_->abstract.none();
+    return options_.budget != 0 && !preset_.abstract.none();
   }
   Result<void> want_abstracts();
   void drop_abstracts() noexcept;
@@ -145,7 +144,7 @@ class View {
   void read_abstracts();
   [[nodiscard]] bool lacks_much() const noexcept;
   [[nodiscard]] bool codes() const noexcept {
-    return preset_->abstract.abstract == AbstractKind::kCodes;
+    return preset_.abstract.abstract == AbstractKind::kCodes;
   }
   void extents_of(const AttendStep& step, std::uint32_t head);
   // Valid until the next call.
@@ -166,7 +165,7 @@ class View {
 
   const std::shared_ptr<Sequence> sequence_;
   const ViewOptions options_;
-  const Preset* const preset_;
+  const Preset preset_;  // before selector_, which refers to it
   const KernelTable* const kernels_;
   std::uint64_t observer_ = 0;
   Selector selector_;

@@ -19,7 +19,7 @@ constexpr std::chrono::milliseconds kPauseMax{50};
 // a space has no codebook for its codes yet, the view has it trained from what is stored.
 Result<void> View::want_abstracts() {
   const std::shared_ptr<Connection> connection = sequence_->connection();
-  KVT_TRY(Sequence::AbstractProgress progress, sequence_->want_abstracts(preset_->abstract));
+  KVT_TRY(Sequence::AbstractProgress progress, sequence_->want_abstracts(preset_.abstract));
   if (may_calibrate(progress)) {
     calibrate();
     KVT_TRY(progress, sequence_->abstract_progress(progress.lane));
@@ -39,7 +39,7 @@ bool View::may_calibrate(const Sequence::AbstractProgress& progress) const noexc
 }
 
 void View::calibrate() {
-  const bool made = sequence_->calibrate(preset_->abstract).has_value();
+  const bool made = sequence_->calibrate(preset_.abstract).has_value();
   calibration_failed_at_ = made ? 0 : std::max<std::uint64_t>(1, sequence_->tail_first());
   if (!made) clear_error_text();  // the step goes on; the daemon's log says why
 }
@@ -107,7 +107,7 @@ void View::read_abstracts() {
   std::uint64_t codebook_id = 0;
   if (codes()) {
     if (!codebook_layout_)
-      codebook_layout_.emplace(sequence_->space().geometry(), preset_->abstract);
+      codebook_layout_.emplace(sequence_->space().geometry(), preset_.abstract);
     if (codebook_offset_ <= cap && codebook_layout_->size_bytes() <= cap - codebook_offset_) {
       codebook_ = arena + codebook_offset_;
       CodebookHeader header;
@@ -121,14 +121,14 @@ void View::read_abstracts() {
     if (offset > cap || sizeof(AbstractHeader) > cap - offset) continue;
     AbstractHeader header;
     std::memcpy(&header, arena + offset, sizeof(header));
-    if (header.spec != preset_->abstract.packed() || header.tokens != segments[i].tokens ||
+    if (header.spec != preset_.abstract.packed() || header.tokens != segments[i].tokens ||
         header.units > header.tokens || header.version != kAbstractVersion ||
         header.codebook != codebook_id)
       continue;
     const AbstractLayout& layout =
         layouts_
             .try_emplace({header.tokens, header.units}, sequence_->space().geometry(),
-                         preset_->abstract, header.tokens, header.units)
+                         preset_.abstract, header.tokens, header.units)
             .first->second;
     if (layout.size_bytes() <= cap - offset) segment_layouts_[i] = &layout;
   }

@@ -35,9 +35,9 @@ Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
   const LayerGeometry& shape = sequence_->space().geometry().layers[step.layer];
   SlotCacheOptions options;
   options.capacity_rows = std::max<std::uint64_t>(
-      1, preset_->cache_rows(options_.budget,
-                             static_cast<std::uint64_t>(options_.sinks) + options_.window,
-                             options_.capacity));
+      1, preset_.cache_rows(options_.budget,
+                            static_cast<std::uint64_t>(options_.sinks) + options_.window,
+                            options_.capacity));
   options.k_row_bytes = shape.k_row_bytes;
   options.v_row_bytes = shape.v_row_bytes;
   options.dtype = shape.dtype;
@@ -53,12 +53,12 @@ Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
 // A head whose trigger does not fire keeps what its slot cache has selected.
 Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
   LayerQuery& query = layer_queries_[step.layer];
-  query.observe(*preset_, {step.q, step.kv_heads, step.group, step.dim,
-                           ends_sentence(step.visible - 1), sequence_->tail_first()});
+  query.observe(preset_, {step.q, step.kv_heads, step.group, step.dim,
+                          ends_sentence(step.visible - 1), sequence_->tail_first()});
   KVT_TRY_VOID(refresh_abstracts());
   wanted_.clear();
-  KVT_TRY_VOID(preset_->scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
-                                                   : select_heads(step, &query, caches));
+  KVT_TRY_VOID(preset_.scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
+                                                  : select_heads(step, &query, caches));
   return wanted_.empty() ? Result<void>() : fetch_rows(step, caches);
 }
 
@@ -78,7 +78,7 @@ Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
 Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
                                 std::vector<SlotCache>* caches) {
   if (!query->due(0)) return {};
-  if (preset_->search == SearchKind::kTree && step.layer >= preset_->flat_layers)
+  if (preset_.search == SearchKind::kTree && step.layer >= preset_.flat_layers)
     return select_tree(step, query, caches);
   layer_scores_.clear();
   for (std::uint32_t head = 0; head < step.kv_heads && selector_.scores_units(); ++head) {
@@ -133,7 +133,7 @@ SelectInput View::select_input(const AttendStep& step, const LayerQuery& query,
   input.scale = step.scale;
   input.codebook = codebook_of(step.layer, head);
   input.budget_rows = options_.budget;
-  input.flat = step.layer < preset_->flat_layers;
+  input.flat = step.layer < preset_.flat_layers;
   input.grain_tokens = from_disk_ ? kDiskGrainTokens : 1;
   return input;
 }

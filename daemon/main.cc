@@ -18,6 +18,7 @@
 
 #include "base/fault.h"
 #include "base/log.h"
+#include "client/ipc/paths.h"
 #include "daemon/server.h"
 #include "daemon/version.h"
 
@@ -35,10 +36,8 @@ std::string default_config_path(bool* named) {
   const char* path = std::getenv("KVTIER_CONFIG");
   *named = path != nullptr && *path != '\0';
   if (path != nullptr) return path;
-  const char* config = std::getenv("XDG_CONFIG_HOME");
-  const char* home = std::getenv("HOME");
-  if (config != nullptr && *config == '/') return std::string(config) + "/kvtier/kvtierd.toml";
-  return home != nullptr ? std::string(home) + "/.config/kvtier/kvtierd.toml" : "";
+  const std::string directory = default_config_directory();
+  return directory.empty() ? "" : directory + "/kvtierd.toml";
 }
 
 // "store.path" -> "KVTIER_STORE_PATH".

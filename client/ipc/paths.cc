@@ -14,4 +14,11 @@ std::string default_socket_path() {
   return "/tmp/kvtier-" + std::to_string(::geteuid()) + "/kvtierd.sock";
 }
 
+std::string default_config_directory() {
+  if (const char* config = std::getenv("XDG_CONFIG_HOME"); config != nullptr && *config == '/')
+    return std::string(config) + "/kvtier";
+  const char* home = std::getenv("HOME");
+  return home != nullptr ? std::string(home) + "/.config/kvtier" : "";
+}
+
 }  // namespace kvtier

@@ -22,6 +22,15 @@ Layer make_layer(std::uint16_t kv_heads, std::uint16_t query_heads, std::uint32_
   return layer;
 }
 
+// As kvt_presets; what is broken is found in its list, or raised where it is asked for.
+nb::object presets(const std::optional<std::string>& preset) {
+  char* text = nullptr;
+  blocking([&] { return kvt_presets(or_null(preset), &text); });
+  const std::string copy = text;
+  kvt_free(text);
+  return nb::module_::import_("json").attr("loads")(copy);
+}
+
 }  // namespace
 }  // namespace kvtier::python
 
@@ -31,6 +40,7 @@ NB_MODULE(_kvtier, m) {
   m.def("version", &kvt_version);
   m.def("abi_version", &kvt_abi_version);
   m.def("strerror", &kvt_strerror, "status"_a);
+  m.def("presets", &presets, "preset"_a = nb::none());
 
   nb::class_<kvt_match>(m, "Match")
       .def_ro("tokens", &kvt_match::tokens)

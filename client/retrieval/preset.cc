@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/limits.h"
+
 namespace kvtier {
 namespace {
 
@@ -45,6 +47,23 @@ std::vector<Preset> make_presets() {
   };
 }
 
+// Units that are built, and scores that mean something for them.
+Result<void> validate_units(const Preset& preset) {
+  const AbstractSpec& abstract = preset.abstract;
+  if (abstract.abstract == AbstractKind::kRepresentatives)
+    return error(Code::kInvalid,
+                 "representative keys are not built: the abstract is box, mean, ball or codes");
+  if (abstract.abstract == AbstractKind::kBox && abstract.parameter != 0 &&
+      preset.search != SearchKind::kTree)
+    return error(Code::kInvalid,
+                 "levels of boxes are for search \"tree\": the abstract is \"box\"");
+  if (preset.score == ScoreKind::kCount && !abstract.by_tokens() &&
+      abstract.partition != PartitionKind::kClusters)
+    return error(Code::kInvalid,
+                 "score \"count\" needs units of unequal length: clusters, sentences or spans");
+  return {};
+}
+
 }  // namespace
 
 std::uint64_t Preset::cache_rows(std::uint64_t budget_rows, std::uint64_t kept_rows,
@@ -60,11 +79,19 @@ Result<void> Preset::validate() const {
   KVT_TRY_VOID(abstract.validate());
   const bool chooses = budget != BudgetKind::kAll && budget != BudgetKind::kKept;
   if (chooses && abstract.none())
-    return error(Code::kInvalid, "a budget of rows needs an abstract to choose by");
+    return error(Code::kInvalid,
+                 "budget \"rows\", \"ratio\" and \"mass\" need an abstract to choose by");
+  if (!chooses && !abstract.none())
+    return error(Code::kInvalid,
+                 "budget \"all\" and \"kept\" choose nothing: their abstract is \"none\"");
+  KVT_TRY_VOID(validate_units(*this));
   if (scope == ScopeKind::kLayer && abstract.partition == PartitionKind::kClusters)
     return error(Code::kInvalid,
                  "clusters are of one KV head each: scope \"layer\" needs pages, sentences, spans "
                  "or tokens");
+  if (scope == ScopeKind::kLayer && trigger == TriggerKind::kCosineHead)
+    return error(Code::kInvalid,
+                 "scope \"layer\" chooses for all heads at once: its trigger is \"cosine\"");
   const bool has_share = budget == BudgetKind::kRatio || budget == BudgetKind::kMass;
   if (has_share && !(share > 0.0f && share <= 1.0f))
     return error(Code::kInvalid, "share is above 0 and at most 1");
@@ -78,12 +105,16 @@ Result<void> Preset::validate() const {
     return error(Code::kInvalid, "search \"tree\" needs group \"mean-score\"");
   if (query == QueryKind::kStepBefore && trigger != TriggerKind::kEveryStep)
     return error(Code::kInvalid, "query \"step-before\" goes with trigger \"every-step\"");
-  if (trigger == TriggerKind::kEveryN && !(level >= 1.0f))
-    return error(Code::kInvalid, "level of trigger \"every-n\" is 1 or more steps");
+  if (trigger == TriggerKind::kEveryN && !(level >= 1.0f && level <= 1e6f))
+    return error(Code::kInvalid, "level of trigger \"every-n\" is 1 to 1000000 steps");
   if ((trigger == TriggerKind::kCosine || trigger == TriggerKind::kCosineHead ||
        trigger == TriggerKind::kTurn || query == QueryKind::kStepBefore) &&
       !(level > -1.0f && level <= 1.0f))
     return error(Code::kInvalid, "level of a cosine is above -1 and at most 1");
+  if (residency_percent > 10000) return error(Code::kInvalid, "residency_percent is at most 10000");
+  static_assert(kLayersMax == 256);
+  if (dense_layers > kLayersMax || flat_layers > kLayersMax)
+    return error(Code::kInvalid, "dense_layers and flat_layers are at most 256");
   return {};
 }
 

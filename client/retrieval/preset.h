@@ -9,8 +9,9 @@
 //   budget     how much is taken
 //   trigger    when to choose anew
 //   residency  how many rows stay in the slot cache beside those in use
-// docs/retrieval.md has the table with what each paper says. A new preset is one row in preset.cc;
-// a new part one value here and one case where it acts (docs/extending.md).
+// docs/retrieval.md has the table. A new preset is one row in preset.cc, or a user's file
+// (preset_text.h); a new part one value here, its word in preset_text.cc and one case where it acts
+// (docs/extending.md).
 #pragma once
 
 #include <cstdint>
@@ -90,6 +91,7 @@ struct Preset {
                                          std::uint64_t capacity) const noexcept;
   // kInvalid with what fits, for parts that do not go together.
   [[nodiscard]] Result<void> validate() const;
+  friend bool operator==(const Preset&, const Preset&) = default;
 };
 
 // All presets, the default first. Static.

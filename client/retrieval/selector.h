@@ -39,7 +39,7 @@ struct Selection {
 
 class Selector {
  public:
-  // Both are static tables.
+  // Both outlive it.
   Selector(const KernelTable* kernels, const Preset* preset) noexcept
       : kernels_(kernels), preset_(preset), tree_(kernels) {}
 

@@ -58,6 +58,7 @@ def run_case(path, build):
         PATH=f"{build}/bin:{build}/tests:{os.environ['PATH']}")
     environment.pop("XDG_RUNTIME_DIR", None)
     environment.pop("XDG_DATA_HOME", None)
+    environment.pop("XDG_CONFIG_HOME", None)
     problems = []
     try:
         for step in parse(path):

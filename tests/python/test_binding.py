@@ -243,7 +243,7 @@ def test_classes_and_codes():
     assert len(classes) == 18 and all(issubclass(c, kvtier.Error) for c in classes)
 
 
-def test_errors_say_what_to_do(client, space):
+def test_errors_say_what_to_do(client, space, tmp_path):
     rows = np.zeros((2, 1, 16), np.float32)
     with space.create(name="errors") as sequence:
         with pytest.raises(kvtier.InvalidArgument, match="1024") as limit:
@@ -279,6 +279,12 @@ def test_errors_say_what_to_do(client, space):
             space.create(name="errors")
         with pytest.raises(kvtier.NotFound, match="no such preset: .*quest"):
             sequence.view(budget=64, preset="no such preset")
+        mistaken = tmp_path / "mistaken.toml"
+        mistaken.write_text('base = "quest"\ntrigger = "sometimes"\n')
+        with pytest.raises(kvtier.InvalidArgument, match="choose one of every-step, every-n"):
+            sequence.view(budget=64, preset=str(mistaken))
+        with pytest.raises(kvtier.InvalidArgument, match="mistaken.toml"):
+            kvtier.presets(str(mistaken))
         with pytest.raises(kvtier.InvalidArgument):
             sequence.view().attend(0, np.zeros((3, 16), np.float32))
     with pytest.raises(kvtier.NotFound):

@@ -85,6 +85,8 @@ def test_the_daemon_and_the_reference_agree(tmp_path):
     "arguments, says",
     [
         (["--engine", "reference", "--preset", "queste"], "no such preset: queste; there are"),
+        (["--preset", "queste"], "no such preset: codes, quest, mean"),
+        (["--preset", "full,./nowhere.toml"], "cannot read ./nowhere.toml"),
         (["--text", "nowhere.txt"], "no such text: nowhere.txt"),
         (["--budget", "0"], "--budget 0: numbers of rows above 0"),
         (["--eval", "0"], "--eval 0: at least 1"),
@@ -95,6 +97,18 @@ def test_what_cannot_work_is_said_at_once(capsys, arguments, says):
     assert main(arguments) == 2
     out, error = capsys.readouterr()
     assert says in error and not out
+
+
+def test_presets_of_the_user_are_listed_and_checked(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    folder = tmp_path / "kvtier" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text('base = "quest"\npartition = "pages:8"\n')
+    (folder / "typo.toml").write_text('base = "quest"\npartition = "page:8"\n')
+    assert main(["--list"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "mine"
+    assert main(["--preset", "mine,typo"]) == 2
+    assert "typo.toml: abstract" in capsys.readouterr().err
 
 
 def test_a_text_that_is_too_short(loaded):

@@ -127,7 +127,8 @@ typedef struct kvt_space_options {
   uint32_t rope_frequency_count; /* n: pairs that turn */
   const float* rope_frequencies; /* radians per position, [n]; copied */
   const char* preset; /* whose abstracts are built as tokens are sealed, where the space is new;
-                         null: those of the default preset. "full" and "window" need none */
+                         null: those of the default preset. "full" and "window" need none. As in
+                         kvt_view_options */
 } kvt_space_options;
 KVT_API void kvt_space_options_init(kvt_space_options* options);
 
@@ -251,8 +252,9 @@ typedef struct kvt_view_options {
                        default 10000. What is missing then is fetched first until it comes */
   uint64_t budget; /* rows per KV head and layer beside sinks, window, tail; 0: everything, exact */
   uint64_t capacity;  /* rows that the slot cache holds per KV head and layer; 0: 2 x budget */
-  const char* preset; /* null: the default. docs/retrieval.md lists them; a wrong name is answered
-                         with all */
+  const char* preset; /* null: the default. A built-in of docs/retrieval.md or one of the user: a
+                         name, or a path to a TOML file. KVT_ERROR_NOT_FOUND with all names, or
+                         KVT_ERROR_INVALID with what fits, in kvt_last_error */
 } kvt_view_options;
 KVT_API void kvt_view_options_init(kvt_view_options* options);
 
@@ -275,6 +277,12 @@ typedef struct kvt_view_stats {
   double mass_sum; /* over selections: estimated share of the attention mass beside sinks and window
                       that the chosen rows hold */
 } kvt_view_stats;
+
+/* The presets that views take, as JSON, freed with kvt_free: {"presets": [{"name", "from", parts}],
+ * "broken": [{"name", "from", "error"}], "directory"}; "from" is "built-in" or the user's file.
+ * `preset` null: all of them; else this one, with "toml", its file's text, or the error of
+ * kvt_view_open. No daemon is needed. */
+KVT_API kvt_status kvt_presets(const char* preset, char** out_json);
 
 KVT_API kvt_status kvt_view_open(kvt_sequence* sequence, const kvt_view_options* options,
                                  kvt_view** out);

@@ -42,6 +42,15 @@ Options defaults(void (*init)(Options*)) {
   return options;
 }
 
+// The presets that views take, as JSON: see kvt_presets.
+inline std::string presets(const char* preset = nullptr) {
+  char* text = nullptr;
+  check(kvt_presets(preset, &text));
+  std::string out(text);
+  kvt_free(text);
+  return out;
+}
+
 class Sequence;
 
 class View {

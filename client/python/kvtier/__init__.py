@@ -48,6 +48,7 @@ from ._kvtier import (  # noqa: E402
     View,
     WrongSpace,
     abi_version,
+    presets,
     strerror,
     version,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "View",
     "WrongSpace",
     "abi_version",
+    "presets",
     "strerror",
     "version",
 ]

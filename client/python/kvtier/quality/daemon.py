@@ -31,6 +31,16 @@ class NotThere(Exception):
     """The daemon does not know a preset, or cannot run it."""
 
 
+def check(preset: str) -> None:
+    """Raises NotThere where a view would not take the preset: before a model is loaded."""
+    import kvtier
+
+    try:
+        kvtier.presets("" if preset == "default" else preset)
+    except kvtier.Error as error:
+        raise NotThere(f"the daemon does not run the preset {preset}: {error}") from error
+
+
 class Daemon:
     """`with Daemon() as daemon`: started by the first use, stopped and deleted at the end."""
 

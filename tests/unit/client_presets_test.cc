@@ -1,0 +1,164 @@
+// Presets of users over the real daemon: a view that reads its preset from a file decodes as the
+// built-in that the file copies, and what is wrong with a file reaches the caller.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "client/retrieval/preset_text.h"
+#include "tests/unit/client_fixture.h"
+
+namespace kvtier {
+namespace {
+
+using namespace testing;
+
+class UserPresets : public ClientTest {
+ protected:
+  void SetUp() override {
+    ClientTest::SetUp();
+    const char* before = std::getenv("XDG_CONFIG_HOME");
+    before_ = before != nullptr ? before : "";
+    ::setenv("XDG_CONFIG_HOME", (root_ + "/config").c_str(), 1);
+    folder_ = root_ + "/config/kvtier/presets";
+    std::filesystem::create_directories(folder_);
+    space_ = open_space(shape_, "presets", "codes");
+    sequence_ = create_sequence(space_, "long");
+    model_.append_many(sequence_, 1, 4500);
+  }
+  void TearDown() override {
+    kvt_sequence_close(sequence_);
+    kvt_space_close(space_);
+    before_.empty() ? ::unsetenv("XDG_CONFIG_HOME")
+                    : ::setenv("XDG_CONFIG_HOME", before_.c_str(), 1);
+    ClientTest::TearDown();
+  }
+  std::string write(const std::string& name, const std::string& text) const {
+    const std::string path = folder_ + "/" + name + ".toml";
+    std::ofstream(path) << text;
+    return path;
+  }
+  kvt_status open(const char* preset, kvt_view** view) {
+    kvt_view_options options;
+    kvt_view_options_init(&options);
+    options.budget = 128;
+    options.preset = preset;
+    return kvt_view_open(sequence_, &options, view);
+  }
+  // Three steps of every layer; rows are in memory.
+  std::vector<float> decode(const char* preset, kvt_view_stats* stats) {
+    kvt_view* view = nullptr;
+    KVT_EXPECT_OK(open(preset, &view));
+    std::vector<float> all, out(shape_.query_heads * shape_.dim), q(out.size());
+    for (std::uint32_t step = 0; step < 3; ++step)
+      for (std::uint32_t layer = 0; layer < shape_.layers; ++layer) {
+        for (std::size_t i = 0; i < q.size(); ++i)
+          q[i] = element(7 + step, layer, static_cast<std::uint32_t>(i), 2, 0);
+        KVT_EXPECT_OK(kvt_view_attend(view, layer, 1, q.data(), 0.25f, out.data(), nullptr));
+        all.insert(all.end(), out.begin(), out.end());
+      }
+    *stats = {};
+    stats->struct_size = sizeof *stats;
+    KVT_EXPECT_OK(kvt_view_get_stats(view, stats));
+    kvt_view_close(view);
+    return all;
+  }
+
+  const TestShape shape_;
+  Model model_{shape_};
+  std::string before_, folder_;
+  kvt_space* space_ = nullptr;
+  kvt_sequence* sequence_ = nullptr;
+};
+
+TEST_F(UserPresets, AFileDecodesAsTheBuiltInThatItCopies) {
+  for (const Preset& preset : all_presets()) {
+    SCOPED_TRACE(preset.name);
+    const std::string path = write("my-" + preset.name, preset_toml(preset));
+    kvt_view_stats first, built_in, named, by_path;
+    decode(preset.name.c_str(), &first);  // its abstracts are built, its rows read
+    const std::vector<float> wanted = decode(preset.name.c_str(), &built_in);
+    EXPECT_EQ(decode(("my-" + preset.name).c_str(), &named), wanted);
+    EXPECT_EQ(decode(path.c_str(), &by_path), wanted);
+    for (const kvt_view_stats& stats : {named, by_path}) {
+      EXPECT_EQ(stats.selections, built_in.selections);
+      EXPECT_EQ(stats.rows_selected, built_in.rows_selected);
+      EXPECT_EQ(stats.rows_fetched, built_in.rows_fetched);
+      EXPECT_EQ(stats.units_scored, built_in.units_scored);
+      EXPECT_EQ(stats.mass_sum, built_in.mass_sum);
+    }
+  }
+}
+
+TEST_F(UserPresets, PartsAct) {
+  kvt_view_stats every, fourth, third;
+  decode("mean", &every);
+  write("seldom", "base = \"mean\"\ntrigger = \"every-n\"\nlevel = 2\n");
+  decode("seldom", &fourth);
+  EXPECT_EQ(fourth.selections * 3, every.selections * 2) << "steps 1 and 3 of three";
+  write("less", "base = \"mean\"\nbudget = \"ratio\"\nshare = 0.01\n");
+  decode("less", &third);
+  EXPECT_LE(third.rows_selected, 48 * third.selections) << "a hundredth of 4500";
+  EXPECT_GT(third.rows_selected, 0u);
+}
+
+TEST_F(UserPresets, WhatIsWrongReachesTheCaller) {
+  kvt_view* view = nullptr;
+  const auto refused = [&](const char* preset, kvt_status status, const char* says) {
+    EXPECT_EQ(open(preset, &view), status) << preset;
+    EXPECT_NE(std::string(kvt_last_error()).find(says), std::string::npos) << kvt_last_error();
+    EXPECT_EQ(view, nullptr);
+  };
+  write("mine", "base = \"quest\"\n");
+  const std::string typo = write("typo", "base = \"quest\"\nbugdet = \"rows\"\n");
+  refused("typo", KVT_ERROR_INVALID,
+          "typo.toml: unknown key 'bugdet'; a preset has base, partition");
+  refused(typo.c_str(), KVT_ERROR_INVALID, "(line 2)");
+  refused("nobody", KVT_ERROR_NOT_FOUND, "or full; of this user: mine, typo (");
+  refused("./nobody.toml", KVT_ERROR_NOT_FOUND, "cannot read ./nobody.toml: No such file");
+  refused("nobody.toml", KVT_ERROR_NOT_FOUND, "cannot read nobody.toml");
+  refused(folder_.c_str(), KVT_ERROR_IO, "it is no file");
+  write("large", std::string(70000, '#'));
+  refused("large", KVT_ERROR_TOO_LARGE, "at most 65536 bytes");
+  kvt_space_options options;
+  kvt_space_options_init(&options);
+  kvt_layer layer = {0, 0, 0, KVT_DTYPE_F16, 1, 1, 32, 32};
+  options.model = "m";
+  options.runtime = "r";
+  options.layers = &layer;
+  options.layer_count = 1;
+  options.preset = "typo";
+  kvt_space* space = nullptr;
+  EXPECT_EQ(kvt_space_open(client_, &options, &space), KVT_ERROR_INVALID);
+  EXPECT_NE(std::string(kvt_last_error()).find("unknown key"), std::string::npos);
+}
+
+TEST_F(UserPresets, AreListedWithTheBuiltInOnes) {
+  write("mine", "base = \"louiskv\"\nlevel = 0.5\n");
+  write("quest", "base = \"mean\"\n");
+  write("broken", "base = 3\n");
+  char* text = nullptr;
+  KVT_ASSERT_OK(kvt_presets(nullptr, &text));
+  const Json all = Json::parse(text);
+  kvt_free(text);
+  ASSERT_EQ(all["presets"].size(), all_presets().size() + 1);
+  EXPECT_EQ(all["presets"][0]["name"], all_presets().front().name);
+  EXPECT_EQ(all["presets"][0]["from"], "built-in");
+  const Json& mine = all["presets"].back();
+  EXPECT_EQ(mine["name"], "mine");
+  EXPECT_EQ(mine["from"], folder_ + "/mine.toml");
+  EXPECT_EQ(mine["level"], 0.5);
+  ASSERT_EQ(all["broken"].size(), 2u);
+  EXPECT_EQ(all["broken"][1]["name"], "quest") << "it would never be taken";
+  KVT_ASSERT_OK(kvt_presets("mine", &text));
+  const std::string toml = Json::parse(text)["presets"][0]["toml"];
+  kvt_free(text);
+  std::string problem;
+  EXPECT_EQ(parse_preset("mine", toml, &problem)->level, 0.5f) << problem;
+  EXPECT_EQ(kvt_presets("broken", &text), KVT_ERROR_INVALID);
+  EXPECT_EQ(text, nullptr);
+}
+
+}  // namespace
+}  // namespace kvtier

@@ -1,0 +1,157 @@
+// Presets as text: what is printed parses to the same preset, every word is known both ways, and
+// what does not fit is refused with what does.
+#include <gtest/gtest.h>
+
+#include "client/retrieval/preset_text.h"
+
+namespace kvtier {
+namespace {
+
+std::string problem_of(std::string_view toml) {
+  std::string problem;
+  const auto preset = parse_preset("mine", toml, &problem);
+  EXPECT_FALSE(preset) << toml;
+  EXPECT_EQ(preset ? Code::kOk : preset.error().code, Code::kInvalid);
+  return problem;
+}
+
+Preset taken(std::string_view toml) {
+  std::string problem;
+  const auto preset = parse_preset("mine", toml, &problem);
+  EXPECT_TRUE(preset) << toml << ": " << problem;
+  return preset ? *preset : Preset{};
+}
+
+void expect_problem(std::string_view toml, std::string_view says) {
+  const std::string problem = problem_of(toml);
+  EXPECT_NE(problem.find(says), std::string::npos) << toml << ": " << problem;
+}
+
+TEST(PresetText, EveryBuiltInIsPrintedAndReadBack) {
+  for (const Preset& preset : all_presets()) {
+    std::string problem;
+    const auto back = parse_preset(preset.name, preset_toml(preset), &problem);
+    ASSERT_TRUE(back) << preset.name << ": " << problem;
+    EXPECT_EQ(*back, preset) << preset_toml(preset);
+    EXPECT_EQ(taken("base = \"" + preset.name + "\"").abstract, preset.abstract);
+  }
+}
+
+TEST(PresetText, EveryWordIsKnownBothWays) {
+  Preset preset = **find_preset("clusters");
+  preset.name = "mine";
+  preset.share = 0.25f;
+  preset.level = 0.75f;
+  preset.trigger = TriggerKind::kEveryStep;
+  const auto there_and_back = [](Preset wanted) {
+    if (wanted.budget != BudgetKind::kRatio && wanted.budget != BudgetKind::kMass) wanted.share = 0;
+    if (wanted.trigger == TriggerKind::kEveryN) wanted.level = 3.0f;
+    const bool has_level =
+        wanted.query == QueryKind::kStepBefore ||
+        (wanted.trigger != TriggerKind::kEveryStep && wanted.trigger != TriggerKind::kBoundary);
+    if (!has_level) wanted.level = 0;
+    if (wanted.budget == BudgetKind::kAll || wanted.budget == BudgetKind::kKept) {
+      wanted.abstract = {};
+      wanted.score = ScoreKind::kPlain;
+    }
+    EXPECT_EQ(taken(preset_toml(wanted)), wanted) << preset_toml(wanted);
+  };
+  for (int i = 0; i < 6; ++i) {
+    Preset one = preset;
+    one.trigger = static_cast<TriggerKind>(i);
+    there_and_back(one);
+  }
+  for (int i = 0; i < 5; ++i) {
+    Preset one = preset;
+    one.budget = static_cast<BudgetKind>(i);
+    there_and_back(one);
+  }
+  for (int i = 0; i < 3; ++i) {
+    Preset one = preset;
+    one.query = static_cast<QueryKind>(i);
+    there_and_back(one);
+    one = preset;
+    one.group = static_cast<GroupMode>(i);
+    there_and_back(one);
+  }
+  for (int i = 0; i < 2; ++i) {
+    Preset one = preset;
+    one.cut = i == 0;
+    there_and_back(one);
+    one = preset;
+    one.score = static_cast<ScoreKind>(i);
+    there_and_back(one);
+    one = preset;
+    one.abstract = *parse_abstract_spec("mean/spans:64");
+    one.scope = static_cast<ScopeKind>(i);
+    there_and_back(one);
+  }
+}
+
+TEST(PresetText, ABaseIsStartedFromAndPartsReplaceItsOwn) {
+  Preset wanted = **find_preset("quest");
+  wanted.name = "mine";
+  wanted.abstract = *parse_abstract_spec("box/pages:32");
+  wanted.residency_percent = 400;
+  EXPECT_EQ(taken("base = \"quest\"\npartition = \"pages:32\"\nresidency_percent = 400\n"), wanted);
+  EXPECT_EQ(taken("partition = \"pages:32\"\nbase = \"quest\"\nresidency_percent = 400\n"), wanted)
+      << "the base comes first wherever it stands";
+  EXPECT_EQ(taken("base = \"louiskv\"\ntrigger = \"every-step\"\n").level, 0.0f)
+      << "the base's level goes with its trigger";
+  EXPECT_TRUE(taken("base = \"quest\"\nabstract = \"none\"\nbudget = \"kept\"").abstract.none());
+  EXPECT_EQ(taken("base = \"codes\"\nabstract = \"codes:8\"").abstract.text(), "codes:8/tokens");
+  EXPECT_EQ(taken("base = \"quest\"\ntrigger = \"every-n\"\nlevel = 4").level, 4.0f);
+}
+
+TEST(PresetText, WhatIsUnknownIsAnsweredWithWhatThereIs) {
+  expect_problem("budgte = \"rows\"",
+                 "unknown key 'budgte'; a preset has base, partition, abstract");
+  expect_problem("[part]\nbudget = \"rows\"", "unknown key 'part.budget'");
+  expect_problem("base = \"quest\"\nbudget = \"some\"",
+                 "budget = \"some\": choose one of all, kept, rows, ratio, mass (line 2)");
+  expect_problem("trigger = 4", "trigger: choose one of every-step, every-n, cosine");
+  expect_problem("base = \"qest\"", "base is the name of a built-in preset: codes quest");
+  expect_problem("base = \"\"", "base is the name of a built-in preset");
+  expect_problem("base = \"quest\"\nabstract = \"cube\"", "an abstract is box, mean, ball, codes");
+  expect_problem("base = \"quest\"\npartition = \"page:16\"", "units are pages, tokens");
+  expect_problem("base = \"quest\"\npartition = 16", "partition: must be tokens, or pages");
+  expect_problem("base = \"quest\"\nabstract = \"box/pages:16\"",
+                 "abstract = \"box/pages:16\": must");
+  expect_problem("base = \"quest\"\nlevel = \"high\"", "level = \"high\": must be steps");
+  expect_problem("base = \"quest\"\nresidency_percent = -1",
+                 "residency_percent: must be 0 to 10000");
+  expect_problem("base = \"quest\"\nresidency_percent = 99999",
+                 "residency_percent is at most 10000");
+  expect_problem("base = \"quest\"\ncut = 1", "cut: must be true or false");
+  expect_problem("base = \"quest\"\ndense_layers = 4000",
+                 "dense_layers and flat_layers are at most 256");
+  expect_problem("base = ", "line 1");
+}
+
+TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
+  expect_problem("", "need an abstract to choose by");
+  expect_problem("abstract = \"box\"", "an abstract needs a partition: tokens, or pages");
+  expect_problem("partition = \"pages:16\"", "a partition needs an abstract: box");
+  expect_problem("base = \"quest\"\nabstract = \"codes:4\"", "codes are of single tokens");
+  expect_problem("base = \"quest\"\nabstract = \"keys:4\"", "representative keys are not built");
+  expect_problem("base = \"quest\"\nabstract = \"box:2\"", "levels of boxes are for search");
+  expect_problem("base = \"quest\"\nbudget = \"kept\"", "choose nothing");
+  expect_problem("base = \"quest\"\nbudget = \"ratio\"", "share is above 0");
+  expect_problem("base = \"quest\"\nshare = 0.5", "share needs budget \"ratio\" or \"mass\"");
+  expect_problem("base = \"quest\"\nlevel = 0.5", "level needs trigger");
+  expect_problem("base = \"quest\"\nbudget = \"mass\"\nshare = 0.5\ngroup = \"max\"",
+                 "mean-softmax");
+  expect_problem("base = \"quest\"\nscore = \"count\"", "units of unequal length");
+  expect_problem("base = \"louiskv\"\nscope = \"layer\"", "clusters are of one KV head each");
+  expect_problem("base = \"quest\"\nscope = \"layer\"\ntrigger = \"cosine-head\"\nlevel = 0.5",
+                 "for all heads at once");
+  expect_problem("base = \"leoam\"\nsearch = \"flat\"", "levels of boxes are for search");
+  expect_problem("base = \"quest\"\nflat_layers = 2", "flat_layers needs search \"tree\"");
+  expect_problem("base = \"quest\"\nsearch = \"tree\"", "needs boxes with levels");
+  expect_problem("base = \"louiskv\"\nlevel = nan", "a cosine is above -1");
+  expect_problem("base = \"quest\"\ntrigger = \"every-n\"\nlevel = inf", "1 to 1000000 steps");
+  expect_problem("base = \"quest\"\nbudget = \"ratio\"\nshare = 1.5", "share is above 0");
+}
+
+}  // namespace
+}  // namespace kvtier

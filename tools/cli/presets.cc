@@ -1,0 +1,74 @@
+// presets: how views can choose rows, built-in or by the user's files. Needs no daemon.
+#include <cstdio>
+
+#include "kvtier/kvtier.h"
+#include "tools/cli/commands.h"
+
+namespace kvtier::cli {
+namespace {
+
+bool ask(const Invocation& invocation, Json* reply, int* exit_code) {
+  const std::string preset = invocation.get("PRESET");
+  char* text = nullptr;
+  const kvt_status status = kvt_presets(preset.empty() ? nullptr : preset.c_str(), &text);
+  if (status != KVT_OK) {
+    *exit_code = print_error(invocation, {static_cast<Code>(status)}, kvt_last_error());
+    return false;
+  }
+  *reply = *parse_json(text);
+  kvt_free(text);
+  return true;
+}
+
+// A number that only some have, behind the word that it belongs to: "cosine 0.7". Null: none.
+std::string with_number(const Json& preset, const char* word, const char* number) {
+  const auto found = number != nullptr ? preset.find(number) : preset.end();
+  return text_of(preset, word) + (found != preset.end() ? " " + found->dump() : "");
+}
+
+void print_list(const Json& reply) {
+  std::vector<std::vector<std::string>> rows = {{"NAME", "PARTITION", "ABSTRACT", "QUERY", "SEARCH",
+                                                 "SCORE", "GROUP", "SCOPE", "BUDGET", "TRIGGER",
+                                                 "FROM"}};
+  for (const Json& preset : reply["presets"]) {
+    const bool before = text_of(preset, "query") == "step-before";
+    rows.push_back(
+        {text_of(preset, "name"), text_of(preset, "partition"), text_of(preset, "abstract"),
+         with_number(preset, "query", before ? "level" : nullptr), text_of(preset, "search"),
+         text_of(preset, "score"), text_of(preset, "group"), text_of(preset, "scope"),
+         with_number(preset, "budget", "share"),
+         with_number(preset, "trigger", before ? nullptr : "level"), text_of(preset, "from")});
+  }
+  print_table(rows);
+}
+
+int run_presets(const Invocation& invocation) {
+  Json reply;
+  int exit_code = 0;
+  if (!ask(invocation, &reply, &exit_code)) return exit_code;
+  const int found = reply["broken"].empty() ? 0 : 3;
+  if (invocation.json) {
+    reply["ok"] = true;
+    print_json(reply);
+  } else if (invocation.has("PRESET")) {
+    std::fputs(text_of(reply["presets"][0], "toml").c_str(), stdout);
+  } else {
+    print_list(reply);
+    std::fflush(stdout);  // what is broken comes last
+    for (const Json& broken : reply["broken"])
+      std::fprintf(stderr, "kvtier: %s\n", text_of(broken, "error").c_str());
+  }
+  return found;
+}
+
+}  // namespace
+
+Command presets_command() {
+  return {"presets",
+          "list how views can choose rows, built-in and by the user's files",
+          {{"PRESET", "print this one as a file to start from; a name or a path", false}},
+          {},
+          run_presets};
+}
+
+}  // namespace kvtier::cli
