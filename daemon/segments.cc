@@ -282,9 +282,7 @@ void mark_bad(EngineState& engine, Segment& segment, const char* what) {
   segment.row.bad = true;
   ++engine.metrics.segments_bad;
   unindex_with_descendants(engine, segment);  // so that storing the same again heals it
-  if (segment.condemned || segment.state == SegmentState::kInMemory ||
-      segment.state == SegmentState::kWriting)
-    return;
+  if (segment.condemned || segment.state == SegmentState::kInMemory) return;
   CatalogueBatch batch;
   batch.put_segment(segment.row);
   post_batch(engine, std::move(batch), false, [](Result<void>) {});

@@ -25,7 +25,6 @@
 namespace kvtier {
 
 enum class SegmentState : std::uint8_t {
-  kWriting,  // its file is not published yet
   kOnDisk,
   kInMemory,  // private: every chunk is pinned in the arena, there is no file
   kLost,      // file gone or unreadable: misses
@@ -44,9 +43,8 @@ struct SegmentAbstract {
 struct LoadedMeta {
   std::vector<TokenRecord> tokens;
   std::vector<std::uint64_t> checksums;  // by chunk index
-  std::vector<std::uint64_t>
-      offsets;  // in the file; empty where chunks are raw, in plane order, from first_offset on
-  std::vector<ChunkEntry> entries;  // empty where offsets is
+  // Empty where chunks are raw, in plane order, from first_offset on.
+  std::vector<ChunkEntry> entries;
   std::uint64_t first_offset = 0;
   BlockHash previous_chain;
   [[nodiscard]] std::uint64_t memory_bytes() const noexcept {

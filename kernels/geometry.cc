@@ -103,17 +103,6 @@ std::uint64_t Geometry::token_bytes() const noexcept {
   return sum;
 }
 
-std::uint64_t Geometry::token_bytes_16bit() const noexcept {
-  std::uint64_t sum = 0;
-  for (const LayerGeometry& layer : layers) {
-    if (layer.kind != LayerKind::kFull) continue;
-    const std::uint64_t bytes =
-        static_cast<std::uint64_t>(layer.kv_heads) * (layer.k_row_bytes + layer.v_row_bytes);
-    sum += layer.dtype == Dtype::kF32 ? bytes / 2 : bytes;
-  }
-  return sum;
-}
-
 void encode_geometry(const Geometry& geometry, ByteWriter* writer) {
   writer->write(geometry.chunk_tokens);
   writer->write(geometry.heads_per_chunk);

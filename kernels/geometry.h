@@ -65,10 +65,8 @@ struct Geometry {
   // Bytes of one chunk of this layer in memory, and in a slot (a multiple of kDiskAlign).
   [[nodiscard]] std::uint64_t chunk_bytes(std::uint32_t layer) const noexcept;
   [[nodiscard]] std::uint64_t slot_bytes(std::uint32_t layer) const noexcept;
-  // K and V of one token over all full layers, as stored; and at 16 bits per element, the base of
-  // all byte ratios.
+  // K and V of one token over all full layers, as stored.
   [[nodiscard]] std::uint64_t token_bytes() const noexcept;
-  [[nodiscard]] std::uint64_t token_bytes_16bit() const noexcept;
 
   friend bool operator==(const Geometry&, const Geometry&) = default;
 };

@@ -109,7 +109,7 @@ TEST(AbstractLayout, CodesAreAFewPerCent) {
   geometry.layers.assign(30, layer);
   const AbstractLayout layout(geometry, *parse_abstract_spec("codes:4/tokens"), 2048, 2048);
   EXPECT_LE(static_cast<double>(layout.size_bytes()),
-            0.032 * static_cast<double>(geometry.token_bytes_16bit()) * 2048);
+            0.032 * static_cast<double>(geometry.token_bytes()) * 2048);
 }
 
 }  // namespace

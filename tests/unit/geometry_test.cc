@@ -107,7 +107,6 @@ TEST(Geometry, BytesPerTokenAndChunk) {
   const Geometry geometry =
       samples::small_geometry();  // bf16 2 heads (16 + 16), window, f32 1 head (16 + 32)
   EXPECT_EQ(geometry.token_bytes(), 2u * 32 + 48);
-  EXPECT_EQ(geometry.token_bytes_16bit(), 2u * 32 + 24);
   EXPECT_EQ(geometry.chunk_bytes(0), 8u * 32);
   EXPECT_EQ(geometry.chunk_bytes(2), 8u * 48);
   EXPECT_EQ(geometry.slot_bytes(0), kDiskAlign);
