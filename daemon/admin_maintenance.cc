@@ -46,6 +46,9 @@ CheckPtr collect(EngineState& engine, bool deep) {
     check->segments.push_back(
         {segment->row, segment->space->row.digest, sidecar_paths_of(*segment)});
   }
+  for (const auto& [id, space] : engine.spaces)
+    for (const SpaceRow::Codebook& codebook : space->row.codebooks)
+      check->codebooks.push_back({space.get(), codebook.id});
   for (const auto& [id, sequence] : engine.sequences.all) {
     if (sequence->row.log_generation == 0) continue;
     TailLogHeader header{id, sequence->row.space, sequence->row.log_generation,
@@ -165,7 +168,7 @@ bool drop_segment(EngineState& engine, Segment& segment) {
 // One problem mended; false where it is in use.
 bool mend(EngineState& engine, const Problem& problem) {
   if (problem.file != 0) return drop_object(engine, problem.key, problem.file);
-  if (problem.sidecar) {
+  if (problem.derived) {
     static_cast<void>(engine.io->io().unlink(problem.path));
     return true;
   }
@@ -206,7 +209,8 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
   while (repair->next < problems.size()) {
     Problem& problem = problems[repair->next++];
     if (problem.newer || problem.unread ||
-        (!problem.segment.valid() && !problem.sequence.valid() && problem.file == 0))
+        (!problem.segment.valid() && !problem.sequence.valid() && problem.file == 0 &&
+         !problem.derived))
       continue;
     Sequence* sequence =
         problem.sequence.valid() ? find_sequence(engine, problem.sequence) : nullptr;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "tiers/codebook_format.h"
 #include "tiers/sidecar_format.h"
 
 namespace kvtier {
@@ -38,6 +39,31 @@ void check_sidecar(Check& check, const Check::SegmentItem& item, const std::stri
                          static_cast<std::size_t>(header->payload_bytes)};
   const Result<void> sound = check_sidecar_payload(*header, payload);
   if (!sound || !(header->segment == item.row.id)) return problem("does not hold what it should");
+}
+
+void check_codebook_of(Check& check, const Check::CodebookItem& item) {
+  const std::string path = codebook_path(item.space->row.id, item.id);
+  const auto problem = [&](const char* reason) {
+    Problem found{path, "codebook", reason, {}, {}, true};
+    found.path = path;
+    check.problems.push_back(std::move(found));
+  };
+  const Result<FileId> file =
+      check.files->io().open(path, {.mode = OpenMode::kRead, .direct = false});
+  if (!file) return;  // derived: trained again when codes are wanted
+  const Result<std::uint64_t> size = check.files->io().size_bytes(*file);
+  const bool may_be = size && *size <= 2 * kCodebookPayloadBytesMax;
+  std::vector<std::byte> bytes(may_be ? static_cast<std::size_t>(*size) : 0);
+  const Result<void> read = read_fully(check.files->io(), *file, 0, bytes);
+  check.files->io().close(*file);
+  if (!size || (!read && !says_damage(read.error()))) return;
+  if (!read) return problem("cannot be read whole");
+  const Result<CodebookFileHeader> header = parse_codebook_header(bytes);
+  if (!header) return problem(header.error().message());
+  if (header->id != item.id || !(header->fingerprint == item.space->row.digest))
+    return problem("is of another space");
+  const Result<ByteSpan> sound = check_codebook(*header, item.space->row.geometry, bytes);
+  if (!sound) return problem(sound.error().message());
 }
 
 void check_segment(Check& check, const Check::SegmentItem& item) {
@@ -159,6 +185,9 @@ void check_next(Check& check) {
   if (!check.segments.empty()) {
     check_segment(check, check.segments.front());
     check.segments.pop_front();
+  } else if (!check.codebooks.empty()) {
+    check_codebook_of(check, check.codebooks.front());
+    check.codebooks.pop_front();
   } else if (!check.values.empty()) {
     check_value(check, check.values.front());
     check.values.pop_front();

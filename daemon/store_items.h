@@ -1,6 +1,6 @@
 // What `verify` and `repair` look at, one item at a time, beside an engine that goes on: segments
-// with their sidecars, tail logs, values of opaque keys. Reads only. The engine's thread fills a
-// Check and reads its problems; in between one worker after the other has it.
+// with their sidecars, codebooks, tail logs, values of opaque keys. Reads only. The engine's thread
+// fills a Check and reads its problems; in between one worker after the other has it.
 #pragma once
 
 #include <deque>
@@ -20,14 +20,14 @@ struct Problem {
   std::string object, region, reason;
   SegmentId segment;     // what repair drops: a segment ...
   SequenceId sequence;   // ... or a sequence's log
-  bool sidecar = false;  // ... or a segment's sidecar
+  bool derived = false;  // ... or a sidecar or codebook, made again when it is wanted
   // Nothing that was acknowledged need be missing.
   bool warning = false;
   std::string key = {};  // ... or the value of an opaque key, while it is this file
   std::uint64_t file = 0;
   bool newer = false;     // sound to a newer kvtier: not ours to drop
   bool unread = false;    // the device refused, or descriptors ran out: says nothing of the bytes
-  std::string path = {};  // of the sidecar
+  std::string path = {};  // of what is derived
 };
 
 // What there is to check, taken on the engine's thread; checked on workers, one item at a time.
@@ -45,7 +45,12 @@ struct Check {
     const Space* space = nullptr;
     std::uint32_t tokens = 0;
   };
+  struct CodebookItem {
+    const Space* space = nullptr;
+    std::uint64_t id = 0;
+  };
   std::deque<SegmentItem> segments;
+  std::deque<CodebookItem> codebooks;
   std::deque<LogItem> logs;
   std::deque<ObjectHeader> values;  // what the catalogue says of each
   std::unique_ptr<SegmentFiles> files;
@@ -53,7 +58,9 @@ struct Check {
   std::uint64_t segments_checked = 0, values_checked = 0, chunks = 0;
   std::uint64_t value_bytes = 0;  // read of values
 
-  [[nodiscard]] bool done() const { return segments.empty() && logs.empty() && values.empty(); }
+  [[nodiscard]] bool done() const {
+    return segments.empty() && codebooks.empty() && logs.empty() && values.empty();
+  }
 };
 
 // How a problem names a segment.

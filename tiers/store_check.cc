@@ -110,11 +110,14 @@ class Checker {
     const std::vector<std::string> segments = list("segments");
     const std::vector<std::string> logs = list("logs");
     const std::vector<std::string> sidecars = list("sidecars");
+    const std::vector<std::string> codebooks = list("codebooks");
     const std::vector<std::string> objects = list("objects");
-    sink_.begin_files(segments.size() + logs.size() + sidecars.size() + objects.size());
+    sink_.begin_files(segments.size() + logs.size() + sidecars.size() + codebooks.size() +
+                      objects.size());
     each(segments, &Checker::check_segment);
     each(logs, &Checker::check_log);
     each(sidecars, &Checker::check_sidecar);
+    each(codebooks, &Checker::check_codebook);
     each(objects, &Checker::check_object);
     if (rows_ != nullptr && !sink_.cancelled()) check_rows();
   }
@@ -270,6 +273,15 @@ class Checker {
         header->payload_bytes ==
             AbstractLayout(*geometry, *spec, header->tokens, header->units).size_bytes();
     if (!fits) mismatch(path, "header", "the abstracts have another length than the geometry says");
+  }
+
+  void check_codebook(const std::string& name) {
+    const std::string path = "codebooks/" + name;
+    const Result<CodebookName> parsed = codebook_name_of(name);
+    if (!parsed) return orphan(path, "this is not the name of a codebook");
+    const SpaceRow* space = find(spaces_, parsed->space);
+    if (rows_ != nullptr && space == nullptr) return orphan(path, "its space is not there");
+    check_codebook_file(io_, path, *parsed, space, &sink_);
   }
 
   void check_object(const std::string& name) {

@@ -48,7 +48,7 @@ struct Finding {
 struct StoreReport {
   std::vector<Finding> findings;                      // at most StoreCheckOptions::findings_max
   std::uint64_t damage = 0, warnings = 0, notes = 0;  // of all findings, listed or not
-  std::uint64_t segments = 0, logs = 0, sidecars = 0, objects = 0;  // files looked at
+  std::uint64_t segments = 0, logs = 0, sidecars = 0, codebooks = 0, objects = 0;  // files
   std::uint64_t chunks = 0;                 // in the tables of readable segments
   std::uint64_t chunks_checked = 0;         // read and compared with their checksum
   std::uint64_t records = 0;                // sound ones, of logs
@@ -84,8 +84,8 @@ struct StoreCheckOptions {
       progress;
 };
 
-// `io` is rooted at the store (folders segments/, logs/, sidecars/, objects/). `rows` null: files
-// alone, nothing is an orphan but a sidecar without its segment.
+// `io` is rooted at the store (folders segments/, logs/, sidecars/, codebooks/, objects/). `rows`
+// null: files alone, nothing is an orphan but a sidecar without its segment.
 [[nodiscard]] StoreReport check_store(Io& io, const StoreRows* rows,
                                       const StoreCheckOptions& options);
 

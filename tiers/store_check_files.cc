@@ -332,6 +332,26 @@ std::optional<SidecarHeader> check_sidecar_file(Io& io, const std::string& path,
   return *header;
 }
 
+void check_codebook_file(Io& io, const std::string& path, const CodebookName& name,
+                         const SpaceRow* space, CheckSink* sink) {
+  ++sink->report().codebooks;
+  ReadFile file(io, path, sink);
+  if (!file.open()) return;
+  const std::uint64_t most = std::min(file.size_bytes(), 2 * kCodebookPayloadBytesMax);
+  const Result<std::vector<std::byte>> bytes = file.read(0, most);
+  if (!bytes) return sink->failed(path, "", bytes.error());
+  const Result<CodebookFileHeader> header = parse_codebook_header(*bytes);
+  if (!header) return sink->failed(path, "header", header.error());
+  const bool right = header->space == name.space && header->id == name.id &&
+                     (space == nullptr || header->fingerprint == space->digest);
+  if (!right)
+    return sink->add(path, "header", FindingKind::kMismatch, FindingSeverity::kDamage,
+                     "this is another codebook than its name says, or of another space");
+  if (space == nullptr) return;
+  const Result<ByteSpan> sound = check_codebook(*header, space->geometry, *bytes);
+  if (!sound) sink->failed(path, "payload", sound.error());
+}
+
 std::optional<ObjectHeader> check_object_file(Io& io, const std::string& path, std::uint64_t number,
                                               CheckSink* sink) {
   ++sink->report().objects;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tiers/codebook_format.h"
 #include "tiers/object_format.h"
 #include "tiers/segment_format.h"
 #include "tiers/sidecar_format.h"
@@ -53,6 +54,9 @@ class CheckSink {
 // Deep: every record. `geometry` may be null: then the lengths of records are taken as they say.
 void check_log_records(Io& io, const std::string& path, const TailLogHeader& header,
                        const Geometry* geometry, CheckSink* sink);
+// Whole, whether deep or not: it is small. `space` null: only what the file says of itself.
+void check_codebook_file(Io& io, const std::string& path, const CodebookName& name,
+                         const SpaceRow* space, CheckSink* sink);
 [[nodiscard]] std::optional<SidecarHeader> check_sidecar_file(Io& io, const std::string& path,
                                                               const SidecarName& name,
                                                               CheckSink* sink);

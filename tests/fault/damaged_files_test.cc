@@ -247,14 +247,14 @@ TEST_F(DamagedFiles, TailLogsInEachOthersPlace) {
 }
 
 // A budgeted attention over the story: opening the view waits for its abstracts.
-std::vector<float> attend(FaultStore& store, const Story& story) {
+std::vector<float> attend(FaultStore& store, const Story& story, const char* preset = "quest") {
   std::vector<float> out(kKnownHeads * 2 * kKnownDim), q(out.size());
   for (std::size_t i = 0; i < q.size(); ++i) q[i] = known_value(99, 0, 0, i, 0, false);
   kvt_sequence* sequence = nullptr;
   kvt_view* view = nullptr;
   kvt_view_options options;
   kvt_view_options_init(&options);
-  options.preset = "quest";
+  options.preset = preset;
   options.sinks = 4;
   options.window = 8;
   options.budget = 48;
@@ -300,6 +300,37 @@ TEST_F(DamagedFiles, EveryRegionOfASidecarAndItsRebuild) {
     store.close_client();
     ASSERT_TRUE(store.stop());
     EXPECT_TRUE(damage.harmless || store.get(file) == right) << "not made again";
+  }
+}
+
+// So is a codebook: what is damaged is named and dropped, and trained again when codes are wanted.
+TEST_F(DamagedFiles, ACodebookIsTrainedAgain) {
+  FaultStore store;
+  ASSERT_TRUE(store.start());
+  attend(store, story_named("long"), "codes");
+  store.close_client();
+  ASSERT_TRUE(store.stop());
+  for (const bool cut : {false, true}) {
+    const std::vector<std::string> before = store.files("codebooks");
+    ASSERT_EQ(before.size(), 1u);
+    std::string bytes = store.get(before[0]);
+    bytes[5000] = static_cast<char>(bytes[5000] ^ 4);
+    store.put(before[0], cut ? bytes.substr(0, 4096) : bytes);
+    int exit_code = -1;
+    const Json offline = store.verify_offline(&exit_code);
+    expect_named(offline, exit_code, before, false);
+    ASSERT_TRUE(store.start());
+    const Json verified = store.verify(&exit_code);
+    expect_named(verified, exit_code, before, false);
+    mend(store, {});
+    EXPECT_TRUE(store.files("codebooks").empty());
+    attend(store, story_named("long"), "codes");
+    const Reading reading = store.read(story_named("long"));
+    EXPECT_TRUE(reading.whole(story_named("long"))) << reading.text << reading.wrong;
+    store.close_client();
+    ASSERT_TRUE(store.stop());
+    EXPECT_EQ(store.files("codebooks").size(), 1u);
+    EXPECT_NE(store.files("codebooks"), before) << "an id is not given twice";
   }
 }
 

@@ -9,7 +9,10 @@
 #include <filesystem>
 
 #include "base/hash.h"
+#include "base/random.h"
 #include "tests/unit/format_samples.h"
+#include "tiers/codebook_format.h"
+#include "tiers/codebook_train.h"
 #include "tiers/sim_disk.h"
 
 namespace kvtier {
@@ -20,12 +23,45 @@ const std::uint32_t kKind = parse_abstract_spec("box/pages:4")->packed();  // of
 constexpr std::uint64_t kSeed = 31;
 constexpr SequenceId kSequence{0x77};
 
-// A store of two segments, their abstracts, and a sequence of both with a tail log, on a simulated
-// disk.
+// A space with key codes, and a codebook of it, trained on random keys.
+constexpr SpaceId kCodesSpace{0x99};
+Geometry codes_geometry() {
+  LayerGeometry layer;
+  layer.kv_heads = layer.query_heads = 2;
+  layer.k_row_bytes = layer.v_row_bytes = 16 * 4;
+  Geometry geometry;
+  geometry.layers = {layer};
+  return geometry;
+}
+std::vector<std::byte> make_codebook(std::uint64_t id) {
+  const AbstractSpec spec = *parse_abstract_spec("codes:4/tokens");
+  const CodebookLayout layout(codes_geometry(), spec);
+  std::vector<std::byte> payload(static_cast<std::size_t>(layout.size_bytes()));
+  CodebookHeader header;
+  header.spec = spec.packed();
+  header.id = id;
+  std::memcpy(payload.data(), &header, sizeof(header));
+  Random random(kSeed);
+  for (std::uint32_t head = 0; head < 2; ++head) {
+    std::vector<float> keys(std::size_t{64} * layout.dim(0));
+    for (float& x : keys) x = static_cast<float>(random.unit() - 0.5);
+    const HeadCodebook part = layout.head(payload.data(), 0, head);
+    EXPECT_TRUE(train_head({layout.dim(0), part.book.subspaces, keys, {}, 1}, part));
+  }
+  CodebookFileHeader file;
+  file.space = kCodesSpace;
+  file.fingerprint = samples::kFingerprint;
+  file.spec = spec.packed();
+  file.id = id;
+  return encode_codebook(file, payload);
+}
+
+// A store of two segments, their abstracts, a codebook, and a sequence of both with a tail log, on
+// a simulated disk.
 class StoreCheck : public ::testing::Test {
  protected:
   StoreCheck() : disk_(SimDiskOptions{.latency_ns_max = 1}) {
-    for (const char* directory : {"segments", "logs", "sidecars", "objects"})
+    for (const char* directory : {"segments", "logs", "sidecars", "codebooks", "objects"})
       EXPECT_TRUE(disk_.make_directory(directory).has_value());
     SpaceRow space;
     space.id = samples::kSpace;
@@ -44,6 +80,11 @@ class StoreCheck : public ::testing::Test {
     log_ = tail_log_path(kSequence, 3);
     put(log_, samples::make_log(samples::make_log_header(kSequence, 3, 79),
                                 samples::small_geometry(), kSeed, {3, 1, 33}));
+    space.id = kCodesSpace;
+    space.geometry = codes_geometry();
+    rows_.spaces.push_back(space);
+    codebook_ = codebook_path(kCodesSpace, 9);
+    put(codebook_, make_codebook(9));
     object_ = object_path(5);
     const std::vector<std::byte> object = samples::make_object(5, "key", 5000, kSeed);
     put(object_, object);
@@ -106,7 +147,7 @@ class StoreCheck : public ::testing::Test {
   SimDisk disk_;
   VirtualClock clock_;
   StoreRows rows_;
-  std::string first_, second_, log_, object_;
+  std::string first_, second_, log_, codebook_, object_;
 };
 
 TEST_F(StoreCheck, ASoundStoreIsSoundAndUnchanged) {
@@ -120,6 +161,7 @@ TEST_F(StoreCheck, ASoundStoreIsSoundAndUnchanged) {
       EXPECT_EQ(report.segments, 2u);
       EXPECT_EQ(report.sidecars, 2u);
       EXPECT_EQ(report.logs, 1u);
+      EXPECT_EQ(report.codebooks, 1u);
       EXPECT_EQ(report.objects, 1u);
       EXPECT_EQ(report.tokens, 81u);
       EXPECT_EQ(report.chunks, 9u * 3 + 2 * 3);
@@ -136,12 +178,26 @@ TEST_F(StoreCheck, AnEmptyStoreIsSound) {
   EXPECT_TRUE(check_store(*io, nullptr, {.deep = true, .progress = {}}).findings.empty());
 }
 
+TEST_F(StoreCheck, ADamagedCodebookIsNamed) {
+  const std::vector<std::byte> right = get(codebook_);
+  CodebookFileHeader header = *parse_codebook_header(right);
+  const std::uint64_t end = 4096 + header.payload_bytes;  // what is behind it is padding
+  for (std::uint64_t at = 0; at < end; at += at < 512 || at >= 4096 ? 13 : 1) {
+    disk_.rot(codebook_, at, static_cast<std::uint32_t>(at % 8));
+    EXPECT_EQ(named(check(false, true), codebook_).size(), 1u) << "byte " << at;
+    disk_.rot(codebook_, at, static_cast<std::uint32_t>(at % 8));
+  }
+  EXPECT_TRUE(check(true, true).sound());
+  put(codebook_, make_codebook(8));
+  EXPECT_EQ(named(check(false, true), codebook_).size(), 1u) << "another one under its name";
+}
+
 // Every byte of metadata, and of every page its first 512 and then every 64th, in a store of that
 // file alone.
 TEST_F(StoreCheck, EveryFlippedByteIsNamed) {
   for (const std::string& path : {second_, log_, sidecar_path(SegmentId{2}, kKind), object_}) {
     SimDisk one_file{SimDiskOptions{.latency_ns_max = 1}};
-    for (const char* directory : {"segments", "logs", "sidecars", "objects"})
+    for (const char* directory : {"segments", "logs", "sidecars", "codebooks", "objects"})
       ASSERT_TRUE(one_file.make_directory(directory).has_value());
     const std::vector<std::byte> file = get(path);
     ASSERT_TRUE(one_file.create(path, true).has_value());
@@ -376,8 +432,8 @@ TEST_F(StoreCheck, ProgressIsToldAndCancels) {
                                   total = files;
                                   return true;
                                 }});
-  EXPECT_EQ(last, 6u);
-  EXPECT_EQ(total, 6u);
+  EXPECT_EQ(last, 7u);
+  EXPECT_EQ(total, 7u);
   EXPECT_FALSE(report.cancelled);
   report =
       check_store(*io, &rows_, {.deep = true, .progress = [](auto, auto, auto) { return false; }});
