@@ -4,7 +4,7 @@ function over them.
     import kvtier
     from kvtier import transformers as kvt
 
-    kvt.install(model)                                   # once per model
+    kvt.install(model, tokenizer)                        # once per model
     space = kvt.open_space(kvtier.Client(), model, tokenizer)
     cache = kvt.attach(space, ids, name="report", budget=1024)   # finds what is stored of ids
     kvt.prefill(model, cache, ids)                       # computes only what is not
@@ -23,12 +23,9 @@ transformers 5.2 and later.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence as AnySequence
+from collections.abc import Callable, Sequence as AnySequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +33,9 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from .model_space import DTYPES, check_model, fingerprint, layers_of, open_space
+from .token_table import TokenTable, boundaries
 
 __all__ = [
     "KvtierCache",
@@ -50,13 +50,11 @@ __all__ = [
     "resume",
 ]
 
-RUNTIME = "transformers-5/1"  # the layout of what we store: keys after RoPE, [head][token][dim]
 PIECE_TOKENS = 1024  # most new tokens of one forward
 OBSERVED_TOKENS = 64  # of a piece, one in eight of which is kept
 READ_TOKENS = 2048  # rows per head that an exact pass holds at once
 
-_DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-_TORCH = {name: dtype for dtype, name in _DTYPES.items()}
+_TORCH = {name: dtype for dtype, name in DTYPES.items()}
 
 
 class KvtierLayer(CacheLayerMixin):
@@ -173,7 +171,7 @@ class KvtierCache(Cache):
         copied."""
         self._settle()
         sequence = self.sequence.fork(self.sequence.length if tokens is None else tokens, name=name)
-        return KvtierCache(sequence, kv_dtype=_DTYPES[self.kv_dtype], **view)
+        return KvtierCache(sequence, kv_dtype=DTYPES[self.kv_dtype], **view)
 
     def close(self) -> None:
         self._settle()
@@ -182,14 +180,14 @@ class KvtierCache(Cache):
 
     # ---- what install()'s hook and the attention function call
 
-    def _begin(self, ids: list[int], flags: list[int] | None = None) -> None:
+    def _begin(self, ids: list[int], table: TokenTable | None = None) -> None:
         self._settle()
         for layer in self.layers:
             layer.length = self.sequence.length
-        if flags is None:
+        if table is None:
             self.sequence.append(ids)
         else:
-            self.sequence.append(ids, flags=flags)
+            self.sequence.append(ids, flags=table.flags(ids), texts=table.texts(ids))
         self._base, self._count, self._open = self.sequence.length, len(ids), True
 
     def _settle(self) -> None:
@@ -291,7 +289,7 @@ class _Join:
     """Shared by a model's attention modules: the cache of the forward that runs now, or none."""
 
     cache: KvtierCache | None = None
-    boundaries: list[int] | None = None  # class of each token id; None: not known
+    tokens: TokenTable | None = None  # None: not known
 
 
 def _attention(
@@ -321,9 +319,9 @@ def _attention(
 
 def install(model: torch.nn.Module, tokenizer: Any = None) -> None:
     """Makes `model` able to run with a KvtierCache. With any other cache it goes on as with "sdpa".
-    With a `tokenizer` tokens are stored with the kind of boundary that they are, which presets by
-    sentences need. Idempotent."""
-    _check_model(model)
+    With a `tokenizer` tokens are stored with their texts, which `kvtier show` gives, and with the
+    kind of boundary that they are, which presets by sentences need. Idempotent."""
+    check_model(model)
     modules = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
     if not modules:
         raise NotImplementedError(
@@ -334,8 +332,8 @@ def install(model: torch.nn.Module, tokenizer: Any = None) -> None:
     model.set_attn_implementation("kvtier")
     known = getattr(model, "_kvtier", None)
     join = known or _Join()
-    if tokenizer is not None and join.boundaries is None:
-        join.boundaries = boundaries(tokenizer)
+    if tokenizer is not None and join.tokens is None:
+        join.tokens = TokenTable(tokenizer)
     if known is not None:
         return
     model._kvtier = join
@@ -390,134 +388,7 @@ def _before_forward(join: _Join, model: torch.nn.Module, args: tuple, kwargs: di
         raise ValueError(
             f"position_ids begin at {int(positions.flatten()[0])}, the cache ends at {cache.length}"
         )
-    tokens = ids[0].tolist()
-    known = join.boundaries
-    flags = known and [known[i] if i < len(known) else 0 for i in tokens]
-    join.cache._begin(tokens, flags)
-
-
-_CLAUSE, _SENTENCE, _PARAGRAPH = 1, 2, 3  # as in kvt_token.flags
-_BEHIND = " \t\"'”’»)]"  # what may follow the mark that ends a sentence
-
-
-def boundaries(tokenizer: Any) -> list[int]:
-    """Which boundary each token of the vocabulary is, by its text, so that merged tokens (a full
-    stop with a quotation mark, two newlines) count too: 0 none, 1 clause, 2 sentence,
-    3 paragraph."""
-
-    def of(text: str) -> int:
-        if "\n\n" in text:
-            return _PARAGRAPH
-        end = text.rstrip(_BEHIND)
-        if end.endswith((".", "!", "?", "…", "。", "！", "？")):
-            return _SENTENCE
-        return _CLAUSE if end.endswith((",", ";", ":", "\n", "，", "；", "：", "、")) else 0
-
-    return [of(text) for text in tokenizer.batch_decode([[i] for i in range(len(tokenizer))])]
-
-
-def _check_model(model: torch.nn.Module) -> None:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise NotImplementedError(
-            f"kvtier stores full-attention layers; this model has {', '.join(sorted(kinds))}"
-        )
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise NotImplementedError(
-            f"kvtier stores full-attention layers; this model slides over {config.sliding_window}"
-        )
-    device = next(model.parameters()).device
-    if device.type != "cpu":
-        raise NotImplementedError(
-            f"the model is on {device}: kvtier's adapter runs on the CPU for now"
-        )
-
-
-# ---- spaces --------------------------------------------------------------------------------------
-
-
-def layers_of(model: torch.nn.Module, kv_dtype: str | None = None) -> list[Any]:
-    """The geometry of a model's KV, one kvtier.Layer each. `kv_dtype`: "f32", "f16", "bf16"; None:
-    the model's."""
-    from . import Layer
-
-    _check_model(model)
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    layer = Layer(
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        query_heads=heads,
-        dim=dim,
-        dtype=kv_dtype or _DTYPES[model.dtype],
-    )
-    return [layer] * config.num_hidden_layers
-
-
-def fingerprint(
-    model: torch.nn.Module, tokenizer: Any = None, files: Iterable[str | Path] = ()
-) -> str:
-    """A hash of the weights and the tokenizer. With `files` (a GGUF, safetensors) of all their
-    bytes; without, of every parameter's name, shape and 1,024 values spread over it: quick, and
-    blind to an edit of a few weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    paths = [Path(f) for f in files]
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    if not paths:
-        for name, tensor in sorted(model.state_dict().items()):
-            flat = tensor.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // 1024)].float().contiguous()
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(sample.cpu().numpy().tobytes())
-    if tokenizer is not None:
-        digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    return digest.hexdigest()
-
-
-def open_space(
-    client: Any,
-    model: torch.nn.Module,
-    tokenizer: Any = None,
-    *,
-    kv_dtype: str | None = None,
-    files: Iterable[str | Path] = (),
-    **options: Any,
-) -> Any:
-    """The space of this model, tokenizer, RoPE and dtype: nothing else ever meets its KV."""
-    config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    detail = json.dumps(
-        {"compute": str(model.dtype), "rope": rope, "theta": getattr(config, "rope_theta", None)},
-        sort_keys=True,
-        default=str,
-    )
-    options = {**_rope_of(model), **options}
-    return client.open_space(
-        model=fingerprint(model, tokenizer, files),
-        runtime=RUNTIME,
-        layers=layers_of(model, kv_dtype),
-        detail=detail,
-        **options,
-    )
-
-
-def _rope_of(model: torch.nn.Module) -> dict[str, Any]:
-    """How the model rotates keys, for calibrations; nothing where it is not one rule for all
-    layers. transformers pairs dimension i with i + n in every model that has `inv_freq`."""
-    modules = [getattr(module, "inv_freq", None) for module in model.modules()]
-    found = [frequencies for frequencies in modules if isinstance(frequencies, torch.Tensor)]
-    config = model.config.get_text_config()
-    if not found or any(not torch.equal(found[0], other) for other in found):
-        return {}
-    return {
-        "rope_pairing": "halves",
-        "rope_frequencies": found[0].float().tolist(),
-        "rope_positions": int(getattr(config, "max_position_embeddings", 0) or 32768),
-    }
+    join.cache._begin(ids[0].tolist(), join.tokens)
 
 
 # ---- use -----------------------------------------------------------------------------------------
