@@ -2,6 +2,7 @@
 // built a few at a time, so that a long build (clusters) never keeps a worker from a seal.
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "base/check.h"
 #include "daemon/abstracts.h"
@@ -26,6 +27,7 @@ struct Build {
   std::optional<AbstractPlan> plan;
   std::uint32_t next_layer = 0;
   std::vector<std::byte> payload;
+  std::function<void(RebuildEnd)> done;  // null: a view wants it
 };
 using BuildPtr = std::shared_ptr<Build>;
 
@@ -36,13 +38,18 @@ void end_build(EngineState& engine, const BuildPtr& build) {
   Segment* segment = find_segment(engine, build->segment);
   KVT_CHECK(segment != nullptr);  // busy
   --segment->busy;
+  const auto done = std::move(build->done);
   if (build->failed) {
     lane_of(*segment, build->lane).state = AbstractState::kFailed;
+    if (done) done(RebuildEnd::kFailed);
   } else {
     ++engine.metrics.abstracts_rebuilt;
-    write_sidecar(engine, *segment, build->lane, build->payload);
+    write_sidecar(engine, *segment, build->lane, build->payload, [done](bool written) {
+      if (done) done(written ? RebuildEnd::kWritten : RebuildEnd::kUnwritten);
+    });
     install_abstract(engine, *segment, build->lane, build->payload);
   }
+  settle_lanes(engine);
   next_build(engine);
 }
 
@@ -84,12 +91,14 @@ void read_segment(EngineState& engine, const BuildPtr& build) {
            });
 }
 
-void start_build(EngineState& engine, Segment& segment, std::uint32_t lane) {
+void start_build(EngineState& engine, Segment& segment, AbstractTable::Build wanted) {
+  const std::uint32_t lane = wanted.lane;
   engine.abstract_table.building = true;
   ++segment.busy;
   auto build = std::make_shared<Build>();
   build->segment = segment.row.id;
   build->lane = lane;
+  build->done = std::move(wanted.done);
   build->space = segment.space;
   build->kernels = engine.kernels;
   const AbstractSpec spec = segment.space->lane_spec(lane);
@@ -107,25 +116,47 @@ void next_build(EngineState& engine) {
   if (table.starting) return;  // the loop below goes on by itself
   table.starting = true;
   while (!table.building && !table.waiting.empty()) {
-    const AbstractTable::Build build = table.waiting.front();
+    AbstractTable::Build build = std::move(table.waiting.front());
     table.waiting.pop_front();
     Segment* segment = find_segment(engine, build.segment);
-    if (segment == nullptr) continue;
-    SegmentAbstract& abstract = lane_of(*segment, build.lane);
-    if (abstract.wants == 0 || segment->condemned) {
-      abstract.state = AbstractState::kAbsent;
+    if (segment != nullptr && !segment->condemned &&
+        (build.done || lane_of(*segment, build.lane).wants != 0)) {
+      start_build(engine, *segment, std::move(build));
       continue;
     }
-    start_build(engine, *segment, build.lane);
+    if (segment != nullptr) lane_of(*segment, build.lane).state = AbstractState::kAbsent;
+    if (build.done) build.done(RebuildEnd::kGone);
+    settle_lanes(engine);
   }
   table.starting = false;
 }
 
 }  // namespace
 
-void queue_build(EngineState& engine, Segment& segment, std::uint32_t lane) {
-  engine.abstract_table.waiting.push_back({segment.row.id, lane});
+void queue_build(EngineState& engine, Segment& segment, std::uint32_t lane,
+                 std::function<void(RebuildEnd)> done) {
+  engine.abstract_table.waiting.push_back({segment.row.id, lane, std::move(done)});
   next_build(engine);
+}
+
+void settle_lanes(EngineState& engine) {
+  const auto waiting = std::exchange(engine.abstract_table.settled, {});
+  for (const auto& go_on : waiting) go_on();
+}
+
+void rebuild_abstract(EngineState& engine, SegmentId id, std::uint32_t lane,
+                      std::function<void(RebuildEnd)> done) {
+  Segment* segment = find_segment(engine, id);
+  if (segment == nullptr || segment->condemned || segment->state != SegmentState::kOnDisk)
+    return done(RebuildEnd::kGone);
+  if (lane_of(*segment, lane).state == AbstractState::kWorking) {
+    engine.abstract_table.settled.push_back(
+        [&engine, id, lane, done = std::move(done)] { rebuild_abstract(engine, id, lane, done); });
+    return;
+  }
+  drop_abstract(engine, *segment, lane);
+  lane_of(*segment, lane).state = AbstractState::kWorking;
+  queue_build(engine, *segment, lane, std::move(done));
 }
 
 }  // namespace kvtier

@@ -112,7 +112,8 @@ void sidecar_read(EngineState& engine, const std::shared_ptr<SidecarRead>& read,
   if (result) payload = parse_sidecar(*segment, read->lane, read->bytes.span());
   if (payload) {
     ++engine.metrics.abstracts_loaded;
-    return install_abstract(engine, *segment, read->lane, *payload);
+    install_abstract(engine, *segment, read->lane, *payload);
+    return settle_lanes(engine);
   }
   KVT_LOG(kInfo, "segment %" PRIx64 ": sidecar is damaged, abstracts are built again",
           read->segment.value);
@@ -300,6 +301,17 @@ void note_sidecar(EngineState& engine, Segment& segment, std::uint32_t kind) {
     set_has_file(engine, segment, static_cast<std::uint32_t>(place - kinds.begin()));
 }
 
+void drop_abstract(EngineState& engine, Segment& segment, std::uint32_t lane) {
+  SegmentAbstract& abstract = lane_of(segment, lane);
+  const bool shown = abstract.state == AbstractState::kReady;
+  free_abstract(engine, abstract);
+  if (shown) publish_segment(engine, segment);
+  static_cast<void>(
+      engine.io->io().unlink(sidecar_path(segment.row.id, segment.space->row.abstracts[lane])));
+  if (abstract.has_file) engine.segments.sidecar_bytes -= file_bytes_of(segment, lane);
+  abstract.has_file = false;
+}
+
 void install_abstract(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload) {
   SegmentAbstract& abstract = lane_of(segment, lane);
   abstract.state = AbstractState::kAbsent;
@@ -317,6 +329,7 @@ struct SidecarWrite {
   AlignedBuffer bytes;
   std::size_t left = 0;
   bool failed = false;
+  std::function<void(bool)> done;
 };
 
 // Whole, it takes the place of the one before; a part of one would count as damage.
@@ -325,17 +338,24 @@ void end_write(EngineState& engine, const SidecarWrite& write) {
   io.close(write.file);
   Segment* segment = find_segment(engine, write.segment);
   const bool wanted = !write.failed && segment != nullptr && !segment->condemned;
-  if (wanted && io.rename(write.part, write.path))
+  const bool written = wanted && io.rename(write.part, write.path);
+  if (written)
     set_has_file(engine, *segment, write.lane);
   else
     static_cast<void>(io.unlink(write.part));
+  if (write.done) write.done(written);
 }
 
 }  // namespace
 
-void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload) {
-  if (segment.state != SegmentState::kOnDisk || engine.read_only) return;
-  if (!may_write_optional(engine, payload.size())) return;  // built again when it is wanted
+void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload,
+                   std::function<void(bool)> done) {
+  const auto leave_out = [&done] {
+    if (done) done(false);
+  };
+  if (segment.state != SegmentState::kOnDisk || engine.read_only) return leave_out();
+  // Built again when it is wanted.
+  if (!may_write_optional(engine, payload.size())) return leave_out();
   Io& io = engine.io->io();
   auto write = std::make_shared<SidecarWrite>();
   write->segment = segment.row.id;
@@ -344,8 +364,9 @@ void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, By
   write->part = sidecar_part_path(write->path, engine.abstract_table.next_part++);
   const Result<FileId> file =
       io.open(write->part, {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
-  if (!file) return;
+  if (!file) return leave_out();
   write->file = *file;
+  write->done = std::move(done);
   SidecarHeader header = header_of(segment, lane);
   AbstractHeader inside;
   std::memcpy(&inside, payload.data(), sizeof(inside));

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -77,21 +78,45 @@ void release_unwanted(EngineState& engine, Segment& segment);
 // A sidecar of this kind was found at start.
 void note_sidecar(EngineState& engine, Segment& segment, std::uint32_t kind);
 
+// ---- rebuilding ----
+
+enum class RebuildEnd : std::uint8_t {
+  kWritten,
+  kUnwritten,  // built; its sidecar was left out (the day's write budget) or failed
+  kFailed,     // the keys, or the codebook of codes, cannot be read
+  kGone,       // there is no such segment on disk, or it went meanwhile
+};
+// Drops the lane's sidecar and its place in the arena and builds it from the segment's keys, wanted
+// or not; views fetch what they lack meanwhile. Waits for what is at work on the lane. Calls `done`
+// once, now or later.
+void rebuild_abstract(EngineState& engine, SegmentId id, std::uint32_t lane,
+                      std::function<void(RebuildEnd)> done);
+
 // ---- shared with abstract_builds.cc ----
 
 [[nodiscard]] SegmentAbstract& lane_of(Segment& segment, std::uint32_t lane);
 // Into the arena, if somebody still wants it; directories follow.
 void install_abstract(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload);
-void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload);
-// Queues the build of a lane that is kWorking.
-void queue_build(EngineState& engine, Segment& segment, std::uint32_t lane);
+// `done`, if any: once, now or later, with whether the file is there.
+void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload,
+                   std::function<void(bool)> done = nullptr);
+// Leaves neither file nor place in the arena; the lane is not kWorking.
+void drop_abstract(EngineState& engine, Segment& segment, std::uint32_t lane);
+// Queues the build of a lane that is kWorking. Without `done`, it is left out where nobody wants it
+// any more.
+void queue_build(EngineState& engine, Segment& segment, std::uint32_t lane,
+                 std::function<void(RebuildEnd)> done = nullptr);
+// A lane is kWorking no more.
+void settle_lanes(EngineState& engine);
 
 struct AbstractTable {
   struct Build {
     SegmentId segment;
     std::uint32_t lane = 0;
+    std::function<void(RebuildEnd)> done;
   };
   std::deque<Build> waiting;
+  std::vector<std::function<void()>> settled;  // called when a lane is kWorking no more
   bool building = false;
   bool starting = false;  // next_build is at work: a build that fails at once does not recurse
   std::uint64_t next_part = 1;  // of sidecars being written

@@ -450,6 +450,7 @@ void add_admin_ops() {
     add_control_ops(report_ops());
     add_control_ops(maintenance_ops());
     add_control_ops(transfer_ops());
+    add_control_ops(reindex_ops());
     return true;
   }();
   static_cast<void>(once);

@@ -17,6 +17,7 @@
 #include "daemon/metrics.h"
 #include "daemon/miss_log.h"
 #include "daemon/objects.h"
+#include "daemon/reindex.h"
 #include "daemon/sealer.h"
 #include "daemon/segments.h"
 #include "daemon/sequences.h"
@@ -50,6 +51,7 @@ struct EngineState {
   FetchTable fetch;
   SealTable seals;
   AbstractTable abstract_table;
+  ReindexTable reindex;
   CodebookTable codebooks;
   ObjectTable objects;
   MissLog miss_log;
