@@ -15,6 +15,8 @@ report_ops();  // admin_report.cc: ls, show, stats, status, config
 maintenance_ops();  // admin_maintenance.cc: verify, repair, gc, warm
 [[nodiscard]] std::span<const ControlOp> transfer_ops();  // admin_transfer.cc: export, import
 
+[[nodiscard]] std::span<const ControlOp> codebook_ops();  // admin_codebooks.cc: codebooks
+
 // Joins the tables to the engine's; once per process, further calls do nothing.
 void add_admin_ops();
 

@@ -451,6 +451,7 @@ void add_admin_ops() {
     add_control_ops(maintenance_ops());
     add_control_ops(transfer_ops());
     add_control_ops(reindex_ops());
+    add_control_ops(codebook_ops());
     return true;
   }();
   static_cast<void>(once);

@@ -72,61 +72,38 @@ Result<std::shared_ptr<const Codebook>> parse_codebook(const CodebookRead& read)
 }
 
 // A disk that fails may give it another time: whoever wants it next has it read again.
-void postpone_load(EngineState& engine, const CodebookRead& read, const Status& status) {
-  KVT_LOG(kWarn, "space %" PRIx64 ": its codebook cannot be read now: %s", read.space->row.id.value,
+void postpone_load(EngineState& engine, const Space& space, AbstractSpec spec,
+                   const Status& status) {
+  KVT_LOG(kWarn, "space %" PRIx64 ": its codebook cannot be read now: %s", space.row.id.value,
           status.message());
-  SpaceCodebook& entry = codebook_of(engine, *read.space, read.spec);
+  SpaceCodebook& entry = codebook_of(engine, space, spec);
   entry.state = CodebookState::kFailed;
   answer(entry);
 }
 
 // A codebook that is gone or damaged is given up: codes that refer to it are worthless, and the
 // next calibration makes a new one under another id.
-void fail_load(EngineState& engine, const CodebookRead& read, const char* why) {
+void fail_load(EngineState& engine, const Space& named, AbstractSpec spec, std::uint64_t id,
+               const char* why) {
   KVT_LOG(kWarn, "space %" PRIx64 ": its codebook %s; key codes are made anew after a calibration",
-          read.space->row.id.value, why);
-  Space& space = *find_space(engine, read.space->row.id);
-  std::erase_if(space.row.codebooks,
-                [&](const SpaceRow::Codebook& row) { return row.id == read.id; });
-  SpaceCodebook& entry = codebook_of(engine, space, read.spec);
+          named.row.id.value, why);
+  Space& space = *find_space(engine, named.row.id);
+  std::erase_if(space.row.codebooks, [&](const SpaceRow::Codebook& row) { return row.id == id; });
+  SpaceCodebook& entry = codebook_of(engine, space, spec);
   entry.state = CodebookState::kAbsent;
   answer(entry);
 }
 
 void start_load(EngineState& engine, const Space& space, AbstractSpec spec, std::uint64_t id) {
   codebook_of(engine, space, spec).state = CodebookState::kLoading;
-  auto read = std::make_shared<CodebookRead>();
-  read->space = &space;
-  read->spec = spec;
-  read->id = id;
-  Io& io = engine.io->io();
-  const Result<FileId> file =
-      io.open(codebook_path(space.row.id, id),
-              {.mode = OpenMode::kRead, .direct = engine.options.direct_io});
-  if (!file && file.error().code != Code::kNotFound)
-    return postpone_load(engine, *read, file.error());
-  if (!file) return fail_load(engine, *read, "is not there");
-  const Result<std::uint64_t> size = io.size_bytes(*file);
-  if (!size || *size <= kHeadBytes || *size > kHeadBytes + kCodebookPayloadBytesMax ||
-      *size % kDiskAlign != 0) {
-    io.close(*file);
-    return fail_load(engine, *read, "has a wrong length");
-  }
-  read->file = *file;
-  read->bytes = AlignedBuffer(*size);
-  IoRequest request;
-  request.op = IoOp::kRead;
-  request.priority = IoPriority::kDemand;
-  request.file = *file;
-  request.pieces.push_back({read->bytes.data(), read->bytes.size_bytes()});
-  request.done = [&engine, read](Result<void> result) {
-    engine.io->io().close(read->file);
-    if (!result) return postpone_load(engine, *read, result.error());
-    Result<std::shared_ptr<const Codebook>> codebook = parse_codebook(*read);
-    if (!codebook) return fail_load(engine, *read, "is damaged");
-    install(engine, codebook_of(engine, *read->space, read->spec), std::move(*codebook));
-  };
-  engine.io->submit(std::move(request));
+  read_codebook(engine, space, spec, id,
+                [&engine, &space, spec, id](Result<std::shared_ptr<const Codebook>> read) {
+                  if (read) return install(engine, codebook_of(engine, space, spec), *read);
+                  const Status& why = read.error();
+                  why.code == Code::kNotFound || why.code == Code::kCorrupt
+                      ? fail_load(engine, space, spec, id, why.message())
+                      : postpone_load(engine, space, spec, why);
+                });
 }
 
 // ---- calibration ----
@@ -369,6 +346,42 @@ std::vector<SegmentId> choose_segments(const EngineState& engine, const OpenSequ
 }
 
 }  // namespace
+
+void read_codebook(EngineState& engine, const Space& space, AbstractSpec spec, std::uint64_t id,
+                   std::function<void(Result<std::shared_ptr<const Codebook>>)> done) {
+  auto read = std::make_shared<CodebookRead>();
+  read->space = &space;
+  read->spec = spec;
+  read->id = id;
+  Io& io = engine.io->io();
+  const Result<FileId> file =
+      io.open(codebook_path(space.row.id, id),
+              {.mode = OpenMode::kRead, .direct = engine.options.direct_io});
+  if (!file)
+    return done(file.error().code == Code::kNotFound ? error(Code::kNotFound, "is not there")
+                                                     : error(file.error()));
+  const Result<std::uint64_t> size = io.size_bytes(*file);
+  if (!size || *size <= kHeadBytes || *size > kHeadBytes + kCodebookPayloadBytesMax ||
+      *size % kDiskAlign != 0) {
+    io.close(*file);
+    return done(error(Code::kCorrupt, "has a wrong length"));
+  }
+  read->file = *file;
+  read->bytes = AlignedBuffer(*size);
+  IoRequest request;
+  request.op = IoOp::kRead;
+  request.priority = IoPriority::kDemand;
+  request.file = *file;
+  request.pieces.push_back({read->bytes.data(), read->bytes.size_bytes()});
+  request.done = [&engine, read, done = std::move(done)](Result<void> result) {
+    engine.io->io().close(read->file);
+    if (!result) return done(error(result.error()));
+    Result<std::shared_ptr<const Codebook>> codebook = parse_codebook(*read);
+    if (!codebook) return done(error(Code::kCorrupt, "is damaged"));
+    done(std::move(codebook));
+  };
+  engine.io->submit(std::move(request));
+}
 
 void load_codebook(EngineState& engine, const Space& space, AbstractSpec spec,
                    std::function<void(std::shared_ptr<const Codebook>)> done) {

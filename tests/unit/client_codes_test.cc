@@ -103,6 +103,35 @@ TEST_F(Codes, ACodebookIsMadeOnFirstUseAndKept) {
   EXPECT_EQ(request(Json{{"op", "stats"}})["abstracts"]["rebuilt"], 0) << "not from sidecars";
 }
 
+TEST_F(Codes, CodebooksAreListedAndNotLoadedForIt) {
+  const auto listed = [this] { return request(Json{{"op", "codebooks"}})["codebooks"]; };
+  EXPECT_EQ(listed(), Json::array());
+  run("codes");
+  const Json used = listed();
+  ASSERT_EQ(used.size(), 1u);
+  EXPECT_EQ(used[0]["kind"], "codes:4/tokens");
+  EXPECT_EQ(used[0]["model"], "codes");
+  EXPECT_EQ(used[0]["state"], "in use");
+  EXPECT_GT(used[0]["keys_per_head"], 1000);
+  EXPECT_EQ(used[0]["positions"], 0) << "this space does not say how its keys are rotated";
+  restart();
+  start_again();
+  Json stored = listed();
+  EXPECT_EQ(stored[0]["state"], "stored");
+  stored[0]["state"] = "in use";
+  EXPECT_EQ(stored, used);
+  EXPECT_EQ(listed()[0]["state"], "stored") << "looking does not load it";
+  restart();
+  {
+    std::fstream file(codebooks()[0], std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(5000);
+    file.put('\x55');
+  }
+  start_again();
+  EXPECT_EQ(listed()[0]["problem"], "is damaged");
+  EXPECT_EQ(listed()[0]["id"], used[0]["id"]) << "looking does not give it up";
+}
+
 TEST_F(Codes, ADamagedCodebookIsMadeAnewWithItsCodes) {
   run("codes");
   const auto made = codebooks();

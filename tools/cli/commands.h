@@ -22,6 +22,7 @@ namespace kvtier::cli {
 [[nodiscard]] Command verify_command();  // store.cc
 [[nodiscard]] Command repair_command();
 [[nodiscard]] Command gc_command();
+[[nodiscard]] Command codebooks_command();   // codebooks.cc
 [[nodiscard]] Command reindex_command();     // reindex.cc
 [[nodiscard]] Command presets_command();     // presets.cc
 [[nodiscard]] Command config_command();      // config.cc
