@@ -99,15 +99,18 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
                static_cast<std::uint32_t>(in_tail));
     if (tail_texts && !tail_) {
       Tail::Half& stored = fresh.half(0);
-      KVT_TRY_VOID(fetch_texts(connection, static_cast<std::uint32_t>(handle), sealed, in_tail,
-                               &stored.texts));
+      const auto fetched = fetch_texts(connection, static_cast<std::uint32_t>(handle), sealed,
+                                       in_tail, &stored.texts);
+      if (!fetched) {
+        give_back(connection, handle);
+        return fetched;
+      }
       stored.texts_told = static_cast<std::uint32_t>(in_tail);
     }
     if (tail_) {
       const auto unchanged = check_unchanged(connection, handle, directory, fresh);
-      if (!unchanged) {  // not ours to write any more: let others in
-        static_cast<void>(connection->call(Json{{"op", "close"}, {"handle", handle}}, {}, 0,
-                                           space_->client().deadline()));
+      if (!unchanged) {
+        give_back(connection, handle);
         return unchanged;
       }
       fresh.replay(*tail_);
@@ -128,6 +131,13 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
   directory_ = std::move(directory);
   if (differs_from != UINT64_MAX) tell_observers(differs_from);
   return {};
+}
+
+// A handle that is not to be used: lets other writers in.
+void Sequence::give_back(const std::shared_ptr<Connection>& connection,
+                         std::uint64_t handle) const {
+  static_cast<void>(connection->call(Json{{"op", "close"}, {"handle", handle}}, {}, 0,
+                                     space_->client().deadline()));
 }
 
 Result<void> Sequence::check_unchanged(const std::shared_ptr<Connection>& connection,

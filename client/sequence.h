@@ -143,6 +143,7 @@ class Sequence {
   template <class Work>
   auto with_connection(Patience patience, Work&& work) -> decltype(work());
 
+  void give_back(const std::shared_ptr<Connection>& connection, std::uint64_t handle) const;
   Result<void> tell_texts(std::uint32_t half, std::uint32_t tokens);
   Result<void> fetch_texts(const std::shared_ptr<Connection>& connection, std::uint32_t handle,
                            std::uint64_t first, std::uint64_t count, TokenTexts* out) const;
@@ -159,6 +160,7 @@ class Sequence {
   Result<void> seal_tail_for_close();
   Result<void> check_finite(std::uint32_t layer, std::uint32_t first, std::uint32_t count,
                             const StridedRows& rows, bool is_key) const;
+  Result<std::uint64_t> sealed_part(std::uint64_t first, std::uint64_t last) const;
   Result<void> read_sealed(std::uint32_t layer, std::uint64_t first, std::uint64_t last,
                            std::uint64_t count, std::byte* k, std::byte* v);
   void read_tail(std::uint32_t layer, std::uint64_t begin, std::uint64_t end, std::uint64_t first,

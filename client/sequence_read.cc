@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/check.h"
 #include "client/chunk_range.h"
 #include "client/last_error.h"
 #include "client/sequence.h"
@@ -21,23 +22,34 @@ Result<void> Sequence::read_tokens(std::uint64_t first, std::uint64_t count, Tok
                       static_cast<unsigned long long>(first + count),
                       static_cast<unsigned long long>(length()));
   const std::uint64_t last = first + count;
-  std::uint64_t sealed_end = std::min(last, tail_first());
-  for (std::uint64_t at = first; at < sealed_end;) {
-    const std::uint64_t step = std::min(sealed_end - at, kTokensPerRequest);
-    KVT_TRY(ControlMessage reply, with_connection(Patience::kFull, [&] {
-              return connection_->call(
+  // A new connection may find more of it sealed: each attempt looks anew where the tail begins.
+  std::uint64_t sealed_end = first;
+  const auto stored = [&]() -> Result<void> {
+    KVT_TRY(sealed_end, sealed_part(first, last));
+    for (std::uint64_t at = first; at < sealed_end;) {
+      const std::uint64_t step = std::min(sealed_end - at, kTokensPerRequest);
+      KVT_TRY(const ControlMessage reply,
+              connection_->call(
                   Json{{"op", "tokens"}, {"handle", handle_}, {"first", at}, {"count", step}}, {},
-                  0, space_->client().deadline());
-            }));
-    if (reply.payload.size() != step * sizeof(TokenRecord))
-      return error(Code::kProtocol, "the daemon sent fewer tokens");
-    std::memcpy(out + (at - first), reply.payload.data(), reply.payload.size());
-    at += step;
-  }
-  sealed_end = std::max(first, sealed_end);
-  if (!tail_ || sealed_end == last) return {};
-  tail_->copy_tokens(sealed_end, last, out + (sealed_end - first));
+                  0, space_->client().deadline()));
+      if (reply.payload.size() != step * sizeof(TokenRecord))
+        return error(Code::kProtocol, "the daemon sent fewer tokens");
+      std::memcpy(out + (at - first), reply.payload.data(), reply.payload.size());
+      at += step;
+    }
+    return {};
+  };
+  if (first < tail_first()) KVT_TRY_VOID(with_connection(Patience::kFull, stored));
+  if (sealed_end < last) tail_->copy_tokens(sealed_end, last, out + (sealed_end - first));
   return {};
+}
+
+// Of tokens [first, last) those before the end of what is sealed, as this connection has it; the
+// rest is in our tail. kStale where there is none: a writer cut them off.
+Result<std::uint64_t> Sequence::sealed_part(std::uint64_t first, std::uint64_t last) const {
+  const std::uint64_t end = std::clamp(tail_first(), first, last);
+  if (end < last && !tail_) return error(Code::kStale, "its writer has cut these tokens off");
+  return end;
 }
 
 Result<void> Sequence::fetch_texts(const std::shared_ptr<Connection>& connection,
@@ -63,15 +75,17 @@ Result<void> Sequence::read_texts(std::uint64_t first, std::uint64_t count, Toke
                       static_cast<unsigned long long>(first),
                       static_cast<unsigned long long>(first + count),
                       static_cast<unsigned long long>(length()));
-  const std::uint64_t sealed_end = std::clamp(tail_first(), first, first + count);
-  if (sealed_end != first) {
-    const std::uint32_t before = out->tokens();
-    KVT_TRY_VOID(with_connection(Patience::kFull, [&] {
-      out->resize(before);  // what came of an attempt that was cut off
-      return fetch_texts(connection_, handle_, first, sealed_end - first, out);
-    }));
-  }
-  if (tail_) tail_->append_texts(sealed_end, first + count, out);
+  const std::uint64_t last = first + count;
+  std::uint64_t sealed_end = first;
+  const std::uint32_t before = out->tokens();
+  const auto stored = [&]() -> Result<void> {
+    out->resize(before);  // what came of an attempt that was cut off
+    KVT_TRY(sealed_end, sealed_part(first, last));
+    return fetch_texts(connection_, handle_, first, sealed_end - first, out);
+  };
+  if (first < tail_first()) KVT_TRY_VOID(with_connection(Patience::kFull, stored));
+  if (sealed_end < last) tail_->append_texts(sealed_end, last, out);
+  KVT_CHECK(out->tokens() == before + count);
   return {};
 }
 
@@ -92,11 +106,12 @@ Result<void> Sequence::read(std::uint32_t layer, std::uint64_t first, std::uint6
                       static_cast<unsigned long long>(first + count), layer,
                       static_cast<unsigned long long>(visible(layer)));
   const std::uint64_t last = first + count;
-  const std::uint64_t sealed_end = std::clamp(tail_first(), first, last);
-  if (first < sealed_end) {
-    KVT_TRY_VOID(with_connection(
-        Patience::kQuick, [&] { return read_sealed(layer, first, sealed_end, count, k, v); }));
-  }
+  std::uint64_t sealed_end = first;
+  const auto stored = [&]() -> Result<void> {
+    KVT_TRY(sealed_end, sealed_part(first, last));
+    return first < sealed_end ? read_sealed(layer, first, sealed_end, count, k, v) : Result<void>();
+  };
+  if (first < tail_first()) KVT_TRY_VOID(with_connection(Patience::kQuick, stored));
   if (sealed_end < last) read_tail(layer, sealed_end, last, first, count, k, v);
   return {};
 }
@@ -107,7 +122,9 @@ void Sequence::read_tail(std::uint32_t layer, std::uint64_t begin, std::uint64_t
   const LayerGeometry& shape = space_->geometry().layers[layer];
   std::array<Tail::Run, 3> runs;
   const std::uint32_t run_count = tail_->runs(begin, end, &runs);
+  std::uint64_t rows = 0;
   for (std::uint32_t r = 0; r < run_count; ++r) {
+    rows += runs[r].count;
     for (std::uint32_t i = 0; i < runs[r].count; ++i) {
       const std::uint64_t row = runs[r].first_token + i - first;
       for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
@@ -120,6 +137,7 @@ void Sequence::read_tail(std::uint32_t layer, std::uint64_t begin, std::uint64_t
       }
     }
   }
+  KVT_CHECK(rows == end - begin);  // else the caller's memory has rows that nobody wrote
 }
 
 Result<void> Sequence::read_sealed(std::uint32_t layer, std::uint64_t first, std::uint64_t last,

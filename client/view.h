@@ -197,6 +197,7 @@ class View {
   std::vector<float> layer_scores_;
   std::vector<SegmentExtent> extents_;
   std::vector<std::vector<SegmentExtent>> head_extents_;
+  std::vector<SelectInput> tree_heads_;
   std::vector<WantedRow> wanted_;
   std::vector<FetchEntry> entries_;
   std::vector<std::uint32_t> first_wanted_;  // per entry, and one past the end

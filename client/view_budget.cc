@@ -94,15 +94,15 @@ Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
 
 Result<void> View::select_tree(const AttendStep& step, LayerQuery* query,
                                std::vector<SlotCache>* caches) {
-  std::vector<SelectInput> heads;
+  tree_heads_.clear();
   head_extents_.resize(step.kv_heads);
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
-    heads.push_back(select_input(step, *query, head));
+    tree_heads_.push_back(select_input(step, *query, head));
     head_extents_[head].swap(extents_);
-    heads.back().segments = head_extents_[head];
+    tree_heads_.back().segments = head_extents_[head];
   }
-  KVT_TRY(const std::span<float> scores, selector_.score_tree(heads));
-  KVT_TRY(const Selection selection, selector_.choose(heads[0], scores));
+  KVT_TRY(const std::span<float> scores, selector_.score_tree(tree_heads_));
+  KVT_TRY(const Selection selection, selector_.choose(tree_heads_[0], scores));
   return take_for_all(step, selection, query, caches);
 }
 

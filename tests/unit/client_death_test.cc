@@ -1,5 +1,9 @@
 // The daemon dies and comes back: nothing is lost, errors come fast.
+#include <unistd.h>
+
+#include <atomic>
 #include <chrono>
+#include <thread>
 
 #include "tests/unit/client_fixture.h"
 
@@ -205,6 +209,43 @@ TEST_F(DaemonDeath, ReadingFailsFastAndGoesOnAfterwards) {
   model.expect_equal(sequence);
   kvt_view_close(view);
   KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(space);
+}
+
+// The second half is sealed and its writer does not know yet: a new connection may begin its tail
+// later than a read that is under way took it to.
+TEST_F(DaemonDeath, AReadThatGoesOnElsewhereHasEveryRow) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  int whole = 0;
+  for (int round = 0; round < 6; ++round) {
+    const std::string name = "read" + std::to_string(round);
+    kvt_sequence* sequence = create_sequence(space, name.c_str());
+    Model model(shape);
+    model.append_many(sequence, 1 + static_cast<std::uint64_t>(round) * 10000, 5000);
+    ::usleep(100000);  // both halves are durable
+    const std::vector<std::byte> k = model.rows(0, 0, 0, 5000), v = model.rows(0, 1, 0, 5000);
+    std::atomic<bool> done = false;
+    std::thread killer([&] {
+      ::usleep(1000 + 700 * static_cast<unsigned>(round));
+      daemon_->kill();
+      daemon_->start();
+      done = true;
+    });
+    do {
+      std::vector<std::byte> k_read(k.size(), std::byte{0xA5}), v_read(v.size(), std::byte{0xA5});
+      const kvt_status status =
+          kvt_sequence_read(sequence, 0, 0, 5000, k_read.data(), v_read.data());
+      if (status != KVT_OK) continue;
+      EXPECT_TRUE(k_read == k && v_read == v) << "rows that nobody wrote, and no error";
+      ++whole;
+    } while (!done);
+    killer.join();
+    KVT_EXPECT_OK(kvt_sequence_commit(sequence));  // waits for the daemon
+    model.expect_equal(sequence);
+    KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  }
+  EXPECT_GT(whole, 0);
   kvt_space_close(space);
 }
 
