@@ -18,9 +18,10 @@ bool says_damage(const Status& status) {
 constexpr const char* kUnread = "cannot be read now: nothing is known about it, nothing is dropped";
 
 void check_sidecar(Check& check, const Check::SegmentItem& item, const std::string& path) {
-  const auto problem = [&](const char* reason) {
+  const auto problem = [&](const char* reason, bool newer = false) {
     Problem found{"sidecar of " + name_of(item.row.id), "abstracts", reason, item.row.id, {}, true};
     found.path = path;
+    found.newer = newer;
     check.problems.push_back(std::move(found));
   };
   const Result<FileId> file =
@@ -33,7 +34,7 @@ void check_sidecar(Check& check, const Check::SegmentItem& item, const std::stri
   if (!size || (!read && !says_damage(read.error()))) return;
   if (!read || bytes.size() < kSidecarHeaderBytes) return problem("cannot be read whole");
   const Result<SidecarHeader> header = parse_sidecar_header(bytes);
-  if (!header) return problem(header.error().message());
+  if (!header) return problem(header.error().message(), header.error().code == Code::kVersion);
   if (header->payload_bytes > bytes.size() - kSidecarHeaderBytes) return problem("is cut short");
   const ByteSpan payload{bytes.data() + kSidecarHeaderBytes,
                          static_cast<std::size_t>(header->payload_bytes)};
@@ -43,9 +44,10 @@ void check_sidecar(Check& check, const Check::SegmentItem& item, const std::stri
 
 void check_codebook_of(Check& check, const Check::CodebookItem& item) {
   const std::string path = codebook_path(item.space->row.id, item.id);
-  const auto problem = [&](const char* reason) {
+  const auto problem = [&](const char* reason, bool newer = false) {
     Problem found{path, "codebook", reason, {}, {}, true};
     found.path = path;
+    found.newer = newer;
     check.problems.push_back(std::move(found));
   };
   const Result<FileId> file =
@@ -59,7 +61,7 @@ void check_codebook_of(Check& check, const Check::CodebookItem& item) {
   if (!size || (!read && !says_damage(read.error()))) return;
   if (!read) return problem("cannot be read whole");
   const Result<CodebookFileHeader> header = parse_codebook_header(bytes);
-  if (!header) return problem(header.error().message());
+  if (!header) return problem(header.error().message(), header.error().code == Code::kVersion);
   if (header->id != item.id || !(header->fingerprint == item.space->row.digest))
     return problem("is of another space");
   const Result<ByteSpan> sound = check_codebook(*header, item.space->row.geometry, bytes);
