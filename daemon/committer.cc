@@ -371,6 +371,8 @@ void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, Meta
       return work_finished(engine, found);
     }
     found.log.suspect = true;
+    TokenTexts& texts = found.writer->tail->texts[found.log.half];
+    if (texts.tokens() > tokens) texts.resize(tokens);  // what comes there next is another token
     std::shared_ptr<CommitJob> job =
         make_job(engine, found, found.writer->tail, found.log.half, tokens, tokens);
     job->done = [done](Result<TailResult> result) {

@@ -48,10 +48,28 @@ struct TextRead {
 };
 using TextReadPtr = std::shared_ptr<TextRead>;
 
+// The bytes end within a character of UTF-8, whose rest the next token may bring.
+bool ends_within_character(ByteSpan bytes) {
+  std::size_t back = 0;
+  for (; back < 3 && back < bytes.size(); ++back) {
+    const auto byte = static_cast<unsigned>(bytes[bytes.size() - 1 - back]);
+    if ((byte & 0xC0) == 0x80) continue;
+    const unsigned length = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
+    return length > back + 1;
+  }
+  return false;
+}
+
 void finish_texts(const TextReadPtr& read, Result<void> result) {
   for (const TextRead::Run& run : read->runs) --run.segment->busy;
   if (!result) return read->done(error(result.error()));
   read->texts.append(read->tail, 0, read->tail.tokens());
+  // JSON takes whole characters only: who asks on from `count` gets the rest.
+  constexpr int kTokensOfACharacter = 4;
+  for (int i = 0; read->as_text && i < kTokensOfACharacter && read->texts.tokens() > 1 &&
+                  ends_within_character(read->texts.bytes());
+       ++i)
+    read->texts.resize(read->texts.tokens() - 1);
   ControlReply reply;
   reply.body["count"] = read->texts.tokens();
   const ByteSpan bytes = read->texts.bytes();

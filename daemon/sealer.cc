@@ -123,7 +123,9 @@ void publish_seal(EngineState& engine, const Job& job) {
   Segment& segment = add_segment(engine, job->row, *job->space,
                                  job->in_memory ? SegmentState::kInMemory : SegmentState::kOnDisk);
   prepare_residency(segment);
-  keep_meta(engine, segment, make_loaded_meta(SegmentMeta(job->meta), *job->layout));
+  TokenTexts texts = std::move(job->meta.texts);
+  job->meta.snapshot.clear();  // in the file; what stays loaded needs neither
+  keep_meta(engine, segment, make_loaded_meta(std::move(job->meta), *job->layout));
   for (std::uint32_t i = static_cast<std::uint32_t>(job->slots.size()); i-- > 0;) {
     const SlotId slot = job->slots[i];
     if (!slot.valid()) continue;
@@ -140,8 +142,8 @@ void publish_seal(EngineState& engine, const Job& job) {
     sequence.open_ids = job->open_ids;
   }
   if (sequence.writer != nullptr) sequence.writer->tail->texts[job->half] = {};
-  if (job->in_memory && !job->meta.texts.empty())
-    engine.private_texts.emplace(segment.row.id, std::move(job->meta.texts));
+  if (job->in_memory && !texts.empty())
+    engine.private_texts.emplace(segment.row.id, std::move(texts));
   for (const SealedAbstract& built : job->abstracts) install_sealed(engine, segment, built);
   append_part(engine, sequence, segment);
   release_unwanted(engine, segment);

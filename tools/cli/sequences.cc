@@ -89,7 +89,7 @@ void print_show(const Json& reply) {
 // Of the sealed tokens, as far as their texts are known. False where it cannot be had.
 bool read_text(const Invocation& invocation, std::uint64_t tokens, std::string* text,
                int* exit_code) {
-  for (std::uint64_t first = 0; first < tokens; first += kTextTokensMax) {
+  for (std::uint64_t first = 0; first < tokens;) {
     const std::uint64_t count = std::min<std::uint64_t>(tokens - first, kTextTokensMax);
     Json reply;
     if (!request(invocation,
@@ -101,6 +101,7 @@ bool read_text(const Invocation& invocation, std::uint64_t tokens, std::string* 
                  &reply, exit_code))
       return false;
     *text += text_of(reply, "text");
+    first += std::max<std::uint64_t>(1, number_of(reply, "count"));  // at whole characters
   }
   return true;
 }
@@ -131,8 +132,7 @@ int run_show(const Invocation& invocation) {
   const bool all = invocation.has("text");
   const std::uint64_t sealed = number_of(reply, "tokens") - number_of(reply, "tail_tokens");
   std::string text;
-  if (!read_text(invocation, all ? sealed : std::min(sealed, kGlimpseTokens), &text, &exit_code))
-    return exit_code;
+  if (all && !read_text(invocation, sealed, &text, &exit_code)) return exit_code;
   if (invocation.json) {
     if (all) reply["text"] = text;
     print_json(reply);
@@ -143,6 +143,10 @@ int run_show(const Invocation& invocation) {
     return 0;
   }
   print_show(reply);
+  // What cannot be read is no reason to show nothing: verify says what is wrong with it.
+  if (const std::uint64_t tokens = std::min(sealed, kGlimpseTokens);
+      !read_text(invocation, tokens, &text, &exit_code))
+    return 0;
   if (!text.empty()) std::printf("\n%s\n", one_line(text, kGlimpseBytes).c_str());
   return 0;
 }
@@ -284,7 +288,7 @@ Command show_command() {
   return {"show",
           "show one sequence, its segments and how its text begins",
           {kSequence},
-          {{"--text", nullptr, "its whole text and nothing else, where the client gave it"}},
+          {{"--text", nullptr, "its sealed text and nothing else, where the client gave it"}},
           run_show};
 }
 Command rm_command() {
