@@ -157,6 +157,18 @@ def test_a_named_sequence_resumes(model, model_space, stored, text_ids, full_log
     cache.close()
 
 
+def test_other_tokens_than_the_stored_ones_are_refused(model, model_space, stored, text_ids):
+    cache = adapter.attach(model_space, text_ids[:PREFILLED])
+    held = cache.length
+    other = [*text_ids[:5], text_ids[5] + 1, *text_ids[6 : PREFILLED + 9]]
+    with pytest.raises(ValueError, match=rf"{held} tokens, and only the first 5 .*tokens=5"):
+        adapter.generate(model, cache, other, max_new_tokens=1)
+    with pytest.raises(ValueError, match=rf"only the first {held - 1} .*crop\(-1\)"):
+        adapter.prefill(model, cache, text_ids[: held - 1])
+    assert cache.length == held
+    cache.close()
+
+
 def test_half_precision_rows(client, loaded, text_ids, full_logits):
     """kv_dtype f16: its error is small, measured, and not zero (the option does something)."""
     model, tokenizer, gguf = loaded

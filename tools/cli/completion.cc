@@ -30,9 +30,16 @@ std::string all_names() {
   return text;
 }
 
-// Names of stored sequences, one a line, whatever they hold.
-constexpr const char* kListNames =
-    "kvtier ls --json 2>/dev/null | grep -o '\"name\":\"[^\"]*\"' | cut -d'\"' -f4 | grep .";
+// Names of stored sequences, one a line. They may hold whatever a stranger's file says: no shell
+// may expand them.
+constexpr const char* kListNames = "kvtier ls --names 2>/dev/null";
+
+// A text within single quotes.
+std::string quoted(const std::string& text, const char* quote) {
+  std::string out = "'";
+  for (const char c : text) out += c == '\'' ? quote : std::string(1, c);
+  return out + "'";
+}
 
 std::string bash() {
   std::string text =
@@ -40,14 +47,20 @@ std::string bash() {
       "  local word=${COMP_WORDS[COMP_CWORD]}\n  if [ \"$COMP_CWORD\" -eq 1 ]; then\n    "
       "COMPREPLY=($(compgen -W \"" +
       all_names() +
-      "\" -- \"$word\"))\n    return\n  fi\n  local names=\n  case ${COMP_WORDS[1]} in\n";
+      "\" -- \"$word\"))\n    return\n  fi\n  local words= one\n  local -a names=()\n  case "
+      "${COMP_WORDS[1]} in\n";
   for (const Command& command : commands()) {
     text += std::string("    ") + command.name + ") ";
     if (takes_sequence(command))
-      text += std::string("[ \"$COMP_CWORD\" -eq 2 ] && names=$(") + kListNames + "); ";
-    text += "COMPREPLY=($(compgen -W \"" + words(command) + " $names\" -- \"$word\"));;\n";
+      text +=
+          std::string("[ \"$COMP_CWORD\" -eq 2 ] && mapfile -t names < <(") + kListNames + "); ";
+    text += "words='" + words(command) + "';;\n";
   }
-  return text + "  esac\n}\ncomplete -o default -F _kvtier kvtier\n";
+  return text +
+         "  esac\n  COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))\n"
+         "  for one in \"${names[@]}\"; do\n"
+         "    [[ $one == \"$word\"* ]] && COMPREPLY+=(\"$(printf %q \"$one\")\")\n  done\n"
+         "}\ncomplete -o default -F _kvtier kvtier\n";
 }
 
 std::string zsh() {
@@ -55,7 +68,7 @@ std::string zsh() {
       "#compdef kvtier\n# zsh completion of kvtier: source <(kvtier completion zsh)\n_kvtier() {\n"
       "  local -a commands\n  commands=(\n";
   for (const Command& command : commands())
-    text += std::string("    '") + command.name + ":" + command.help + "'\n";
+    text += "    " + quoted(std::string(command.name) + ":" + command.help, "'\\''") + "\n";
   text +=
       "  )\n  if (( CURRENT == 2 )); then _describe command commands; return; fi\n"
       "  case $words[2] in\n";
@@ -73,12 +86,12 @@ std::string fish() {
   std::string text = "# fish completion of kvtier: kvtier completion fish | source\n";
   for (const Command& command : commands()) {
     text += std::string("complete -c kvtier -n __fish_use_subcommand -f -a ") + command.name +
-            " -d '" + command.help + "'\n";
+            " -d " + quoted(command.help, "\\'") + "\n";
     const std::string within =
         std::string("complete -c kvtier -n '__fish_seen_subcommand_from ") + command.name + "' ";
-    if (takes_sequence(command)) text += within + "-a \"(" + kListNames + ")\"\n";
+    if (takes_sequence(command)) text += within + "-a '(" + kListNames + ")'\n";
     for (const Flag& flag : command.flags)
-      text += within + "-l " + (flag.name + 2) + " -d '" + flag.help + "'\n";
+      text += within + "-l " + (flag.name + 2) + " -d " + quoted(flag.help, "\\'") + "\n";
     text += within + "-l json -d 'print one JSON value'\n";
   }
   return text;

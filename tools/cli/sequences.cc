@@ -60,8 +60,14 @@ void print_list(const Json& reply) {
   print_table(rows);
 }
 
+void print_names(const Json& reply) {
+  for (const Json& entry : reply["sequences"])
+    if (const std::string name = text_of(entry, "name"); !name.empty())
+      std::printf("%s\n", name.c_str());
+}
+
 int run_ls(const Invocation& invocation) {
-  return simple(invocation, Json{{"op", "ls"}}, print_list);
+  return simple(invocation, Json{{"op", "ls"}}, invocation.has("names") ? print_names : print_list);
 }
 
 void print_show(const Json& reply) {
@@ -283,7 +289,13 @@ const Argument kSequence = {"SEQUENCE", "name, or id as `kvtier ls` shows it"};
 
 }  // namespace
 
-Command ls_command() { return {"ls", "list the stored sequences", {}, {}, run_ls}; }
+Command ls_command() {
+  return {"ls",
+          "list the stored sequences",
+          {},
+          {{"--names", nullptr, "their names and nothing else, one a line"}},
+          run_ls};
+}
 Command show_command() {
   return {"show",
           "show one sequence, its segments and how its text begins",

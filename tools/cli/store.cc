@@ -1,6 +1,8 @@
 // verify, repair, gc: the soundness of the store. A running daemon does it; `verify --store` needs
 // none and never writes.
 #include <cstdio>
+#include <filesystem>
+#include <system_error>
 
 #include "tiers/store_check.h"
 #include "tiers/store_rebuild.h"
@@ -74,10 +76,20 @@ int finish_verify(const Invocation& invocation, const Json& reply) {
   return sound ? 0 : 3;
 }
 
+// Before a directory that is none gets a catalogue, or is called damaged.
+Result<void> check_is_store(const std::string& path) {
+  std::error_code failed;
+  for (const char* part : {"catalogue", "segments", "logs"})
+    if (std::filesystem::exists(path + "/" + part, failed)) return {};
+  return error(Code::kNotFound, "there is no store of kvtier in this directory");
+}
+
 int run_verify(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
   if (invocation.has("store")) {
+    if (const auto is = check_is_store(invocation.get("store")); !is)
+      return print_error(invocation, is.error(), is.error().message());
     const Result<Json> checked = check_offline(invocation.get("store"), !invocation.has("quick"));
     if (!checked) return print_error(invocation, checked.error(), checked.error().message());
     return finish_verify(invocation, *checked);
@@ -90,6 +102,8 @@ int run_verify(const Invocation& invocation) {
 
 // A damaged catalogue keeps the daemon from starting, so this is done without one.
 int repair_offline(const Invocation& invocation) {
+  if (const auto is = check_is_store(invocation.get("store")); !is)
+    return print_error(invocation, is.error(), is.error().message());
   const Result<RebuildReport> report = rebuild_catalogue(invocation.get("store"));
   if (!report && report.error().code == Code::kExists) {  // nothing to do
     if (invocation.json)
@@ -115,7 +129,7 @@ int repair_offline(const Invocation& invocation) {
   const auto number = [](std::uint64_t value) { return static_cast<unsigned long long>(value); };
   if (!report->moved_to.empty())
     std::printf("the old catalogue is kept as %s\n", report->moved_to.c_str());
-  std::printf("a new one has %llu segments and %llu sequences (%llu from logs alone)\n",
+  std::printf("the new catalogue has %llu segments and %llu sequences (%llu from logs alone)\n",
               number(report->segments), number(report->sequences),
               number(report->sequences_from_logs));
   if (report->segments_left_out != 0 || report->logs_left_out != 0)
@@ -134,7 +148,7 @@ int run_repair(const Invocation& invocation) {
     print_json(reply);
   } else {
     print_problems(reply);
-    std::printf("%llu damaged objects dropped\n",
+    std::printf("damaged files dropped: %llu; `kvtier ls` shows what is left of each sequence\n",
                 static_cast<unsigned long long>(number_of(reply, "dropped")));
   }
   return 0;

@@ -433,8 +433,11 @@ def prefill(
 ) -> torch.Tensor | None:
     """Runs the model over the part of `ids` that the cache does not hold yet, piece by piece, and
     returns the logits after the last token ([1, vocabulary]), or None where nothing was left to do.
-    `progress(done, total)`."""
-    todo = _ids(ids)[cache.get_seq_length() :]
+    `progress(done, total)`. ValueError where the cache holds other tokens, or more."""
+    prompt = _ids(ids)
+    if isinstance(cache, KvtierCache):
+        _check_held(cache, prompt)
+    todo = prompt[cache.get_seq_length() :]
     logits = None
     with torch.inference_mode():
         for first in range(0, len(todo), piece):
@@ -447,6 +450,20 @@ def prefill(
     if isinstance(cache, KvtierCache):
         cache._settle()
     return logits
+
+
+def _check_held(cache: KvtierCache, ids: list[int]) -> None:
+    """The cache holds the beginning of `ids`: an answer to other tokens would look like one."""
+    cache._settle()
+    held = cache.sequence.length
+    stored = cache.sequence.tokens(0, min(held, len(ids)))[:, 0].tolist() if held else []
+    same = next((i for i, id_ in enumerate(stored) if id_ != ids[i]), len(stored))
+    if same < held:
+        raise ValueError(
+            f"the cache holds {held} tokens, and only the first {same} are those that were given: "
+            f"go on with cache.fork(tokens={same}), or cut the rest off with cache.crop"
+            f"({same - held})"
+        )
 
 
 def generate(
