@@ -51,7 +51,8 @@ def test_presets_on_the_real_model(tmp_path):
     assert window["device_bytes_ratio"] == 0 and window["rows_attended"] == 80
     # Two vectors of 16 bits per page of 16 rows of K and V: 1 / 16.
     assert quest["device_bytes_ratio"] == pytest.approx(1 / 16)
-    each = (128 / 16 + 2 + 4 / 16) / 256  # centroid, place of each row, table of clusters
+    # Centroid, place of each row, table of clusters, their sizes.
+    each = (128 / 16 + 2 + 4 / 16 + 2 / 16) / 256
     assert clusters["device_bytes_ratio"] == pytest.approx(each, abs=1e-4)
     assert quest["rows_attended"] == 144 and 0 < quest["rows_entered"] < 64
     assert window["kl"] > quest["kl"] > clusters["kl"] > 0
