@@ -12,15 +12,19 @@ namespace {
 
 constexpr std::uint64_t kTokensPerRequest = 1u << 20;
 
+Result<void> check_range(std::uint64_t first, std::uint64_t count, std::uint64_t length) {
+  if (first <= length && count <= length - first) return {};
+  return error_with(Code::kInvalid, "tokens %llu to %llu: the sequence has %llu",
+                    static_cast<unsigned long long>(first),
+                    static_cast<unsigned long long>(first + count),
+                    static_cast<unsigned long long>(length));
+}
+
 }  // namespace
 
 Result<void> Sequence::read_tokens(std::uint64_t first, std::uint64_t count, TokenRecord* out) {
   KVT_TRY_VOID(check_open());
-  if (first > length() || count > length() - first)
-    return error_with(Code::kInvalid, "tokens %llu to %llu: the sequence has %llu",
-                      static_cast<unsigned long long>(first),
-                      static_cast<unsigned long long>(first + count),
-                      static_cast<unsigned long long>(length()));
+  KVT_TRY_VOID(check_range(first, count, length()));
   const std::uint64_t last = first + count;
   // A new connection may find more of it sealed: each attempt looks anew where the tail begins.
   std::uint64_t sealed_end = first;
@@ -70,11 +74,7 @@ Result<void> Sequence::fetch_texts(const std::shared_ptr<Connection>& connection
 
 Result<void> Sequence::read_texts(std::uint64_t first, std::uint64_t count, TokenTexts* out) {
   KVT_TRY_VOID(check_open());
-  if (first > length() || count > length() - first)
-    return error_with(Code::kInvalid, "tokens %llu to %llu: the sequence has %llu",
-                      static_cast<unsigned long long>(first),
-                      static_cast<unsigned long long>(first + count),
-                      static_cast<unsigned long long>(length()));
+  KVT_TRY_VOID(check_range(first, count, length()));
   const std::uint64_t last = first + count;
   std::uint64_t sealed_end = first;
   const std::uint32_t before = out->tokens();
