@@ -285,9 +285,20 @@ std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence,
   return job;
 }
 
+// Each record is padded for itself.
+std::uint64_t bytes_of_records(const CommitJob& job) {
+  std::uint64_t bytes = 0;
+  for (std::uint32_t first = job.first; first < job.count; first += job.step) {
+    const std::uint32_t count = std::min(job.step, job.count - first);
+    TokenTexts texts;
+    if (!job.texts.empty()) texts.append(job.texts, first - job.first, count);
+    bytes += tail_record_bytes(job.space->row.geometry, count, texts.encoded_bytes());
+  }
+  return bytes;
+}
+
 void run_commit(EngineState& engine, const Job& job) {
-  std::uint64_t bytes = tail_record_bytes(job->space->row.geometry, job->count - job->first,
-                                          job->texts.encoded_bytes());
+  std::uint64_t bytes = bytes_of_records(*job);
   // A new file takes the place of the one before: what cuts a log fits always.
   const std::uint64_t before = engine.sequences.all.at(job->sequence)->log.end_offset;
   if (job->new_file)

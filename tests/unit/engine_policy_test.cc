@@ -360,6 +360,22 @@ TEST_F(EnginePolicyTest, CommitsHaveTheLimitToo) {
   EXPECT_EQ(client->check_tail(*chat, geometry, ids, 0, 90), "");
 }
 
+// Each of its records is padded for itself.
+TEST_F(EnginePolicyTest, ACommitOfManyRecordsReservesAllThatItWrites) {
+  const auto ids = make_ids(2000);
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, ids, 0, 2000);
+  Submission commit{};
+  commit.op = static_cast<std::uint16_t>(Op::kCommit);
+  commit.sequence = chat->handle;
+  commit.count = 2000;
+  const std::uint64_t wait = client->submit(commit);
+  std::uint64_t reserved = 0;
+  while (world.turn()) reserved = std::max(reserved, state().sequences.commit_bytes_reserved);
+  ASSERT_EQ(client->wait(wait).status, 0);
+  EXPECT_EQ(reserved, find_sequence_by_name(state(), "chat")->log.end_offset);
+}
+
 // The log that a cut makes takes the place of one that is longer.
 TEST_F(EnginePolicyTest, ACutNeedsNoRoom) {
   const auto ids = make_ids(100);
