@@ -226,6 +226,8 @@ Json disk_json(const EngineState& engine) {
               {"segment_bytes", engine.segments.disk_bytes},
               {"sidecar_bytes", engine.segments.sidecar_bytes},
               {"dead_bytes", dead_bytes(engine)},
+              {"kept_files", engine.kept_files.all.size()},
+              {"kept_bytes", engine.kept_files.total_bytes},
               {"catalogue_bytes", engine.world.catalogue->disk_bytes()},
               {"limit_bytes", engine.options.disk_bytes_max},
               {"free_bytes", free_bytes ? *free_bytes : 0},

@@ -9,10 +9,7 @@ namespace kvtier {
 
 namespace {
 
-constexpr std::string_view kPrefix = "kept.";
-constexpr std::uint64_t kUnseen = UINT64_MAX;  // remembered, not found yet
-
-std::string number_name(const std::string& path) { return std::string(kPrefix) + path; }
+std::string number_name(const std::string& path) { return std::string(kKeptPrefix) + path; }
 
 struct Opened {
   Io& io;
@@ -48,36 +45,38 @@ Result<void> check_log(Opened& opened, const TailLogName& name) {
   return whole ? Result<void>() : error(Code::kCorrupt, "not a tail log with a record");
 }
 
-// `check` looks at the file; anything but damage keeps it.
+// `check` looks at a file that is not known yet; anything but damage keeps it.
 template <class Check>
 bool keep(EngineState& engine, const std::string& path, bool newer, CatalogueBatch* batch,
           Check check) {
   KeptFiles& kept = engine.kept_files;
-  const auto known = kept.bytes.find(path);
-  if (known == kept.bytes.end() && !newer) return false;
+  const bool known = kept.all.count(path) != 0;
+  if (!known && !newer) return false;
   Io& io = engine.io->io();
-  const Result<FileId> file = io.open(path, {.mode = OpenMode::kRead, .direct = false});
-  std::uint64_t bytes = 0;
-  if (file) {
+  KeptFile found;
+  found.there = true;
+  if (const Result<FileId> file = io.open(path, {.mode = OpenMode::kRead, .direct = false}); file) {
     Opened opened{io, *file};
-    opened.bytes = bytes = io.size_bytes(*file).value_or(0);
-    const Result<void> whole = check(opened);
-    const bool damaged = !whole && whole.error().code == Code::kCorrupt;
-    if (known == kept.bytes.end() && damaged) return false;
+    const Result<std::uint64_t> size = io.size_bytes(*file);
+    if (size) opened.bytes = found.bytes = *size;
+    if (size && !known) {
+      const Result<void> whole = check(opened);
+      if (!whole && whole.error().code == Code::kCorrupt) return false;
+    }
   }
-  if (known == kept.bytes.end()) {
-    ++kept.found;
-    batch->put_number(number_name(path), 1);
-  }
-  kept.bytes[path] = bytes;
+  if (known)
+    found.mark = kept.all[path].mark;
+  else
+    batch->put_number(number_name(path), found.mark);
+  kept.all[path] = found;
   return true;
 }
 
 }  // namespace
 
 void recall_kept_file(EngineState& engine, std::string_view name, std::uint64_t value) {
-  if (value != 0 && name.starts_with(kPrefix))
-    engine.kept_files.bytes[std::string(name.substr(kPrefix.size()))] = kUnseen;
+  if (value != 0 && name.starts_with(kKeptPrefix))
+    engine.kept_files.all[std::string(name.substr(kKeptPrefix.size()))].mark = value;
 }
 
 bool keep_segment_file(EngineState& engine, SegmentId id, bool newer, CatalogueBatch* batch) {
@@ -93,37 +92,45 @@ bool keep_log_file(EngineState& engine, const TailLogName& name, bool newer,
 
 void settle_kept_files(EngineState& engine, CatalogueBatch* batch) {
   KeptFiles& kept = engine.kept_files;
-  for (auto file = kept.bytes.begin(); file != kept.bytes.end();) {
-    if (file->second != kUnseen) {
-      kept.total_bytes += file->second;
-      ++file;
+  for (auto file = kept.all.begin(); file != kept.all.end();) {
+    if (!file->second.there) {
+      batch->put_number(number_name(file->first), 0);
+      file = kept.all.erase(file);
       continue;
     }
-    batch->put_number(number_name(file->first), 0);
-    file = kept.bytes.erase(file);
+    kept.total_bytes += file->second.bytes;
+    if (file->second.mark == kKeptNewer) ++kept.newer;
+    ++file;
   }
-  if (kept.bytes.empty()) return;
-  KVT_LOG(kWarn,
-          "%zu files (%" PRIu64
-          " bytes) are whole, and newer than all that the catalogue knows: a crash came before "
-          "they were published, or the catalogue has lost its last rows. They stay where they are. "
-          "If something is missing, stop kvtierd and run `kvtier repair --store %s`; if nothing "
-          "is, `kvtier gc` removes them",
-          kept.bytes.size(), kept.total_bytes, engine.options.store_path.c_str());
+  if (kept.newer != 0)
+    KVT_LOG(kWarn,
+            "%" PRIu64
+            " files are whole, and newer than all that the catalogue knows: a crash came before "
+            "they were published, or the catalogue has lost its last rows. They stay where they "
+            "are. If something is missing, stop kvtierd and run `kvtier repair --store %s`; if "
+            "nothing is, `kvtier gc` removes them",
+            kept.newer, engine.options.store_path.c_str());
+  if (kept.all.size() > kept.newer)
+    KVT_LOG(kWarn,
+            "%zu files are of no use to this store (`kvtier repair` left them out) and stay where "
+            "they are: `kvtier gc` removes them",
+            kept.all.size() - static_cast<std::size_t>(kept.newer));
 }
 
-bool rows_were_lost(const EngineState& engine) { return engine.kept_files.found > kSealsAtOnce; }
+bool rows_were_lost(const EngineState& engine) { return engine.kept_files.newer > kSealsAtOnce; }
 
 std::uint64_t remove_kept_files(EngineState& engine) {
   KeptFiles& kept = engine.kept_files;
-  if (kept.bytes.empty()) return 0;
+  if (kept.all.empty()) return 0;
+  const std::uint64_t bytes = kept.total_bytes;
+  KVT_LOG(kWarn, "%zu files (%" PRIu64 " bytes) that were kept without a row are removed",
+          kept.all.size(), bytes);
   CatalogueBatch batch;
-  for (const auto& [path, bytes] : kept.bytes) {
+  for (const auto& [path, file] : kept.all) {
     batch.put_number(number_name(path), 0);
     static_cast<void>(engine.io->io().unlink(path));
   }
   post_batch(engine, std::move(batch), false, [](Result<void>) {});
-  const std::uint64_t bytes = kept.total_bytes;
   kept = {};
   return bytes;
 }

@@ -1,8 +1,11 @@
-// Files that no row of the catalogue names, and that are whole and newer than every row: made in a
-// moment before a crash, or named by rows that were lost, as when RocksDB's own log is damaged and
-// ends early. Nobody can tell which, so they are kept where they are: `kvtier repair --store` makes
-// a catalogue of them, gc removes them, and so does the disk limit, before anything else. Which
-// files are kept is remembered in the catalogue, by numbers. Engine's thread.
+// Segments and tail logs that no row of the catalogue names, and that are whole and newer than
+// every row: made in a moment before a crash, or named by rows that were lost, as when RocksDB's
+// own log is damaged. Nobody can tell which, so they are kept where they are: `kvtier
+// repair --store` takes in what it can, and what it leaves out is kept as well. gc removes them; so
+// does the disk limit when nothing else is unused. More of them than a crash can leave mean that
+// rows were lost: until gc or a repair, the disk limit spares them, and files of every kind that no
+// row names stay. Which files are kept is remembered in the catalogue, by numbers (kKeptPrefix).
+// Engine's thread.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +20,16 @@ namespace kvtier {
 
 struct EngineState;
 
+struct KeptFile {
+  std::uint64_t mark = kKeptNewer;
+  std::uint64_t bytes = 0;
+  bool there = false;  // remembered ones are looked for
+};
+
 struct KeptFiles {
-  std::map<std::string, std::uint64_t> bytes;  // by path
+  std::map<std::string, KeptFile> all;  // by path
   std::uint64_t total_bytes = 0;
-  std::uint64_t found = 0;  // by this start
+  std::uint64_t newer = 0;  // of them kKeptNewer
 };
 
 // A number of the catalogue, while it is loaded: does it name a kept file?
@@ -33,9 +42,9 @@ void recall_kept_file(EngineState& engine, std::string_view name, std::uint64_t 
                                  CatalogueBatch* batch);
 // After both kinds: forgets what is no orphan any more, and says what was found.
 void settle_kept_files(EngineState& engine, CatalogueBatch* batch);
-// Files that this start found are more than a crash can leave: rows were lost.
+// Once they are settled: the newer ones are more than a crash can leave.
 [[nodiscard]] bool rows_were_lost(const EngineState& engine);
-// Unlinks all; the bytes.
+// Unlinks all, and says so; the bytes.
 std::uint64_t remove_kept_files(EngineState& engine);
 
 }  // namespace kvtier

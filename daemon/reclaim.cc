@@ -93,7 +93,6 @@ void evict_sequence(EngineState& engine, Sequence& sequence) {
 
 // One step towards more room; false where nothing may go.
 bool make_room(EngineState& engine) {
-  if (remove_kept_files(engine) != 0) return true;
   Segment* segment = coldest(engine);
   std::uint64_t used_unix_ns = 0;
   const std::string* key = coldest_object(engine, &used_unix_ns);
@@ -103,6 +102,7 @@ bool make_room(EngineState& engine) {
     evict(engine, *segment);
     return true;
   }
+  if (!rows_were_lost(engine) && remove_kept_files(engine) != 0) return true;
   Sequence* sequence = coldest_sequence(engine);
   if (sequence == nullptr) return false;
   evict_sequence(engine, *sequence);

@@ -81,14 +81,15 @@ void drop_file(EngineState& engine, const std::string& path) {
   static_cast<void>(engine.io->io().unlink(path));
 }
 
+// Adds the files that no row names and that are not kept to `orphans`.
 Result<std::unordered_set<std::uint64_t>> list_segments(EngineState& engine, Loaded* loaded,
-                                                        CatalogueBatch* mend) {
+                                                        CatalogueBatch* mend,
+                                                        std::vector<std::string>* orphans) {
   const std::uint64_t newer_from = loaded->next_segment;
   std::unordered_set<std::uint64_t> known;
   for (const SegmentRow& row : loaded->segments) known.insert(row.id.value);
   KVT_TRY(const std::vector<std::string> names, engine.io->io().list("segments"));
   std::unordered_set<std::uint64_t> files;
-  std::vector<SegmentId> orphans;
   for (const std::string& name : names) {
     const Result<SegmentId> id = segment_id_of(name);
     if (!id) continue;
@@ -96,9 +97,8 @@ Result<std::unordered_set<std::uint64_t>> list_segments(EngineState& engine, Loa
     if (known.count(id->value) != 0)
       files.insert(id->value);
     else if (!keep_segment_file(engine, *id, id->value >= newer_from, mend))
-      orphans.push_back(*id);
+      orphans->push_back(segment_path(*id));
   }
-  for (const SegmentId id : orphans) drop_file(engine, segment_path(id));
   return files;
 }
 
@@ -112,9 +112,9 @@ void count_log(EngineState& engine, Sequence& sequence) {
   io.close(*file);
 }
 
-Result<void> list_logs(EngineState& engine, std::uint64_t newer_from, CatalogueBatch* mend) {
+Result<void> list_logs(EngineState& engine, std::uint64_t newer_from, CatalogueBatch* mend,
+                       std::vector<std::string>* orphans) {
   KVT_TRY(const std::vector<std::string> names, engine.io->io().list("logs"));
-  std::vector<TailLogName> orphans;
   for (const std::string& name : names) {
     const Result<TailLogName> log = tail_log_name_of(name);
     if (!log) continue;
@@ -126,10 +126,8 @@ Result<void> list_logs(EngineState& engine, std::uint64_t newer_from, CatalogueB
     else if (keep_log_file(engine, *log, log->generation >= newer_from, mend))
       table.next_id = std::max(table.next_id, log->sequence.value + 1);
     else
-      orphans.push_back(*log);
+      orphans->push_back(tail_log_path(log->sequence, log->generation));
   }
-  for (const TailLogName& log : orphans)
-    drop_file(engine, tail_log_path(log.sequence, log.generation));
   return {};
 }
 
@@ -152,7 +150,7 @@ Result<void> drop_orphans(EngineState& engine) {
     if (is_sidecar_part(name)) drop_file(engine, "sidecars/" + name);
     if (!sidecar) continue;
     Segment* segment = find_segment(engine, sidecar->segment);
-    const bool kept = engine.kept_files.bytes.count(segment_path(sidecar->segment)) != 0;
+    const bool kept = engine.kept_files.all.count(segment_path(sidecar->segment)) != 0;
     if (segment == nullptr && !kept)
       drop_file(engine, sidecar_path(sidecar->segment, sidecar->kind));
     else if (segment != nullptr)
@@ -267,15 +265,19 @@ Result<void> recover_engine(EngineState& engine) {
   }
   engine.chain_key = loaded.chain_key;
   for (SpaceRow& row : loaded.spaces) add_space(engine, std::move(row));
-  KVT_TRY(const std::unordered_set<std::uint64_t> files, list_segments(engine, &loaded, &mend));
+  std::vector<std::string> orphans;
+  KVT_TRY(const std::unordered_set<std::uint64_t> files,
+          list_segments(engine, &loaded, &mend, &orphans));
   add_segments(engine, loaded, files, &mend);
   for (SequenceRow& row : loaded.sequences) add_sequence(engine, std::move(row), &mend);
   engine.segments.next_id = loaded.next_segment;
   engine.sequences.next_id = std::max(engine.sequences.next_id, loaded.next_sequence);
-  KVT_TRY_VOID(list_logs(engine, loaded.next_log, &mend));
+  KVT_TRY_VOID(list_logs(engine, loaded.next_log, &mend, &orphans));
   engine.sequences.reserved_until = engine.sequences.next_id;
   engine.sequences.next_log = std::max(engine.sequences.next_log, loaded.next_log);
   settle_kept_files(engine, &mend);
+  // Only now: files of both kinds tell whether rows were lost.
+  for (const std::string& path : orphans) drop_file(engine, path);
   KVT_TRY_VOID(drop_orphans(engine));
   KVT_TRY_VOID(recover_objects(engine, std::move(loaded.objects), &mend));
   if (!mend.empty()) KVT_TRY_VOID(engine.world.catalogue->write(std::move(mend), true));

@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/bytes.h"
@@ -76,6 +77,11 @@ struct ObjectRow {
   std::uint64_t checksum = 0;
   std::uint64_t stored_unix_ns = 0;
 };
+
+// The number "kept." + path: why a file that no row names stays where it is (daemon/kept_files.h).
+inline constexpr std::string_view kKeptPrefix = "kept.";
+inline constexpr std::uint64_t kKeptNewer = 1;    // than every row: rows may have been lost
+inline constexpr std::uint64_t kKeptLeftOut = 2;  // whole, and of no use to a rebuild
 
 // Changes that become visible together. Later entries of one key win.
 class CatalogueBatch {

@@ -8,6 +8,7 @@
 #include <map>
 #include <optional>
 #include <random>
+#include <set>
 
 #include "base/log.h"
 #include "base/unique_fd.h"
@@ -22,6 +23,7 @@ namespace kvtier {
 namespace {
 
 constexpr std::size_t kAsideMax = 1000;
+const std::string kKept(kKeptPrefix);
 constexpr std::uint64_t kIdsSkipped = 1024;  // the daemon reserves sequence ids in such steps
 
 // What one segment file says, and the chain of hashes at its first token.
@@ -50,6 +52,9 @@ class Rebuild {
   Result<void> add_log(const TailLogName& name);
   Result<void> add_objects();
   void keep_sequences();
+  Result<void> leave_out(const std::string& path, bool whole);
+  [[nodiscard]] std::uint64_t number(const std::string& name) const;
+  [[nodiscard]] bool newer_log(const TailLogName& name) const;
   SpaceRow& space_of(const SegmentMeta& meta);
 
   Io& io_;
@@ -61,6 +66,8 @@ class Rebuild {
   std::map<SegmentId, SegmentRow> old_segments_;
   std::map<std::string, ObjectRow> objects_;  // by key
   std::map<std::string, std::uint64_t> numbers_;
+  std::set<SequenceId> cut_;
+  std::map<std::string, std::uint64_t> left_out_;  // numbers of whole files
   std::uint64_t last_segment_ = 0, last_sequence_ = 0, last_log_ = 0;
 };
 
@@ -85,20 +92,38 @@ bool Rebuild::read_old() {
   return whole && !damaged && numbers_["chain_key"] != 0 && in_step();
 }
 
-// A segment file that no row names, and that is newer than all rows or was kept by a start of the
-// daemon (daemon/kept_files.h): the catalogue may have lost its last rows.
+std::uint64_t Rebuild::number(const std::string& name) const {
+  const auto place = numbers_.find(name);
+  return place == numbers_.end() ? 0 : place->second;
+}
+
+// Newer than all rows of the old catalogue, or kept as such by a start of the daemon.
+bool Rebuild::newer_log(const TailLogName& name) const {
+  return name.generation >= number("next_log") ||
+         number(kKept + tail_log_path(name.sequence, name.generation)) == kKeptNewer;
+}
+
+// A segment or log that no row names, and that is newer than all rows or was kept by a start of the
+// daemon (daemon/kept_files.h): the catalogue may have lost its last rows. What a rebuild left out
+// before is not looked at again.
 bool Rebuild::in_step() const {
-  const auto number = [this](const std::string& name) {
-    const auto place = numbers_.find(name);
-    return place == numbers_.end() ? 0 : place->second;
+  const auto none = [this](const char* directory, const auto& newer) {
+    const Result<std::vector<std::string>> names = io_.list(directory);
+    return !names || std::none_of(names->begin(), names->end(), newer);
   };
-  const Result<std::vector<std::string>> names = io_.list("segments");
-  if (!names) return true;
-  return std::none_of(names->begin(), names->end(), [&](const std::string& name) {
-    const Result<SegmentId> id = segment_id_of(name);
-    return id && old_segments_.count(*id) == 0 &&
-           (id->value >= number("next_segment") || number("kept." + segment_path(*id)) != 0);
-  });
+  return none("segments",
+              [this](const std::string& name) {
+                const Result<SegmentId> id = segment_id_of(name);
+                return id && old_segments_.count(*id) == 0 &&
+                       (id->value >= number("next_segment") ||
+                        number(kKept + segment_path(*id)) == kKeptNewer);
+              }) &&
+         none("logs", [this](const std::string& name) {
+           const Result<TailLogName> log = tail_log_name_of(name);
+           if (!log || !newer_log(*log)) return false;
+           const auto row = sequences_.find(log->sequence);
+           return row == sequences_.end() || row->second.log_generation != log->generation;
+         });
 }
 
 Result<void> Rebuild::move_old_aside() {
@@ -152,6 +177,12 @@ SpaceRow& Rebuild::space_of(const SegmentMeta& meta) {
   return row;
 }
 
+// What is whole, or was kept before, stays beside the new catalogue.
+Result<void> Rebuild::leave_out(const std::string& path, bool whole) {
+  if (whole || number(kKept + path) != 0) left_out_[kKept + path] = kKeptLeftOut;
+  return {};
+}
+
 // Parents have smaller ids and are there already.
 Result<void> Rebuild::add_segment(SegmentId id) {
   last_segment_ = std::max(last_segment_, id.value);
@@ -160,13 +191,15 @@ Result<void> Rebuild::add_segment(SegmentId id) {
   const Result<std::vector<std::byte>> head = read(path, kSegmentHeaderBytes);
   if (!head && refused(head.error())) return error(head.error());
   const Result<std::uint64_t> meta_bytes = head ? parse_segment_header(*head) : error(head.error());
-  if (!meta_bytes) return {};
+  if (!meta_bytes) return leave_out(path, meta_bytes.error().code == Code::kVersion);
   const Result<std::vector<std::byte>> bytes = read(path, *meta_bytes);
   if (!bytes && refused(bytes.error())) return error(bytes.error());
   Result<SegmentMeta> meta = bytes ? parse_segment_meta(*bytes) : error(bytes.error());
-  if (!meta || meta->id != id) return {};
+  if (!meta) return leave_out(path, meta.error().code == Code::kVersion);
+  if (meta->id != id) return leave_out(path, false);
   const SpaceRow& space = space_of(*meta);
-  if (space.digest != meta->fingerprint || space.geometry != meta->geometry) return {};
+  if (space.digest != meta->fingerprint || space.geometry != meta->geometry)
+    return leave_out(path, true);
   const PrefixIndex index(numbers_["chain_key"]);
   Found found;
   if (meta->parent.valid()) {
@@ -174,7 +207,7 @@ Result<void> Rebuild::add_segment(SegmentId id) {
     if (parent == segments_.end() || meta->parent_visible > parent->second.row.tokens ||
         parent->second.row.space != meta->space ||
         parent->second.row.start_token + meta->parent_visible != meta->start_token)
-      return {};
+      return leave_out(path, true);
     found.chain = parent->second.chain;
     found.open_ids = parent->second.open_ids;
     for (std::uint32_t i = 0; i < meta->parent_visible; ++i) {
@@ -184,7 +217,7 @@ Result<void> Rebuild::add_segment(SegmentId id) {
       found.open_ids.clear();
     }
   } else if (meta->start_token != 0) {
-    return {};
+    return leave_out(path, true);
   }
   BlockHash chain = found.chain;
   std::vector<std::uint32_t> open = found.open_ids;
@@ -230,6 +263,7 @@ void Rebuild::keep_sequences() {
     if (sound == row.parts.size()) continue;
     row.parts.resize(sound);
     row.log_generation = 0;
+    cut_.insert(id);
   }
 }
 
@@ -239,15 +273,21 @@ Result<void> Rebuild::add_log(const TailLogName& name) {
   const auto known = sequences_.find(name.sequence);
   if (known != sequences_.end() && known->second.log_generation == name.generation) return {};
   ++report_.logs_left_out;
-  const Result<std::vector<std::byte>> head =
-      read(tail_log_path(name.sequence, name.generation), kTailLogHeaderBytes);
+  const std::string path = tail_log_path(name.sequence, name.generation);
+  const Result<std::vector<std::byte>> head = read(path, kTailLogHeaderBytes);
   if (!head && refused(head.error())) return error(head.error());
   const Result<TailLogHeader> header = head ? parse_tail_log_header(*head) : error(head.error());
-  if (!header || header->sequence != name.sequence || header->generation != name.generation ||
-      header->base_token != 0 || known != sequences_.end())
-    return {};
+  if (!header) return leave_out(path, header.error().code == Code::kVersion);
+  if (header->sequence != name.sequence || header->generation != name.generation)
+    return leave_out(path, false);
+  // Behind sealed tokens: which ones they were, the log does not say. Of a sequence whose row is
+  // sound, an older log is one that a seal or a later log took the place of.
+  if (header->base_token != 0 || known != sequences_.end())
+    return leave_out(
+        path, known == sequences_.end() || cut_.count(name.sequence) != 0 || newer_log(name));
   const auto space = spaces_.find(header->space);
-  if (space == spaces_.end() || space->second.digest != header->fingerprint) return {};
+  if (space == spaces_.end() || space->second.digest != header->fingerprint)
+    return leave_out(path, true);
   SequenceRow& row = sequences_[name.sequence];
   row.id = name.sequence;
   row.space = header->space;
@@ -314,7 +354,8 @@ Result<void> Rebuild::write_new() {
   at_least("next_sequence", last_sequence_ + kIdsSkipped);
   at_least("next_log", last_log_ + 1);
   for (const auto& [name, value] : numbers_)
-    batch.put_number(name, name.starts_with("kept.") ? 0 : value);
+    if (!name.starts_with(kKeptPrefix)) batch.put_number(name, value);
+  for (const auto& [name, mark] : left_out_) batch.put_number(name, mark);
   report_.spaces = spaces_.size();
   report_.segments = segments_.size();
   report_.sequences = sequences_.size();

@@ -5,7 +5,8 @@
 // sequences, names. Of the rest, segments are found again by their tokens (each file names space,
 // parent and tokens; the block hashes are computed anew), and a tail log that begins at token 0
 // becomes a sequence of its own. Nothing is guessed: a log behind sealed tokens whose sequence is
-// unknown stays out. Blocks; one thread.
+// unknown stays out. A whole file that stays out is marked as kept (kKeptLeftOut): the daemon does
+// not remove it. Blocks; one thread.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,7 @@ struct RebuildReport {
   std::uint64_t rows_kept = 0;  // of the old catalogue
   std::uint64_t spaces = 0, segments = 0, sequences = 0, objects = 0;  // in the new one
   std::uint64_t sequences_from_logs = 0;  // of them, made from a log alone
-  std::uint64_t segments_left_out = 0;    // damaged, or their parent is: removed at the next start
+  std::uint64_t segments_left_out = 0;    // a damaged one is removed at the next start
   std::uint64_t logs_left_out = 0;
 };
 

@@ -38,6 +38,13 @@ class DamagedCatalogue : public ::testing::Test {
     store.close_client();
   }
 
+  // A nameless sequence of 100 committed tokens; it stays open.
+  static void commit_new(FaultStore& store, std::uint64_t seed, kvt_sequence** sequence) {
+    ASSERT_EQ(kvt_sequence_create(store.space(), nullptr, nullptr, 0, nullptr, sequence), KVT_OK);
+    ASSERT_EQ(append_known(*sequence, seed, 100), KVT_OK);
+    ASSERT_EQ(kvt_sequence_commit(*sequence), KVT_OK);
+  }
+
   static std::vector<std::string> data_files(FaultStore& store) {
     std::vector<std::string> files = store.files("segments");
     for (const std::string& log : store.files("logs")) files.push_back(log);
@@ -217,8 +224,11 @@ TEST_F(DamagedCatalogue, OfAnHourAgo) {
     ASSERT_EQ(append_known(sequence, seed, 100), KVT_OK);
     ASSERT_EQ(kvt_sequence_close(sequence), KVT_OK);
   }
+  kvt_sequence* open = nullptr;
+  commit_new(store, 60, &open);
+  store.daemon.kill_now();
+  kvt_sequence_close(open);
   store.close_client();
-  ASSERT_TRUE(store.stop());
   std::filesystem::remove_all(catalogue);
   std::filesystem::rename(store.path() + "/before", catalogue);
   const std::vector<std::string> before = store.files("segments");
@@ -248,6 +258,51 @@ TEST_F(DamagedCatalogue, OfAnHourAgo) {
   ASSERT_TRUE(store.stop());
   const Json again = store.command("repair --json --store " + store.path(), &exit_code);
   EXPECT_FALSE(again.value("rebuilt", true)) << again.dump(1);
+}
+
+// Where tail logs alone are newer, a repair takes in the one that begins at token 0. One behind
+// sealed tokens stays out, and stays where it is.
+TEST_F(DamagedCatalogue, OfAMomentAgo) {
+  FaultStore store;
+  const std::string catalogue = store.path() + "/catalogue";
+  std::filesystem::copy(catalogue, store.path() + "/before");
+  const std::vector<std::string> logs = store.files("logs");
+  ASSERT_TRUE(store.start());
+  kvt_sequence* open[2] = {};
+  commit_new(store, 60, &open[0]);
+  ASSERT_EQ(kvt_sequence_open(store.space(), "short", 0, 1, &open[1]), KVT_OK);
+  ASSERT_EQ(append_known(open[1], 1, 50), KVT_OK);
+  ASSERT_EQ(kvt_sequence_commit(open[1]), KVT_OK);
+  store.daemon.kill_now();
+  for (kvt_sequence* sequence : open) kvt_sequence_close(sequence);
+  store.close_client();
+  std::filesystem::remove_all(catalogue);
+  std::filesystem::rename(store.path() + "/before", catalogue);
+  ASSERT_EQ(store.files("logs").size(), logs.size() + 2);
+  ASSERT_TRUE(store.start());
+  EXPECT_NE(store.log().find("kvtier repair --store " + store.path()), std::string::npos);
+  ASSERT_TRUE(store.stop());
+  int exit_code = -1;
+  const Json repaired = store.command("repair --json --store " + store.path(), &exit_code);
+  EXPECT_TRUE(repaired.value("rebuilt", false)) << repaired.dump(1);
+  EXPECT_EQ(repaired.value("sequences_from_logs", 0u), 1u) << repaired.dump(1);
+  EXPECT_EQ(repaired.value("logs_left_out", 0u), 1u) << repaired.dump(1);
+  for (int start = 0; start < 2; ++start) {
+    ASSERT_TRUE(store.start()) << store.log();
+    EXPECT_NE(store.log().find("1 files are of no use to this store"), std::string::npos)
+        << store.log();
+    EXPECT_EQ(store.request("stats")["disk"].value("kept_files", 0u), 1u);
+    store.close_client();
+    ASSERT_TRUE(store.stop());
+    const Json again = store.command("repair --json --store " + store.path(), &exit_code);
+    EXPECT_FALSE(again.value("rebuilt", true)) << again.dump(1);
+  }
+  ASSERT_TRUE(store.start());
+  expect_all(store, true);
+  store.request("gc");
+  EXPECT_EQ(store.request("stats")["disk"].value("kept_files", 1u), 0u);
+  store.close_client();
+  ASSERT_TRUE(store.stop());
 }
 
 TEST_F(DamagedCatalogue, RepairOfASoundStoreDoesNothing) {

@@ -5,7 +5,9 @@
 #include "daemon/engine_state.h"
 #include "daemon/reclaim.h"
 #include "tests/sim/sim_client.h"
+#include "tests/sim/sim_objects.h"
 #include "tiers/catalogue_env_sim.h"
+#include "tiers/object_format.h"
 
 namespace kvtier {
 namespace {
@@ -32,6 +34,11 @@ class KeptFilesTest : public ::testing::Test {
   void seal(SimSequence& sequence, std::uint32_t count) {
     client->append(sequence, geometry, ids, sequence.tokens_sealed, count);
     ASSERT_EQ(client->seal(sequence).status, 0);
+  }
+  // A file that no row names, as of an opaque value.
+  void put_value(std::uint64_t number) {
+    ASSERT_TRUE(world.disk().create(object_path(number), true));
+    ASSERT_TRUE(world.disk().resize(object_path(number), kObjectHeaderBytes));
   }
   // Seals `segments` more and commits a tail; then the catalogue is as it was before.
   void lose_rows(std::uint32_t segments) {
@@ -70,13 +77,15 @@ class KeptFilesTest : public ::testing::Test {
 
 TEST_F(KeptFilesTest, RowsThatWereLostTakeNoFileWithThem) {
   lose_rows(4);
+  put_value(7);
   for (int start = 0; start < 3; ++start) {
     restart();
     EXPECT_EQ(files("segments"), 5u) << start;
     EXPECT_EQ(files("logs"), 1u) << start;
-    EXPECT_EQ(state().kept_files.bytes.size(), 5u) << start;
+    EXPECT_EQ(state().kept_files.all.size(), 5u) << start;
     EXPECT_GT(state().kept_files.total_bytes, 5 * 4096u);
-    EXPECT_EQ(rows_were_lost(state()), start == 0);
+    EXPECT_TRUE(rows_were_lost(state())) << start;
+    EXPECT_EQ(files("objects"), 1u) << start << ": its row may be lost too";
     EXPECT_GE(store_bytes(state()), state().kept_files.total_bytes);
     // Others go on beside them, under new ids.
     auto chat = client->create(space, {}, "new" + std::to_string(start));
@@ -96,21 +105,71 @@ TEST_F(KeptFilesTest, RowsThatWereLostTakeNoFileWithThem) {
   EXPECT_EQ(files("logs"), 0u);
   world.crash();
   restart();
-  EXPECT_TRUE(state().kept_files.bytes.empty());
+  EXPECT_EQ(files("objects"), 0u);
+  EXPECT_TRUE(state().kept_files.all.empty());
   auto chat = client->attach(space, "chat", false);
   ASSERT_NE(chat, nullptr);
   EXPECT_EQ(chat->tokens_sealed, 100u);
 }
 
-TEST_F(KeptFilesTest, TheDiskLimitTakesThemFirst) {
-  lose_rows(2);
+// Logs alone can tell that rows were lost: segments are judged after they were counted.
+TEST_F(KeptFilesTest, LogsThatAreKeptProtectOlderSegments) {
+  lose_rows(1);
+  const std::string segment = "segments/" + world.disk().list("segments")->back();
+  const std::uint64_t size = *world.disk().size_bytes(segment);
+  ASSERT_TRUE(world.disk().resize(segment, size - 4096));  // not kept for itself
+  const TailLogName log = *tail_log_name_of(world.disk().list("logs")->at(0));
+  const std::string first = tail_log_path(log.sequence, log.generation);
+  std::vector<std::byte> bytes(*world.disk().size_bytes(first));
+  std::uint64_t got = 0;
+  ASSERT_TRUE(world.disk().read(first, 0, bytes, &got));
+  TailLogHeader header = *parse_tail_log_header(ByteSpan(bytes).first(kTailLogHeaderBytes));
+  for (int i = 0; i < 2; ++i) {
+    ++header.generation;
+    const std::vector<std::byte> head = encode_tail_log_header(header);
+    std::copy(head.begin(), head.end(), bytes.begin());
+    const std::string path = tail_log_path(header.sequence, header.generation);
+    ASSERT_TRUE(world.disk().create(path, true));
+    ASSERT_TRUE(world.disk().write(path, 0, bytes));
+  }
   restart();
-  EXPECT_EQ(files("segments"), 3u);
+  EXPECT_EQ(files("logs"), 3u);
+  EXPECT_EQ(files("segments"), 2u);
+}
+
+TEST_F(KeptFilesTest, TheDiskLimitTakesThemWhenNothingElseIsUnused) {
+  lose_rows(1);
+  restart();
+  EXPECT_EQ(files("segments"), 2u);
+  const std::uint64_t kept = state().kept_files.total_bytes;
+  const Json disk = client->control(Json{{"op", "stats"}}).body["disk"];
+  EXPECT_EQ(disk.value("kept_files", 0u), 2u);
+  EXPECT_EQ(disk.value("kept_bytes", 0u), kept);
+  sim::SimObjects objects(*client);
+  ASSERT_TRUE(objects.ready());
+  ASSERT_EQ(objects.call(Op::kObjectSet, "key", "value").code, Code::kOk);
+  world.settle();
+  const std::uint64_t segment = state().segments.all.begin()->second->row.file_bytes;
   auto chat = client->create(space, {}, "");
+  state().options.disk_bytes_max = store_bytes(state()) + segment - 4096;  // the value is enough
+  seal(*chat, 100);
+  EXPECT_EQ(state().metrics.objects.evicted, 1u);
+  EXPECT_EQ(state().kept_files.total_bytes, kept);
+  world.settle();
   state().options.disk_bytes_max = store_bytes(state());
   seal(*chat, 100);
-  EXPECT_EQ(files("segments"), 2u);
-  EXPECT_EQ(state().metrics.sequences_evicted + state().metrics.segments_evicted, 0u);
+  EXPECT_TRUE(state().kept_files.all.empty());
+  EXPECT_EQ(state().metrics.sequences_evicted, 0u);
+}
+
+TEST_F(KeptFilesTest, TheDiskLimitSparesThemWhereRowsWereLost) {
+  lose_rows(4);
+  restart();
+  auto chat = client->create(space, {}, "more");
+  state().options.disk_bytes_max = store_bytes(state());
+  client->append(*chat, geometry, ids, 0, 100);
+  EXPECT_EQ(client->seal(*chat).status, static_cast<std::int32_t>(Code::kNoSpace));
+  EXPECT_EQ(files("segments"), 5u);
 }
 
 // What a crash leaves half written tells nobody anything.
@@ -124,7 +183,7 @@ TEST_F(KeptFilesTest, WhatIsNotWholeGoes) {
   restart();
   EXPECT_EQ(files("segments"), 1u);
   EXPECT_EQ(files("logs"), 0u);
-  EXPECT_TRUE(state().kept_files.bytes.empty());
+  EXPECT_TRUE(state().kept_files.all.empty());
   EXPECT_EQ(files("sidecars"), 1u);
   EXPECT_EQ(state().metrics.files_dropped, 3u) << "segment, its sidecar, log";
 }

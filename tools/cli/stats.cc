@@ -48,6 +48,9 @@ void print_where(const Json& stats) {
   if (stats.contains("objects") && number_of(stats["objects"], "count") != 0)
     line("values", count_of(stats["objects"], "count") + " under opaque keys, " +
                        bytes_of(stats["objects"], "disk_bytes") + " on disk");
+  if (number_of(disk, "kept_files") != 0)
+    line("kept", count_of(disk, "kept_files") + " files that the catalogue does not name, " +
+                     bytes_of(disk, "kept_bytes") + " (kvtier gc removes them)");
   line("evicted", count_of(host, "evictions") + " chunks from memory; " +
                       count_of(disk, "evicted_segments") + " segments and " +
                       count_of(disk, "evicted_sequences") + " nameless sequences from disk");
