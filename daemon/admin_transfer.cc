@@ -71,7 +71,7 @@ struct Export {
     std::uint32_t visible_tokens = 0;
   };
   std::vector<Part> parts;
-  std::shared_ptr<Tail> tail;  // the committed tail, in half 0
+  std::shared_ptr<TailMemory> tail;  // the committed tail, in half 0
   std::uint32_t tail_tokens = 0;
   std::uint64_t bytes = 0;
   Result<void> result;
@@ -186,7 +186,7 @@ void describe_export(EngineState& engine, const ExportPtr& job, Sequence& sequen
     work_finished(engine, *engine.sequences.all.at(id));
   };
   if (sequence.row.log_generation == 0) return begin(0);
-  Result<std::shared_ptr<Tail>> tail = make_tail(*sequence.space);
+  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*sequence.space);
   if (!tail) return begin(error(tail.error()));
   job->tail = std::move(*tail);
   read_log(engine, sequence, job->tail, begin);
@@ -219,7 +219,7 @@ struct Import {
   std::unique_ptr<ExportReader> reader;  // workers, one after the other
   std::uint64_t file_bytes = 0;
   SequenceId sequence;
-  std::shared_ptr<Tail> tail;
+  std::shared_ptr<TailMemory> tail;
   std::uint32_t next = 0;
   std::uint32_t filled = 0;  // tokens in half 0
   Result<void> result;
@@ -351,7 +351,7 @@ void begin_import(EngineState& engine, const ImportPtr& job) {
     batch.put_space(space.row);
     post_batch(engine, std::move(batch), false, [](Result<void>) {});
   }
-  Result<std::shared_ptr<Tail>> tail = make_tail(space);
+  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(space);
   if (!tail) return job->done(error(tail.error()));
   job->tail = std::move(*tail);
   if (job->name.empty()) job->name = description.name;

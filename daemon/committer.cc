@@ -27,7 +27,7 @@ constexpr std::uint64_t kAtOnceRecordBytes = 256ull << 10;
 struct CommitJob {
   // constant once it runs
   SequenceId sequence;
-  std::shared_ptr<Tail> tail;
+  std::shared_ptr<TailMemory> tail;
   Space* space = nullptr;
   TailLogHeader header;
   bool new_file = false;
@@ -259,7 +259,7 @@ void go_on(EngineState& engine, const Job& job) {
 }
 
 std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence,
-                                    std::shared_ptr<Tail> tail, std::uint32_t half,
+                                    std::shared_ptr<TailMemory> tail, std::uint32_t half,
                                     std::uint32_t first, std::uint32_t count) {
   auto job = std::make_shared<CommitJob>();
   const TailLog& log = sequence.log;

@@ -23,7 +23,7 @@ struct Run {
   std::size_t first_part = 0;             // from here on everything is rewritten
   std::size_t next_part = 0;              // of the copy
   std::uint32_t next_token = 0;           // inside that part
-  std::shared_ptr<Tail> tail;
+  std::shared_ptr<TailMemory> tail;
   std::uint64_t made = 0;
 };
 
@@ -145,7 +145,8 @@ struct Copied {
 };
 
 // Fewer than all where a segment ends with a snapshot: it belongs at the end of a segment.
-Result<Copied> copy_pieces(const std::string& store, const std::vector<Piece>& pieces, Tail* tail) {
+Result<Copied> copy_pieces(const std::string& store, const std::vector<Piece>& pieces,
+                           TailMemory* tail) {
   KVT_TRY(SegmentFiles files, SegmentFiles::open(store));
   Copied copied;
   tail->texts[0] = {};
@@ -234,7 +235,7 @@ void begin_run(EngineState& engine, const CompactionPtr& all, Sequence& target,
   run->target = target.row.id;
   run->before = target.row.parts;
   run->first_part = run->next_part = first_part;
-  Result<std::shared_ptr<Tail>> tail = make_tail(*target.space);
+  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*target.space);
   if (!tail) return all->done(error(tail.error()));
   run->tail = std::move(*tail);
   Sequence& scratch = new_sequence(engine, *target.space, false);

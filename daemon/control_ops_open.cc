@@ -68,7 +68,7 @@ using OpenDone = std::function<void(Result<OpenSequence*>)>;
 
 // Opens for writing: chain, tail, directory. `sequence.writer_coming` is set.
 void open_writer(EngineState& engine, SessionId session_id, Sequence& sequence,
-                 std::shared_ptr<Tail> tail, OpenDone done) {
+                 std::shared_ptr<TailMemory> tail, OpenDone done) {
   const SequenceId id = sequence.row.id;
   learn_chain(engine, sequence,
               [&engine, session_id, id, tail = std::move(tail),
@@ -109,7 +109,7 @@ void start_new_sequence(EngineState& engine, SessionId session_id, Sequence& seq
     Session* session = find_session(engine, session_id);
     return reply(open_in_session(engine, *session, sequence, false, nullptr));
   }
-  Result<std::shared_ptr<Tail>> tail = make_tail(*sequence.space);
+  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*sequence.space);
   if (!tail) {
     return reply(error(tail.error()));
   }
@@ -156,7 +156,7 @@ void attach_reader(EngineState& engine, SessionId session_id, SequenceId id, Con
   };
   if (sequence.log.loaded) return open({});
   // The tail log is read only to count its tokens.
-  const Result<std::shared_ptr<Tail>> tail = make_tail(*sequence.space);
+  const Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*sequence.space);
   if (!tail) return done(error(tail.error()));
   load_log(engine, sequence, *tail, open);
 }
@@ -170,7 +170,7 @@ void attach_writer(EngineState& engine, SessionId session_id, SequenceId id, Con
     open ? done(info_reply(found, *open)) : done(error(open.error()));
     work_finished(engine, found);
   };
-  const Result<std::shared_ptr<Tail>> tail = make_tail(*sequence.space);
+  const Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*sequence.space);
   if (!tail) return finish(error(tail.error()));
   load_log(engine, sequence, *tail,
            [&engine, session_id, id, tail = *tail, finish](Result<void> loaded) {

@@ -22,7 +22,7 @@ namespace {
 
 struct LogRead : std::enable_shared_from_this<LogRead> {
   SequenceId sequence;
-  std::shared_ptr<Tail> tail;
+  std::shared_ptr<TailMemory> tail;
   FileId file;
   AlignedBuffer bytes;
   std::uint64_t file_bytes = 0;  // whole pages
@@ -132,7 +132,8 @@ void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& d
 
 }  // namespace
 
-void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tail, MetaDone done) {
+void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<TailMemory> tail,
+              MetaDone done) {
   TailLog& log = sequence.log;
   if (log.generation == 0) {
     log.loaded = true;
@@ -156,7 +157,7 @@ void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tai
   done({});
 }
 
-void read_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tail,
+void read_log(EngineState& engine, Sequence& sequence, std::shared_ptr<TailMemory> tail,
               std::function<void(Result<std::uint32_t>)> done) {
   auto read = std::make_shared<LogRead>();
   read->tail = std::move(tail);

@@ -15,11 +15,12 @@ namespace kvtier {
 [[nodiscard]] TailLogHeader log_header_of(const Sequence& sequence, std::uint64_t generation);
 
 // Reads the committed tail into half 0 of `tail`; `done` with the number of tokens in sequence.log.
-void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tail, MetaDone done);
+void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<TailMemory> tail,
+              MetaDone done);
 
 // The same, for who only reads: `done` with the number of tokens in `tail`; sequence.log stays as
 // it is. In the sequence's queue, so that nothing is appended meanwhile.
-void read_log(EngineState& engine, Sequence& sequence, std::shared_ptr<Tail> tail,
+void read_log(EngineState& engine, Sequence& sequence, std::shared_ptr<TailMemory> tail,
               std::function<void(Result<std::uint32_t>)> done);
 
 }  // namespace kvtier

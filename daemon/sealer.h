@@ -31,7 +31,7 @@ inline constexpr std::uint32_t kSealsAtOnce = 2;
 struct SealJob {
   SequenceId sequence;
   Space* space = nullptr;
-  std::shared_ptr<Tail> tail;
+  std::shared_ptr<TailMemory> tail;
   std::uint32_t half = 0;
   std::uint32_t count = 0;
   bool in_memory = false;

@@ -16,8 +16,8 @@ namespace {
 constexpr std::uint64_t kSequenceIdsReserved = 1024;
 }
 
-Result<std::shared_ptr<Tail>> make_tail(const Space& space) {
-  auto tail = std::make_shared<Tail>();
+Result<std::shared_ptr<TailMemory>> make_tail_memory(const Space& space) {
+  auto tail = std::make_shared<TailMemory>();
   tail->layout = &space.tail;
   KVT_TRY(tail->memory, make_memfd("kvtier-tail", static_cast<std::size_t>(space.tail.size_bytes()),
                                    MemfdAccess::kSharedWrite, false));

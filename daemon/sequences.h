@@ -28,7 +28,7 @@ struct Sequence;
 
 // Client-written memory of one open sequence. Shared with workers that copy out of it; unmapped
 // after the last one. What does not fit into that memory comes by control requests.
-struct Tail {
+struct TailMemory {
   Memfd memory;
   const TailLayout* layout = nullptr;
   // Of the tokens of each half, from its first on, as far as there are any. Engine's thread, as
@@ -42,7 +42,7 @@ struct Tail {
     return memory.mapping.data() + layout->plane_offset(half);
   }
 };
-[[nodiscard]] Result<std::shared_ptr<Tail>> make_tail(const Space& space);
+[[nodiscard]] Result<std::shared_ptr<TailMemory>> make_tail_memory(const Space& space);
 
 struct SequencePart {
   Segment* segment = nullptr;  // counted in sequence_refs
@@ -59,7 +59,7 @@ using TailDone = std::function<void(Result<TailResult>)>;
 // A seal or commit that waits or runs.
 struct TailWork {
   enum class Kind : std::uint8_t { kSeal, kCommit, kOther } kind = Kind::kSeal;
-  std::shared_ptr<Tail> tail;
+  std::shared_ptr<TailMemory> tail;
   std::uint32_t half = 0;
   std::uint32_t count = 0;
   // Where the half begins in the sequence, as its client has it: what is stored must end there, or
@@ -96,7 +96,7 @@ struct OpenSequence {
   Sequence* sequence = nullptr;
   bool writable = false;
   Memfd directory;
-  std::shared_ptr<Tail> tail;
+  std::shared_ptr<TailMemory> tail;
   // Segments this handle may name: everything its directory ever showed. The largest visible length
   // is what it may read.
   struct Held {

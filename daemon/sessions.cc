@@ -43,7 +43,7 @@ Result<SessionId> open_engine_session(EngineState& engine, const std::string& na
 }
 
 Result<OpenSequence*> open_in_session(EngineState& engine, Session& session, Sequence& sequence,
-                                      bool writable, std::shared_ptr<Tail> tail) {
+                                      bool writable, std::shared_ptr<TailMemory> tail) {
   if (session.open_count >= kOpenSequencesMax)
     return error(Code::kFull, "too many open sequences: close one");
   auto open = std::make_unique<OpenSequence>();
