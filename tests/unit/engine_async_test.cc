@@ -7,58 +7,18 @@
 #include <filesystem>
 #include <fstream>
 
-#include "base/fault.h"
-#include "daemon/admin.h"
-#include "daemon/engine_state.h"
 #include "daemon/reclaim.h"
-#include "tests/sim/sim_client.h"
+#include "tests/unit/engine_fixture.h"
 #include "tiers/export_format.h"
 
 namespace kvtier {
 namespace {
 
-using sim::FetchResult;
 using sim::Reply;
 using sim::SimClient;
-using sim::SimSequence;
-using sim::SimWorld;
 
-std::vector<std::uint32_t> make_ids(std::uint32_t count, std::uint32_t salt = 0) {
-  std::vector<std::uint32_t> ids;
-  for (std::uint32_t i = 0; i < count; ++i) ids.push_back((i * 7 + salt * 131 + (i / 13)) % 50000);
-  return ids;
-}
-
-class EngineAsyncTest : public ::testing::Test {
+class EngineAsyncTest : public EngineFixture {
  protected:
-  void SetUp() override {
-    add_admin_ops();
-    restart();
-  }
-  void TearDown() override { static_cast<void>(arm_faults("")); }
-  void restart() {
-    client.reset();
-    ASSERT_TRUE(world.start());
-    client = std::make_unique<SimClient>(world, "test");
-    space = client->open_space(geometry);
-    ASSERT_NE(space, 0u);
-  }
-  void crash() {
-    world.crash();
-    restart();
-  }
-  EngineState& state() { return world.engine().state(); }
-  // Appends `count` tokens and seals them.
-  void seal(SimSequence& sequence, const std::vector<std::uint32_t>& ids, std::uint32_t count) {
-    client->append(sequence, geometry, ids, sequence.tokens_sealed, count);
-    ASSERT_EQ(client->seal(sequence).status, 0);
-  }
-  bool close(const SimSequence& sequence) {
-    const Json body{{"op", "close"}, {"handle", sequence.handle}};
-    const bool closed = client->control(body).ok();
-    world.settle();
-    return closed;
-  }
   // Sends a request without waiting for its answer.
   std::shared_ptr<Reply> send(SimClient& from, Json body) {
     auto reply = std::make_shared<Reply>();
@@ -71,12 +31,6 @@ class EngineAsyncTest : public ::testing::Test {
                            });
     return reply;
   }
-
-  sim::SimWorldOptions options;
-  SimWorld world{options};
-  Geometry geometry = sim::tiny_geometry();
-  std::unique_ptr<SimClient> client;
-  std::uint64_t space = 0;
 };
 
 // Two forks wait for the committed tail to be sealed. The seal of the first fails: the second must

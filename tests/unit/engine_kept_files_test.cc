@@ -1,40 +1,19 @@
 // Files that are newer than every row of the catalogue: kept, said, and removed when asked for.
 #include <gtest/gtest.h>
 
-#include "daemon/admin.h"
-#include "daemon/engine_state.h"
 #include "daemon/reclaim.h"
-#include "tests/sim/sim_client.h"
 #include "tests/sim/sim_objects.h"
+#include "tests/unit/engine_fixture.h"
 #include "tiers/catalogue_env_sim.h"
 #include "tiers/object_format.h"
 
 namespace kvtier {
 namespace {
 
-using sim::SimClient;
-using sim::SimSequence;
-using sim::SimWorld;
 
-class KeptFilesTest : public ::testing::Test {
+class KeptFilesTest : public EngineFixture {
  protected:
-  void SetUp() override {
-    add_admin_ops();
-    restart();
-    for (std::uint32_t i = 0; i < 1000; ++i) ids.push_back(i * 7 % 50000);
-  }
-  void restart() {
-    client.reset();
-    ASSERT_TRUE(world.start());
-    client = std::make_unique<SimClient>(world, "test");
-    space = client->open_space(geometry);
-  }
-  EngineState& state() { return world.engine().state(); }
   std::size_t files(const char* directory) { return world.disk().list(directory)->size(); }
-  void seal(SimSequence& sequence, std::uint32_t count) {
-    client->append(sequence, geometry, ids, sequence.tokens_sealed, count);
-    ASSERT_EQ(client->seal(sequence).status, 0);
-  }
   // A file that no row names, as of an opaque value.
   void put_value(std::uint64_t number) {
     ASSERT_TRUE(world.disk().create(object_path(number), true));
@@ -43,12 +22,12 @@ class KeptFilesTest : public ::testing::Test {
   // Seals `segments` more and commits a tail; then the catalogue is as it was before.
   void lose_rows(std::uint32_t segments) {
     auto chat = client->create(space, {}, "chat");
-    seal(*chat, 100);
+    seal(*chat, ids, 100);
     world.settle();
     const SequenceRow before = find_sequence_by_name(state(), "chat")->row;
     const std::uint64_t next_segment = state().segments.next_id;
     const std::uint64_t next_log = state().sequences.next_log;
-    for (std::uint32_t i = 0; i < segments; ++i) seal(*chat, 100);
+    for (std::uint32_t i = 0; i < segments; ++i) seal(*chat, ids, 100);
     client->append(*chat, geometry, ids, chat->tokens_sealed, 20);
     ASSERT_EQ(client->commit(*chat).status, 0);
     world.settle();
@@ -68,11 +47,7 @@ class KeptFilesTest : public ::testing::Test {
     ASSERT_TRUE((*catalogue)->write(std::move(batch), true));
   }
 
-  SimWorld world{sim::SimWorldOptions{}};
-  Geometry geometry = sim::tiny_geometry();
-  std::vector<std::uint32_t> ids;
-  std::unique_ptr<SimClient> client;
-  std::uint64_t space = 0;
+  const std::vector<std::uint32_t> ids = make_ids(1000);
 };
 
 TEST_F(KeptFilesTest, RowsThatWereLostTakeNoFileWithThem) {
@@ -89,7 +64,7 @@ TEST_F(KeptFilesTest, RowsThatWereLostTakeNoFileWithThem) {
     EXPECT_GE(store_bytes(state()), state().kept_files.total_bytes);
     // Others go on beside them, under new ids.
     auto chat = client->create(space, {}, "new" + std::to_string(start));
-    seal(*chat, 100);
+    seal(*chat, ids, 100);
     EXPECT_EQ(state().metrics.files_dropped, 0u);
     world.settle();
     ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", chat->handle}}).ok());
@@ -152,12 +127,12 @@ TEST_F(KeptFilesTest, TheDiskLimitTakesThemWhenNothingElseIsUnused) {
   const std::uint64_t segment = state().segments.all.begin()->second->row.file_bytes;
   auto chat = client->create(space, {}, "");
   state().options.disk_bytes_max = store_bytes(state()) + segment - 4096;  // the value is enough
-  seal(*chat, 100);
+  seal(*chat, ids, 100);
   EXPECT_EQ(state().metrics.objects.evicted, 1u);
   EXPECT_EQ(state().kept_files.total_bytes, kept);
   world.settle();
   state().options.disk_bytes_max = store_bytes(state());
-  seal(*chat, 100);
+  seal(*chat, ids, 100);
   EXPECT_TRUE(state().kept_files.all.empty());
   EXPECT_EQ(state().metrics.sequences_evicted, 0u);
 }

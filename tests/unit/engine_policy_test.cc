@@ -6,10 +6,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "daemon/admin.h"
-#include "daemon/engine_state.h"
 #include "daemon/reclaim.h"
-#include "tests/sim/sim_client.h"
+#include "tests/unit/engine_fixture.h"
 
 namespace kvtier {
 namespace {
@@ -17,32 +15,9 @@ namespace {
 using sim::Reply;
 using sim::SimClient;
 using sim::SimSequence;
-using sim::SimWorld;
 
-std::vector<std::uint32_t> make_ids(std::uint32_t count, std::uint32_t salt = 0) {
-  std::vector<std::uint32_t> ids;
-  for (std::uint32_t i = 0; i < count; ++i) ids.push_back((i * 7 + salt * 131 + (i / 13)) % 50000);
-  return ids;
-}
-
-class EnginePolicyTest : public ::testing::Test {
+class EnginePolicyTest : public EngineFixture {
  protected:
-  void SetUp() override {
-    add_admin_ops();
-    restart();
-  }
-  void restart() {
-    client.reset();
-    ASSERT_TRUE(world.start());
-    client = std::make_unique<SimClient>(world, "test");
-    space = client->open_space(geometry);
-    ASSERT_NE(space, 0u);
-  }
-  void crash() {
-    world.crash();
-    restart();
-  }
-  EngineState& state() { return world.engine().state(); }
   std::uint64_t misses(MissReason reason) {
     return state().metrics.misses[static_cast<std::size_t>(reason)];
   }
@@ -55,16 +30,8 @@ class EnginePolicyTest : public ::testing::Test {
   std::uint64_t store(const std::vector<std::uint32_t>& ids, const std::string& name) {
     auto sequence = client->create(space, {}, name);
     EXPECT_NE(sequence, nullptr);
-    while (sequence->tokens_sealed < ids.size()) {
-      const auto count = static_cast<std::uint32_t>(
-          std::min<std::uint64_t>(128, ids.size() - sequence->tokens_sealed));
-      client->append(*sequence, geometry, ids, sequence->tokens_sealed, count);
-      const Completion sealed = client->seal(*sequence);
-      EXPECT_EQ(sealed.status, 0);
-      if (sealed.status != 0) break;
-    }
-    EXPECT_TRUE(client->control(Json{{"op", "close"}, {"handle", sequence->handle}}).ok());
-    world.settle();
+    seal_all(*sequence, ids, 128);
+    EXPECT_TRUE(close(*sequence));
     pass_seconds(1);
     return sequence->id;
   }
@@ -83,12 +50,6 @@ class EnginePolicyTest : public ::testing::Test {
       one = std::max(one, segment->row.file_bytes + 8192);
     state().options.disk_bytes_max = store_bytes(state()) + one * sequences + 4096;
   }
-
-  sim::SimWorldOptions options;
-  SimWorld world{options};
-  Geometry geometry = sim::tiny_geometry();
-  std::unique_ptr<SimClient> client;
-  std::uint64_t space = 0;
 };
 
 TEST_F(EnginePolicyTest, NamelessSequencesGoByLastUseAndNamedAndPinnedStay) {

@@ -4,43 +4,24 @@
 
 #include <map>
 
-#include "daemon/admin.h"
-#include "daemon/engine_state.h"
-#include "tests/sim/sim_client.h"
+#include "tests/unit/engine_fixture.h"
 
 namespace kvtier {
 namespace {
 
 using sim::Reply;
-using sim::SimClient;
 using sim::SimSequence;
-using sim::SimWorld;
 
-class Reindex : public ::testing::Test {
+class Reindex : public EngineFixture {
  protected:
   void SetUp() override {
-    add_admin_ops();
-    start();
+    EngineFixture::SetUp();
     auto sequence = client->create(space, {}, "chat");
-    std::vector<std::uint32_t> ids(300);
-    for (std::uint32_t i = 0; i < ids.size(); ++i) ids[i] = i * 7 % 50000;
-    for (std::uint64_t at = 0; at < ids.size(); at += 100) {
-      client->append(*sequence, geometry, ids, at, 100);
-      ASSERT_EQ(client->seal(*sequence).status, 0);
-    }
+    seal_all(*sequence, make_ids(300), 100);
     for (const char* kind : {"box/pages:16", "mean/pages:16"}) want(*sequence, kind);
     world.settle();
     close(*sequence);
     world.settle();
-  }
-  void start() {
-    client.reset();
-    ASSERT_TRUE(world.start());
-    client = std::make_unique<SimClient>(world, "test");
-    space = client->open_space(geometry);
-  }
-  void close(const SimSequence& sequence) {
-    ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", sequence.handle}}).ok());
   }
   void want(const SimSequence& sequence, const char* kind) {
     ASSERT_TRUE(client
@@ -77,13 +58,6 @@ class Reindex : public ::testing::Test {
     world.settle();
     return client->control(Json{{"op", "reindex_state"}}).body;
   }
-  EngineState& state() { return world.engine().state(); }
-
-  sim::SimWorldOptions options;
-  SimWorld world{options};
-  Geometry geometry = sim::tiny_geometry();
-  std::unique_ptr<SimClient> client;
-  std::uint64_t space = 0;
 };
 
 TEST_F(Reindex, HealsWhatIsGoneOrDamagedWithoutAView) {
@@ -107,7 +81,7 @@ TEST_F(Reindex, HealsWhatWasGoneAtTheStart) {
   const auto files = sidecars();
   world.kill();
   harm(files);
-  start();
+  restart();
   EXPECT_EQ(reindex(Json{{"all", true}})["built"], 6);
   EXPECT_TRUE(sidecars() == files);
 }
@@ -169,7 +143,7 @@ TEST_F(Reindex, KeysThatCannotBeReadFailAndTheRestIsBuilt) {
   world.kill();
   for (std::size_t i = 4096; i < bytes.size(); i += 512) bytes[i] ^= std::byte{0x10};
   ASSERT_TRUE(world.disk().write(path, 0, bytes));
-  start();
+  restart();
   const Json end = reindex(Json{{"all", true}});
   EXPECT_EQ(end["running"], false);
   EXPECT_EQ(end["built"].get<int>() + end["failed"].get<int>() + end["gone"].get<int>(),

@@ -4,11 +4,9 @@
 
 #include <cstring>
 
-#include "base/fault.h"
-#include "daemon/engine_state.h"
 #include "daemon/reclaim.h"
 #include "kernels/registry.h"
-#include "tests/sim/sim_client.h"
+#include "tests/unit/engine_fixture.h"
 
 namespace kvtier {
 namespace {
@@ -19,37 +17,8 @@ using sim::SimClient;
 using sim::SimSequence;
 using sim::SimWorld;
 
-std::vector<std::uint32_t> make_ids(std::uint32_t count, std::uint32_t salt = 0) {
-  std::vector<std::uint32_t> ids;
-  for (std::uint32_t i = 0; i < count; ++i) ids.push_back((i * 7 + salt * 131 + (i / 13)) % 50000);
-  return ids;
-}
-
-class EngineTest : public ::testing::Test {
+class EngineTest : public EngineFixture {
  protected:
-  void SetUp() override { restart(); }
-  void TearDown() override { static_cast<void>(arm_faults("")); }
-
-  void restart() {
-    client.reset();
-    ASSERT_TRUE(world.start());
-    client = std::make_unique<SimClient>(world, "test");
-    space = client->open_space(geometry);
-    ASSERT_NE(space, 0u);
-  }
-  void crash() {
-    world.crash();
-    restart();
-  }
-  // Appends and seals in pieces of `piece`.
-  void store(SimSequence& sequence, const std::vector<std::uint32_t>& ids, std::uint32_t piece) {
-    while (sequence.tokens_sealed < ids.size()) {
-      const auto count = static_cast<std::uint32_t>(
-          std::min<std::uint64_t>(piece, ids.size() - sequence.tokens_sealed));
-      client->append(sequence, geometry, ids, sequence.tokens_sealed, count);
-      ASSERT_EQ(client->seal(sequence).status, 0);
-    }
-  }
   // Fetches everything that the directory shows and compares every row. `*disk`: bytes read for it.
   void expect_all(SimClient& reader, SimSequence& sequence, const std::vector<std::uint32_t>& ids,
                   std::uint64_t* disk = nullptr) {
@@ -75,20 +44,13 @@ class EngineTest : public ::testing::Test {
     }
     world.settle();
   }
-  EngineState& state() { return world.engine().state(); }
-
-  sim::SimWorldOptions options;
-  SimWorld world{options};
-  Geometry geometry = sim::tiny_geometry();
-  std::unique_ptr<SimClient> client;
-  std::uint64_t space = 0;
 };
 
 TEST_F(EngineTest, SealedTokensComeBackFromMemory) {
   const auto ids = make_ids(300);
   auto sequence = client->create(space, {}, "chat");
   ASSERT_NE(sequence, nullptr);
-  store(*sequence, ids, 128);
+  seal_all(*sequence, ids, 128);
   EXPECT_EQ(sequence->read_directory().tokens, 300u);
   EXPECT_EQ(sequence->read_directory().entries.size(), 3u);
   std::uint64_t disk = 0;
@@ -101,7 +63,7 @@ TEST_F(EngineTest, SealedTokensSurviveAPowerCut) {
   const auto ids = make_ids(200);
   {
     auto sequence = client->create(space, {}, "chat");
-    store(*sequence, ids, 100);
+    seal_all(*sequence, ids, 100);
   }
   crash();
   auto sequence = client->attach(space, "chat", false);
@@ -116,7 +78,7 @@ TEST_F(EngineTest, CommittedTailSurvivesAPowerCut) {
   const auto ids = make_ids(90);
   {
     auto sequence = client->create(space, {}, "chat");
-    store(*sequence, {ids.begin(), ids.begin() + 50}, 50);
+    seal_all(*sequence, {ids.begin(), ids.begin() + 50}, 50);
     client->append(*sequence, geometry, ids, 50, 20);
     const Completion first = client->commit(*sequence);
     ASSERT_EQ(first.status, 0);
@@ -153,7 +115,7 @@ TEST_F(EngineTest, PrefixIsFoundTokenByToken) {
   auto ids = make_ids(300);
   {
     auto sequence = client->create(space, {}, "");
-    store(*sequence, ids, 128);
+    seal_all(*sequence, ids, 128);
   }
   ids[277] ^= 1;
   Reply reply;
@@ -179,7 +141,7 @@ TEST_F(EngineTest, PrefixIsFoundTokenByToken) {
 TEST_F(EngineTest, ShortPrefixWithoutAWholeBlockIsFound) {
   const auto ids = make_ids(40);
   auto sequence = client->create(space, {}, "");
-  store(*sequence, ids, 40);
+  seal_all(*sequence, ids, 40);
   Reply reply;
   auto again = client->create(space, ids, "", false, &reply);
   EXPECT_EQ(reply.body["tokens"], 40);
@@ -191,7 +153,7 @@ TEST_F(EngineTest, ShortPrefixWithoutAWholeBlockIsFound) {
 TEST_F(EngineTest, ForkTruncateAndDirectoryOfReaders) {
   const auto ids = make_ids(250);
   auto sequence = client->create(space, {}, "trunk");
-  store(*sequence, ids, 100);
+  seal_all(*sequence, ids, 100);
   auto reader = client->attach(space, "trunk", false);
   Reply reply = client->control(Json{{"op", "fork"},
                                      {"space", space},
@@ -256,7 +218,7 @@ TEST_F(EngineTest, PrivateSequencesNeverTouchTheDisk) {
   const auto ids = make_ids(90);
   const std::uint64_t used = world.disk().used_bytes();
   auto sequence = client->create(space, {}, "", true);
-  store(*sequence, ids, 45);
+  seal_all(*sequence, ids, 45);
   EXPECT_EQ(client->commit(*sequence).status, static_cast<std::int32_t>(Code::kUnsupported));
   expect_all(*client, *sequence, ids);
   EXPECT_TRUE(world.disk().list("segments")->empty());
@@ -275,7 +237,7 @@ TEST_F(EngineTest, ADamagedChunkIsAMissAndNeverServed) {
   const auto ids = make_ids(64);
   {
     auto sequence = client->create(space, {}, "chat");
-    store(*sequence, ids, 64);
+    seal_all(*sequence, ids, 64);
   }
   world.crash();
   const std::string path = "segments/" + world.disk().list("segments")->at(0);
@@ -299,14 +261,14 @@ TEST_F(EngineTest, ADamagedChunkIsAMissAndNeverServed) {
   Reply reply;
   auto again = client->create(space, ids, "", false, &reply);
   EXPECT_EQ(reply.body["tokens"], 0);
-  store(*again, ids, 64);
+  seal_all(*again, ids, 64);
   auto third = client->create(space, ids, "", false, &reply);
   EXPECT_EQ(reply.body["tokens"], 64);
   expect_all(*client, *third, ids);
 }
 
 TEST_F(EngineTest, EvictionUnderASmallArenaAndJoinedReads) {
-  sim::SimWorldOptions small = options;
+  sim::SimWorldOptions small;
   small.host_bytes = 2ull << 20;
   SimWorld tiny(small);
   ASSERT_TRUE(tiny.start());
@@ -354,7 +316,7 @@ TEST_F(EngineTest, EvictionUnderASmallArenaAndJoinedReads) {
 TEST_F(EngineTest, LeasesBoundTheClientAndEndWithIt) {
   const auto ids = make_ids(128);
   auto sequence = client->create(space, {}, "chat");
-  store(*sequence, ids, 128);
+  seal_all(*sequence, ids, 128);
   SimClient other(world, "other");
   auto reader = other.attach(space, "chat", false);
   state().options.leased_bytes_per_client_max = 10 * 4096;
@@ -443,7 +405,7 @@ TEST_F(EngineTest, AbstractsComeBackFromSidecarsAndAreRebuilt) {
   const auto ids = make_ids(100);
   {
     auto sequence = client->create(space, {}, "chat");
-    store(*sequence, ids, 100);
+    seal_all(*sequence, ids, 100);
     world.settle();
     want_boxes(*sequence);
     world.settle();
@@ -501,7 +463,7 @@ TEST_F(EngineTest, TokensThatDoNotFollowAreRefused) {
 TEST_F(EngineTest, RemovedSequencesFreeTheirDisk) {
   const auto ids = make_ids(200);
   auto trunk = client->create(space, {}, "trunk");
-  store(*trunk, ids, 100);
+  seal_all(*trunk, ids, 100);
   Reply reply = client->control(Json{{"op", "fork"},
                                      {"space", space},
                                      {"name", "trunk"},
@@ -527,7 +489,7 @@ TEST_F(EngineTest, RemovedSequencesFreeTheirDisk) {
 TEST_F(EngineTest, WipedTokensAreNoCacheForOthers) {
   const auto ids = make_ids(150);
   auto chat = client->create(space, {}, "chat");
-  store(*chat, ids, 50);
+  seal_all(*chat, ids, 50);
   // The third segment stays as a cache without a sequence.
   ASSERT_TRUE(
       client->control(Json{{"op", "truncate"}, {"handle", chat->handle}, {"tokens", 90}}).ok());
@@ -555,7 +517,7 @@ TEST_F(EngineTest, WipedTokensAreNoCacheForOthers) {
 TEST_F(EngineTest, TokensRenamePinAndStop) {
   const auto ids = make_ids(150);
   auto sequence = client->create(space, {}, "chat");
-  store(*sequence, ids, 60);
+  seal_all(*sequence, ids, 60);
   const Reply tokens = client->control(
       Json{{"op", "tokens"}, {"handle", sequence->handle}, {"first", 55}, {"count", 90}});
   ASSERT_TRUE(tokens.ok());
@@ -586,7 +548,7 @@ TEST_F(EngineTest, DiskLimitEvictsUnusedSegmentsSuffixFirst) {
   const auto old_ids = make_ids(256, 1);
   {
     auto old = client->create(space, {}, "old");
-    store(*old, old_ids, 128);
+    seal_all(*old, old_ids, 128);
     ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", old->handle}}).ok());
   }
   auto& segments = state().segments.all;
@@ -602,7 +564,7 @@ TEST_F(EngineTest, DiskLimitEvictsUnusedSegmentsSuffixFirst) {
   state().options.disk_bytes_max = store_bytes(state()) + 4096;
   const auto ids = make_ids(128, 2);
   auto sequence = client->create(space, {}, "new");
-  store(*sequence, ids, 128);
+  seal_all(*sequence, ids, 128);
   world.settle();
   EXPECT_EQ(segments.size(), 2u);
   EXPECT_EQ(state().metrics.segments_evicted, 1u);
@@ -621,7 +583,7 @@ TEST_F(EngineTest, CancelledFetchesCompleteOnceAndGiveEverythingBack) {
   const auto ids = make_ids(128);
   {
     auto sequence = client->create(space, {}, "chat");
-    store(*sequence, ids, 128);
+    seal_all(*sequence, ids, 128);
   }
   crash();
   auto sequence = client->attach(space, "chat", false);

@@ -1,0 +1,73 @@
+// EngineFixture: an engine over a simulated disk with one client and its space, for the tests of
+// unit/engine_*_test.cc. One thread.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/fault.h"
+#include "daemon/admin.h"
+#include "daemon/engine_state.h"
+#include "tests/sim/sim_client.h"
+
+namespace kvtier {
+
+// Token ids; another `salt`, other ids from the first on.
+inline std::vector<std::uint32_t> make_ids(std::uint32_t count, std::uint32_t salt = 0) {
+  std::vector<std::uint32_t> ids;
+  for (std::uint32_t i = 0; i < count; ++i) ids.push_back((i * 7 + salt * 131 + (i / 13)) % 50000);
+  return ids;
+}
+
+class EngineFixture : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    add_admin_ops();
+    restart();
+  }
+  void TearDown() override { static_cast<void>(arm_faults("")); }
+
+  // The engine recovers from what is on the disk; a new client opens the space.
+  void restart() {
+    client.reset();
+    ASSERT_TRUE(world.start());
+    client = std::make_unique<sim::SimClient>(world, "test");
+    space = client->open_space(geometry);
+    ASSERT_NE(space, 0u);
+  }
+  void crash() {
+    world.crash();
+    restart();
+  }
+  // Appends `count` tokens and seals them.
+  void seal(sim::SimSequence& sequence, const std::vector<std::uint32_t>& ids,
+            std::uint32_t count) {
+    client->append(sequence, geometry, ids, sequence.tokens_sealed, count);
+    ASSERT_EQ(client->seal(sequence).status, 0);
+  }
+  // Appends and seals all that is not sealed yet, in pieces of `piece`.
+  void seal_all(sim::SimSequence& sequence, const std::vector<std::uint32_t>& ids,
+                std::uint32_t piece) {
+    while (sequence.tokens_sealed < ids.size() && !HasFatalFailure())
+      seal(sequence, ids,
+           static_cast<std::uint32_t>(
+               std::min<std::uint64_t>(piece, ids.size() - sequence.tokens_sealed)));
+  }
+  bool close(const sim::SimSequence& sequence) {
+    const bool closed = client->control(Json{{"op", "close"}, {"handle", sequence.handle}}).ok();
+    world.settle();
+    return closed;
+  }
+  EngineState& state() { return world.engine().state(); }
+
+  sim::SimWorld world{sim::SimWorldOptions{}};
+  Geometry geometry = sim::tiny_geometry();
+  std::unique_ptr<sim::SimClient> client;
+  std::uint64_t space = 0;
+};
+
+}  // namespace kvtier
