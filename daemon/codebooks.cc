@@ -361,7 +361,11 @@ void read_codebook(EngineState& engine, const Space& space, AbstractSpec spec, s
     return done(file.error().code == Code::kNotFound ? error(Code::kNotFound, "is not there")
                                                      : error(file.error()));
   const Result<std::uint64_t> size = io.size_bytes(*file);
-  if (!size || *size <= kHeadBytes || *size > kHeadBytes + kCodebookPayloadBytesMax ||
+  if (!size) {
+    io.close(*file);
+    return done(error(size.error()));
+  }
+  if (*size <= kHeadBytes || *size > kHeadBytes + kCodebookPayloadBytesMax ||
       *size % kDiskAlign != 0) {
     io.close(*file);
     return done(error(Code::kCorrupt, "has a wrong length"));

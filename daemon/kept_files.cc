@@ -94,7 +94,7 @@ void settle_kept_files(EngineState& engine, CatalogueBatch* batch) {
   KeptFiles& kept = engine.kept_files;
   for (auto file = kept.all.begin(); file != kept.all.end();) {
     if (!file->second.there) {
-      batch->put_number(number_name(file->first), 0);
+      batch->remove_number(number_name(file->first));
       file = kept.all.erase(file);
       continue;
     }
@@ -127,7 +127,7 @@ std::uint64_t remove_kept_files(EngineState& engine) {
           kept.all.size(), bytes);
   CatalogueBatch batch;
   for (const auto& [path, file] : kept.all) {
-    batch.put_number(number_name(path), 0);
+    batch.remove_number(number_name(path));
     static_cast<void>(engine.io->io().unlink(path));
   }
   post_batch(engine, std::move(batch), false, [](Result<void>) {});

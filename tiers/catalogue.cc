@@ -251,6 +251,9 @@ void CatalogueBatch::remove_sequence(SequenceId id) {
 void CatalogueBatch::remove_object(std::string_view key) {
   state_->remove(rows::key_of(rows::Kind::kObject, key));
 }
+void CatalogueBatch::remove_number(std::string_view name) {
+  state_->remove(rows::key_of(rows::Kind::kNumber, name));
+}
 bool CatalogueBatch::empty() const noexcept { return state_->batch.Count() == 0; }
 
 struct Catalogue::State {

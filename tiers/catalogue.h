@@ -100,6 +100,7 @@ class CatalogueBatch {
   void remove_segment(SegmentId id);
   void remove_sequence(SequenceId id);
   void remove_object(std::string_view key);
+  void remove_number(std::string_view name);
   [[nodiscard]] bool empty() const noexcept;
 
  private:

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "kernels/abstract_spec.h"
@@ -12,6 +13,10 @@
 namespace kvtier {
 
 inline constexpr std::uint32_t kMissingUnitTokens = 16;
+
+// Scores of units without an abstract, which are fetched first, and of what is never taken.
+inline constexpr float kFetchScore = std::numeric_limits<float>::infinity();
+inline constexpr float kNeverScore = -std::numeric_limits<float>::infinity();
 
 // Tokens [first, last) of a sequence.
 struct TokenRange {

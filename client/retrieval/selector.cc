@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <limits>
 
 #include "base/check.h"
 
@@ -11,9 +10,6 @@ namespace kvtier {
 namespace {
 
 // The score of a unit about which nothing is known, and of one that is not to be chosen.
-constexpr float kFetch = std::numeric_limits<float>::infinity();
-constexpr float kNever = -std::numeric_limits<float>::infinity();
-
 // Grows, never shrinks: scratch is reused from step to step.
 template <class T>
 void make_room(std::vector<T>* scratch, std::uint64_t count) {
@@ -86,8 +82,7 @@ Result<std::span<float>> Selector::score_tree(std::span<const SelectInput> heads
   KVT_TRY_VOID(tree_.run(preset_->abstract, heads, rows_allowed(heads[0]), scores));
   tally_.units_scored = tree_.boxes_scored();
   tally_.units_missing = tree_.units_missing();
-  tally_.abstract_bytes =
-      tree_.boxes_scored() * unit_elements(preset_->abstract, heads[0].dim) * 2;
+  tally_.abstract_bytes = tree_.boxes_scored() * unit_elements(preset_->abstract, heads[0].dim) * 2;
   return scores;
 }
 
@@ -99,7 +94,7 @@ Result<void> Selector::score_segment(const SelectInput& input, const SegmentExte
   const std::uint64_t known =
       segment.data != nullptr ? std::min<std::uint64_t>(segment.units, units) : 0;
   for (std::uint32_t i = 0; i < input.query_count; ++i)
-    std::fill(out + i * units_ + known, out + i * units_ + units, kFetch);
+    std::fill(out + i * units_ + known, out + i * units_ + units, kFetchScore);
   tally_.units_scored += known;
   tally_.units_missing += units - known;
   tally_.abstract_bytes += known * unit_elements(spec, input.dim) * 2;
@@ -154,7 +149,7 @@ Result<void> Selector::make_tables(const SelectInput& input) {
 // each other are scored in one go.
 Result<void> Selector::score_codes(const SelectInput& input) {
   if (input.codebook == nullptr) {
-    std::fill_n(scores_.data(), units_ * input.query_count, kFetch);
+    std::fill_n(scores_.data(), units_ * input.query_count, kFetchScore);
     tally_.units_missing = units_;
     return {};
   }
@@ -165,7 +160,7 @@ Result<void> Selector::score_codes(const SelectInput& input) {
       const SegmentExtent& segment = input.segments[i++];
       for (std::uint32_t q = 0; q < input.query_count; ++q)
         std::fill_n(scores_.data() + q * units_ + segment.first_token, segment.visible_tokens,
-                    kFetch);
+                    kFetchScore);
       tally_.units_missing += segment.visible_tokens;
       continue;
     }
@@ -326,7 +321,7 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
   const bool masses = preset_->group == GroupMode::kMeanSoftmax;
   double total = 0.0, taken = 0.0;
   for (std::uint64_t i = 0; i < count && masses; ++i)
-    if (scores[i] < kFetch) total += static_cast<double>(scores[i]);
+    if (scores[i] < kFetchScore) total += static_cast<double>(scores[i]);
   for (std::uint64_t i = 0; i < found; ++i) {
     const Candidate& unit = candidates_[best_[i]];
     if (unit.cost > left) {
@@ -334,10 +329,10 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
       break;
     }
     if (preset_->budget == BudgetKind::kMass &&
-        taken >= static_cast<double>(preset_->share) * total && scores[best_[i]] < kFetch)
+        taken >= static_cast<double>(preset_->share) * total && scores[best_[i]] < kFetchScore)
       break;
     left -= unit.cost;
-    if (scores[best_[i]] < kFetch) taken += static_cast<double>(scores[best_[i]]);
+    if (scores[best_[i]] < kFetchScore) taken += static_cast<double>(scores[best_[i]]);
     mark_unit(input, unit);
   }
   if (masses && total > 0.0) out->mass = static_cast<float>(taken / total);
@@ -352,8 +347,8 @@ Result<void> Selector::choose_tokens(const SelectInput& input, std::span<float> 
   for (const TokenRange& range : input.kept)
     for (std::uint64_t t = range.first; t < std::min(range.last, end_token_); ++t) {
       float& score = scores[static_cast<std::size_t>(t)];
-      if (score < kFetch) total -= static_cast<double>(score);
-      score = kNever;
+      if (score < kFetchScore) total -= static_cast<double>(score);
+      score = kNeverScore;
     }
   const std::uint64_t kept = kept_in(input.kept, 0, 0, end_token_);
   const std::uint64_t count = end_token_;
@@ -372,8 +367,9 @@ Result<void> Selector::choose_tokens(const SelectInput& input, std::span<float> 
   const bool masses = preset_->group == GroupMode::kMeanSoftmax;
   for (std::uint64_t i = 0; i < found; ++i) {
     const float mass = scores[best_[i]];
-    if (by_mass && mass < kFetch && taken >= static_cast<double>(preset_->share) * total) break;
-    if (mass > 0.0f && mass < kFetch) taken += static_cast<double>(mass);
+    if (by_mass && mass < kFetchScore && taken >= static_cast<double>(preset_->share) * total)
+      break;
+    if (mass > 0.0f && mass < kFetchScore) taken += static_cast<double>(mass);
     mark(best_[i], best_[i] + 1);
   }
   if (masses && total > 0.0) out->mass = static_cast<float>(std::min(1.0, taken / total));

@@ -97,10 +97,10 @@ class Selector {
   std::uint64_t end_token_ = 0;  // of the sealed part
   std::uint64_t units_ = 0;      // of all segments
   TreeSearch tree_;
-  Selection tally_;              // what score() counted
-  std::vector<float> scores_;    // [query][unit]
-  std::vector<float> moved_;     // queries in the codebook's coordinates
-  std::vector<float> tables_;    // of codes
+  Selection tally_;            // what score() counted
+  std::vector<float> scores_;  // [query][unit]
+  std::vector<float> moved_;   // queries in the codebook's coordinates
+  std::vector<float> tables_;  // of codes
   std::vector<std::uint64_t> pieces_, piece_starts_;
   std::vector<Candidate> candidates_;  // in token order
   std::vector<std::uint32_t> best_;    // numbers of the chosen candidates or tokens

@@ -1,15 +1,11 @@
 #include "client/retrieval/tree_search.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "kernels/abstract_layout.h"
 
 namespace kvtier {
 namespace {
-
-constexpr float kFetch = std::numeric_limits<float>::infinity();
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 // Boxes of a level over `units` of the finest.
 std::uint32_t boxes_of(std::uint32_t units, std::uint32_t level) {
@@ -60,7 +56,7 @@ Result<void> TreeSearch::score_coarsest(std::span<const SelectInput> heads,
     const std::uint32_t units = unit_count(segments[s], spec_);
     const bool there = segments[s].data != nullptr;
     const std::uint32_t known = there ? std::min(units, segments[s].units) : 0;
-    std::fill_n(scores.begin() + static_cast<std::ptrdiff_t>(cell), units, kFetch);
+    std::fill_n(scores.begin() + static_cast<std::ptrdiff_t>(cell), units, kFetchScore);
     Run run{s, cell, spec_.parameter, 0, boxes_of(known, spec_.parameter)};
     if (run.last > 0) KVT_TRY_VOID(score_run(heads, run, scores));
     cell += units;
@@ -74,7 +70,7 @@ Result<bool> TreeSearch::mark_best(std::uint64_t rows, std::span<const float> sc
   masked_.resize(static_cast<std::size_t>(count));
   std::uint64_t free = 0;
   for (std::size_t i = 0; i < count; ++i) {
-    masked_[i] = costs_[i] == 0 ? kNever : scores[i];
+    masked_[i] = costs_[i] == 0 ? kNeverScore : scores[i];
     free += costs_[i] != 0;
   }
   std::uint64_t found = 0;
@@ -88,7 +84,7 @@ Result<bool> TreeSearch::mark_best(std::uint64_t rows, std::span<const float> sc
   args.out = best_.data();
   KVT_TRY_VOID(kernels_->top_k(args, nullptr));
   std::uint64_t covered = 0;
-  float cut = kFetch;
+  float cut = kFetchScore;
   for (std::uint64_t i = 0; i < found && covered < rows; ++i) {
     covered += costs_[best_[i]];
     cut = masked_[best_[i]];

@@ -47,10 +47,10 @@ class LayerQuery {
   std::uint32_t dim_ = 0;
   std::uint64_t stored_tokens_ = 0;
   bool boundary_ = false;
-  bool after_boundary_ = false;        // the step before ended a sentence
-  std::uint32_t sum_count_ = 0;        // steps in sum_
-  std::vector<float> sum_, mean_;      // since the last boundary
-  std::vector<float> anchor_;          // queries of the last choice, per head
+  bool after_boundary_ = false;    // the step before ended a sentence
+  std::uint32_t sum_count_ = 0;    // steps in sum_
+  std::vector<float> sum_, mean_;  // since the last boundary
+  std::vector<float> anchor_;      // queries of the last choice, per head
   bool has_before_ = false;
   std::vector<float> before_;          // queries of the step before, where a part wants them
   std::vector<std::uint64_t> chosen_;  // steps since each KV head chose, + 1; 0: never
