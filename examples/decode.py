@@ -4,7 +4,7 @@ budget, and has it back by name.
     python examples/decode.py NAME [TOKENS]
 
 The first run with a name fills the sequence; later ones, also after a restart of the machine, find
-it stored. The "model" here is a formula: a real runtime puts its own keys, values and queries in
+it stored. Every run decodes four tokens more, which are stored, too, so the numbers go on. The "model" here is a formula: a real runtime puts its own keys, values and queries in
 the same places. For a real model in transformers see docs/transformers.md.
 """
 
@@ -34,7 +34,7 @@ def forward(sequence: kvtier.Sequence, count: int, view: kvtier.View | None = No
             out, _ = view.attend(layer, np.full((QUERY_HEADS, DIM), 0.1, np.float32))
     sequence.finish_piece()
     if view is not None:
-        print(f"token {first}: {out[0, 0]:.6f}")
+        print(f"token {first}: attention gives {out[0, 0]:.6f}")
 
 
 def main(name: str, context: int) -> None:
@@ -52,11 +52,17 @@ def main(name: str, context: int) -> None:
         while sequence.length < context:
             forward(sequence, min(1024, context - sequence.length))
         sequence.commit()  # from here on it survives kill -9 and power loss
+    # Opened anew, so that the first run decodes as later ones do: the tokens of a tail are always
+    # attended, beside the budget, and a sequence that was just filled has many of them.
+    with space.open(name) as sequence:
         with sequence.view(budget=256) as view:  # rows per KV head and layer; 0: everything
             for _ in range(4):
                 forward(sequence, 1, view)
             stats = view.stats()
-        print(f"{stats['rows_attended']} rows attended, {stats['rows_fetched']} fetched")
+        print(
+            f"{stats['rows_attended']} rows attended (4 steps, {LAYERS} layers, {HEADS} heads), "
+            f"{stats['rows_fetched']} of them fetched"
+        )
 
 
 if __name__ == "__main__":
