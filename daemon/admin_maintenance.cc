@@ -41,7 +41,7 @@ CheckPtr collect(EngineState& engine, bool deep) {
   check->deep = deep;
   for (const auto& [id, segment] : engine.segments.all) {
     if (segment->state == SegmentState::kLost)
-      check->problems.push_back({name_of(id), "file", "missing or unreadable", id, {}, false});
+      check->problems.push_back({segment_path(id), "file", "missing or unreadable", id, {}, false});
     if (segment->state != SegmentState::kOnDisk || segment->condemned) continue;
     check->segments.push_back(
         {segment->row, segment->space->row.digest, sidecar_paths_of(*segment)});
@@ -165,6 +165,12 @@ bool drop_segment(EngineState& engine, Segment& segment) {
   return true;
 }
 
+// A segment that another of its problems has dropped already.
+bool is_gone(EngineState& engine, const Problem& problem) {
+  const Segment* segment = find_segment(engine, problem.segment);
+  return problem.segment.valid() && !problem.derived && (segment == nullptr || segment->condemned);
+}
+
 // One problem mended; false where it is in use.
 bool mend(EngineState& engine, const Problem& problem) {
   if (problem.file != 0) return drop_object(engine, problem.key, problem.file);
@@ -210,7 +216,8 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
     Problem& problem = problems[repair->next++];
     if (problem.newer || problem.unread ||
         (!problem.segment.valid() && !problem.sequence.valid() && problem.file == 0 &&
-         !problem.derived))
+         !problem.derived) ||
+        is_gone(engine, problem))
       continue;
     Sequence* sequence =
         problem.sequence.valid() ? find_sequence(engine, problem.sequence) : nullptr;

@@ -33,11 +33,17 @@ void SegmentFiles::end() {
 Result<void> SegmentFiles::fill_window(std::uint64_t offset, std::uint64_t size_bytes) {
   if (offset >= window_offset_ && offset + size_bytes <= window_offset_ + window_bytes_) return {};
   const std::uint64_t begin = offset / kDiskAlign * kDiskAlign;
-  const std::uint64_t bytes = std::min(kWindowBytes, file_bytes_ - std::min(begin, file_bytes_));
+  std::uint64_t bytes = std::min(kWindowBytes, file_bytes_ - std::min(begin, file_bytes_));
   window_bytes_ = 0;
   if (offset + size_bytes > begin + bytes)
     return error(Code::kCorrupt, "a segment file is shorter than it should be");
-  KVT_TRY_VOID(read_fully(*io_, file_, begin, {window_.data(), static_cast<std::size_t>(bytes)}));
+  const auto read = [&] {
+    return read_fully(*io_, file_, begin, {window_.data(), static_cast<std::size_t>(bytes)});
+  };
+  if (!read()) {  // a bad sector of what lies behind is no fault of what is asked for
+    bytes = offset + size_bytes - begin;
+    KVT_TRY_VOID(read());
+  }
   bytes_read_ += bytes;
   window_offset_ = begin;
   window_bytes_ = bytes;
@@ -63,6 +69,11 @@ Result<void> SegmentFiles::begin(SegmentId id) {
   return {};
 }
 
+bool SegmentFiles::reaches(std::uint32_t chunk_index) const {
+  const ChunkEntry& entry = meta_.chunks[chunk_index];
+  return entry.offset <= file_bytes_ && entry.stored_bytes <= file_bytes_ - entry.offset;
+}
+
 Result<ByteSpan> SegmentFiles::read_chunk(std::uint32_t chunk_index) {
   if (chunk_index >= meta_.chunks.size()) return error(Code::kInvalid, "no such chunk");
   const ChunkEntry& entry = meta_.chunks[chunk_index];
@@ -71,7 +82,7 @@ Result<ByteSpan> SegmentFiles::read_chunk(std::uint32_t chunk_index) {
   KVT_TRY_VOID(fill_window(entry.offset, entry.stored_bytes));
   const ByteSpan stored{window_.data() + (entry.offset - window_offset_), entry.stored_bytes};
   if (chunk_checksum(meta_.id, chunk_index, stored) != entry.checksum)
-    return error(Code::kCorrupt, "a chunk's checksum differs");
+    return error(Code::kCorrupt, "the chunk's checksum is wrong");
   const PlaneLayout layout(meta_.geometry, static_cast<std::uint32_t>(meta_.tokens.size()));
   const std::uint32_t layer = layout.place_of(chunk_index).layer;
   const std::uint64_t raw_bytes = meta_.geometry.chunk_bytes(layer);

@@ -22,6 +22,8 @@ class SegmentFiles {
   // Opens a segment and parses its metadata; closes the one before. kCorrupt, kIo.
   [[nodiscard]] Result<void> begin(SegmentId id);
   [[nodiscard]] const SegmentMeta& meta() const noexcept { return meta_; }
+  // Whether the file is long enough to hold the chunk.
+  [[nodiscard]] bool reaches(std::uint32_t chunk_index) const;
   // The raw bytes of a chunk, verified and decoded: valid until the next call. kCorrupt where the
   // checksum differs.
   [[nodiscard]] Result<ByteSpan> read_chunk(std::uint32_t chunk_index);

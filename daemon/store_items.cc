@@ -1,6 +1,7 @@
 #include "daemon/store_items.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "tiers/codebook_format.h"
 #include "tiers/sidecar_format.h"
@@ -15,11 +16,15 @@ bool says_damage(const Status& status) {
   return status.code == Code::kCorrupt || status.code == Code::kNotFound ||
          status.code == Code::kVersion;
 }
+// How many chunks of a segment are named one by one, and from how many problems on only the first:
+// all of them go into one reply.
+constexpr std::uint32_t kChunksNamedMax = 64;
+constexpr std::size_t kProblemsNamedEachMax = 10'000;
 constexpr const char* kUnread = "cannot be read now: nothing is known about it, nothing is dropped";
 
 void check_sidecar(Check& check, const Check::SegmentItem& item, const std::string& path) {
   const auto problem = [&](const char* reason, bool newer = false) {
-    Problem found{"sidecar of " + name_of(item.row.id), "abstracts", reason, item.row.id, {}, true};
+    Problem found{path, "abstracts", reason, item.row.id, {}, true};
     found.path = path;
     found.newer = newer;
     check.problems.push_back(std::move(found));
@@ -68,9 +73,42 @@ void check_codebook_of(Check& check, const Check::CodebookItem& item) {
   if (!sound) return problem(sound.error().message());
 }
 
+// All chunks of the segment whose file is open: what is bad is named and the rest is looked at.
+void check_chunks(Check& check,
+                  const std::function<void(std::string region, const Status& status)>& problem) {
+  const std::uint32_t named_max =
+      check.problems.size() < kProblemsNamedEachMax ? kChunksNamedMax : 1;
+  std::uint32_t bad = 0, unnamed = 0, behind_end = 0;
+  bool unnamed_damage = false;
+  for (std::uint32_t i = 0; i < check.files->meta().chunks.size(); ++i) {
+    if (!check.files->reaches(i)) {
+      ++behind_end;
+      continue;
+    }
+    const Result<ByteSpan> chunk = check.files->read_chunk(i);
+    ++check.chunks;
+    if (chunk) continue;
+    if (++bad <= named_max) {
+      problem(chunk_name(check.files->meta(), i), chunk.error());
+    } else {
+      ++unnamed;
+      unnamed_damage = unnamed_damage || says_damage(chunk.error());
+    }
+  }
+  if (unnamed != 0) {
+    problem("chunks", {unnamed_damage ? Code::kCorrupt : Code::kIo});
+    check.problems.back().reason = "and " + std::to_string(unnamed) + " more chunks";
+  }
+  if (behind_end != 0) {
+    problem("chunks", {Code::kCorrupt});
+    check.problems.back().reason =
+        std::to_string(behind_end) + " chunks lie behind the end of the file";
+  }
+}
+
 void check_segment(Check& check, const Check::SegmentItem& item) {
   const auto problem = [&](std::string region, const Status& status) {
-    Problem found{name_of(item.row.id), std::move(region), status.message(), item.row.id, {}};
+    Problem found{segment_path(item.row.id), std::move(region), status.message(), item.row.id, {}};
     found.newer = status.code == Code::kVersion;
     found.unread = !says_damage(status);
     if (found.unread) found.reason += std::string(": ") + kUnread;
@@ -83,28 +121,14 @@ void check_segment(Check& check, const Check::SegmentItem& item) {
   if (meta.tokens.size() != item.row.tokens || !(meta.fingerprint == item.fingerprint) ||
       meta.start_token != item.row.start_token || !(meta.parent == item.row.parent))
     return problem("metadata", {Code::kCorrupt, 0, "file and catalogue differ"});
-  if (check.deep) {
-    for (std::uint32_t i = 0; i < meta.chunks.size(); ++i) {
-      const Result<ByteSpan> chunk = check.files->read_chunk(i);
-      ++check.chunks;
-      if (chunk) continue;
-      const auto place = PlaneLayout(meta.geometry, item.row.tokens).place_of(i);
-      return problem(
-          "layer " + std::to_string(place.layer) + ", chunk " + std::to_string(place.chunk),
-          chunk.error());
-    }
-  }
+  if (check.deep) check_chunks(check, problem);
   for (const std::string& path : item.sidecars) check_sidecar(check, item, path);
 }
 
 void check_log(Check& check, const Check::LogItem& item) {
   const std::string path = tail_log_path(item.header.sequence, item.header.generation);
   const auto problem = [&](const std::string& reason, bool warning = false) {
-    Problem found{"tail log of sequence " + std::to_string(item.header.sequence.value),
-                  "records",
-                  reason,
-                  {},
-                  item.header.sequence};
+    Problem found{path, "records", reason, {}, item.header.sequence};
     found.warning = warning;
     check.problems.push_back(std::move(found));
   };
@@ -180,8 +204,6 @@ void check_value(Check& check, const ObjectHeader& expected) {
 }
 
 }  // namespace
-
-std::string name_of(SegmentId id) { return "segment " + std::to_string(id.value); }
 
 void check_next(Check& check) {
   if (!check.segments.empty()) {

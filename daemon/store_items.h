@@ -17,6 +17,7 @@
 namespace kvtier {
 
 struct Problem {
+  // The file's path in the store, a place in it and a sentence: as tiers/store_check names them.
   std::string object, region, reason;
   SegmentId segment;     // what repair drops: a segment ...
   SequenceId sequence;   // ... or a sequence's log
@@ -63,8 +64,6 @@ struct Check {
   }
 };
 
-// How a problem names a segment.
-[[nodiscard]] std::string name_of(SegmentId id);
 // Checks one item and takes it out; `check.files` is open.
 void check_next(Check& check);
 

@@ -375,6 +375,19 @@ SegmentSalvage salvage_segment_meta(ByteSpan bytes) {
   return salvage;
 }
 
+std::string chunk_name(const SegmentMeta& meta, std::uint32_t index) {
+  std::string name = "chunk " + std::to_string(index);
+  if (meta.geometry.layers.empty() || meta.tokens.empty()) return name;
+  const PlaneLayout layout(meta.geometry, static_cast<std::uint32_t>(meta.tokens.size()));
+  if (index >= layout.chunks_total()) return name;
+  const PlaneLayout::ChunkPlace place = layout.place_of(index);
+  const std::size_t first = static_cast<std::size_t>(place.chunk) * meta.geometry.chunk_tokens;
+  const std::size_t last = std::min(first + meta.geometry.chunk_tokens, meta.tokens.size()) - 1;
+  return name + " (layer " + std::to_string(place.layer) + ", group " +
+         std::to_string(place.group) + ", tokens " + std::to_string(first) + "-" +
+         std::to_string(last) + ")";
+}
+
 std::string segment_path(SegmentId id) {
   std::string path(kPrefix);
   path += hex16(id.value);

@@ -97,6 +97,10 @@ struct SegmentSalvage {
 };
 [[nodiscard]] SegmentSalvage salvage_segment_meta(ByteSpan bytes);
 
+// How reports name a chunk: "chunk 17 (layer 2, group 0, tokens 64-95)", tokens counted within the
+// segment; as much of it as damaged metadata leaves.
+[[nodiscard]] std::string chunk_name(const SegmentMeta& meta, std::uint32_t chunk_index);
+
 // "segments/0000000000000a2f.kvs" for an id; and back, kInvalid for other names.
 [[nodiscard]] std::string segment_path(SegmentId id);
 [[nodiscard]] Result<SegmentId> segment_id_of(std::string_view file_name);

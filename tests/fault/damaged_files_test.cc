@@ -113,16 +113,6 @@ class DamagedFiles : public ::testing::Test {
     return sidecar_path(*segment_id_of(segment.substr(segment.find('/') + 1)),
                         parse_abstract_spec("box/pages:16")->packed());
   }
-  // "segment 3" or "tail log of sequence 7", as the daemon calls a file's object.
-  static std::string object_of(const std::string& file) {
-    const std::string name = file.substr(file.find('/') + 1);
-    if (file.starts_with("segments/"))
-      return "segment " + std::to_string(segment_id_of(name)->value);
-    if (file.starts_with("sidecars/"))
-      return "sidecar of segment " + std::to_string(sidecar_name_of(name)->segment.value);
-    return "tail log of sequence " + std::to_string(tail_log_name_of(name)->sequence.value);
-  }
-
   // A log's last record may have been cut off by a power cut before it was acknowledged: named, but
   // no damage.
   static void expect_named(const Json& verified, int exit_code,
@@ -150,10 +140,8 @@ class DamagedFiles : public ::testing::Test {
 
     ASSERT_TRUE(store.start()) << store.log();
     if (!damage.harmless) {
-      std::vector<std::string> objects;
-      for (const std::string& file : files) objects.push_back(object_of(file));
       const Json verified = store.verify(&exit_code);
-      expect_named(verified, exit_code, objects, false);
+      expect_named(verified, exit_code, files, false);
     }
     // A log that was read is sealed when its sequence is closed: every other one is repaired
     // unread.
@@ -289,7 +277,7 @@ TEST_F(DamagedFiles, EveryRegionOfASidecarAndItsRebuild) {
     int exit_code = -1;
     const Json verified = store.verify(&exit_code);
     if (!damage.harmless && !damage.what.starts_with("delete"))
-      expect_named(verified, exit_code, {object_of(file)}, false);
+      expect_named(verified, exit_code, {file}, false);
     EXPECT_EQ(attend(store, story), expected);
     for (const Story& other : kStories) {
       const Reading reading = store.read(other);
