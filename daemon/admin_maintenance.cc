@@ -2,7 +2,9 @@
 // between wait no longer than that.
 #include <algorithm>
 #include <deque>
+#include <map>
 #include <memory>
+#include <optional>
 #include <unordered_set>
 
 #include "base/log.h"
@@ -132,9 +134,49 @@ void op_verify(EngineState& engine, Session&, ControlRequest request, ControlDon
   });
 }
 
+// What repair has taken from a sequence; by its id, for a stable order.
+struct Cut {
+  std::string name;
+  std::optional<std::uint64_t> tokens_before;  // none: a damaged log does not say how many it had
+  std::uint64_t tokens_after = 0;
+};
+struct Repair {
+  CheckPtr check;
+  std::size_t next = 0;
+  std::uint64_t dropped = 0;
+  std::map<std::uint64_t, Cut> cuts;
+  ControlDone done;
+};
+
+// Before the first cut of the sequence.
+std::optional<std::uint64_t> tokens_known(const Check& check, const Sequence& sequence) {
+  const TailLog& log = sequence.log;
+  if (sequence.row.log_generation == 0 || log.loaded) return sequence.tokens_sealed + log.tokens;
+  const auto read = check.log_tokens.find(sequence.row.id.value);
+  if (read == check.log_tokens.end()) return std::nullopt;
+  return sequence.tokens_sealed + read->second;
+}
+
+void note_cut(Repair& repair, const Sequence& sequence, std::optional<std::uint64_t> before,
+              std::uint64_t after) {
+  const auto [cut, fresh] = repair.cuts.try_emplace(sequence.row.id.value);
+  if (fresh) cut->second.tokens_before = before;
+  cut->second.name = sequence.row.name;
+  cut->second.tokens_after = after;
+}
+
+Json cuts_json(const Repair& repair) {
+  Json list = Json::array();
+  for (const auto& [id, cut] : repair.cuts) {
+    list.push_back(Json{{"sequence", id}, {"name", cut.name}, {"tokens_after", cut.tokens_after}});
+    if (cut.tokens_before) list.back()["tokens_before"] = *cut.tokens_before;
+  }
+  return list;
+}
+
 // Cuts every sequence that shows the segment before it, then condemns it. False: somebody has one
 // of them open.
-bool drop_segment(EngineState& engine, Segment& segment) {
+bool drop_segment(EngineState& engine, Segment& segment, Repair& repair) {
   std::vector<Sequence*> users;
   for (const auto& [id, sequence] : engine.sequences.all)
     for (const SequencePart& part : sequence->parts)
@@ -149,6 +191,7 @@ bool drop_segment(EngineState& engine, Segment& segment) {
       if (part.segment == &segment) break;
       keep = part.first_token + part.visible_tokens;
     }
+    note_cut(repair, *sequence, tokens_known(*repair.check, *sequence), keep);
     if (sequence->row.log_generation != 0) drop_log(engine, *sequence);
     sequence->row.log_generation = 0;
     const std::vector<PartSpec> parts = parts_up_to(*sequence, keep);
@@ -172,22 +215,15 @@ bool is_gone(EngineState& engine, const Problem& problem) {
 }
 
 // One problem mended; false where it is in use.
-bool mend(EngineState& engine, const Problem& problem) {
+bool mend(EngineState& engine, const Problem& problem, Repair& repair) {
   if (problem.file != 0) return drop_object(engine, problem.key, problem.file);
   if (problem.derived) {
     static_cast<void>(engine.io->io().unlink(problem.path));
     return true;
   }
   Segment* segment = find_segment(engine, problem.segment);
-  return segment == nullptr || segment->condemned || drop_segment(engine, *segment);
+  return segment == nullptr || segment->condemned || drop_segment(engine, *segment, repair);
 }
-
-struct Repair {
-  CheckPtr check;
-  std::size_t next = 0;
-  std::uint64_t dropped = 0;
-  ControlDone done;
-};
 
 void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair);
 
@@ -201,10 +237,12 @@ void mend_log(EngineState& engine, const std::shared_ptr<Repair>& repair, Sequen
       post_sequence_row(engine, sequence, true, [](Result<void>) {});
     }
     Problem& problem = repair->check->problems[repair->next - 1];
-    if (sealed)
+    if (sealed) {
       ++repair->dropped;
-    else
+      if (!problem.warning) note_cut(*repair, sequence, std::nullopt, sequence.tokens_sealed);
+    } else {
       problem.reason += std::string("; not mended: ") + sealed.error().message();
+    }
     run_repair(engine, repair);
   });
 }
@@ -228,14 +266,17 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
       work.run = [&engine, repair, id = problem.sequence] { mend_log(engine, repair, id); };
       return add_work(engine, *sequence, std::move(work));
     }
-    if (!in_use && (problem.sequence.valid() || mend(engine, problem)))
+    if (!in_use && (problem.sequence.valid() || mend(engine, problem, *repair)))
       ++repair->dropped;
     else
       problem.reason += "; in use: close the sequence and repair again";
   }
   sweep_condemned(engine);
-  repair->done(ControlReply{
-      Json{{"dropped", repair->dropped}, {"problems", problems_json(problems)}}, {}, {}});
+  repair->done(ControlReply{Json{{"dropped", repair->dropped},
+                                 {"sequences_cut", cuts_json(*repair)},
+                                 {"problems", problems_json(problems)}},
+                            {},
+                            {}});
 }
 
 void op_repair(EngineState& engine, Session&, ControlRequest, ControlDone done) {

@@ -156,6 +156,7 @@ void check_log(Check& check, const Check::LogItem& item) {
     check.problems.back().newer = replay.error().code == Code::kVersion;
     return;
   }
+  check.log_tokens[item.header.sequence.value] = replay->tokens;
   const std::string left = ": " + std::to_string(replay->tokens) + " tokens before it are left";
   if (replay->tokens < item.tokens) return problem("holds fewer tokens than were committed");
   if (!replay->torn || item.tokens != 0) return;  // one that is in use goes on in a new file

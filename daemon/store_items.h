@@ -4,6 +4,7 @@
 #pragma once
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -57,7 +58,8 @@ struct Check {
   std::unique_ptr<SegmentFiles> files;
   std::vector<Problem> problems;
   std::uint64_t segments_checked = 0, values_checked = 0, chunks = 0;
-  std::uint64_t value_bytes = 0;  // read of values
+  std::uint64_t value_bytes = 0;                      // read of values
+  std::map<std::uint64_t, std::uint32_t> log_tokens;  // sound ones of a sequence's log
 
   [[nodiscard]] bool done() const {
     return segments.empty() && codebooks.empty() && logs.empty() && values.empty();

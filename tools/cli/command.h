@@ -72,6 +72,8 @@ void print_table(const std::vector<std::vector<std::string>>& rows);
 [[nodiscard]] std::string human_duration(std::uint64_t seconds);
 [[nodiscard]] std::uint64_t number_of(const Json& object, const char* key);
 [[nodiscard]] std::string text_of(const Json& object, const char* key);
+// A sequence's name, or "#ID" where it has none.
+[[nodiscard]] std::string label_of(const Json& entry);
 // A target of the protocol: a number if it is one, else a name.
 [[nodiscard]] Json target_of(const std::string& text);
 

@@ -184,6 +184,11 @@ std::string text_of(const Json& object, const char* key) {
   return field != object.end() && field->is_string() ? field->get<std::string>() : "";
 }
 
+std::string label_of(const Json& entry) {
+  const std::string name = text_of(entry, "name");
+  return name.empty() ? "#" + std::to_string(number_of(entry, "sequence")) : name;
+}
+
 Json target_of(const std::string& text) {
   if (!text.empty() && text.size() < 20 &&
       text.find_first_not_of("0123456789") == std::string::npos)

@@ -27,11 +27,6 @@ int simple(const Invocation& invocation, Json body, Print print, unsigned timeou
   return 0;
 }
 
-std::string label(const Json& entry) {
-  const std::string name = text_of(entry, "name");
-  return name.empty() ? "#" + std::to_string(number_of(entry, "sequence")) : name;
-}
-
 std::string marks(const Json& entry) {
   std::string text;
   if (entry.value("pinned", false)) text += "pinned ";
@@ -72,7 +67,8 @@ int run_ls(const Invocation& invocation) {
 
 void print_show(const Json& reply) {
   std::printf("%s: sequence %llu, %llu tokens (%llu of them in the tail log)\n",
-              label(reply).c_str(), static_cast<unsigned long long>(number_of(reply, "sequence")),
+              label_of(reply).c_str(),
+              static_cast<unsigned long long>(number_of(reply, "sequence")),
               static_cast<unsigned long long>(number_of(reply, "tokens")),
               static_cast<unsigned long long>(number_of(reply, "tail_tokens")));
   std::printf("space %llu; created %s; used %s; %s\n\n",
@@ -278,7 +274,7 @@ int run_import(const Invocation& invocation) {
   return simple(
       invocation, std::move(body),
       [](const Json& reply) {
-        std::printf("%s: sequence %llu, %llu tokens\n", label(reply).c_str(),
+        std::printf("%s: sequence %llu, %llu tokens\n", label_of(reply).c_str(),
                     static_cast<unsigned long long>(number_of(reply, "sequence")),
                     static_cast<unsigned long long>(number_of(reply, "tokens")));
       },

@@ -139,6 +139,16 @@ int repair_offline(const Invocation& invocation) {
   return 0;
 }
 
+void print_cuts(const Json& reply) {
+  std::vector<std::vector<std::string>> rows = {{"SEQUENCE", "TOKENS BEFORE", "LEFT"}};
+  for (const Json& cut : reply["sequences_cut"])
+    rows.push_back(
+        {label_of(cut),
+         cut.contains("tokens_before") ? std::to_string(number_of(cut, "tokens_before")) : "?",
+         std::to_string(number_of(cut, "tokens_after"))});
+  if (rows.size() > 1) print_table(rows);
+}
+
 int run_repair(const Invocation& invocation) {
   if (invocation.has("store")) return repair_offline(invocation);
   Json reply;
@@ -148,8 +158,10 @@ int run_repair(const Invocation& invocation) {
     print_json(reply);
   } else {
     print_problems(reply);
-    std::printf("damaged files dropped: %llu; `kvtier ls` shows what is left of each sequence\n",
-                static_cast<unsigned long long>(number_of(reply, "dropped")));
+    print_cuts(reply);
+    std::printf("damaged files dropped: %llu; sequences cut: %zu\n",
+                static_cast<unsigned long long>(number_of(reply, "dropped")),
+                reply["sequences_cut"].size());
   }
   return 0;
 }
@@ -189,7 +201,7 @@ Command verify_command() {
 Command repair_command() {
   return {
       "repair",
-      "drop what is damaged, so that storing it again heals it",
+      "drop what is damaged, so that storing it again heals it; lists which sequences end earlier",
       {},
       {{"--store", "PATH", "without a daemon: make a new catalogue where the old one is broken"}},
       run_repair};
