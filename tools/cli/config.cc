@@ -12,10 +12,31 @@ std::string show(const Json& value) {
   return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
+// What the settings say now, where the running daemon, which read them at its start, has something
+// else. Only where a file has a part in it: this program's environment need not be the daemon's.
+std::vector<std::vector<std::string>> pending(const Json& running) {
+  std::vector<std::vector<std::string>> rows = {{"KEY", "RUNS", "AT THE NEXT START"}};
+  std::string program, problem;
+  Json now;
+  if (!offline_settings(&program, &now, &problem)) {
+    if (!program.empty())
+      std::fprintf(stderr, "kvtier: not at the next start: %s\n", problem.c_str());
+    return rows;
+  }
+  for (const Json& key : running["keys"])
+    for (const Json& other : now["keys"]) {
+      if (text_of(key, "key") != text_of(other, "key") || key["value"] == other["value"]) continue;
+      if (text_of(key, "source") == "file" || text_of(other, "source") == "file")
+        rows.push_back({text_of(key, "key"), show(key["value"]), show(other["value"])});
+    }
+  return rows;
+}
+
 int run_config(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
-  if (daemon_listens(invocation)) {
+  const bool runs = daemon_listens(invocation);
+  if (runs) {
     if (!request(invocation, Json{{"op", "config"}}, &reply, &exit_code)) return exit_code;
   } else {
     std::string program, problem;
@@ -57,6 +78,13 @@ int run_config(const Invocation& invocation) {
     rows.push_back({text_of(key, "key"), show(key["value"]), show(key["default"]), show(key["min"]),
                     show(key["max"]), text_of(key, "source"), text_of(key, "help")});
   print_table(rows);
+  if (!runs) return 0;
+  std::fflush(stdout);
+  if (const auto differ = pending(reply); differ.size() > 1) {
+    std::printf(
+        "\nthe settings differ from what runs; restart to apply: kvtier stop && kvtier start\n");
+    print_table(differ);
+  }
   return 0;
 }
 
