@@ -310,8 +310,16 @@ Json writing_json(const Metrics& m) {
               {"catalogue_failures", m.catalogue_failures}};
 }
 
-Json damage_json(const Metrics& m) {
-  return Json{{"recovered_segments", m.recovered_segments},
+Json damage_json(const EngineState& engine) {
+  const Metrics& m = engine.metrics;
+  // Not a count since start: what an earlier daemon found is marked in the catalogue.
+  const auto damaged_now =
+      std::count_if(engine.segments.all.begin(), engine.segments.all.end(), [](const auto& entry) {
+        const Segment& segment = *entry.second;
+        return !segment.condemned && (segment.row.bad || segment.state == SegmentState::kLost);
+      });
+  return Json{{"segments_damaged_now", damaged_now},
+              {"recovered_segments", m.recovered_segments},
               {"recovered_sequences", m.recovered_sequences},
               {"recovery_us", m.recovery_ns / 1000},
               {"files_dropped", m.files_dropped},
@@ -359,7 +367,7 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
                            {"rings_broken", m.rings_broken},
                            {"sessions_opened", m.sessions_opened},
                            {"sessions_closed", m.sessions_closed}};
-  stats["damage"] = damage_json(m);
+  stats["damage"] = damage_json(engine);
   stats["limits"] =
       Json{{"clients_max", engine.options.clients_max},
            {"disk_bytes_max", engine.options.disk_bytes_max},

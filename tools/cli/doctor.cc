@@ -8,6 +8,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -20,6 +21,7 @@
 #include "client/ipc/control_channel.h"
 #include "client/ipc/paths.h"
 #include "client/ipc/unix_socket.h"
+#include "kvtier/kvtier.h"
 #include "tiers/store_check.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/finding.h"
@@ -284,6 +286,24 @@ void check_store(const std::string& store, bool daemon_runs, std::string* probe_
                          "set KVTIER_SOCKET to its socket, stop it, or set store.path"});
   if (check_room(store, place.string(), findings) > kProbeBytes) *probe_directory = place.string();
 }
+constexpr const char* kMendDamage = "kvtier verify names what is damaged, kvtier repair drops it";
+
+// What is damaged now, whoever found it, and what was met since the daemon's start.
+void check_damage(const Json& stats, std::vector<Finding>* findings) {
+  if (!stats.contains("damage")) return;
+  const Json& damage = stats["damage"];
+  const auto add = [&](std::uint64_t count, const char* what) {
+    if (count != 0)
+      findings->push_back({Grade::kBad, "stored data", std::to_string(count) + what, kMendDamage});
+  };
+  add(number_of(damage, "segments_damaged_now"), " segments are damaged or missing");
+  add(number_of(damage, "rows_damaged"), " rows of the catalogue were damaged at start");
+  add(number_of(damage, "logs_torn"), " tail logs were found torn or damaged since start");
+  if (stats.contains("objects") && stats["objects"].contains("misses"))
+    add(number_of(stats["objects"]["misses"], "checksum"),
+        " values of opaque keys were found damaged since start");
+}
+
 
 // What the running daemon knows: its limits, its budget, what it found damaged.
 void check_counters(const Json& stats, std::vector<Finding>* findings) {
@@ -306,15 +326,19 @@ void check_counters(const Json& stats, std::vector<Finding>* findings) {
                          std::to_string(number_of(stats["misses"], "newer")) +
                              " misses: stored by a newer kvtier, which this one cannot read",
                          "install that kvtier again; what it stored stays as it is"});
-  const Json& damage = stats["damage"];
-  std::uint64_t damaged = 0;
-  for (const char* key :
-       {"segments_missing", "segments_bad", "chunks_bad", "logs_torn", "rows_damaged"})
-    damaged += number_of(damage, key);
-  if (damaged != 0)
-    findings->push_back({Grade::kBad, "stored data",
-                         std::to_string(damaged) + " objects were found damaged since start",
-                         "kvtier verify names them, kvtier repair drops them"});
+  check_damage(stats, findings);
+}
+
+// A preset of the user's that no view can use.
+void check_presets(std::vector<Finding>* findings) {
+  char* text = nullptr;
+  if (kvt_presets(nullptr, &text) != KVT_OK) return;
+  const Result<Json> reply = parse_json(text);
+  kvt_free(text);
+  if (!reply || !reply->contains("broken")) return;
+  for (const Json& broken : (*reply)["broken"])
+    findings->push_back({Grade::kBad, "preset " + text_of(broken, "name"), text_of(broken, "error"),
+                         "change that file, or move it away: " + text_of(broken, "from")});
 }
 
 // Without a daemon: whether one could start over this store.
@@ -342,6 +366,12 @@ void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
   else if (!rows)
     findings->push_back({Grade::kBad, "catalogue", "damaged: the daemon will not start",
                          "kvtier repair --store " + store});
+  if (rows)
+    check_damage(Json{{"damage",
+                       {{"segments_damaged_now",
+                         std::count_if(rows->segments.begin(), rows->segments.end(),
+                                       [](const SegmentRow& row) { return row.bad; })}}}},
+                 findings);
 }
 
 const char* grade_name(Grade grade) {
@@ -370,6 +400,7 @@ std::vector<Finding> look(const Invocation& invocation) {
   if (runs || seen.settings.is_object())
     check_store(store, seen.daemon != 0, &seen.probe_directory, &findings);
   if (seen.daemon == 0) check_catalogue(store, &findings);
+  check_presets(&findings);
   check_counters(seen.stats, &findings);
   findings.push_back(check_disk_backend(seen));
   findings.push_back(check_memlock(seen));
