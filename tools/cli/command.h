@@ -63,6 +63,8 @@ struct Command {
 [[nodiscard]] bool offline_settings(std::string* program, Json* settings, std::string* problem);
 int print_error(const Invocation& invocation, const Status& status, const std::string& text);
 void print_json(const Json& value);
+// How many columns of a terminal a UTF-8 text takes.
+[[nodiscard]] std::size_t columns_of(const std::string& text);
 // Columns aligned; numbers right, texts left. The first row is the head.
 void print_table(const std::vector<std::vector<std::string>>& rows);
 // "1.5 GiB", "640 KiB", "12 B".

@@ -1,8 +1,11 @@
+#include <locale.h>
+
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <cwchar>
 #include <filesystem>
 #include <sstream>
 
@@ -121,20 +124,43 @@ bool offline_settings(std::string* program, Json* settings, std::string* problem
 
 void print_json(const Json& value) { std::printf("%s\n", dump_json(value).c_str()); }
 
+std::size_t columns_of(const std::string& text) {
+  // Whatever the user's locale: what is stored is UTF-8.
+  static const locale_t utf8 = ::newlocale(LC_CTYPE_MASK, "C.UTF-8", nullptr);
+  const locale_t before = utf8 != nullptr ? ::uselocale(utf8) : nullptr;
+  std::size_t columns = 0;
+  std::mbstate_t state{};
+  for (std::size_t at = 0; at < text.size();) {
+    wchar_t character = 0;
+    const std::size_t bytes = std::mbrtowc(&character, &text[at], text.size() - at, &state);
+    if (bytes == 0 || bytes > text.size() - at) {  // no character: shown as one mark a byte
+      state = {};
+      ++at;
+      ++columns;
+      continue;
+    }
+    const int width = ::wcwidth(character);
+    columns += width > 0 ? static_cast<std::size_t>(width) : 0;
+    at += bytes;
+  }
+  if (before != nullptr) ::uselocale(before);
+  return columns;
+}
+
 void print_table(const std::vector<std::vector<std::string>>& rows) {
   if (rows.empty()) return;
   std::vector<std::size_t> widths(rows.front().size(), 0);
   std::vector<bool> numeric(rows.front().size(), rows.size() > 1);
   for (std::size_t r = 0; r < rows.size(); ++r)
     for (std::size_t c = 0; c < widths.size(); ++c) {
-      widths[c] = std::max(widths[c], rows[r][c].size());
+      widths[c] = std::max(widths[c], columns_of(rows[r][c]));
       if (r > 0 && !rows[r][c].empty() && std::strchr("0123456789-", rows[r][c][0]) == nullptr)
         numeric[c] = false;
     }
   for (const auto& row : rows) {
     std::string line;
     for (std::size_t c = 0; c < widths.size(); ++c) {
-      const std::string pad(widths[c] - row[c].size(), ' ');
+      const std::string pad(widths[c] - columns_of(row[c]), ' ');
       line += numeric[c] ? pad + row[c] : row[c] + pad;
       if (c + 1 < widths.size()) line += "  ";
     }

@@ -205,7 +205,9 @@ bool parse_duration(const std::string& text, std::uint64_t* seconds) {
 int run_expire(const Invocation& invocation) {
   std::uint64_t seconds = 0;
   if (!parse_duration(invocation.get("IN"), &seconds)) {
-    print_error(invocation, {Code::kInvalid}, "IN must be like 30m, 12h or 7d, or the word never");
+    print_error(
+        invocation, {Code::kInvalid},
+        "IN is a number with m (minutes), h (hours) or d (days), like 30m, 12h or 7d; or never");
     return 2;
   }
   const std::uint64_t at =
@@ -323,7 +325,7 @@ Command pin_command() {
 Command expire_command() {
   return {"expire",
           "remove a sequence by itself later",
-          {kSequence, {"IN", "30m, 12h, 7d or never"}},
+          {kSequence, {"IN", "from now on: 30m (minutes), 12h (hours), 7d (days), or never"}},
           {},
           run_expire};
 }

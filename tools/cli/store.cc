@@ -208,7 +208,8 @@ Command repair_command() {
 }
 Command gc_command() {
   return {"gc",
-          "merge small segments and remove what nothing uses",
+          "merge small segments into larger ones (compacted), remove those that no sequence uses "
+          "(removed); freed: their bytes on disk",
           {},
           {{"--objects", nullptr, "remove what store plug-ins stored under opaque keys, too"}},
           run_gc};
