@@ -165,14 +165,17 @@ Result<std::shared_ptr<Connection>> Client::connection(Patience patience) {
   if (patience == Patience::kFull)
     reconnecting.lock();
   else if (!reconnecting.try_lock())
-    return error(Code::kDaemonLost, "the daemon went away; another thread connects again");
+    return error(Code::kDaemonLost,
+                 "the daemon went away; another thread connects again: try again");
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (closed_) return error(Code::kStale, "the client was closed");
     if (!connection_->lost()) return connection_;
   }
   if (patience == Patience::kQuick && Deadline::Clock::now() < next_try_)
-    return error(Code::kDaemonLost, "the daemon went away and does not answer yet");
+    return error(Code::kDaemonLost,
+                 "the daemon went away and does not answer yet: try again; `kvtier status` "
+                 "tells whether it runs");
   std::this_thread::sleep_until(next_try_);
   auto fresh = patience == Patience::kQuick
                    ? connect_once(Deadline::after_ms(kQuickMs))
@@ -181,7 +184,9 @@ Result<std::shared_ptr<Connection>> Client::connection(Patience patience) {
     describe_error(fresh.error());
     backoff_ms_ = std::clamp(backoff_ms_ * 2, kBackoffMsMin, kBackoffMsMax);
     next_try_ = Deadline::Clock::now() + std::chrono::milliseconds(backoff_ms_);
-    return error(Code::kDaemonLost, "the daemon went away and cannot be reached");
+    return error(Code::kDaemonLost,
+                 "the daemon went away and cannot be reached: `kvtier start`, then try again; "
+                 "`kvtier doctor` names what is in the way");
   }
   backoff_ms_ = 0;
   KVT_LOG(kInfo, "connected to the daemon again");

@@ -2,6 +2,7 @@
 #include "daemon/control_ops.h"
 
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "daemon/engine_state.h"
@@ -21,7 +22,25 @@ std::vector<ControlOp>& all_ops() {
   return ops;
 }
 
+struct Refusal {
+  const char* text = nullptr;
+  std::string detail;
+};
+thread_local Refusal last_refusal;
+
 }  // namespace
+
+Status refusal(Code code, const char* text, std::string detail) {
+  last_refusal = {text, std::move(detail)};
+  return {code, 0, text};
+}
+
+std::string refusal_text(const Status& status) {
+  const Refusal last = std::exchange(last_refusal, {});
+  std::string text = status.message();
+  if (status.text != nullptr && status.text == last.text) text += last.detail;
+  return text;
+}
 
 void add_control_ops(std::span<const ControlOp> ops) {
   all_ops().insert(all_ops().end(), ops.begin(), ops.end());
@@ -45,8 +64,11 @@ Result<Sequence*> target_sequence(EngineState& engine, const Json& body, const c
     sequence = find_sequence_by_name(engine, field->get_ref<const std::string&>());
   else
     return error(Code::kInvalid, "a target is a number or a name");
-  if (sequence == nullptr || sequence->internal) return error(Code::kNotFound, "no such sequence");
-  return sequence;
+  if (sequence != nullptr && !sequence->internal) return sequence;
+  constexpr const char* kNone = "no such sequence";
+  const bool shown =
+      field->is_number() || field->get_ref<const std::string&>().size() <= kNameBytesMax;
+  return error(refusal(Code::kNotFound, kNone, shown ? ": " + field->dump() : ""));
 }
 
 Result<Space*> space_of(EngineState& engine, const Json& body) {

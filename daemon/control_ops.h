@@ -3,6 +3,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -35,6 +36,14 @@ struct ControlOp {
 // Tables that other parts of the daemon add (ls, stats, verify ...): before the first request.
 void add_control_ops(std::span<const ControlOp> ops);
 [[nodiscard]] const ControlOp* find_control_op(std::string_view name);
+
+// ---- refusals with names and numbers ----
+
+// A status has only static text. What else is to be said is kept beside it for the answer to this
+// request: give the status to its `done` before this thread does anything else.
+[[nodiscard]] Status refusal(Code code, const char* text, std::string detail);
+// The text of a status, with its detail where it was the last refusal of this thread.
+[[nodiscard]] std::string refusal_text(const Status& status);
 
 // ---- what a body or payload names ----
 

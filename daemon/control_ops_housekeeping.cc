@@ -122,8 +122,20 @@ std::uint64_t condemn_unused(EngineState& engine, const std::vector<SegmentId>& 
   return bytes;
 }
 
-void answer_rm(std::uint64_t bytes, const ControlDone& done) {
-  ControlReply reply;
+// What of a removed sequence is still there, because others use it or continue it.
+Json kept_of(EngineState& engine, const std::vector<SegmentId>& segments) {
+  std::uint64_t count = 0, bytes = 0;
+  for (const SegmentId id : segments) {
+    const Segment* segment = find_segment(engine, id);
+    if (segment == nullptr || segment->condemned) continue;
+    ++count;
+    bytes += segment->state == SegmentState::kInMemory ? 0 : segment->row.file_bytes;
+  }
+  return Json{{"segments_kept", count}, {"bytes_kept", bytes}};
+}
+
+void answer_rm(std::uint64_t bytes, const Json& kept, const ControlDone& done) {
+  ControlReply reply{kept, {}, {}};
   reply.body["bytes_freed"] = bytes;
   done(std::move(reply));
 }
@@ -176,11 +188,12 @@ void wipe_unused(EngineState& engine, const std::vector<SegmentId>& segments, st
     paths.push_back(segment_path(*id));
     for (std::string& path : sidecar_paths_of(segment)) paths.push_back(std::move(path));
   }
-  const auto wiped = [&engine, unused, bytes, done](Result<void> result) {
+  const auto wiped = [&engine, unused, bytes, kept = kept_of(engine, segments),
+                      done](Result<void> result) {
     for (const SegmentId id : unused) --find_segment(engine, id)->busy;
     sweep_condemned(engine);
     if (!result) return done(error(result.error()));
-    answer_rm(bytes, done);
+    answer_rm(bytes, kept, done);
   };
   if (paths.empty()) return wiped({});
   const auto overwrite = [&engine, paths = std::move(paths), wiped](Result<void> removed) {
@@ -194,8 +207,9 @@ void wipe_unused(EngineState& engine, const std::vector<SegmentId>& segments, st
 void finish_rm(EngineState& engine, const std::vector<SegmentId>& segments,
                const ControlDone& done) {
   const std::uint64_t bytes = condemn_unused(engine, segments);
+  const Json kept = kept_of(engine, segments);
   sweep_condemned(engine);
-  answer_rm(bytes, done);
+  answer_rm(bytes, kept, done);
 }
 
 void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone done) {

@@ -241,8 +241,11 @@ void fork_now(EngineState& engine, ForkRequest fork) {
   if (session == nullptr) return fork.done(error(Code::kCancelled, "the connection was closed"));
   const std::uint64_t tokens = fork.tokens == UINT64_MAX ? source.tokens_sealed : fork.tokens;
   if (tokens > source.tokens_sealed)
-    return fork.done(
-        error(Code::kInvalid, "the source has fewer sealed tokens: seal its tail first"));
+    return fork.done(error(refusal(
+        Code::kInvalid, "the source has fewer sealed tokens",
+        ": " + std::to_string(source.tokens_sealed) + ", and " + std::to_string(tokens) +
+            " were asked for" +
+            (source.writer != nullptr ? "; what its writer has not sealed does not count" : ""))));
   if (!fork.wanted.name.empty() && engine.sequences.names.count(fork.wanted.name) != 0)
     return fork.done(error(Code::kExists, "the name is taken: choose another"));
   fork.wanted.is_private = fork.wanted.is_private || source.is_private;

@@ -23,6 +23,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "client/ipc/frame.h"
+#include "daemon/control_ops.h"
 #include "daemon/version.h"
 
 namespace kvtier {
@@ -41,7 +42,7 @@ struct Reply {
 };
 
 Json error_body(const Status& status) {
-  std::string text = status.message();
+  std::string text = refusal_text(status);
   if (status.os_error != 0) text += std::string(" (") + ::strerror(status.os_error) + ")";
   return Json{{"ok", false}, {"code", static_cast<int>(status.code)}, {"error", std::move(text)}};
 }

@@ -16,6 +16,11 @@ tl::unexpected<Status> ControlChannel::break_with(const Status& status) noexcept
   broken_ = true;
   parser_ = FrameParser();  // and the descriptors in it
   writer_ = FrameWriter();
+  if (status.code == Code::kDaemonLost)  // however the socket put it
+    return error(
+        Code::kDaemonLost,
+        "the daemon ended or closed the connection: try again (a client starts it where it "
+        "is gone; `kvtier status` tells whether it runs)");
   return error(status);
 }
 

@@ -100,7 +100,8 @@ Result<void> Preset::validate() const {
   if (search == SearchKind::kTree &&
       (abstract.abstract != AbstractKind::kBox || abstract.parameter == 0))
     return error(Code::kInvalid,
-                 "search \"tree\" needs boxes with levels, e.g. \"box:3/pages:16\"");
+                 "search \"tree\" needs boxes with levels: abstract \"box:3\" of partition "
+                 "\"pages:16\", for example");
   if (search == SearchKind::kTree && group != GroupMode::kMeanScore)
     return error(Code::kInvalid, "search \"tree\" needs group \"mean-score\"");
   if (query == QueryKind::kStepBefore && trigger != TriggerKind::kEveryStep)

@@ -141,6 +141,10 @@ int run_show(const Invocation& invocation) {
     return 0;
   }
   if (all) {
+    if (text.empty())
+      std::fprintf(stderr, "kvtier: %s\n",
+                   sealed != 0 ? "its client stored no texts with these tokens"
+                               : "nothing of it is sealed yet: texts are shown when it is");
     std::printf("%s%s", text.c_str(), text.empty() || text.back() == '\n' ? "" : "\n");
     return 0;
   }
@@ -159,18 +163,29 @@ int run_rm(const Invocation& invocation) {
       Json{{"op", "rm"},
            {"target", target_of(invocation.get("SEQUENCE"))},
            {"wipe", invocation.has("wipe")}},
-      [](const Json& reply) {
+      [wipe = invocation.has("wipe")](const Json& reply) {
         std::printf("removed; %s freed\n", human_bytes(number_of(reply, "bytes_freed")).c_str());
+        if (const std::uint64_t kept = number_of(reply, "segments_kept"); wipe && kept != 0)
+          std::printf("%llu segments (%s) stay as they are: other sequences use them\n",
+                      static_cast<unsigned long long>(kept),
+                      human_bytes(number_of(reply, "bytes_kept")).c_str());
       },
       0);
 }
 
 int run_rename(const Invocation& invocation) {
+  if (invocation.get("NAME").empty() != invocation.has("unname")) {
+    print_error(invocation, {Code::kInvalid},
+                "give a NAME that is not empty, or --unname to take the name away");
+    return 2;
+  }
   return simple(invocation,
                 Json{{"op", "rename"},
                      {"target", target_of(invocation.get("SEQUENCE"))},
                      {"name", invocation.get("NAME")}},
-                [](const Json&) { std::printf("renamed\n"); });
+                [unname = invocation.has("unname")](const Json&) {
+                  std::printf(unname ? "it has no name any more\n" : "renamed\n");
+                });
 }
 
 int run_pin(const Invocation& invocation) {
@@ -231,6 +246,10 @@ int run_warm(const Invocation& invocation) {
 }
 
 int run_fork(const Invocation& invocation) {
+  if (invocation.get("NAME").empty()) {
+    print_error(invocation, {Code::kInvalid}, "NAME is empty: the new sequence needs a name");
+    return 2;
+  }
   Json body{{"op", "fork"}, {"new_name", invocation.get("NAME")}, {"write", false}};
   const Json target = target_of(invocation.get("SEQUENCE"));
   body[target.is_number() ? "sequence" : "name"] = target;
@@ -311,8 +330,8 @@ Command rm_command() {
 Command rename_command() {
   return {"rename",
           "give a sequence another name",
-          {kSequence, {"NAME", "the new name"}},
-          {},
+          {kSequence, {"NAME", "the new name", false}},
+          {{"--unname", nullptr, "take its name away instead; its id stays"}},
           run_rename};
 }
 Command pin_command() {
