@@ -1,4 +1,5 @@
 // completion, man: made from the table of commands, so that they cannot fall behind it.
+#include <algorithm>
 #include <cstdio>
 
 #include "tools/cli/commands.h"
@@ -22,6 +23,22 @@ std::string words(const Command& command) {
 
 bool takes_sequence(const Command& command) {
   return !command.arguments.empty() && std::string(command.arguments[0].name) == "SEQUENCE";
+}
+
+// Whether a word of it may be a file.
+bool takes_files(const Command& command) {
+  for (const Argument& argument : command.arguments)
+    if (std::string(argument.name) == "FILE" || std::string(argument.name) == "PRESET") return true;
+  return std::any_of(command.flags.begin(), command.flags.end(), [](const Flag& flag) {
+    return flag.value != nullptr && std::string(flag.value) == "PATH";
+  });
+}
+
+// What the first argument must be one of, or "".
+std::string choices(const Command& command) {
+  const bool shell =
+      !command.arguments.empty() && std::string(command.arguments[0].name) == "SHELL";
+  return shell ? "bash zsh fish" : "";
 }
 
 std::string all_names() {
@@ -54,7 +71,9 @@ std::string bash() {
     if (takes_sequence(command))
       text +=
           std::string("[ \"$COMP_CWORD\" -eq 2 ] && mapfile -t names < <(") + kListNames + "); ";
-    text += "words='" + words(command) + "';;\n";
+    if (!choices(command).empty())
+      text += "[ \"$COMP_CWORD\" -eq 2 ] && words='" + choices(command) + " '; ";
+    text += "words+='" + words(command) + "';;\n";
   }
   return text +
          "  esac\n  COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))\n"
@@ -74,11 +93,15 @@ std::string zsh() {
       "  case $words[2] in\n";
   for (const Command& command : commands()) {
     text += std::string("    ") + command.name + ") compadd -- " + words(command);
-    if (takes_sequence(command)) text += std::string(" ${(f)\"$(") + kListNames + ")\"}";
-    text += "; _files;;\n";
+    if (!choices(command).empty()) text += "; (( CURRENT == 3 )) && compadd -- " + choices(command);
+    if (takes_sequence(command))
+      text += std::string("; (( CURRENT == 3 )) && compadd -- ${(f)\"$(") + kListNames + ")\"}";
+    text += takes_files(command) ? "; _files;;\n" : ";;\n";
   }
+  // compdef is there only after compinit, which a short .zshrc does not call.
   return text +
-         "  esac\n}\nif [ \"$funcstack[1]\" = _kvtier ]; then _kvtier \"$@\"; else compdef _kvtier "
+         "  esac\n}\n(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }\n"
+         "if [ \"$funcstack[1]\" = _kvtier ]; then _kvtier \"$@\"; else compdef _kvtier "
          "kvtier; fi\n";
 }
 
@@ -89,10 +112,22 @@ std::string fish() {
             " -d " + quoted(command.help, "\\'") + "\n";
     const std::string within =
         std::string("complete -c kvtier -n '__fish_seen_subcommand_from ") + command.name + "' ";
-    if (takes_sequence(command)) text += within + "-a '(" + kListNames + ")'\n";
-    for (const Flag& flag : command.flags)
-      text += within + "-l " + (flag.name + 2) + " -d " + quoted(flag.help, "\\'") + "\n";
-    text += within + "-l json -d 'print one JSON value'\n";
+    // The first word behind the command.
+    const std::string first = std::string("complete -c kvtier -n '__fish_seen_subcommand_from ") +
+                              command.name + "; and test (count (commandline -opc)) -eq 2' ";
+    if (!takes_files(command)) text += within + "-f\n";
+    if (takes_sequence(command)) text += first + "-f -a '(" + kListNames + ")'\n";
+    if (!choices(command).empty()) text += first + "-f -a '" + choices(command) + "'\n";
+    for (const Flag& flag : command.flags) {
+      const bool path = flag.value != nullptr && std::string(flag.value) == "PATH";
+      text += within + "-l " + (flag.name + 2) +
+              (flag.value == nullptr || flag.fallback != nullptr ? ""
+               : path                                            ? " -rF"
+                                                                 : " -x") +
+              " -d " + quoted(flag.help, "\\'") + "\n";
+    }
+    text += within + "-l json -d 'print one JSON value'\n" + within +
+            "-l socket -rF -d 'path of the control socket of the daemon'\n";
   }
   return text;
 }
