@@ -24,6 +24,10 @@ inline constexpr std::uint64_t kSequenceTokensMax = 16ull << 20;
 inline constexpr std::uint32_t kTokenTextBytesMax = 1024;   // text of one token
 inline constexpr std::uint32_t kTextTokensMax = 64 * 1024;  // whose texts one request may ask for
 inline constexpr std::uint32_t kSequenceSegmentsMax = 16384;
+// How often tokens were read (kvtier explain): memory of all sequences together, and whose counts
+// one request may ask for.
+inline constexpr std::uint64_t kReadCountBytesMax = 16ull << 20;
+inline constexpr std::uint32_t kReadCountTokensMax = 16 * 1024;
 // Kinds of abstracts that a space may have at once.
 inline constexpr std::uint32_t kSpaceAbstractsMax = 16;
 inline constexpr std::uint32_t kPieceTokensMax =

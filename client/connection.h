@@ -53,7 +53,7 @@ class Connection {
 
   // Queues a request that completes; sets its user_data. Blocks while too many are under way.
   [[nodiscard]] Result<Ticket> submit(Submission submission, const Deadline& deadline);
-  // Queues one that does not complete (release, touch, cancel).
+  // Queues one that does not complete (release, cancel).
   [[nodiscard]] Result<void> post(Submission submission, const Deadline& deadline);
   // Waits for a completion and takes it. On kTimeout, and on kDaemonLost because the daemon is
   // stopped, the request is abandoned.

@@ -94,6 +94,9 @@ class Sequence {
   [[nodiscard]] ChunkStream chunk_stream(FetchTally* tally) const {
     return ChunkStream(connection_, handle_, tally);
   }
+  // Says which rows a selection took (at most kFetchEntriesMax entries, their masks). Never waits:
+  // a hint, and false where it could not be given. `after_prompt`: the first of them.
+  bool touch(std::span<const FetchEntry> entries, bool after_prompt);
   // Abstracts of what is stored, as the daemon sees it now. `segments` without a place in `ready`
   // or `failed` are being built or loaded. kStale where it was closed.
   struct AbstractProgress {
@@ -181,6 +184,7 @@ class Sequence {
   std::uint64_t last_observer_ = 0;
   std::chrono::steady_clock::time_point piece_begun_;
   std::uint64_t compute_ns_per_token_ = 0;  // of the runtime, smoothed; told at close
+  Ticket touched_ = 0;                      // the last touch record
 };
 
 template <class Work>

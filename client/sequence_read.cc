@@ -116,6 +116,31 @@ Result<void> Sequence::read(std::uint32_t layer, std::uint64_t first, std::uint6
   return {};
 }
 
+bool Sequence::touch(std::span<const FetchEntry> entries, bool after_prompt) {
+  constexpr std::uint64_t kSubmitMs = 100;
+  if (entries.empty() || connection_->lost()) return false;
+  static_cast<void>(connection_->poll(touched_));  // takes blocks of earlier ones back
+  const Deadline deadline = Deadline::after_ms(kSubmitMs);
+  const auto arguments = connection_->take_arguments(entries.size_bytes(), false, deadline);
+  if (!arguments) return false;
+  std::memcpy(connection_->arguments(*arguments), entries.data(), entries.size_bytes());
+  Submission submission{};
+  submission.op = static_cast<std::uint16_t>(Op::kTouch);
+  submission.sequence = handle_;
+  submission.argument_offset = *arguments;
+  submission.count = static_cast<std::uint32_t>(entries.size());
+  submission.value0 = after_prompt ? 1 : 0;
+  const Result<Ticket> ticket = connection_->submit(submission, deadline);
+  if (!ticket) {
+    connection_->give_arguments_back(*arguments);
+    return false;
+  }
+  touched_ = *ticket;
+  connection_->tie_arguments(touched_, *arguments);
+  connection_->abandon(touched_);
+  return true;
+}
+
 void Sequence::read_tail(std::uint32_t layer, std::uint64_t begin, std::uint64_t end,
                          std::uint64_t first, std::uint64_t count, std::byte* k,
                          std::byte* v) const {

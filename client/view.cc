@@ -125,6 +125,10 @@ Result<void> View::run_step(const AttendStep& step) {
   std::fill_n(step.lse, rows_out, -std::numeric_limits<float>::infinity());
   const bool exact = options_.budget == 0 || preset_.budget == BudgetKind::kAll ||
                      step.queries > 1 || step.layer < preset_.dense_layers;
+  if (step.queries > 1 && !prompted_) {
+    prompted_ = true;
+    steps_to_touch_.clear();
+  }
   if (sequence_->tail_first() != 0) {
     KVT_TRY_VOID(exact ? attend_sealed(step) : attend_budget(step));
   }
@@ -141,7 +145,8 @@ ViewStats View::stats() const {
   for (const auto& [layer, query] : layer_queries_) out.client_bytes += query.memory_bytes();
   out.client_bytes +=
       layer_scores_.capacity() * sizeof(float) + extents_.capacity() * sizeof(SegmentExtent) +
-      wanted_.capacity() * sizeof(WantedRow) + entries_.capacity() * sizeof(FetchEntry) +
+      wanted_.capacity() * sizeof(WantedRow) +
+      (entries_.capacity() + touches_.capacity()) * sizeof(FetchEntry) +
       first_wanted_.capacity() * sizeof(std::uint32_t) +
       (sources_.capacity() + targets_.capacity() + pages_.capacity()) * sizeof(std::uint64_t) +
       (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity()) *

@@ -151,6 +151,13 @@ class View {
   [[nodiscard]] const HeadCodebook* codebook_of(std::uint32_t layer, std::uint32_t head) noexcept;
   [[nodiscard]] bool ends_sentence(std::uint64_t token) const;
 
+  // view_touch.cc
+  // Tells the daemon which rows the layer's heads have chosen, at the first step after a prompt and
+  // then every kTouchSteps: what is used here stays in its memory, and `kvtier explain` shows it.
+  void touch_rows(const AttendStep& step, const std::vector<SlotCache>& caches);
+  void touch_head(const AttendStep& step, std::uint32_t head, const SlotCache& cache);
+  void send_touches();
+
   // view_exact.cc
   Result<void> attend_sealed(const AttendStep& step);
   Result<void> attend_tail(const AttendStep& step);
@@ -174,6 +181,8 @@ class View {
   std::unordered_map<std::uint32_t, std::vector<SlotCache>>
       caches_;                                                   // by layer; one cache per KV head
   std::unordered_map<std::uint32_t, LayerQuery> layer_queries_;  // by layer
+  std::unordered_map<std::uint32_t, std::uint32_t> steps_to_touch_;  // by layer
+  bool prompted_ = true;  // no touch was sent since several queries came at once
   // The last fetch was read from disk in large part; so is the first one, as far as one knows.
   bool from_disk_ = true;
 
@@ -199,7 +208,7 @@ class View {
   std::vector<std::vector<SegmentExtent>> head_extents_;
   std::vector<SelectInput> tree_heads_;
   std::vector<WantedRow> wanted_;
-  std::vector<FetchEntry> entries_;
+  std::vector<FetchEntry> entries_, touches_;
   std::vector<std::uint32_t> first_wanted_;  // per entry, and one past the end
   std::vector<std::uint64_t> sources_, targets_;
   std::vector<std::uint64_t> pages_;

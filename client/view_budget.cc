@@ -20,6 +20,7 @@ Result<void> View::attend_budget(const AttendStep& step) {
     return ready;
   }
   for (SlotCache& cache : *caches) cache.complete();
+  touch_rows(step, *caches);
   // One query: it sees all that is stored.
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     const SlotCache& cache = (*caches)[head];

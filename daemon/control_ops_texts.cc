@@ -1,5 +1,6 @@
-// Requests about the texts of tokens: set_texts, texts. Texts are no part of the shared memory:
-// what a client gives waits in its tail (sequences.h) until a commit or seal takes it along.
+// Requests about the texts of tokens: set_texts, texts, and reads: how often they were read. Texts
+// are no part of the shared memory: what a client gives waits in its tail (sequences.h) until a
+// commit or seal takes it along.
 #include <algorithm>
 
 #include "daemon/control_ops.h"
@@ -73,9 +74,10 @@ void finish_texts(const TextReadPtr& read, Result<void> result) {
   ControlReply reply;
   reply.body["count"] = read->texts.tokens();
   const ByteSpan bytes = read->texts.bytes();
-  if (read->as_text)
+  if (read->as_text) {
     reply.body["text"] = std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  else
+    reply.body["token_bytes"] = read->texts.lengths();
+  } else
     reply.payload = read->texts.encode();
   read->done(std::move(reply));
 }
@@ -144,11 +146,38 @@ void op_texts(EngineState& engine, Session& session, ControlRequest request, Con
   next_texts(engine, read);
 }
 
+// How often selections took sealed tokens since the last prompt.
+void op_reads(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
+  const Result<Sequence*> target = target_sequence(engine, request.body);
+  if (!target) return done(error(target.error()));
+  const Sequence& sequence = **target;
+  const Result<std::uint64_t> first = json_uint(request.body, "first", 0, kSequenceTokensMax);
+  const Result<std::uint64_t> count = json_uint(request.body, "count", 0, kReadCountTokensMax);
+  if (!first || !count) return done(error(first ? count.error() : first.error()));
+  if (*first > sequence.tokens_sealed || *count > sequence.tokens_sealed - *first)
+    return done(error(Code::kInvalid, "beyond the sealed tokens of the sequence"));
+  const auto layers = static_cast<std::uint32_t>(sequence.space->row.geometry.layers.size());
+  Json groups = Json::array();
+  for (std::uint32_t layer = 0; layer < layers;) {
+    const std::uint32_t group = read_group(layer, layers), begin = layer;
+    while (layer < layers && read_group(layer, layers) == group) ++layer;
+    Json counts = Json::array();
+    for (std::uint64_t i = 0; i < *count && sequence.reads != nullptr; ++i)
+      counts.push_back(sequence.reads->count(group, *first + i));
+    groups.push_back({{"first_layer", begin}, {"last_layer", layer - 1}, {"counts", counts}});
+  }
+  ControlReply reply;
+  reply.body["rows"] = sequence.reads != nullptr ? sequence.reads->rows() : 0;
+  reply.body["complete"] = sequence.reads == nullptr || sequence.reads->complete();
+  reply.body["groups"] = std::move(groups);
+  done(std::move(reply));
+}
+
 }  // namespace
 
 std::span<const ControlOp> text_ops() {
-  static constexpr ControlOp kOps[] = {{"set_texts", true, op_set_texts},
-                                       {"texts", false, op_texts}};
+  static constexpr ControlOp kOps[] = {
+      {"set_texts", true, op_set_texts}, {"texts", false, op_texts}, {"reads", false, op_reads}};
   return kOps;
 }
 

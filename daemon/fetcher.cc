@@ -354,6 +354,28 @@ void start_inner_fetch(EngineState& engine, Segment& segment,
   run_job(engine, nullptr, std::move(job));
 }
 
+namespace {
+
+// Only what the sequence shows now: rows that a writer has cut off say nothing of its text.
+void count_reads(EngineState& engine, OpenSequence& open, const OpenSequence::Held& held,
+                 const FetchEntry& entry) {
+  Sequence& sequence = *open.sequence;
+  const Geometry& geometry = sequence.space->row.geometry;
+  if (entry.row_mask == 0 || held.entry >= sequence.parts.size()) return;
+  const SequencePart& part = sequence.parts[held.entry];
+  const std::uint32_t offset = std::uint32_t{entry.chunk} * geometry.chunk_tokens;
+  if (part.segment != held.segment || offset >= part.visible_tokens) return;
+  const std::uint32_t visible =
+      std::min<std::uint32_t>(geometry.chunk_tokens, part.visible_tokens - offset);
+  const std::uint64_t mask = visible == 64 ? UINT64_MAX : (1ull << visible) - 1;
+  if (sequence.reads == nullptr)
+    sequence.reads = std::make_unique<ReadCounts>(&engine.sequences.read_count_bytes);
+  sequence.reads->add(read_group(entry.layer, static_cast<std::uint32_t>(geometry.layers.size())),
+                      part.first_token + offset, entry.row_mask & mask);
+}
+
+}  // namespace
+
 void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* entries,
                    std::uint32_t count) {
   const Geometry& geometry = open.sequence->space->row.geometry;
@@ -366,6 +388,7 @@ void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* en
         std::uint64_t{entry.chunk} * geometry.chunk_tokens >= place->second.visible_tokens)
       continue;
     const Segment& segment = *place->second.segment;
+    count_reads(engine, open, place->second, entry);
     if (segment.layout == nullptr) continue;
     const SlotId slot =
         segment.slots[segment.layout->chunk_index(entry.layer, entry.chunk, entry.group)];

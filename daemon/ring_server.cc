@@ -79,8 +79,10 @@ void serve_touch(EngineState& engine, Session& session, const Submission& reques
   if (!open) return fail(engine, session, request, open.error());
   if (const Result<void> copied = copy_entries(session, request, &entries); !copied)
     return fail(engine, session, request, copied.error());
+  Sequence& sequence = *(*open)->sequence;
+  if (request.value0 == 1 && sequence.reads != nullptr) sequence.reads->restart();
   touch_entries(engine, **open, entries.data(), request.count);
-  --session.in_flight;
+  fail(engine, session, request, {});  // the argument area is free again
 }
 
 void serve_tail(EngineState& engine, Session& session, const Submission& request,

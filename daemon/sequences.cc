@@ -94,6 +94,7 @@ void set_parts(EngineState& engine, Sequence& sequence, const std::vector<PartSp
     sequence.tokens_sealed += part.visible_tokens;
   }
   for (const SequencePart& part : old) let_go(engine, *part.segment);
+  if (sequence.reads != nullptr) sequence.reads->truncate(sequence.tokens_sealed);
   publish_directories(engine, sequence);
 }
 

@@ -20,6 +20,7 @@
 #include "base/token_texts.h"
 #include "base/unique_fd.h"
 #include "daemon/engine.h"
+#include "daemon/read_counts.h"
 #include "daemon/segments.h"
 
 namespace kvtier {
@@ -135,6 +136,8 @@ struct Sequence {
   BlockHash chain;
   std::vector<std::uint32_t> open_ids;  // of the block that is not whole yet
 
+  std::unique_ptr<ReadCounts> reads;  // null: none
+
   std::deque<TailWork> work;
   bool working = false;
   std::uint32_t serial_failed = 0;  // works of this handle behind a failed seal are cancelled...
@@ -144,6 +147,7 @@ struct Sequence {
 };
 
 struct SequenceTable {
+  std::uint64_t read_count_bytes = 0;  // of all `reads`; before `all`, whose sequences refer to it
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> all;
   std::unordered_map<std::string, SequenceId> names;
   std::uint64_t next_id = 1;

@@ -111,6 +111,10 @@ void SlotCache::truncate(std::uint64_t first_token) noexcept {
   }
 }
 
+std::uint32_t SlotCache::selected(std::uint64_t i) const noexcept {
+  return slots_[static_cast<std::size_t>(pages_[static_cast<std::size_t>(i)] / row_bytes_)].token;
+}
+
 RowPages SlotCache::rows() const noexcept {
   RowPages rows;
   rows.base = rows_.get();

@@ -63,6 +63,9 @@ class SlotCache {
   [[nodiscard]] RowPages rows() const noexcept;
   [[nodiscard]] std::uint64_t row_count() const noexcept { return waiting_ ? 0 : pages_.size(); }
 
+  // Token of the i-th row of the current selection.
+  [[nodiscard]] std::uint32_t selected(std::uint64_t i) const noexcept;
+
   [[nodiscard]] std::byte* data() const noexcept { return rows_.get(); }
   // Resident (a row that was completed).
   [[nodiscard]] bool contains(std::uint32_t token) const noexcept;

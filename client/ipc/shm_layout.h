@@ -33,8 +33,8 @@ enum class Op : std::uint16_t {
       1,  // argument: FetchEntry[count]; completes with a lease when every entry has its status
   kRelease = 2,   // value0: lease id; no completion unless it fails
   kPrefetch = 3,  // as kFetch, lower priority, no lease, completes when done
-  kTouch = 4,  // argument: FetchEntry[count]: rows used from the slot cache; no completion unless
-               // it fails
+  kTouch = 4,  // argument: FetchEntry[count]: rows that a selection took, wherever they lie; value0
+               // 1: the first after a prompt
   kCancel =
       5,  // value0: user_data of a fetch or prefetch that waits; that one completes with kCancelled
   kSeal = 6,  // sequence, half, count = tokens in it, value1 = index of its first token in the

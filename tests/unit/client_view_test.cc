@@ -242,6 +242,44 @@ TEST_P(ViewTest, ABudgetReadsWhatTheAbstractsSay) {
   kvt_space_close(space);
 }
 
+// The daemon hears every eighth step what a layer chose, and of a prompt that all begins anew.
+TEST_P(ViewTest, WhatWasChosenIsTold) {
+  const TestShape shape = GetParam();
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "told");
+  Model model(shape);
+  model.append_many(sequence, 1, 3000);
+  KVT_ASSERT_OK(kvt_sequence_close(sequence));
+  sequence = open_sequence(space, "told", false);
+  kvt_view* view = open_view(sequence, 128, "mean", 16, 64);
+  const auto attend = [&](std::uint32_t queries) {
+    const std::vector<float> q = random_queries(shape, queries, 5);
+    std::vector<float> out(q.size());
+    KVT_ASSERT_OK(kvt_view_attend(view, 0, queries, q.data(), 0.25f, out.data(), nullptr));
+  };
+  const auto rows_told = [&] {
+    const Json reply =
+        request({{"op", "reads"}, {"target", "told"}, {"first", 0}, {"count", 3000}});
+    std::uint64_t sum = 0;
+    for (const Json& count : reply["groups"][0]["counts"]) sum += count.get<std::uint64_t>();
+    EXPECT_EQ(sum, reply["rows"].get<std::uint64_t>());
+    for (std::size_t i = 0; i < 16; ++i) EXPECT_EQ(reply["groups"][0]["counts"][i], 0) << "a sink";
+    EXPECT_EQ(reply["groups"][0]["counts"][2990], 0) << "the window";
+    return sum;
+  };
+  const std::uint64_t once = 128 * shape.kv_heads;  // whole pages of 16
+  for (int step = 0; step < 8; ++step) attend(1);
+  EXPECT_EQ(rows_told(), once);
+  attend(1);
+  EXPECT_EQ(rows_told(), 2 * once);
+  attend(3);
+  attend(1);
+  EXPECT_EQ(rows_told(), once) << "since the last prompt";
+  kvt_view_close(view);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(space);
+}
+
 TEST_P(ViewTest, ABudgetAboveTheLengthIsExact) {
   const TestShape shape = GetParam();
   kvt_space* space = open_space(shape);

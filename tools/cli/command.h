@@ -78,5 +78,7 @@ void print_table(const std::vector<std::vector<std::string>>& rows);
 [[nodiscard]] std::string label_of(const Json& entry);
 // A target of the protocol: a number if it is one, else a name.
 [[nodiscard]] Json target_of(const std::string& text);
+// One line of at most `bytes_max` bytes of the text, then "..."; never a part of a character.
+[[nodiscard]] std::string one_line(const std::string& text, std::size_t bytes_max);
 
 }  // namespace kvtier::cli

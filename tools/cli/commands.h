@@ -11,7 +11,8 @@ namespace kvtier::cli {
 [[nodiscard]] Command stats_command();  // stats.cc
 [[nodiscard]] Command ls_command();     // sequences.cc
 [[nodiscard]] Command show_command();
-[[nodiscard]] Command rm_command();
+[[nodiscard]] Command explain_command();  // explain.cc
+[[nodiscard]] Command rm_command();       // sequences.cc
 [[nodiscard]] Command rename_command();
 [[nodiscard]] Command pin_command();
 [[nodiscard]] Command expire_command();

@@ -215,6 +215,21 @@ std::string label_of(const Json& entry) {
   return name.empty() ? "#" + std::to_string(number_of(entry, "sequence")) : name;
 }
 
+std::string one_line(const std::string& text, std::size_t bytes_max) {
+  std::string line;
+  std::size_t end = std::min(text.size(), bytes_max);
+  while (end < text.size() && end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80)
+    --end;
+  for (const char c : text.substr(0, end)) {
+    const bool space = static_cast<unsigned char>(c) < 0x21 || c == 0x7F;
+    if (!space)
+      line += c;
+    else if (!line.empty() && line.back() != ' ')
+      line += ' ';
+  }
+  return end < text.size() ? line + "..." : line;
+}
+
 Json target_of(const std::string& text) {
   if (!text.empty() && text.size() < 20 &&
       text.find_first_not_of("0123456789") == std::string::npos)

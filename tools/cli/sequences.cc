@@ -108,22 +108,6 @@ bool read_text(const Invocation& invocation, std::uint64_t tokens, std::string* 
   return true;
 }
 
-// One line of at most `bytes_max` bytes and an ellipsis; never a part of a character.
-std::string one_line(const std::string& text, std::size_t bytes_max) {
-  std::string line;
-  std::size_t end = std::min(text.size(), bytes_max);
-  while (end < text.size() && end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80)
-    --end;
-  for (const char c : text.substr(0, end)) {
-    const bool space = static_cast<unsigned char>(c) < 0x21 || c == 0x7F;
-    if (!space)
-      line += c;
-    else if (!line.empty() && line.back() != ' ')
-      line += ' ';
-  }
-  return end < text.size() ? line + "..." : line;
-}
-
 int run_show(const Invocation& invocation) {
   constexpr std::uint64_t kGlimpseTokens = 64;
   constexpr std::size_t kGlimpseBytes = 160;
