@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "client/preset_files.h"
+#include "client/profiles.h"
 
 using kvtier::Code;
 using kvtier::error_with;
@@ -57,7 +58,9 @@ Result<kvtier::SpaceOptions> space_options(const kvt_space_options& options) {
     layer.v_row_bytes = from.v_row_bytes;
     geometry.layers.push_back(layer);
   }
-  KVT_TRY(const kvtier::Preset preset, kvtier::load_preset(text_or_empty(options.preset)));
+  KVT_TRY(const std::string name,
+          kvtier::preset_or_profile(text_or_empty(options.preset), out.fingerprint.model));
+  KVT_TRY(const kvtier::Preset preset, kvtier::load_preset(name));
   out.abstract = preset.abstract;
   out.rope_pairing = options.rope_pairing;
   out.rope_positions = options.rope_positions;

@@ -18,7 +18,7 @@ namespace kvtier {
 [[nodiscard]] Result<Preset> load_preset(std::string_view name);
 
 // {"presets": [{"name", "from": "built-in" or a path, parts...}], "broken": [{"name", "from",
-// "error"}], "directory"}: the built-in ones, then the user's by name.
+// "error"}], "directory", "profiles": list_profiles()}: the built-in ones, then the user's by name.
 [[nodiscard]] Json list_presets();
 // Of one, with "toml": its file.
 [[nodiscard]] Result<Json> describe_preset(std::string_view name);

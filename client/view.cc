@@ -6,12 +6,31 @@
 
 #include "client/last_error.h"
 #include "client/preset_files.h"
+#include "client/profiles.h"
 #include "kernels/registry.h"
 
 namespace kvtier {
 
-Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence,
-                                         const ViewOptions& options) {
+namespace {
+
+// The preset and the budget that the model's profile names, where the caller does not.
+Result<void> take_profile(const std::string& model, ViewOptions* options) {
+  if (!options->preset.empty() && options->budget != kProfileBudget) return {};
+  KVT_TRY(const std::optional<Profile> profile, find_profile(model));
+  if (options->preset.empty() && profile) options->preset = profile->preset;
+  if (options->budget != kProfileBudget) return {};
+  if (!profile)
+    return error_with(Code::kNotFound,
+                      "no profile says which budget this model has: make one with kvtier-quality "
+                      "--tune, or give a number of rows");
+  options->budget = profile->budget;
+  return {};
+}
+
+}  // namespace
+
+Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence, ViewOptions options) {
+  KVT_TRY_VOID(take_profile(sequence->space().options().fingerprint.model, &options));
   KVT_TRY(Preset preset, load_preset(options.preset));
   KVT_TRY(const KernelTable* kernels, select_kernels("auto"));
   if (options.budget != 0 && preset.budget != BudgetKind::kKept && options.budget < options.sinks)

@@ -27,6 +27,9 @@
 
 namespace kvtier {
 
+// As KVT_BUDGET_PROFILE.
+inline constexpr std::uint64_t kProfileBudget = UINT64_MAX;
+
 struct ViewOptions {
   std::uint32_t sinks = 16;
   std::uint32_t window = 64;
@@ -77,9 +80,10 @@ struct AttendStep {
 
 class View {
  public:
-  // As load_preset where there is no such preset; kInvalid where the budget is below the sinks.
+  // As load_preset where there is no such preset, as find_profile where one is to be used; kInvalid
+  // where the budget is below the sinks.
   [[nodiscard]] static Result<std::shared_ptr<View>> open(std::shared_ptr<Sequence> sequence,
-                                                          const ViewOptions& options);
+                                                          ViewOptions options);
   ~View();
   View(const View&) = delete;
   View& operator=(const View&) = delete;

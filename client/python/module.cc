@@ -41,6 +41,7 @@ NB_MODULE(_kvtier, m) {
   m.def("abi_version", &kvt_abi_version);
   m.def("strerror", &kvt_strerror, "status"_a);
   m.def("presets", &presets, "preset"_a = nb::none());
+  m.attr("BUDGET_PROFILE") = KVT_BUDGET_PROFILE;
 
   nb::class_<kvt_match>(m, "Match")
       .def_ro("tokens", &kvt_match::tokens)

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import torch
 from conftest import PATHS
 
-from kvtier.quality import metrics, run, texts
+from kvtier.quality import metrics, run, texts, tune
 from kvtier.quality.__main__ import main
 
 KEYS = {
@@ -30,7 +31,10 @@ KEYS = {
 
 
 def quality(tmp_path, *arguments) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | PATHS | {"XDG_CACHE_HOME": str(tmp_path)}
+    environment = os.environ | PATHS | {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+    }
     command = [sys.executable, "-m", "kvtier.quality", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -159,3 +163,69 @@ def test_means_over_texts():
     (mean,) = run.means(rows)
     assert mean["text"] == "mean" and mean["kl"] == pytest.approx(0.2)
     assert mean["kl_high"] - mean["kl"] == pytest.approx(0.03 * 2**0.5 / 2)
+
+
+def test_tune_finds_the_least_budget_that_holds_a_bound():
+    def measured(kl):
+        tried = []
+
+        def measure(budget):
+            tried.append(budget)
+            return {"kl": kl(budget), "budget": budget}
+
+        best, seen = tune.least([16, 32, 64, 128, 256], 0.01, measure)
+        assert [row["budget"] for row in seen] == tried and len(tried) <= 4
+        return best and best["budget"], tried[0]
+
+    assert measured(lambda budget: 1 / budget) == (128, 256)
+    assert measured(lambda budget: 0.0) == (16, 256)
+    assert measured(lambda budget: 1.0) == (None, 256)
+    assert measured(lambda budget: 0.02 if budget < 256 else 0.01) == (256, 256)
+
+
+def test_tune_takes_the_least_memory_that_holds():
+    def row(preset, device, resident, holds):
+        return {
+            "preset": preset,
+            "device_bytes_ratio": device,
+            "resident_bytes_ratio": resident,
+            "holds": holds,
+        }
+
+    rows = [row("a", 0.3, 0.1, True), row("b", 0.03, 0.3, True), row("c", 0.0, 0.1, False)]
+    assert tune.choose(rows)["preset"] == "b"
+    assert tune.choose(rows[2:]) is None
+
+
+def test_tune_writes_the_profile_that_views_then_use(tmp_path):
+    done = quality(
+        tmp_path,
+        *("--tune", 1, "--preset", "mean,quest", "--budget", "32,64", "--text", "prose"),
+        *("--context", 512, "--eval", 8, "--json", tmp_path / "rows.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.json").read_text().splitlines()]
+    assert {row["preset"] for row in rows} == {"mean", "quest"}
+    (profile,) = (tmp_path / "config" / "kvtier" / "profiles").glob("*.toml")
+    told = tomllib.loads(profile.read_text())
+    best = min((row for row in rows if row["holds"]), key=tune.cost)
+    assert (told["preset"], told["budget"]) == (best["preset"], best["budget"])
+    assert told["measured"]["kl"] == pytest.approx(best["kl"], abs=1e-5) and told["also"]
+    listed = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", "import json, kvtier; print(json.dumps(kvtier.presets()))"],
+            env=os.environ | PATHS | {"XDG_CONFIG_HOME": str(tmp_path / "config")},
+            capture_output=True,
+            check=True,
+        ).stdout
+    )["profiles"]
+    assert [entry["model"] for entry in listed] == [told["model"]]
+    # A bound that nothing keeps writes nothing.
+    profile.unlink()
+    done = quality(
+        tmp_path,
+        *("--tune", 1e-9, "--preset", "window", "--text", "prose"),
+        *("--context", 512, "--eval", 4, "--budget", 16),
+    )
+    assert done.returncode == 1 and "nothing that was tried" in done.stderr
+    assert not list(profile.parent.glob("*.toml"))

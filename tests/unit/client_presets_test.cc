@@ -160,5 +160,59 @@ TEST_F(UserPresets, AreListedWithTheBuiltInOnes) {
   EXPECT_EQ(text, nullptr);
 }
 
+// A profile names preset and budget of a model where the caller names none.
+TEST_F(UserPresets, AProfileIsTheDefaultOfItsModel) {
+  const std::string profiles = root_ + "/config/kvtier/profiles";
+  std::filesystem::create_directories(profiles);
+  const auto put = [&](const char* name, const std::string& text) {
+    std::ofstream(profiles + "/" + name + ".toml") << text;
+  };
+  const auto rows_of = [&](const char* preset, std::uint64_t budget) {
+    kvt_view_options options;
+    kvt_view_options_init(&options);
+    options.budget = budget;
+    options.preset = preset;
+    kvt_view* view = nullptr;
+    KVT_EXPECT_OK(kvt_view_open(sequence_, &options, &view));
+    std::vector<float> out(shape_.query_heads * shape_.dim), q(out.size(), 1.0f);
+    KVT_EXPECT_OK(kvt_view_attend(view, 0, 1, q.data(), 0.25f, out.data(), nullptr));
+    kvt_view_stats stats{};
+    stats.struct_size = sizeof stats;
+    KVT_EXPECT_OK(kvt_view_get_stats(view, &stats));
+    kvt_view_close(view);
+    return stats.rows_selected / shape_.kv_heads;
+  };
+  put("other", "model = \"another\"\npreset = \"mean\"\nbudget = 96\n");
+  kvt_view* view = nullptr;
+  kvt_view_options options;
+  kvt_view_options_init(&options);
+  options.budget = KVT_BUDGET_PROFILE;
+  EXPECT_EQ(kvt_view_open(sequence_, &options, &view), KVT_ERROR_NOT_FOUND);
+  EXPECT_NE(std::string(kvt_last_error()).find("--tune"), std::string::npos);
+  put("mine",
+      "model = \"elsewhere\"\nalso = \"presets\"\npreset = \"mean\"\nbudget = 64\n"
+      "[measured]\nkl = 0.002\n");
+  EXPECT_EQ(rows_of(nullptr, KVT_BUDGET_PROFILE), 64u);
+  EXPECT_EQ(rows_of("quest", KVT_BUDGET_PROFILE), 64u);
+  EXPECT_EQ(rows_of(nullptr, 128), 128u);
+  write("narrow", "base = \"mean\"\nbudget = \"ratio\"\nshare = 0.01\n");
+  put("mine", "model = \"presets\"\npreset = \"narrow\"\nbudget = 64\n");
+  EXPECT_LE(rows_of(nullptr, 128), 48u) << "the profile's preset";
+  EXPECT_EQ(rows_of("mean", 128), 128u) << "the caller's";
+  put("twice", "model = \"presets\"\npreset = \"mean\"\nbudget = 1\n");
+  EXPECT_EQ(kvt_view_open(sequence_, &options, &view), KVT_ERROR_INVALID);
+  EXPECT_NE(std::string(kvt_last_error()).find("remove one"), std::string::npos);
+  for (const char* bad : {"model = 1\n", "modell = \"m\"\n", "model = \"m\"\npreset = \"mean\"\n",
+                          "budget = 0\n", "budget = \"all\"\n", "model = \"\"\n", "model"}) {
+    put("twice", bad);
+    EXPECT_EQ(kvt_view_open(sequence_, &options, &view), KVT_ERROR_INVALID) << bad;
+    EXPECT_NE(std::string(kvt_last_error()).find("twice.toml: "), std::string::npos);
+  }
+  options.preset = "mean";
+  options.budget = 16;
+  KVT_EXPECT_OK(kvt_view_open(sequence_, &options, &view));  // asks for no profile
+  kvt_view_close(view);
+}
+
 }  // namespace
 }  // namespace kvtier

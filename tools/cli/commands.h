@@ -26,6 +26,7 @@ namespace kvtier::cli {
 [[nodiscard]] Command codebooks_command();   // codebooks.cc
 [[nodiscard]] Command reindex_command();     // reindex.cc
 [[nodiscard]] Command presets_command();     // presets.cc
+[[nodiscard]] Command tune_command();        // tune.cc
 [[nodiscard]] Command config_command();      // config.cc
 [[nodiscard]] Command doctor_command();      // doctor.cc
 [[nodiscard]] Command completion_command();  // completion.cc

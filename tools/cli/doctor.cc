@@ -72,8 +72,8 @@ Finding check_absent_directory(const std::string& directory, const std::string& 
     return {Grade::kBad, "socket directory", parent + ": " + std::strerror(errno),
             "mkdir -m 700 " + parent + ", or " + mend};
   if (::faccessat(AT_FDCWD, parent.c_str(), W_OK | X_OK, AT_EACCESS) != 0)
-    return {Grade::kBad, "socket directory",
-            directory + " cannot be made: " + std::strerror(errno), mend};
+    return {Grade::kBad, "socket directory", directory + " cannot be made: " + std::strerror(errno),
+            mend};
   return {Grade::kGood, "socket directory", directory + " will be made at start", ""};
 }
 
@@ -207,9 +207,9 @@ std::string mend_of_refusal(const std::string& place, int why) {
   if (why == EROFS) return std::string("mount it writable") + kElsewhere;
   if (why == ENOSPC || why == EDQUOT) return "free some space there: `kvtier rm`, `kvtier gc`";
   if ((why == EACCES || why == EPERM) && ::stat(place.c_str(), &info) == 0)
-    return (info.st_uid == ::geteuid() ? "chmod u+rwX " + place
-                                       : "as root: chown -R " + std::to_string(::geteuid()) + " " +
-                                             place) +
+    return (info.st_uid == ::geteuid()
+                ? "chmod u+rwX " + place
+                : "as root: chown -R " + std::to_string(::geteuid()) + " " + place) +
            kElsewhere;
   return "set store.path in kvtierd.toml to a directory that can be made";
 }
@@ -223,8 +223,8 @@ bool is_writable(const std::string& store, const std::string& place, Finding* fi
   int why = made.valid() ? 0 : errno;
   if (made.valid()) {
     ::unlink(probe.c_str());
-    for (const char* part : {"LOCK", "catalogue", "segments", "logs", "codebooks", "sidecars",
-                             "objects"}) {
+    for (const char* part :
+         {"LOCK", "catalogue", "segments", "logs", "codebooks", "sidecars", "objects"}) {
       const std::string path = store + "/" + part;
       const int wanted = std::strcmp(part, "LOCK") == 0 ? W_OK : W_OK | X_OK;
       if (::faccessat(AT_FDCWD, path.c_str(), wanted, AT_EACCESS) == 0 || errno == ENOENT) continue;
@@ -246,8 +246,7 @@ std::uint64_t check_room(const std::string& store, const std::string& place,
   ::statvfs(place.c_str(), &info);
   const std::uint64_t free_bytes = static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
   if (free_bytes < (1ull << 30))
-    findings->push_back({Grade::kBad, "disk space",
-                         human_bytes(free_bytes) + " free at " + place,
+    findings->push_back({Grade::kBad, "disk space", human_bytes(free_bytes) + " free at " + place,
                          "free some (`kvtier rm`, `kvtier gc`), or move the store (store.path)"});
   else
     findings->push_back(
@@ -304,7 +303,6 @@ void check_damage(const Json& stats, std::vector<Finding>* findings) {
         " values of opaque keys were found damaged since start");
 }
 
-
 // What the running daemon knows: its limits, its budget, what it found damaged.
 void check_counters(const Json& stats, std::vector<Finding>* findings) {
   if (!stats.is_object() || !stats.contains("disk") || !stats.contains("writes")) return;
@@ -339,6 +337,10 @@ void check_presets(std::vector<Finding>* findings) {
   for (const Json& broken : (*reply)["broken"])
     findings->push_back({Grade::kBad, "preset " + text_of(broken, "name"), text_of(broken, "error"),
                          "change that file, or move it away: " + text_of(broken, "from")});
+  for (const Json& profile : reply->value("profiles", Json::array()))
+    if (profile.contains("error"))
+      findings->push_back({Grade::kBad, "profile", text_of(profile, "error"),
+                           "change that file, or remove it: " + text_of(profile, "from")});
 }
 
 // Without a daemon: whether one could start over this store.

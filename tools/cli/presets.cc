@@ -1,5 +1,6 @@
 // presets: how views can choose rows, built-in or by the user's files. Needs no daemon.
 #include <cstdio>
+#include <utility>
 
 #include "kvtier/kvtier.h"
 #include "tools/cli/commands.h"
@@ -42,11 +43,27 @@ void print_list(const Json& reply) {
   print_table(rows);
 }
 
+void print_profiles(const Json& profiles) {
+  std::vector<std::vector<std::string>> rows = {{"MODEL", "PRESET", "BUDGET", "PROFILE"}};
+  for (const Json& profile : profiles)
+    if (!profile.contains("error"))
+      rows.push_back({text_of(profile, "model"), text_of(profile, "preset"),
+                      std::to_string(number_of(profile, "budget")), text_of(profile, "from")});
+  if (rows.size() == 1) return;
+  std::printf("\nWhat views of a model take where nobody names a preset:\n");
+  print_table(rows);
+}
+
 int run_presets(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
   if (!ask(invocation, &reply, &exit_code)) return exit_code;
-  const int found = reply["broken"].empty() ? 0 : 3;
+  const Json profiles = reply.value("profiles", Json::array());  // of all, not of one
+  std::vector<std::string> broken;
+  for (const Json* list : {&std::as_const(reply["broken"]), &profiles})
+    for (const Json& entry : *list)
+      if (entry.contains("error")) broken.push_back(text_of(entry, "error"));
+  const int found = broken.empty() ? 0 : 3;
   if (invocation.json) {
     reply["ok"] = true;
     print_json(reply);
@@ -54,9 +71,9 @@ int run_presets(const Invocation& invocation) {
     std::fputs(text_of(reply["presets"][0], "toml").c_str(), stdout);
   } else {
     print_list(reply);
+    print_profiles(profiles);
     std::fflush(stdout);  // what is broken comes last
-    for (const Json& broken : reply["broken"])
-      std::fprintf(stderr, "kvtier: %s\n", text_of(broken, "error").c_str());
+    for (const std::string& problem : broken) std::fprintf(stderr, "kvtier: %s\n", problem.c_str());
   }
   return found;
 }

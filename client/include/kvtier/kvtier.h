@@ -243,6 +243,9 @@ KVT_API void kvt_sequence_observe_queries(kvt_sequence* sequence, uint32_t layer
 
 /* ---- view ------------------------------------------------------------------------------------ */
 
+/* A view's budget: that of the profile that kvtier-quality --tune made for the model. */
+#define KVT_BUDGET_PROFILE UINT64_MAX
+
 typedef struct kvt_view_options {
   uint32_t struct_size;
   uint32_t sinks; /* first tokens, always attended; default 16 */
@@ -250,9 +253,12 @@ typedef struct kvt_view_options {
       window; /* newest sealed tokens, always attended; default 64. The tail is always attended */
   uint32_t wait_ms; /* how long a step waits where most abstracts must be loaded or built first;
                        default 10000. What is missing then is fetched first until it comes */
-  uint64_t budget; /* rows per KV head and layer beside sinks, window, tail; 0: everything, exact */
+  uint64_t budget; /* rows per KV head and layer beside sinks, window, tail; 0: everything, exact;
+                      KVT_BUDGET_PROFILE: what the model's profile says, KVT_ERROR_NOT_FOUND where
+                      it has none */
   uint64_t capacity;  /* rows that the slot cache holds per KV head and layer; 0: 2 x budget */
-  const char* preset; /* null: the default. A built-in of docs/retrieval.md or one of the user: a
+  const char* preset; /* null: that of the model's profile (docs/retrieval.md), else the default. A
+                         built-in of docs/retrieval.md or one of the user: a
                          name, or a path to a TOML file. KVT_ERROR_NOT_FOUND with all names, or
                          KVT_ERROR_INVALID with what fits, in kvt_last_error */
 } kvt_view_options;
@@ -279,7 +285,8 @@ typedef struct kvt_view_stats {
 } kvt_view_stats;
 
 /* The presets that views take, as JSON, freed with kvt_free: {"presets": [{"name", "from", parts}],
- * "broken": [{"name", "from", "error"}], "directory"}; "from" is "built-in" or the user's file.
+ * "broken": [{"name", "from", "error"}], "directory", "profiles": [{"from", "model", "preset",
+ * "budget"} or {"from", "error"}]}; "from" is "built-in" or the user's file.
  * `preset` null: all of them; else this one, with "toml", its file's text, or the error of
  * kvt_view_open. No daemon is needed. */
 KVT_API kvt_status kvt_presets(const char* preset, char** out_json);

@@ -23,6 +23,7 @@ if "KVTIER_DAEMON" not in _os.environ:  # the daemon that was installed with thi
         _os.environ["KVTIER_DAEMON"] = _daemon
 
 from ._kvtier import (  # noqa: E402
+    BUDGET_PROFILE,
     Busy,
     Client,
     Corrupt,
@@ -55,6 +56,7 @@ from ._kvtier import (  # noqa: E402
 
 __version__ = version()
 __all__ = [
+    "BUDGET_PROFILE",
     "Busy",
     "Client",
     "Corrupt",

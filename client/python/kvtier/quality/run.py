@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,53 +92,94 @@ def run(plan: Plan, judge: Judge) -> Iterator[dict[str, Any]]:
         positions = max(len(c) + len(rest) for _, c, rest in parts)
         made = calibrate(plan, judge, positions, own)
         for text, context, rest in parts:
-            for row in _text(plan, judge, text, context, rest, made, own):
+            for row in _text(plan, judge, read(judge, text, context, rest), made, own):
                 rows.append(row)
                 yield row
     if len(plan.texts) > 1:
         yield from means(rows)
 
 
-def _text(
-    plan: Plan,
-    judge: Judge,
-    text: texts.Text,
-    context: list[int],
-    rest: list[int],
-    made: dict[str, Any],
-    own: daemon.Daemon | None,
-) -> Iterator[dict[str, Any]]:
+@dataclass
+class Reading:
+    """A text, read by the model: what all presets are judged against."""
+
+    text: texts.Text
+    context: list[int]
+    rest: list[int]  # one more than are evaluated
+    stored: prefix.Prefix
+    full: torch.Tensor  # logits of full attention after each of rest but the last
+
+
+def read(judge: Judge, text: texts.Text, context: list[int], rest: list[int]) -> Reading:
     with Step(f"{text.name}: reading {len(context)} tokens") as step:
         stored = prefix.read(judge, context, step)
     with Step(f"{text.name}: full attention over {len(rest) - 1} more") as step:
         full = evaluate.forward(judge, stored, rest[:-1], None, step)
+    return Reading(text, context, rest, stored, full)
+
+
+def measure(
+    plan: Plan,
+    judge: Judge,
+    reading: Reading,
+    engine: str,
+    name: str,
+    budget: int | None,
+    made: dict[str, Any],
+    own: daemon.Daemon | None,
+) -> dict[str, Any]:
+    """A row. NotThere where the daemon does not run the preset."""
+    settings = evaluate.of_budget(plan.settings, budget or 0)
+    rest, label = reading.rest, f"{reading.text.name}: {name}"
+    with Step(label + (f" {budget}" if budget else "") + f", {engine}") as step:
+        if engine == "daemon":
+            tokens, figures = daemon.with_daemon(
+                own, judge, reading.stored, rest, reading.full, name, settings, step
+            )
+        else:
+            tokens, figures = evaluate.with_reference(
+                judge, reading.stored, rest, reading.full, name, settings, made, step
+            )
+        figures |= metrics.summary(tokens)
+        step.note = f"KL {figures['kl']:.4f}"
+    return {
+        "text": reading.text.name,
+        "engine": engine,
+        "preset": name,
+        "budget": budget,
+        "context": len(reading.context),
+        "eval": len(rest) - 1,
+    } | figures
+
+
+def prepare(
+    plan: Plan, judge: Judge, own: daemon.Daemon
+) -> Callable[[str, int], Iterator[dict[str, Any]]]:
+    """Reads all texts; what comes back gives a preset's rows over them, through the daemon."""
+    parts = [(text, *cut(plan, judge, text)) for text in plan.texts]
+    calibrate(plan, judge, max(len(c) + len(rest) for _, c, rest in parts), own)
+    readings = [read(judge, *part) for part in parts]
+
+    def rows(name: str, budget: int) -> Iterator[dict[str, Any]]:
+        for reading in readings:
+            yield measure(plan, judge, reading, "daemon", name, budget, {}, own)
+
+    return rows
+
+
+def _text(
+    plan: Plan,
+    judge: Judge,
+    reading: Reading,
+    made: dict[str, Any],
+    own: daemon.Daemon | None,
+) -> Iterator[dict[str, Any]]:
     for name, budget in cases(plan):
-        settings = evaluate.of_budget(plan.settings, budget or 0)
         for engine in plan.engines:
-            label = f"{text.name}: {name}" + (f" {budget}" if budget else "") + f", {engine}"
             try:
-                with Step(label) as step:
-                    if engine == "daemon":
-                        tokens, figures = daemon.with_daemon(
-                            own, judge, stored, rest, full, name, settings, step
-                        )
-                    else:
-                        tokens, figures = evaluate.with_reference(
-                            judge, stored, rest, full, name, settings, made, step
-                        )
-                    figures |= metrics.summary(tokens)
-                    step.note = f"KL {figures['kl']:.4f}"
+                yield measure(plan, judge, reading, engine, name, budget, made, own)
             except daemon.NotThere as error:
-                _left_out(plan, error)
-                continue
-            yield {
-                "text": text.name,
-                "engine": engine,
-                "preset": name,
-                "budget": budget,
-                "context": len(context),
-                "eval": len(rest) - 1,
-            } | figures
+                left_out(plan, error)
 
 
 def _probes(plan: Plan, judge: Judge, own: daemon.Daemon | None) -> Iterator[dict[str, Any]]:
@@ -165,7 +206,7 @@ def _probes(plan: Plan, judge: Judge, own: daemon.Daemon | None) -> Iterator[dic
                         figures = probes.summary(_ask(probe, way, step), best)
                         step.note = f"{figures['hits_of_full']} of {figures['hits_full']}"
                 except daemon.NotThere as error:
-                    _left_out(plan, error)
+                    left_out(plan, error)
                     continue
                 yield {
                     "text": text.name,
@@ -207,7 +248,7 @@ def _ways(
             yield engine, name, budget, way
 
 
-def _left_out(plan: Plan, error: Exception) -> None:
+def left_out(plan: Plan, error: Exception) -> None:
     if not plan.skip:
         raise error
     print(f"left out: {error}", file=sys.stderr)
