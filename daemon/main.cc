@@ -100,6 +100,13 @@ bool take_activated_socket(int* fd) {
   return true;
 }
 
+// What is relative on a command line is so to where that was typed; the settings know only absolute
+// paths, and "~/".
+std::string from_here(const std::string& path) {
+  if (path.empty() || path.front() == '/' || path.starts_with("~/")) return path;
+  return std::filesystem::absolute(path).lexically_normal();
+}
+
 LogLevel log_level_of(const std::string& name) {
   if (name == "error") return LogLevel::kError;
   if (name == "info") return LogLevel::kInfo;
@@ -145,8 +152,8 @@ int main(int argc, char** argv) {
   if (!named) config_path = default_config_path(&named);
   if (!read_config(config_path, named, &options.daemon, &problem)) return fail(problem);
   if (!read_environment(&options.daemon, &problem)) return fail(problem);
-  if (!socket_path.empty()) settings.push_back("daemon.socket=" + socket_path);
-  if (!store_path.empty()) settings.push_back("store.path=" + store_path);
+  if (!socket_path.empty()) settings.push_back("daemon.socket=" + from_here(socket_path));
+  if (!store_path.empty()) settings.push_back("store.path=" + from_here(store_path));
   if (!kernels.empty()) settings.push_back("daemon.kernels=" + kernels);
   for (const std::string& setting : settings) {
     const std::size_t equals = setting.find('=');
@@ -169,6 +176,8 @@ int main(int argc, char** argv) {
   if (!take_activated_socket(&options.listening_socket))
     return fail("LISTEN_FDS: descriptor 3 is not the one listening Unix socket that it should be");
   options.handle_signals = true;
+  // Every path is absolute by now: the directory we were started in can be unmounted.
+  if (::chdir("/") != 0) return fail(std::string("cannot change to /: ") + std::strerror(errno));
   auto server = Server::start(options);
   if (!server) {
     std::string text = server.error().message();

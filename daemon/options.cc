@@ -108,8 +108,33 @@ bool is_choice(const char* choices, std::string_view value) {
   return false;
 }
 
+bool is_path(const Key& key) {
+  const auto* member = std::get_if<std::string Options::*>(&key.member);
+  return member != nullptr && (*member == &Options::store_path || *member == &Options::socket_path);
+}
+
+// A path means the same wherever the daemon runs: "~/" is HOME, and nothing else is relative.
+Result<void> set_path(const Key& key, std::string_view value, Options* options,
+                      std::string* problem) {
+  const char* home = std::getenv("HOME");
+  const bool has_home = home != nullptr && *home == '/';
+  std::string path(value);
+  if (has_home && value.starts_with("~/")) path = home + path.substr(1);
+  if (!path.empty() && path.front() != '/') {
+    const bool plain = value.find_first_of("~$%") == std::string_view::npos;
+    const std::string example = plain ? std::string(value) : "kvtier";
+    *problem = std::string(key.name) + " = '" + std::string(value) +
+               "': must be an absolute path, such as " + (has_home ? home : "") + "/" + example +
+               (has_home ? ", or ~/" + example : "");
+    return error(Code::kInvalid, "a setting is a relative path");
+  }
+  options->*std::get<std::string Options::*>(key.member) = std::move(path);
+  return {};
+}
+
 Result<void> set_text(const Key& key, std::string_view value, Options* options,
                       std::string* problem) {
+  if (is_path(key)) return set_path(key, value, options, problem);
   if (key.choices != nullptr && !is_choice(key.choices, value)) {
     *problem =
         std::string(key.name) + " = '" + std::string(value) + "': choose one of " + key.choices;
