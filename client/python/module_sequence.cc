@@ -169,6 +169,7 @@ void sequence_observe_queries(Sequence& self, std::uint32_t layer, const ConstFl
 void bind_sequence(nb::module_& m) {
   auto sequence = nb::class_<Sequence>(m, "Sequence");
   sequence.def_prop_ro("id", &sequence_id)
+      .def_ro("space", &Sequence::space)
       .def_prop_ro("length", &sequence_length)
       .def("__len__", &sequence_length)
       .def_prop_ro("layer_count", [](const Sequence& self) { return self.space->layers.size(); })

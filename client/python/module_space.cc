@@ -98,6 +98,7 @@ void bind_space(nb::module_& m) {
            "private"_a = false)
       .def("open", &space_open_sequence, "name"_a = nb::none(), "id"_a = nb::none(),
            "writable"_a = true)
+      .def_ro("client", &Space::client)
       .def_ro("layers", &Space::layers)
       .def_prop_ro("dtype", [](const Space& self) { return kDtypes[self.layer(0).raw.dtype]; });
   closable(space);

@@ -371,3 +371,26 @@ def test_a_model_with_other_attention_is_refused(model, model_space, text_ids):
     finally:
         adapter.install(model)
         cache.close()
+
+
+def test_a_fork_is_read_as_its_source(model, model_space, text_ids):
+    cache = adapter.attach(model_space, text_ids[:400], budget=32, sinks=8, preset="mean")
+    adapter.prefill(model, cache, text_ids[:400])
+    with_budget, everything = cache.fork(300), cache.fork(300, budget=0)
+    for fork in (with_budget, everything):
+        step(model, fork, text_ids[300])
+    kept = [fork.view.stats()["selections"] for fork in (with_budget, everything)]
+    assert kept[0] > 0 and kept[1] == 0
+    for each in (cache, with_budget, everything):
+        each.close()
+
+
+def test_a_refused_view_leaves_no_sequence_behind(model_space, text_ids):
+    for view in ({"preset": "ques"}, {"budget": 1, "sinks": 8}):
+        with pytest.raises(kvtier.Error):
+            adapter.attach(model_space, text_ids[:300], name="second try", **view)
+    cache = adapter.attach(model_space, text_ids[:300], name="second try")
+    with pytest.raises(kvtier.NotFound):
+        cache.fork(name="forked", preset="ques")
+    cache.fork(name="forked").close()
+    cache.close()

@@ -13,7 +13,8 @@
 namespace kvtier::cli {
 namespace {
 
-constexpr std::size_t kColumns = 96;
+constexpr std::size_t kColumns = 90;  // from here on a line ends before the next word
+constexpr std::size_t kColumnsMax = 110;
 
 // Shades in 256 colours, level 1 first; black letters on them.
 constexpr const char* kShades[kReadLevels - 1] = {"\033[30;48;5;230m", "\033[30;48;5;222m",
@@ -45,7 +46,9 @@ class TextPrinter {
     while (at < text.size()) {
       const std::size_t end = std::min(text.find('\n', at), text.size());
       const std::string part = text.substr(at, end - at);
-      if (columns_ + part.size() > kColumns && columns_ != 0) end_line();
+      if (columns_ + part.size() > kColumns && columns_ != 0 &&
+          (part.front() == ' ' || columns_ >= kColumnsMax))
+        end_line();
       mark(token);
       const std::uint8_t level = reads_.groups[0].levels[token];
       line_ +=
@@ -106,8 +109,9 @@ Json as_json(const ReadText& reads, const std::vector<Passage>& most) {
 
 void print_passages(const ReadText& reads, const std::vector<Passage>& most) {
   constexpr std::size_t kTextBytes = 100;
-  std::printf("The passages that selections took most since the last prompt, of %llu tokens:\n\n",
-              static_cast<unsigned long long>(reads.tokens()));
+  std::printf(
+      "What selections took most since the last prompt, for its length, of %llu tokens:\n\n",
+      static_cast<unsigned long long>(reads.tokens()));
   std::vector<std::vector<std::string>> rows{{"share", "tokens", "text"}};
   for (const Passage& passage : most) {
     char share[16];
@@ -135,7 +139,9 @@ int run_explain(const Invocation& invocation) {
         invocation, {Code::kMiss, 0, "no reads"},
         "no selection took a row of " + reads.name +
             " since its last prompt, or since kvtierd started: let a model decode over it with a "
-            "budget first (without one everything is read)");
+            "budget first. Without a budget everything is read, and so are always the newest "
+            "tokens "
+            "of an open sequence, which are not sealed yet: close it and resume it");
   const std::vector<Passage> most = passages_of(reads, kPassages);
   if (invocation.has("html"))
     if (const int failed = write_page(invocation, explain_page(reads, most)); failed != 0)
@@ -145,12 +151,14 @@ int run_explain(const Invocation& invocation) {
     return 0;
   }
   print_passages(reads, most);
+  if (invocation.has("html"))
+    std::printf("\nThe text, shaded: %s\n", invocation.get("html").c_str());
   if (invocation.has("text") && !reads.text.empty()) {
     std::string layers;
     for (std::size_t group = 1; group < reads.groups.size(); ++group)
       layers += (group == 1 ? "" : ", ") + reads.groups[group].layers;
     std::printf(
-        "\nThe text; before each line how often the %s took it: . never, 1 seldom, 4 most\n\n",
+        "\nThe text; before each line how often the %s took it: . hardly or never, 4 most\n\n",
         layers.c_str());
     TextPrinter(reads, ::isatty(STDOUT_FILENO) != 0 && std::getenv("NO_COLOR") == nullptr).print();
   }

@@ -14,7 +14,8 @@ namespace kvtier::cli {
 struct ReadGroup {
   std::string layers;                 // "layers 0-7", "all layers"
   std::vector<std::uint32_t> counts;  // by token
-  std::vector<std::uint8_t> levels;   // by token: 0 never chosen, to kReadLevels - 1 most often
+  std::vector<std::uint8_t>
+      levels;  // by token: 0 never or hardly chosen, to kReadLevels - 1 most often
   std::uint64_t total = 0;
 };
 inline constexpr std::uint32_t kReadLevels = 5;
@@ -24,6 +25,7 @@ struct Passage {
   std::uint64_t first_token = 0;
   std::uint64_t tokens = 0;
   double share = 0.0;  // of all reads
+  double above = 0.0;  // the share less what its length alone would have
 };
 
 struct ReadText {
@@ -41,7 +43,7 @@ struct ReadText {
 
 // Asks the daemon. False where it cannot be had; `*exit_code` then.
 [[nodiscard]] bool read_reads(const Invocation& invocation, ReadText* out, int* exit_code);
-// The most read ones, the first the most.
+// Those that were read most above what their length would have, the first the most.
 [[nodiscard]] std::vector<Passage> passages_of(const ReadText& reads, std::size_t count);
 // One self-contained page.
 [[nodiscard]] std::string explain_page(const ReadText& reads, const std::vector<Passage>& most);

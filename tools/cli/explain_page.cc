@@ -51,6 +51,11 @@ std::string passages(const ReadText& reads, const std::vector<Passage>& most) {
     char share[16];
     std::snprintf(share, sizeof share, "%.1f %%", 100.0 * passage.share);
     const std::string first = std::to_string(passage.first_token);
+    if (reads.text.empty()) {
+      out += "<tr><td>" + std::string(share) + "<td>" + first + "-" +
+             std::to_string(passage.first_token + passage.tokens - 1) + "<td></tr>\n";
+      continue;
+    }
     out += "<tr><td>" + std::string(share) + "<td>" + first + "-" +
            std::to_string(passage.first_token + passage.tokens - 1) + "<td><a href=\"#t" + first +
            "\">" + escaped(one_line(reads.text_of(passage.first_token, passage.tokens), 200)) +

@@ -69,7 +69,8 @@ bool read_counts(const Invocation& invocation, ReadText* out, int* exit_code) {
   return true;
 }
 
-// One token in a hundred has the highest level; each level below begins at half as many reads.
+// One token in a hundred has the highest level; each level below begins at half as many reads, and
+// what is below the lowest has none: nearly everything is read at some time by some head.
 void set_levels(ReadGroup* group) {
   group->levels.assign(group->counts.size(), 0);
   if (group->counts.empty()) return;
@@ -80,7 +81,7 @@ void set_levels(ReadGroup* group) {
     const std::uint32_t count = group->counts[i];
     if (count == 0) continue;
     std::uint32_t level = kReadLevels - 1;
-    for (std::uint32_t bound = *top; level > 1 && count < bound; bound /= 2) --level;
+    for (double bound = *top; level > 0 && count < bound; bound /= 2) --level;
     group->levels[i] = static_cast<std::uint8_t>(level);
   }
 }
@@ -115,13 +116,13 @@ std::vector<Passage> passages_of(const ReadText& reads, std::size_t count) {
       read += all.counts[end++];
     } while (end < reads.tokens() && end - first < kPassageTokensMax &&
              !ends_passage(reads.text_of(end - 1, 1)));
-    if (read != 0)
-      found.push_back(
-          {first, end - first, static_cast<double>(read) / static_cast<double>(all.total)});
+    const double share = static_cast<double>(read) / static_cast<double>(all.total);
+    const double usual = static_cast<double>(end - first) / static_cast<double>(reads.tokens());
+    if (read != 0) found.push_back({first, end - first, share, share - usual});
     first = end;
   }
   std::stable_sort(found.begin(), found.end(),
-                   [](const Passage& a, const Passage& b) { return a.share > b.share; });
+                   [](const Passage& a, const Passage& b) { return a.above > b.above; });
   if (found.size() > count) found.resize(count);
   return found;
 }

@@ -129,6 +129,7 @@ class KvtierCache(Cache):
     def __init__(self, sequence: Any, *, kv_dtype: str = "f32", **view: Any):
         self.sequence = sequence
         self.kv_dtype = _TORCH[kv_dtype]
+        self._view_options = view
         self.view = sequence.view(**view)
         self._open = False
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -168,10 +169,11 @@ class KvtierCache(Cache):
         self, tokens: int | None = None, name: str | None = None, **view: Any
     ) -> "KvtierCache":
         """A cache over a new sequence with the first `tokens` tokens of this one; nothing is
-        copied."""
+        copied. It is read as this one is: with its budget, preset and the rest, but for what `view`
+        says."""
         self._settle()
         sequence = self.sequence.fork(self.sequence.length if tokens is None else tokens, name=name)
-        return KvtierCache(sequence, kv_dtype=DTYPES[self.kv_dtype], **view)
+        return _over_new(sequence, DTYPES[self.kv_dtype], self._view_options | view)
 
     def close(self) -> None:
         self._settle()
@@ -415,7 +417,19 @@ def attach(
     """A cache over a new sequence that shares the longest stored prefix of `ids`, short of the last
     one: the model needs one token to start from. `cache.length` says how much was found."""
     sequence = space.create(_ids(ids)[:-1], name=name, private=private)
-    return KvtierCache(sequence, kv_dtype=space.dtype, **view)
+    return _over_new(sequence, space.dtype, view)
+
+
+def _over_new(sequence: Any, kv_dtype: str, view: dict[str, Any]) -> KvtierCache:
+    """Where the view is refused, the sequence that was just made goes again: the call can be
+    repeated with the same name."""
+    try:
+        return KvtierCache(sequence, kv_dtype=kv_dtype, **view)
+    except Exception:
+        client, number = sequence.space.client, sequence.id
+        sequence.close()
+        client.request({"op": "rm", "target": number})
+        raise
 
 
 def resume(space: Any, name: str, *, writable: bool = True, **view: Any) -> KvtierCache:

@@ -107,7 +107,7 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
         ),
         ("", ""),
         (
-            "bytes: in the host arena / on disk",
+            "bytes: in the host arena / on disk, with answers, forks, logs",
             f"{mb(size['host'])} of {mb(d['host_arena_bytes'])} / {mb(size['disk'])}",
         ),
         ("bytes: read / written by the daemon", f"{mb(size['read'])} / {mb(size['written'])}"),
