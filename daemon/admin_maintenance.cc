@@ -68,7 +68,8 @@ CheckPtr collect(EngineState& engine, bool deep) {
                                "rows",
                                std::to_string(engine.metrics.rows_damaged) +
                                    " rows could not be trusted at start and were left out: stop "
-                                   "kvtierd and run `kvtier repair --store PATH`",
+                                   "kvtierd and run `kvtier repair --store " +
+                                   engine.options.store_path + "`",
                                {},
                                {},
                                false});

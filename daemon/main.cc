@@ -21,6 +21,7 @@
 #include "client/ipc/paths.h"
 #include "daemon/server.h"
 #include "daemon/version.h"
+#include "tiers/catalogue.h"
 
 namespace {
 
@@ -180,7 +181,7 @@ int main(int argc, char** argv) {
   if (::chdir("/") != 0) return fail(std::string("cannot change to /: ") + std::strerror(errno));
   auto server = Server::start(options);
   if (!server) {
-    std::string text = server.error().message();
+    std::string text = with_store_named(server.error().message(), options.daemon.store_path);
     if (server.error().os_error != 0)
       text += std::string(" (") + std::strerror(server.error().os_error) + ")";
     if (server.error().os_error == EMFILE || server.error().os_error == ENFILE)

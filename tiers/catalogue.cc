@@ -314,6 +314,13 @@ rocksdb::Status Catalogue::State::write(rocksdb::WriteBatch* batch, bool sync) {
   return status;
 }
 
+std::string with_store_named(std::string text, const std::string& store_path) {
+  constexpr std::string_view kPlace = "--store PATH";
+  if (const std::size_t at = text.find(kPlace); at != std::string::npos)
+    text.replace(at, kPlace.size(), "--store " + store_path);
+  return text;
+}
+
 Catalogue::Catalogue() = default;
 Catalogue::~Catalogue() = default;
 
@@ -333,7 +340,11 @@ Result<std::unique_ptr<Catalogue>> Catalogue::open(const CatalogueOptions& optio
     if (lost_current(state.env, options.path))
       return error(to_open_status(rocksdb::Status::Corruption()));
     if (const rocksdb::Status status = state.open(false); !status.ok()) {
-      KVT_LOG(kError, "catalogue: open: %s", status.ToString().c_str());
+      // Who only looks reports what it found itself.
+      if (state.read_only)
+        KVT_LOG(kInfo, "catalogue: open: %s", status.ToString().c_str());
+      else
+        KVT_LOG(kError, "catalogue: open: %s", status.ToString().c_str());
       return error(to_open_status(status));
     }
     return catalogue;
@@ -353,7 +364,10 @@ Result<void> Catalogue::load(const CatalogueVisitor& visitor) {
                   as_bytes(std::string_view(value.data(), value.size())), visitor);
     }
     if (row->status().ok()) return {};
-    KVT_LOG(kError, "catalogue: load: %s", row->status().ToString().c_str());
+    if (state_->read_only)
+      KVT_LOG(kInfo, "catalogue: load: %s", row->status().ToString().c_str());
+    else
+      KVT_LOG(kError, "catalogue: load: %s", row->status().ToString().c_str());
     return error(to_open_status(row->status()));
   });
 }

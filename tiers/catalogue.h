@@ -127,6 +127,10 @@ struct CatalogueVisitor {
   std::function<void(std::string key, Status)> damaged;  // a row that cannot be trusted
 };
 
+// The texts of errors that a repair mends say `--store PATH`, as a Status has no room for more;
+// this puts the store's directory there.
+[[nodiscard]] std::string with_store_named(std::string text, const std::string& store_path);
+
 class Catalogue {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Catalogue>> open(const CatalogueOptions& options);

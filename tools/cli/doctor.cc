@@ -16,6 +16,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #include "base/log.h"
 #include "client/ipc/control_channel.h"
@@ -343,13 +344,30 @@ void check_presets(std::vector<Finding>* findings) {
                            "change that file, or remove it: " + text_of(profile, "from")});
 }
 
+// Whether there are files that a catalogue should name.
+bool has_files(const std::string& store) {
+  constexpr std::pair<const char*, const char*> kKinds[] = {
+      {"segments", ".kvs"}, {"logs", ".kvl"}, {"objects", ".kvo"}};
+  std::error_code failed;
+  for (const auto& [directory, extension] : kKinds)
+    for (const auto& entry : std::filesystem::directory_iterator(store + "/" + directory, failed))
+      if (entry.path().extension() == extension) return true;
+  return false;
+}
+
+bool knows_nothing(const StoreRows& rows) {
+  return rows.spaces.empty() && rows.segments.empty() && rows.sequences.empty() &&
+         rows.objects.empty() && rows.damaged.empty();
+}
+
 // Without a daemon: whether one could start over this store.
 void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
   std::error_code ignored;
   CatalogueOptions options;
   options.path = store + "/catalogue";
   options.read_only = true;
-  if (store.empty() || !std::filesystem::exists(options.path, ignored)) return;
+  const bool absent = !std::filesystem::exists(options.path, ignored);
+  if (store.empty() || (absent && !has_files(store))) return;
   const Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(options);
   const Result<StoreRows> rows =
       catalogue ? load_store_rows(**catalogue) : Result<StoreRows>(error(catalogue.error()));
@@ -365,8 +383,12 @@ void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
     findings->push_back({Grade::kBad, "catalogue",
                          options.path + " cannot be read: " + rows.error().message(),
                          "as root: chown -R " + std::to_string(::geteuid()) + " " + store});
-  else if (!rows)
-    findings->push_back({Grade::kBad, "catalogue", "damaged: the daemon will not start",
+  else if (!rows || (knows_nothing(*rows) && has_files(store)))
+    findings->push_back({Grade::kBad, "catalogue",
+                         std::string(absent  ? "missing, and the store is not empty"
+                                     : !rows ? "damaged"
+                                             : "empty, and the store is not") +
+                             ": the daemon will not start",
                          "kvtier repair --store " + store});
   if (rows)
     check_damage(Json{{"damage",

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "tiers/catalogue.h"
 #include "tiers/store_check.h"
 #include "tiers/store_rebuild.h"
 #include "tools/cli/commands.h"
@@ -35,8 +36,9 @@ Result<Json> check_offline(const std::string& store, bool deep) {
                             {"region", ""},
                             {"severity", "damage"},
                             {"reason", rows ? "it is empty and the store is not: `kvtier repair "
-                                              "--store PATH` makes a new one from the files"
-                                            : rows.error().message()}});
+                                              "--store " +
+                                                  store + "` makes a new one from the files"
+                                            : with_store_named(rows.error().message(), store)}});
   for (const Finding& finding : report.findings)
     problems.push_back(Json{{"object", finding.path},
                             {"region", finding.region},
