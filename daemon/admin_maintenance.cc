@@ -15,6 +15,7 @@
 #include "daemon/reclaim.h"
 #include "daemon/store_items.h"
 #include "daemon/stored_tail.h"
+#include "daemon/wipe.h"
 #include "tiers/sidecar_format.h"
 #include "tiers/tail_log_format.h"
 
@@ -145,6 +146,7 @@ struct Repair {
   CheckPtr check;
   std::size_t next = 0;
   std::uint64_t dropped = 0;
+  std::uint64_t segments_behind = 0, bytes_behind = 0;  // whole, but behind what was dropped
   std::map<std::uint64_t, Cut> cuts;
   ControlDone done;
 };
@@ -175,8 +177,8 @@ Json cuts_json(const Repair& repair) {
   return list;
 }
 
-// Cuts every sequence that shows the segment before it, then condemns it. False: somebody has one
-// of them open.
+// Cuts every sequence that shows the segment before it, then condemns it and all that continues
+// it: no prefix leads there any more. False: somebody has one of them open.
 bool drop_segment(EngineState& engine, Segment& segment, Repair& repair) {
   std::vector<Sequence*> users;
   for (const auto& [id, sequence] : engine.sequences.all)
@@ -204,6 +206,14 @@ bool drop_segment(EngineState& engine, Segment& segment, Repair& repair) {
     KVT_LOG(kWarn, "repair: sequence %llu keeps %llu tokens",
             static_cast<unsigned long long>(sequence->row.id.value),
             static_cast<unsigned long long>(keep));
+  }
+  const std::vector<SegmentId> unused = unused_with_descendants(engine, {segment.row.id});
+  for (auto id = unused.rbegin(); id != unused.rend(); ++id) {
+    Segment& behind = *find_segment(engine, *id);
+    if (&behind == &segment) continue;
+    ++repair.segments_behind;
+    repair.bytes_behind += behind.row.file_bytes;
+    condemn_segment(engine, behind);
   }
   condemn_segment(engine, segment);
   return true;
@@ -274,6 +284,8 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
   }
   sweep_condemned(engine);
   repair->done(ControlReply{Json{{"dropped", repair->dropped},
+                                 {"segments_behind", repair->segments_behind},
+                                 {"bytes_behind", repair->bytes_behind},
                                  {"sequences_cut", cuts_json(*repair)},
                                  {"problems", problems_json(problems)}},
                             {},
@@ -305,21 +317,25 @@ void op_gc(EngineState& engine, Session&, ControlRequest request, ControlDone do
   const bool merge = may_write_optional(engine, 0);
   const auto finish = [&engine, merge, objects = *objects, done](Result<CompactionReport> report) {
     if (!report) return done(error(report.error()));
-    const std::size_t before = engine.segments.all.size();
+    const std::uint64_t evicted = engine.metrics.segments_evicted;
     const std::size_t values = engine.objects.order.size();
     std::uint64_t freed = evict_unreferenced(engine) + remove_kept_files(engine);
-    sweep_condemned(engine);
     if (objects) freed += evict_objects(engine);
     engine.objects.settle = !engine.objects.unsettled.empty();
     publish_objects(engine);
-    const std::size_t after = engine.segments.all.size();
-    done(ControlReply{Json{{"segments_compacted", report->segments_merged},
-                           {"segments_removed", before - std::min(before, after)},
-                           {"objects_removed", values - engine.objects.order.size()},
-                           {"bytes_freed", freed},
-                           {"merging_declined", !merge}},
-                      {},
-                      {}});
+    Json body{{"segments_compacted", report->segments_merged},
+              {"segments_removed", engine.metrics.segments_evicted - evicted},
+              {"objects_removed", values - engine.objects.order.size()},
+              {"bytes_freed", freed},
+              {"merging_declined", !merge}};
+    if (engine.segments.condemned.empty()) return done(ControlReply{std::move(body), {}, {}});
+    // Behind the batches that take their rows away: with the answer, the files are gone.
+    post_batch(engine, CatalogueBatch(), true,
+               [&engine, body = std::move(body), done](Result<void> removed) {
+                 if (!removed) return done(error(removed.error()));
+                 sweep_condemned(engine);
+                 done(ControlReply{body, {}, {}});
+               });
   };
   merge ? compact_store(engine, finish) : finish(CompactionReport{});
 }

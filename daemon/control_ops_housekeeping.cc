@@ -140,24 +140,6 @@ void answer_rm(std::uint64_t bytes, const Json& kept, const ControlDone& done) {
   done(std::move(reply));
 }
 
-// The segments that nobody refers to and all that continues them, which nobody can refer to either.
-std::vector<SegmentId> unused_with_descendants(EngineState& engine,
-                                               const std::vector<SegmentId>& segments) {
-  std::vector<SegmentId> unused;
-  for (const SegmentId id : segments) {
-    const Segment* segment = find_segment(engine, id);
-    if (segment != nullptr && !segment->condemned && !segment->referenced()) unused.push_back(id);
-  }
-  for (std::size_t i = 0; i < unused.size(); ++i) {
-    for (const SegmentId child : find_segment(engine, unused[i])->children) {
-      const Segment* found = find_segment(engine, child);
-      const bool known = std::find(unused.begin(), unused.end(), child) != unused.end();
-      if (found != nullptr && !found->referenced() && !known) unused.push_back(child);
-    }
-  }
-  return unused;
-}
-
 void zero_resident(EngineState& engine, Segment& segment) {
   if (segment.leases != 0) return;
   for (std::uint32_t chunk = 0; chunk < segment.slots.size(); ++chunk) {

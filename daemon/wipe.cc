@@ -67,6 +67,23 @@ void wipe_next(EngineState& engine, const std::shared_ptr<Wipe>& wipe) {
 
 }  // namespace
 
+std::vector<SegmentId> unused_with_descendants(EngineState& engine,
+                                               const std::vector<SegmentId>& segments) {
+  std::vector<SegmentId> unused;
+  for (const SegmentId id : segments) {
+    const Segment* segment = find_segment(engine, id);
+    if (segment != nullptr && !segment->condemned && !segment->referenced()) unused.push_back(id);
+  }
+  for (std::size_t i = 0; i < unused.size(); ++i) {
+    for (const SegmentId child : find_segment(engine, unused[i])->children) {
+      const Segment* found = find_segment(engine, child);
+      const bool known = std::find(unused.begin(), unused.end(), child) != unused.end();
+      if (found != nullptr && !found->referenced() && !known) unused.push_back(child);
+    }
+  }
+  return unused;
+}
+
 void wipe_files(EngineState& engine, std::vector<std::string> paths, MetaDone done) {
   auto wipe = std::make_shared<Wipe>();
   wipe->paths = std::move(paths);

@@ -111,6 +111,21 @@ TEST_F(EnginePolicyTest, WhatWasMatchedAgainOutlivesAScan) {
   EXPECT_EQ(match(make_ids(128, 2)), 0u);
 }
 
+TEST_F(EnginePolicyTest, GcCountsWhatItRemoves) {
+  const std::uint64_t id = store(make_ids(256, 1), "");
+  store(make_ids(128, 2), "stays");
+  remove_sequence(state(), *find_sequence(state(), SequenceId{id}), LogFile::kUnlink,
+                  [](Result<void>) {});
+  world.settle();
+  ASSERT_EQ(state().segments.all.size(), 3u) << "as a cache";
+  const std::uint64_t bytes = state().segments.disk_bytes;
+  const Reply gc = client->control(Json{{"op", "gc"}});
+  ASSERT_TRUE(gc.ok());
+  EXPECT_EQ(gc.body["segments_removed"], 2);
+  EXPECT_EQ(gc.body["bytes_freed"], bytes - state().segments.disk_bytes);
+  EXPECT_EQ(state().segments.all.size(), 1u);
+}
+
 TEST_F(EnginePolicyTest, ASpentWriteBudgetStopsWhatCanWaitAndNothingElse) {
   store(make_ids(128, 1), "first");
   EXPECT_GT(state().metrics.sidecar_bytes, 0u);

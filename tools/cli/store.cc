@@ -164,6 +164,10 @@ int run_repair(const Invocation& invocation) {
     std::printf("damaged files dropped: %llu; sequences cut: %zu\n",
                 static_cast<unsigned long long>(number_of(reply, "dropped")),
                 reply["sequences_cut"].size());
+    if (const std::uint64_t behind = number_of(reply, "segments_behind"); behind != 0)
+      std::printf("removed, too, as only what was dropped led there: %llu segments (%s)\n",
+                  static_cast<unsigned long long>(behind),
+                  human_bytes(number_of(reply, "bytes_behind")).c_str());
   }
   return 0;
 }
