@@ -1,5 +1,6 @@
 #include "daemon/kept_files.h"
 
+#include <algorithm>
 #include <cinttypes>
 
 #include "base/log.h"
@@ -47,8 +48,7 @@ Result<void> check_log(Opened& opened, const TailLogName& name) {
 
 // `check` looks at a file that is not known yet; anything but damage keeps it.
 template <class Check>
-bool keep(EngineState& engine, const std::string& path, bool newer, CatalogueBatch* batch,
-          Check check) {
+bool keep(EngineState& engine, const std::string& path, bool newer, Check check) {
   KeptFiles& kept = engine.kept_files;
   const bool known = kept.all.count(path) != 0;
   if (!known && !newer) return false;
@@ -64,10 +64,8 @@ bool keep(EngineState& engine, const std::string& path, bool newer, CatalogueBat
       if (!whole && whole.error().code == Code::kCorrupt) return false;
     }
   }
-  if (known)
-    found.mark = kept.all[path].mark;
-  else
-    batch->put_number(number_name(path), found.mark);
+  found.fresh = !known;
+  if (known) found.mark = kept.all[path].mark;
   kept.all[path] = found;
   return true;
 }
@@ -79,27 +77,33 @@ void recall_kept_file(EngineState& engine, std::string_view name, std::uint64_t 
     engine.kept_files.all[std::string(name.substr(kKeptPrefix.size()))].mark = value;
 }
 
-bool keep_segment_file(EngineState& engine, SegmentId id, bool newer, CatalogueBatch* batch) {
-  return keep(engine, segment_path(id), newer, batch,
+bool keep_segment_file(EngineState& engine, SegmentId id, bool newer) {
+  return keep(engine, segment_path(id), newer,
               [id](Opened& opened) { return check_segment(opened, id); });
 }
 
-bool keep_log_file(EngineState& engine, const TailLogName& name, bool newer,
-                   CatalogueBatch* batch) {
-  return keep(engine, tail_log_path(name.sequence, name.generation), newer, batch,
+bool keep_log_file(EngineState& engine, const TailLogName& name, bool newer) {
+  return keep(engine, tail_log_path(name.sequence, name.generation), newer,
               [&name](Opened& opened) { return check_log(opened, name); });
 }
 
 void settle_kept_files(EngineState& engine, CatalogueBatch* batch) {
   KeptFiles& kept = engine.kept_files;
+  const auto fresh = std::count_if(kept.all.begin(), kept.all.end(),
+                                   [](const auto& file) { return file.second.fresh; });
   for (auto file = kept.all.begin(); file != kept.all.end();) {
     if (!file->second.there) {
       batch->remove_number(number_name(file->first));
       file = kept.all.erase(file);
       continue;
     }
+    if (file->second.fresh) {
+      if (fresh > std::ptrdiff_t{kSealsAtOnce}) file->second.mark = kKeptLost;
+      batch->put_number(number_name(file->first), file->second.mark);
+    }
     kept.total_bytes += file->second.bytes;
-    if (file->second.mark == kKeptNewer) ++kept.newer;
+    if (file->second.mark != kKeptLeftOut) ++kept.newer;
+    if (file->second.mark == kKeptLost) ++kept.lost;
     ++file;
   }
   if (kept.newer != 0)
@@ -117,7 +121,7 @@ void settle_kept_files(EngineState& engine, CatalogueBatch* batch) {
             kept.all.size() - static_cast<std::size_t>(kept.newer));
 }
 
-bool rows_were_lost(const EngineState& engine) { return engine.kept_files.newer > kSealsAtOnce; }
+bool rows_were_lost(const EngineState& engine) { return engine.kept_files.lost != 0; }
 
 std::uint64_t remove_kept_files(EngineState& engine) {
   KeptFiles& kept = engine.kept_files;

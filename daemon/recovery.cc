@@ -83,7 +83,6 @@ void drop_file(EngineState& engine, const std::string& path) {
 
 // Adds the files that no row names and that are not kept to `orphans`.
 Result<std::unordered_set<std::uint64_t>> list_segments(EngineState& engine, Loaded* loaded,
-                                                        CatalogueBatch* mend,
                                                         std::vector<std::string>* orphans) {
   const std::uint64_t newer_from = loaded->next_segment;
   std::unordered_set<std::uint64_t> known;
@@ -96,7 +95,7 @@ Result<std::unordered_set<std::uint64_t>> list_segments(EngineState& engine, Loa
     loaded->next_segment = std::max(loaded->next_segment, id->value + 1);
     if (known.count(id->value) != 0)
       files.insert(id->value);
-    else if (!keep_segment_file(engine, *id, id->value >= newer_from, mend))
+    else if (!keep_segment_file(engine, *id, id->value >= newer_from))
       orphans->push_back(segment_path(*id));
   }
   return files;
@@ -112,7 +111,7 @@ void count_log(EngineState& engine, Sequence& sequence) {
   io.close(*file);
 }
 
-Result<void> list_logs(EngineState& engine, std::uint64_t newer_from, CatalogueBatch* mend,
+Result<void> list_logs(EngineState& engine, std::uint64_t newer_from,
                        std::vector<std::string>* orphans) {
   KVT_TRY(const std::vector<std::string> names, engine.io->io().list("logs"));
   for (const std::string& name : names) {
@@ -123,7 +122,7 @@ Result<void> list_logs(EngineState& engine, std::uint64_t newer_from, CatalogueB
     Sequence* sequence = find_sequence(engine, log->sequence);
     if (sequence != nullptr && sequence->row.log_generation == log->generation)
       count_log(engine, *sequence);
-    else if (keep_log_file(engine, *log, log->generation >= newer_from, mend))
+    else if (keep_log_file(engine, *log, log->generation >= newer_from))
       table.next_id = std::max(table.next_id, log->sequence.value + 1);
     else
       orphans->push_back(tail_log_path(log->sequence, log->generation));
@@ -266,13 +265,12 @@ Result<void> recover_engine(EngineState& engine) {
   engine.chain_key = loaded.chain_key;
   for (SpaceRow& row : loaded.spaces) add_space(engine, std::move(row));
   std::vector<std::string> orphans;
-  KVT_TRY(const std::unordered_set<std::uint64_t> files,
-          list_segments(engine, &loaded, &mend, &orphans));
+  KVT_TRY(const std::unordered_set<std::uint64_t> files, list_segments(engine, &loaded, &orphans));
   add_segments(engine, loaded, files, &mend);
   for (SequenceRow& row : loaded.sequences) add_sequence(engine, std::move(row), &mend);
   engine.segments.next_id = loaded.next_segment;
   engine.sequences.next_id = std::max(engine.sequences.next_id, loaded.next_sequence);
-  KVT_TRY_VOID(list_logs(engine, loaded.next_log, &mend, &orphans));
+  KVT_TRY_VOID(list_logs(engine, loaded.next_log, &orphans));
   engine.sequences.reserved_until = engine.sequences.next_id;
   engine.sequences.next_log = std::max(engine.sequences.next_log, loaded.next_log);
   settle_kept_files(engine, &mend);

@@ -80,8 +80,9 @@ struct ObjectRow {
 
 // The number "kept." + path: why a file that no row names stays where it is (daemon/kept_files.h).
 inline constexpr std::string_view kKeptPrefix = "kept.";
-inline constexpr std::uint64_t kKeptNewer = 1;    // than every row: rows may have been lost
+inline constexpr std::uint64_t kKeptNewer = 1;    // than every row, as a crash leaves one or two
 inline constexpr std::uint64_t kKeptLeftOut = 2;  // whole, and of no use to a rebuild
+inline constexpr std::uint64_t kKeptLost = 3;     // newer, and too many at once: rows were lost
 
 // Changes that become visible together. Later entries of one key win.
 class CatalogueBatch {

@@ -176,6 +176,9 @@ class Checker {
     const Result<SegmentId> id = segment_id_of(name);
     if (!id) return orphan(path, "this is not the name of a segment");
     const SegmentRow* row = find(segment_rows_, *id);
+    // Whatever a crash left of it, nothing that was acknowledged is in it.
+    if (rows_ != nullptr && row == nullptr)
+      return orphan(path, "no row of the catalogue names the segment: it was never published");
     const std::optional<SegmentMeta> meta = check_segment_file(io_, path, *id, &sink_);
     SegmentFacts& facts = segments_[*id];
     if (meta) {
@@ -187,8 +190,6 @@ class Checker {
       geometries_.try_emplace(meta->space, meta->geometry);
     }
     if (rows_ == nullptr) return;
-    if (row == nullptr)
-      return orphan(path, "no row of the catalogue names the segment: it was never published");
     if (row->bad)
       sink_.add(path, "", FindingKind::kDamaged, FindingSeverity::kNote,
                 "the segment is in quarantine already");

@@ -54,6 +54,7 @@ class Rebuild {
   void keep_sequences();
   Result<void> leave_out(const std::string& path, bool whole);
   [[nodiscard]] std::uint64_t number(const std::string& name) const;
+  [[nodiscard]] bool kept_as_newer(const std::string& path) const;
   [[nodiscard]] bool newer_log(const TailLogName& name) const;
   SpaceRow& space_of(const SegmentMeta& meta);
 
@@ -97,10 +98,15 @@ std::uint64_t Rebuild::number(const std::string& name) const {
   return place == numbers_.end() ? 0 : place->second;
 }
 
+bool Rebuild::kept_as_newer(const std::string& path) const {
+  const std::uint64_t mark = number(kKept + path);
+  return mark == kKeptNewer || mark == kKeptLost;
+}
+
 // Newer than all rows of the old catalogue, or kept as such by a start of the daemon.
 bool Rebuild::newer_log(const TailLogName& name) const {
   return name.generation >= number("next_log") ||
-         number(kKept + tail_log_path(name.sequence, name.generation)) == kKeptNewer;
+         kept_as_newer(tail_log_path(name.sequence, name.generation));
 }
 
 // A segment or log that no row names, and that is newer than all rows or was kept by a start of the
@@ -115,8 +121,7 @@ bool Rebuild::in_step() const {
               [this](const std::string& name) {
                 const Result<SegmentId> id = segment_id_of(name);
                 return id && old_segments_.count(*id) == 0 &&
-                       (id->value >= number("next_segment") ||
-                        number(kKept + segment_path(*id)) == kKeptNewer);
+                       (id->value >= number("next_segment") || kept_as_newer(segment_path(*id)));
               }) &&
          none("logs", [this](const std::string& name) {
            const Result<TailLogName> log = tail_log_name_of(name);

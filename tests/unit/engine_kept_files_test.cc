@@ -10,7 +10,6 @@
 namespace kvtier {
 namespace {
 
-
 class KeptFilesTest : public EngineFixture {
  protected:
   std::size_t files(const char* directory) { return world.disk().list(directory)->size(); }
@@ -20,11 +19,11 @@ class KeptFilesTest : public EngineFixture {
     ASSERT_TRUE(world.disk().resize(object_path(number), kObjectHeaderBytes));
   }
   // Seals `segments` more and commits a tail; then the catalogue is as it was before.
-  void lose_rows(std::uint32_t segments) {
-    auto chat = client->create(space, {}, "chat");
+  void lose_rows(std::uint32_t segments, const std::string& name = "chat") {
+    auto chat = client->create(space, {}, name);
     seal(*chat, ids, 100);
     world.settle();
-    const SequenceRow before = find_sequence_by_name(state(), "chat")->row;
+    const SequenceRow before = find_sequence_by_name(state(), name)->row;
     const std::uint64_t next_segment = state().segments.next_id;
     const std::uint64_t next_log = state().sequences.next_log;
     for (std::uint32_t i = 0; i < segments; ++i) seal(*chat, ids, 100);
@@ -145,6 +144,27 @@ TEST_F(KeptFilesTest, TheDiskLimitSparesThemWhereRowsWereLost) {
   client->append(*chat, geometry, ids, 0, 100);
   EXPECT_EQ(client->seal(*chat).status, static_cast<std::int32_t>(Code::kNoSpace));
   EXPECT_EQ(files("segments"), 5u);
+}
+
+// Crashes that leave a whole file each, one after another, are no loss of rows: what the last one
+// left half written goes as ever.
+TEST_F(KeptFilesTest, WhatSeveralCrashesLeftIsNoLossOfRows) {
+  for (std::uint64_t crash = 0; crash < 4; ++crash) {
+    lose_rows(1, "chat" + std::to_string(crash));
+    restart();
+    EXPECT_EQ(state().kept_files.newer, 2 * (crash + 1)) << "a segment and a log each";
+    EXPECT_FALSE(rows_were_lost(state()));
+    auto chat = client->create(space, {}, "after" + std::to_string(crash));
+    seal(*chat, ids, 100);  // newer rows than those files
+    world.settle();
+  }
+  const std::string half = segment_path(SegmentId{state().segments.next_id});
+  client.reset();
+  world.kill();
+  ASSERT_TRUE(world.disk().create(half, true));
+  restart();
+  EXPECT_EQ(state().kept_files.newer, 8u);
+  EXPECT_EQ(world.disk().size_bytes(half).has_value(), false);
 }
 
 // What a crash leaves half written tells nobody anything.
