@@ -114,6 +114,21 @@ void forget_stale(EngineState& engine, Check& check) {
   });
 }
 
+// What was found is known from now on: to stats, to doctor, and to the next daemon.
+void mark_found(EngineState& engine, const Check& check) {
+  for (const Problem& problem : check.problems) {
+    if (!problem.segment.valid() || problem.derived || problem.warning || problem.newer ||
+        problem.unread)
+      continue;
+    Segment* segment = find_segment(engine, problem.segment);
+    if (segment == nullptr || segment->row.bad || segment->state != SegmentState::kOnDisk) continue;
+    if (problem.missing)
+      mark_lost(engine, *segment, "verify did not find its file");
+    else
+      mark_bad(engine, *segment, "found by verify: something in it");
+  }
+}
+
 void op_verify(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
   const Result<bool> deep = json_bool(request.body, "deep", true);
   if (!deep) return done(error(deep.error()));
@@ -121,6 +136,7 @@ void op_verify(EngineState& engine, Session&, ControlRequest request, ControlDon
   run_check(engine, check, [&engine, check, done](Result<void> result) {
     if (!result) return done(error(result.error()));
     forget_stale(engine, *check);
+    mark_found(engine, *check);
     const bool sound = std::all_of(check->problems.begin(), check->problems.end(),
                                    [](const Problem& problem) { return problem.warning; });
     done(ControlReply{
@@ -346,24 +362,38 @@ struct Warm {
   std::vector<SegmentId> segments;
   std::size_t next = 0;
   IoPriority priority = IoPriority::kPrefetch;
-  std::uint64_t chunks = 0, resident = 0, bytes_read = 0;
+  std::uint64_t chunks = 0, resident = 0, unreadable = 0, bytes_read = 0;
   std::uint32_t running = 0;
   ControlDone done;
 };
+
+// Not those that memory has no room for.
+std::uint64_t count_unreadable(const FetchJob& job) {
+  return static_cast<std::uint64_t>(
+      std::count_if(job.entries.begin(), job.entries.end(), [](const FetchEntry& entry) {
+        const auto code = static_cast<Code>(entry.status);
+        return code != Code::kOk && code != Code::kFull;
+      }));
+}
 
 // Two segments at a time: the disk always has the next one queued.
 void run_warm(EngineState& engine, const std::shared_ptr<Warm>& warm) {
   while (warm->running < 2 && warm->next < warm->segments.size()) {
     Segment* segment = find_segment(engine, warm->segments[warm->next++]);
-    if (segment == nullptr || segment->state == SegmentState::kLost) continue;
+    if (segment == nullptr) continue;
     const std::uint32_t total = segment->space->layout_of(segment->row.tokens).chunks_total();
+    warm->chunks += total;
+    if (segment->state == SegmentState::kLost) {
+      warm->unreadable += total;
+      continue;
+    }
     std::vector<std::uint32_t> chunks(total);
     for (std::uint32_t i = 0; i < total; ++i) chunks[i] = i;
-    warm->chunks += total;
     ++warm->running;
     start_inner_fetch(engine, *segment, chunks, warm->priority,
                       [&engine, warm](const FetchJob& job) {
                         warm->resident += job.ok;
+                        warm->unreadable += count_unreadable(job);
                         warm->bytes_read += job.bytes_disk;
                         --warm->running;
                         run_warm(engine, warm);
@@ -373,6 +403,7 @@ void run_warm(EngineState& engine, const std::shared_ptr<Warm>& warm) {
   const ControlDone done = std::exchange(warm->done, nullptr);
   done(ControlReply{Json{{"chunks", warm->chunks},
                          {"chunks_resident", warm->resident},
+                         {"chunks_unreadable", warm->unreadable},
                          {"bytes_read", warm->bytes_read}},
                     {},
                     {}});

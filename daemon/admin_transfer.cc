@@ -12,6 +12,7 @@
 
 #include "base/unique_fd.h"
 #include "daemon/admin.h"
+#include "daemon/control_ops.h"
 #include "daemon/engine_state.h"
 #include "daemon/log_reader.h"
 #include "daemon/segment_files.h"
@@ -74,6 +75,7 @@ struct Export {
   std::shared_ptr<TailMemory> tail;  // the committed tail, in half 0
   std::uint32_t tail_tokens = 0;
   std::uint64_t bytes = 0;
+  SegmentId failed;  // where it ended
   Result<void> result;
 };
 using ExportPtr = std::shared_ptr<Export>;
@@ -126,7 +128,11 @@ Result<void> write_export(Export& job) {
     KVT_TRY(SegmentFiles files, SegmentFiles::open(job.store_path));
     ExportWriter writer([&sink](ByteSpan bytes) { return sink.write(bytes); }, job.codec);
     KVT_TRY_VOID(writer.begin(job.description));
-    for (const Export::Part& part : job.parts) KVT_TRY_VOID(write_part(files, part, writer));
+    for (const Export::Part& part : job.parts) {
+      job.failed = part.segment;
+      KVT_TRY_VOID(write_part(files, part, writer));
+    }
+    job.failed = {};
     if (job.tail_tokens > 0) KVT_TRY_VOID(write_tail(job, writer));
     KVT_TRY_VOID(writer.finish());
     files.end();
@@ -138,13 +144,24 @@ Result<void> write_export(Export& job) {
   return written;
 }
 
+// Where it is the store's fault, with the file and what to do.
+Status export_refusal(const Export& job) {
+  const Status& status = job.result.error();
+  const bool damaged = status.code == Code::kCorrupt || status.code == Code::kNotFound;
+  if (!job.failed.valid() || !damaged) return status;
+  return refusal(status.code, status.message(),
+                 ": " + segment_path(job.failed) +
+                     "; `kvtier verify` names all that is damaged, `kvtier repair` ends the "
+                     "sequence before it");
+}
+
 void run_export(EngineState& engine, const ExportPtr& job, ControlDone done) {
   for (const Export::Part& part : job->parts) ++find_segment(engine, part.segment)->busy;
   run_on_worker(
       engine, [job] { job->result = write_export(*job); },
       [&engine, job, done = std::move(done)] {
         for (const Export::Part& part : job->parts) --find_segment(engine, part.segment)->busy;
-        if (!job->result) return done(error(job->result.error()));
+        if (!job->result) return done(error(export_refusal(*job)));
         done(
             ControlReply{Json{{"bytes", job->bytes}, {"tokens", job->description.tokens}}, {}, {}});
       });

@@ -109,6 +109,7 @@ void check_chunks(Check& check,
 void check_segment(Check& check, const Check::SegmentItem& item) {
   const auto problem = [&](std::string region, const Status& status) {
     Problem found{segment_path(item.row.id), std::move(region), status.message(), item.row.id, {}};
+    found.missing = status.code == Code::kNotFound;
     found.newer = status.code == Code::kVersion;
     found.unread = !says_damage(status);
     if (found.unread) found.reason += std::string(": ") + kUnread;

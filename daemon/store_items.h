@@ -27,6 +27,7 @@ struct Problem {
   bool warning = false;
   std::string key = {};  // ... or the value of an opaque key, while it is this file
   std::uint64_t file = 0;
+  bool missing = false;   // the file is not there: it may be put back
   bool newer = false;     // sound to a newer kvtier: not ours to drop
   bool unread = false;    // the device refused, or descriptors ran out: says nothing of the bytes
   std::string path = {};  // of what is derived

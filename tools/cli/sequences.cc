@@ -218,15 +218,25 @@ int run_expire(const Invocation& invocation) {
 }
 
 int run_warm(const Invocation& invocation) {
-  return simple(
-      invocation, Json{{"op", "warm"}, {"target", target_of(invocation.get("SEQUENCE"))}},
-      [](const Json& reply) {
-        std::printf("%llu of %llu chunks are in memory; %s read\n",
-                    static_cast<unsigned long long>(number_of(reply, "chunks_resident")),
-                    static_cast<unsigned long long>(number_of(reply, "chunks")),
-                    human_bytes(number_of(reply, "bytes_read")).c_str());
-      },
-      0);
+  Json reply;
+  int exit_code = 0;
+  const Json body{{"op", "warm"}, {"target", target_of(invocation.get("SEQUENCE"))}};
+  if (!request(invocation, body, &reply, &exit_code, 0)) return exit_code;
+  const std::uint64_t unreadable = number_of(reply, "chunks_unreadable");
+  if (invocation.json) {
+    print_json(reply);
+    return unreadable != 0 ? 3 : 0;
+  }
+  std::printf("%llu of %llu chunks are in memory; %s read\n",
+              static_cast<unsigned long long>(number_of(reply, "chunks_resident")),
+              static_cast<unsigned long long>(number_of(reply, "chunks")),
+              human_bytes(number_of(reply, "bytes_read")).c_str());
+  if (unreadable != 0)
+    std::printf(
+        "%llu could not be read: `kvtier verify` names what is damaged or missing, `kvtier repair` "
+        "ends the sequence before it\n",
+        static_cast<unsigned long long>(unreadable));
+  return unreadable != 0 ? 3 : 0;
 }
 
 int run_fork(const Invocation& invocation) {
@@ -333,7 +343,11 @@ Command expire_command() {
           run_expire};
 }
 Command warm_command() {
-  return {"warm", "read a sequence into memory", {kSequence}, {}, run_warm};
+  return {"warm",
+          "read a sequence into memory (exit 3: some of it cannot be read)",
+          {kSequence},
+          {},
+          run_warm};
 }
 Command fork_command() {
   return {"fork",

@@ -124,6 +124,28 @@ void print_disk_traffic(const Json& stats) {
   }
 }
 
+// Kind by kind: a chunk that was read and its segment are one fault, and not two of a kind.
+std::string damage_text(const Json& damage) {
+  struct Kind {
+    const char *counter, *one, *many;
+  };
+  constexpr Kind kKinds[] = {
+      {"segments_bad", "segment", "segments"},
+      {"chunks_bad", "chunk", "chunks"},
+      {"segments_missing", "missing segment", "missing segments"},
+      {"logs_torn", "tail log", "tail logs"},
+      {"rows_damaged", "row of the catalogue", "rows of the catalogue"},
+  };
+  std::string text;
+  for (const Kind& kind : kKinds) {
+    const std::uint64_t count = number_of(damage, kind.counter);
+    if (count == 0) continue;
+    text += (text.empty() ? "" : ", ") + std::to_string(count) + " " +
+            (count == 1 ? kind.one : kind.many);
+  }
+  return text;
+}
+
 void print_state(const Json& stats) {
   const Json& daemon = stats["daemon"];
   line("daemon", text_of(daemon, "version") + ", pid " + count_of(daemon, "pid") + ", up " +
@@ -131,13 +153,8 @@ void print_state(const Json& stats) {
                      count_of(daemon, "clients") + " clients with " +
                      count_of(daemon, "open_sequences") + " open sequences; disk by " +
                      text_of(stats["disk"], "backend") + ", kernels " + text_of(daemon, "kernels"));
-  const Json& damage = stats["damage"];
-  const std::uint64_t damaged = number_of(damage, "segments_missing") +
-                                number_of(damage, "segments_bad") +
-                                number_of(damage, "chunks_bad") + number_of(damage, "logs_torn") +
-                                number_of(damage, "rows_damaged");
-  if (damaged != 0)
-    line("damage", std::to_string(damaged) + " objects since start: `kvtier verify` names them");
+  if (const std::string damaged = damage_text(stats["damage"]); !damaged.empty())
+    line("damage", damaged + " since start: `kvtier verify` names what is damaged");
   for (const Json& off : stats["off"])
     line("off", off.is_string() ? off.get<std::string>() : off.dump());
 }
