@@ -21,7 +21,7 @@ std::uint64_t file_bytes(const Segment& segment) {
 }
 
 Json entry_of(const Sequence& sequence) {
-  std::uint64_t disk = 0, shared = 0, resident = 0;
+  std::uint64_t disk = sequence.log.end_offset, shared = 0, resident = 0;
   for (const SequencePart& part : sequence.parts) {
     disk += file_bytes(*part.segment);
     if (part.segment->sequence_refs > 1) shared += file_bytes(*part.segment);
@@ -67,8 +67,11 @@ Json abstracts_json(const Space& space) {
 
 Json space_json(const EngineState& engine, const Space& space) {
   std::uint64_t sequences = 0, segments = 0, bytes = 0;
-  for (const auto& [id, sequence] : engine.sequences.all)
-    sequences += sequence->space == &space ? 1 : 0;
+  for (const auto& [id, sequence] : engine.sequences.all) {
+    if (sequence->space != &space) continue;
+    ++sequences;
+    bytes += sequence->log.end_offset;
+  }
   for (const auto& [id, segment] : engine.segments.all) {
     if (segment->space != &space) continue;
     ++segments;

@@ -1,7 +1,8 @@
 // make_store SOCKET NAME TOKENS [SEED [MODE]]: stores a sequence of known rows and commits it. MODE
-// "private": a private one, which it holds for five seconds instead. MODE "read": all of it is
-// sealed, and a view with a budget attends to it, again and again with the key of token 700 as
-// query. For the tests of the command line.
+// "private": a private one, which it holds for five seconds instead. MODE "held": it is committed
+// and held open until the standard input ends. MODE "read": all of it is sealed, and a view with a
+// budget attends to it, again and again with the key of token 700 as query. For the tests of the
+// command line.
 #include <unistd.h>
 
 #include <algorithm>
@@ -61,6 +62,8 @@ int main(int argc, char** argv) {
   }
   if (status == KVT_OK && !is_private) status = kvt_sequence_commit(sequence);
   if (status == KVT_OK && is_private) ::sleep(5);
+  if (status == KVT_OK && mode == "held")
+    while (std::getchar() != EOF) continue;
   if (status == KVT_OK && mode == "read") {
     kvt_sequence_close(sequence);  // seals it
     sequence = nullptr;
