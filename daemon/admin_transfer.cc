@@ -289,12 +289,21 @@ Result<void> fill_tail(Import& job) {
   });
 }
 
+// With the file's name, and told apart: no export at all, or a damaged one.
+Status import_refusal(const Import& job, const Status& status) {
+  if (status.code != Code::kCorrupt) return status;
+  const std::string why = status.message();
+  if (why == kNoExport) return refusal(status.code, kNoExport, ": " + job.file_path);
+  return refusal(status.code, "the file is damaged: copy or export it again",
+                 ": " + job.file_path + " (" + why + ")");
+}
+
 void fail_import(EngineState& engine, const ImportPtr& job, const Status& status) {
   Sequence* sequence = find_sequence(engine, job->sequence);
   if (sequence == nullptr || sequence->working || sequence->busy != 0)
-    return job->done(error(status));
+    return job->done(error(import_refusal(*job, status)));
   remove_sequence(engine, *sequence, LogFile::kUnlink,
-                  [job, status](Result<void>) { job->done(error(status)); });
+                  [job, status](Result<void>) { job->done(error(import_refusal(*job, status))); });
 }
 
 void finish_import(EngineState& engine, const ImportPtr& job) {
@@ -397,7 +406,7 @@ void op_import(EngineState& engine, Session&, ControlRequest request, ControlDon
   run_on_worker(
       engine, [job] { job->result = open_import(*job); },
       [&engine, job] {
-        if (!job->result) return job->done(error(job->result.error()));
+        if (!job->result) return job->done(error(import_refusal(*job, job->result.error())));
         begin_import(engine, job);
       });
 }

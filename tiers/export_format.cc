@@ -240,10 +240,14 @@ Result<ExportReader::Frame> ExportReader::read_frame(const Place& at, std::uint3
 }
 
 Result<void> ExportReader::read_description(Place* at) {
-  if (source_.size_bytes < kExportHeadBytes)
-    return error(Code::kCorrupt, "the export file is cut short");
-  std::vector<std::byte> head(kExportHeadBytes);
+  // Before any checksum: a file of another kind is not called damaged.
+  std::vector<std::byte> head(std::min<std::uint64_t>(source_.size_bytes, kExportHeadBytes));
   KVT_TRY_VOID(source_.read(0, head));
+  const std::size_t magic_bytes = std::min(head.size(), kMagic.size());
+  if (magic_bytes == 0 || !std::ranges::equal(ByteSpan(head).first(magic_bytes),
+                                              as_bytes(kMagic.substr(0, magic_bytes))))
+    return error(Code::kCorrupt, kNoExport);
+  if (head.size() < kExportHeadBytes) return error(Code::kCorrupt, "the export file is cut short");
   KVT_TRY(ByteReader head_reader, open_head(head, kMagic, kExportVersion));
   const auto digest = head_reader.read<BlockHash>();
   description_.tokens = head_reader.read<std::uint64_t>();

@@ -96,6 +96,9 @@ struct ExportSource {
   std::function<Result<void>(std::uint64_t offset, MutableByteSpan target)> read;
 };
 
+// What open() says of a file that does not begin as an export does.
+inline constexpr const char* kNoExport = "this is no export of kvtier";
+
 class ExportReader {
  public:
   // Reads the whole file once and checks all of it, decoding every chunk, before it gives anything
