@@ -138,9 +138,11 @@ Result<std::shared_ptr<Connection>> Client::start_and_connect(const Deadline& de
     return error_with(Code::kNotFound, "%s ended at once: %s (its log: %s)", program.c_str(),
                       said.c_str() + (said.starts_with(kOwnLine) ? std::strlen(kOwnLine) : 0),
                       log.c_str());
-  return error_with(
-      Code::kNotFound, "%s was started but does not answer at %s; the last line of %s: %s",
-      program.c_str(), options_.socket_path.c_str(), log.c_str(), last_line_of(log).c_str());
+  said = last_line_of(log, log_begin);  // what earlier daemons wrote is no reason
+  return error_with(Code::kNotFound, "%s was started but does not answer at %s; %s %s%s",
+                    program.c_str(), options_.socket_path.c_str(),
+                    said.empty() ? "it wrote nothing to" : "the last line of", log.c_str(),
+                    said.empty() ? "" : (": " + said).c_str());
 }
 
 Result<std::shared_ptr<Connection>> Client::connect(const Deadline& somebody_else_starts_it) {

@@ -194,6 +194,18 @@ void finish_rm(EngineState& engine, const std::vector<SegmentId>& segments,
   answer_rm(bytes, kept, done);
 }
 
+// ": by process 17 (chat), 18"; "" where no client has it open.
+std::string users_of(EngineState& engine, const Sequence& sequence) {
+  std::string text;
+  for (const OpenSequence* open : sequence.open) {
+    const Session* session = find_session(engine, open->session);
+    if (session == nullptr) continue;
+    text += (text.empty() ? ": by process " : ", ") + std::to_string(session->pid);
+    if (!session->name.empty()) text += " (" + session->name + ")";
+  }
+  return text;
+}
+
 void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
   const Result<Sequence*> target = stored_target(engine, request.body);
   if (!target) return done(error(target.error()));
@@ -201,7 +213,8 @@ void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone do
   if (!wipe) return done(error(wipe.error()));
   Sequence& sequence = **target;
   if (!sequence.open.empty() || sequence.working || sequence.writer_coming || sequence.busy != 0)
-    return done(error(Code::kBusy, "the sequence is in use: close it first"));
+    return done(error(refusal(Code::kBusy, "the sequence is in use: close it first",
+                              users_of(engine, sequence))));
   std::vector<SegmentId> segments;
   for (const SequencePart& part : sequence.parts) segments.push_back(part.segment->row.id);
   std::string log;

@@ -39,6 +39,8 @@ struct NewSequence {
   bool is_private = false;
 };
 
+constexpr const char* kNewName = "new_name";  // of a fork
+
 Result<NewSequence> parse_new(EngineState& engine, const Json& body, const char* name_key,
                               const Space& space) {
   if (engine.draining) return error(Code::kCancelled, "the daemon is stopping");
@@ -49,7 +51,9 @@ Result<NewSequence> parse_new(EngineState& engine, const Json& body, const char*
   if (wanted.name.empty()) return wanted;
   KVT_TRY_VOID(check_name(wanted.name));
   if (engine.sequences.names.count(wanted.name) != 0)
-    return error(Code::kExists, "the name is taken: choose another, or open it");
+    return error(Code::kExists, std::string_view(name_key) == kNewName
+                                    ? "the name is taken: choose another"
+                                    : "the name is taken: choose another, or open it");
   return wanted;
 }
 
@@ -295,7 +299,7 @@ void op_fork(EngineState& engine, Session& session, ControlRequest request, Cont
   if ((*source)->space != *space)
     return done(
         error(Code::kWrongSpace, "the sequence belongs to another model, runtime or layout"));
-  const Result<NewSequence> wanted = parse_new(engine, body, "new_name", **space);
+  const Result<NewSequence> wanted = parse_new(engine, body, kNewName, **space);
   const Result<std::uint64_t> tokens = json_uint(body, "tokens", UINT64_MAX);
   const Result<bool> write = json_bool(body, "write", false);
   if (!wanted || !tokens || !write)

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/json.h"
@@ -61,6 +62,10 @@ struct Command {
 // Asks the daemon's program, not a running daemon, for its settings. `*program` is "" where there
 // is none; `*problem` what it says where it does not like them.
 [[nodiscard]] bool offline_settings(std::string* program, Json* settings, std::string* problem);
+// Variables of the environment that begin as ours do, mean nothing, and are nearly one that does:
+// name, and what may be meant. `settings`: what offline_settings gave.
+[[nodiscard]] std::vector<std::pair<std::string, std::string>> misspelt_variables(
+    const Json& settings);
 int print_error(const Invocation& invocation, const Status& status, const std::string& text);
 void print_json(const Json& value);
 // How many columns of a terminal a UTF-8 text takes.

@@ -1,5 +1,7 @@
 #include <locale.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +13,7 @@
 
 #include <unistd.h>
 
+#include "base/near_names.h"
 #include "client/ipc/control_channel.h"
 #include "client/ipc/paths.h"
 #include "client/ipc/shm_layout.h"
@@ -120,6 +123,29 @@ bool offline_settings(std::string* program, Json* settings, std::string* problem
   }
   *problem = output.empty() ? *program + " cannot be run" : output;
   return false;
+}
+
+std::vector<std::pair<std::string, std::string>> misspelt_variables(const Json& settings) {
+  std::vector<std::string> known = {"KVTIER_SOCKET", "KVTIER_CONFIG", "KVTIER_DAEMON", "KVTIER_LOG",
+                                    "KVTIER_FAULTS"};
+  if (settings.is_object() && settings.contains("keys"))
+    for (const Json& key : settings["keys"]) {
+      std::string name = "KVTIER_" + text_of(key, "key");
+      for (char& c : name)
+        c = c == '.' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+      known.push_back(std::move(name));
+    }
+  constexpr std::size_t kSlips = 2;
+  std::vector<std::pair<std::string, std::string>> found;
+  for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable) {
+    const std::string_view text(*variable);
+    const std::string name(text.substr(0, text.find('=')));
+    if (!name.starts_with("KVTIER_") || std::ranges::count(known, name) != 0) continue;
+    const auto distance = [&name](const std::string& other) { return edit_distance(name, other); };
+    const auto nearest = std::ranges::min_element(known, {}, distance);
+    if (distance(*nearest) <= kSlips) found.emplace_back(name, *nearest);
+  }
+  return found;
 }
 
 void print_json(const Json& value) { std::printf("%s\n", dump_json(value).c_str()); }

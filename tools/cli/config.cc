@@ -12,6 +12,17 @@ std::string show(const Json& value) {
   return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
+// For people: "64 GiB (68719476736)"; `exact` leaves the number of bytes away where nothing is
+// lost.
+std::string show_size(const std::string& name, const Json& value, bool exact = false) {
+  if (name.find("_bytes") == std::string::npos || !value.is_number_unsigned()) return show(value);
+  const auto bytes = value.get<std::uint64_t>();
+  if (bytes < 1024) return show(value);
+  std::string text = human_bytes(bytes);
+  if (const std::size_t at = text.find(".0 "); at != std::string::npos) text.erase(at, 2);
+  return exact && (bytes & (bytes - 1)) == 0 ? text : text + " (" + show(value) + ")";
+}
+
 // What the settings say now, where the running daemon, which read them at its start, has something
 // else. Only where a file has a part in it: this program's environment need not be the daemon's.
 std::vector<std::vector<std::string>> pending(const Json& running) {
@@ -27,7 +38,8 @@ std::vector<std::vector<std::string>> pending(const Json& running) {
     for (const Json& other : now["keys"]) {
       if (text_of(key, "key") != text_of(other, "key") || key["value"] == other["value"]) continue;
       if (text_of(key, "source") == "file" || text_of(other, "source") == "file")
-        rows.push_back({text_of(key, "key"), show(key["value"]), show(other["value"])});
+        rows.push_back({text_of(key, "key"), show_size(text_of(key, "key"), key["value"]),
+                        show_size(text_of(key, "key"), other["value"])});
     }
   return rows;
 }
@@ -74,9 +86,12 @@ int run_config(const Invocation& invocation) {
   }
   std::vector<std::vector<std::string>> rows = {
       {"KEY", "VALUE", "DEFAULT", "MIN", "MAX", "FROM", "MEANING"}};
-  for (const Json& key : reply["keys"])
-    rows.push_back({text_of(key, "key"), show(key["value"]), show(key["default"]), show(key["min"]),
-                    show(key["max"]), text_of(key, "source"), text_of(key, "help")});
+  for (const Json& key : reply["keys"]) {
+    const std::string name = text_of(key, "key");
+    rows.push_back({name, show_size(name, key["value"]), show_size(name, key["default"]),
+                    show_size(name, key["min"], true), show_size(name, key["max"], true),
+                    text_of(key, "source"), text_of(key, "help")});
+  }
   print_table(rows);
   if (!runs) return 0;
   std::fflush(stdout);

@@ -19,7 +19,18 @@
 namespace kvtier::cli {
 namespace {
 
+// A setting that is misspelt there would be passed over without a word.
+void warn_of_variables() {
+  std::string program, problem;
+  Json settings;
+  static_cast<void>(offline_settings(&program, &settings, &problem));
+  for (const auto& [name, meant] : misspelt_variables(settings))
+    std::fprintf(stderr, "kvtier: the environment has %s, which means nothing: is it %s?\n",
+                 name.c_str(), meant.c_str());
+}
+
 int run_start(const Invocation& invocation) {
+  warn_of_variables();
   const bool running = daemon_listens(invocation);
   // The client library knows how to find and start the daemon; opening a client is starting it.
   kvt_client_options options;

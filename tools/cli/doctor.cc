@@ -418,6 +418,9 @@ std::vector<Finding> look(const Invocation& invocation) {
   findings.push_back(check_socket_directory(invocation));
   findings.push_back(check_daemon(invocation, &seen));
   findings.push_back(check_settings(&seen.settings));
+  for (const auto& [name, meant] : misspelt_variables(seen.settings))
+    findings.push_back({Grade::kSlow, "environment", name + " means nothing",
+                        "if " + meant + " is meant, name it so; else unset it"});
   const bool runs = seen.status.is_object() && !text_of(seen.status, "store").empty();
   const std::string store =
       runs ? text_of(seen.status, "store") : setting_of(seen.settings, "store.path");

@@ -25,6 +25,15 @@ struct Parsed {
   std::vector<std::pair<CLI::Option*, const Flag*>> may_stand_alone;
 };
 
+// An empty variable of a script is never taken for an option that was not given.
+CLI::Validator not_empty() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        return std::string(text.empty() ? "it is empty: give it a value, or leave it out" : "");
+      },
+      "");
+}
+
 void add_command(CLI::App* root, const Command& command, Parsed* parsed, Invocation* common) {
   parsed->command = &command;
   parsed->app = root->add_subcommand(command.name, command.help);
@@ -39,7 +48,10 @@ void add_command(CLI::App* root, const Command& command, Parsed* parsed, Invocat
     else {
       auto* option = parsed->app->add_option(flag.name, parsed->texts[flag.name], flag.help)
                          ->type_name(flag.value);
-      if (flag.fallback == nullptr) continue;
+      if (flag.fallback == nullptr) {
+        option->check(not_empty());
+        continue;
+      }
       option->expected(0, 1);
       parsed->may_stand_alone.emplace_back(option, &flag);
     }
@@ -86,9 +98,9 @@ int wrong_use(CLI::App& app, const CLI::ParseError& failed, int argc, char** arg
   if (failed.get_exit_code() == 0) return app.exit(failed);  // --help, --version
   Invocation invocation;
   invocation.json = wants_json(argc, argv);
-  kvtier::cli::print_error(invocation, {kvtier::Code::kInvalid},
-                           describe_wrong_use(failed, argc, argv) +
-                               (invocation.json ? "" : " (kvtier --help)"));
+  kvtier::cli::print_error(
+      invocation, {kvtier::Code::kInvalid},
+      describe_wrong_use(failed, argc, argv) + (invocation.json ? "" : " (kvtier --help)"));
   return 2;
 }
 

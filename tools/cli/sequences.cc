@@ -270,6 +270,12 @@ std::string absolute(const std::string& path) {
 }
 
 int run_export(const Invocation& invocation) {
+  if (invocation.get("FILE") == "-") {
+    print_error(invocation, {Code::kInvalid},
+                "FILE is -: an export goes into a file, not to the standard output (a file of that "
+                "name is ./-)");
+    return 2;
+  }
   return simple(
       invocation,
       Json{{"op", "export"},
