@@ -335,22 +335,26 @@ void op_gc(EngineState& engine, Session&, ControlRequest request, ControlDone do
     if (!report) return done(error(report.error()));
     const std::uint64_t evicted = engine.metrics.segments_evicted;
     const std::size_t values = engine.objects.order.size();
-    std::uint64_t freed = evict_unreferenced(engine) + remove_kept_files(engine);
-    if (objects) freed += evict_objects(engine);
+    const std::uint64_t unused = evict_unreferenced(engine);
+    std::uint64_t others = remove_kept_files(engine);
+    if (objects) others += evict_objects(engine);
     engine.objects.settle = !engine.objects.unsettled.empty();
     publish_objects(engine);
     Json body{{"segments_compacted", report->segments_merged},
               {"segments_removed", engine.metrics.segments_evicted - evicted},
               {"objects_removed", values - engine.objects.order.size()},
-              {"bytes_freed", freed},
+              {"bytes_freed", unused + others},
               {"merging_declined", !merge}};
     if (engine.segments.condemned.empty()) return done(ControlReply{std::move(body), {}, {}});
     // Behind the batches that take their rows away: with the answer, the files are gone.
     post_batch(engine, CatalogueBatch(), true,
-               [&engine, body = std::move(body), done](Result<void> removed) {
-                 if (!removed) return done(error(removed.error()));
+               [&engine, body = std::move(body), others, done](Result<void> removed) mutable {
                  sweep_condemned(engine);
-                 done(ControlReply{body, {}, {}});
+                 if (!removed) {  // rows may still name the files: they stay until the next start
+                   body["segments_removed"] = 0;
+                   body["bytes_freed"] = others;
+                 }
+                 done(ControlReply{std::move(body), {}, {}});
                });
   };
   merge ? compact_store(engine, finish) : finish(CompactionReport{});
