@@ -52,12 +52,22 @@ Result<Profile> read_profile(const std::string& path) {
 Result<std::optional<Profile>> find_profile(std::string_view model) {
   std::optional<Profile> found;
   for (const std::string& path : toml_files(directory())) {
-    KVT_TRY(Profile profile, read_profile(path));
-    if (profile.model != model && profile.also != model) continue;
+    Result<Profile> profile = read_profile(path);
+    if (!profile) {
+      // A broken one counts where it may be this model's.
+      const Result<std::string> text = read_user_file(path);
+      if (text && text->find(model) != std::string::npos) {
+        KVT_TRY(found, read_profile(path));
+        return found;
+      }
+      clear_error_text();
+      continue;
+    }
+    if (profile->model != model && profile->also != model) continue;
     if (found)
       return error_with(Code::kInvalid, "%s and %s are profiles of the same model: remove one",
                         found->path.c_str(), path.c_str());
-    found = std::move(profile);
+    found = *std::move(profile);
   }
   return found;
 }
@@ -74,6 +84,7 @@ Json list_profiles() {
     if (const Result<Profile> profile = read_profile(path)) {
       out.push_back({{"from", path},
                      {"model", profile->model},
+                     {"also", profile->also},
                      {"preset", profile->preset},
                      {"budget", profile->budget}});
       continue;

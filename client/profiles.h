@@ -24,13 +24,13 @@ struct Profile {
   std::uint64_t budget = 0;
 };
 
-// Of a space's model; nothing where there is none. kInvalid where a file is broken or two are of
-// this model: which, is in last_error.h.
+// Of a space's model; nothing where there is none. kInvalid where two are of this model, or one
+// that names it is broken: which, is in last_error.h.
 [[nodiscard]] Result<std::optional<Profile>> find_profile(std::string_view model);
 // As what a view of this model opens without a name.
 [[nodiscard]] Result<std::string> preset_or_profile(std::string_view preset,
                                                     std::string_view model);
-// [{"from", "model", "preset", "budget"} or {"from", "error"}].
+// [{"from", "model", "also", "preset", "budget"} or {"from", "error"}].
 [[nodiscard]] Json list_profiles();
 
 }  // namespace kvtier

@@ -117,10 +117,9 @@ Result<void> Sequence::read(std::uint32_t layer, std::uint64_t first, std::uint6
 }
 
 bool Sequence::touch(std::span<const FetchEntry> entries, bool after_prompt) {
-  constexpr std::uint64_t kSubmitMs = 100;
   if (entries.empty() || connection_->lost()) return false;
   static_cast<void>(connection_->poll(touched_));  // takes blocks of earlier ones back
-  const Deadline deadline = Deadline::after_ms(kSubmitMs);
+  const Deadline deadline = Deadline::after_ms(0);
   const auto arguments = connection_->take_arguments(entries.size_bytes(), false, deadline);
   if (!arguments) return false;
   std::memcpy(connection_->arguments(*arguments), entries.data(), entries.size_bytes());

@@ -61,6 +61,35 @@ bool ends_within_character(ByteSpan bytes) {
   return false;
 }
 
+// How many bytes at the front of `bytes` are one character of UTF-8; 0: it is none.
+std::size_t character_bytes(std::string_view bytes) {
+  const auto at = [&](std::size_t i) { return static_cast<unsigned char>(bytes[i]); };
+  const unsigned first = at(0);
+  const std::size_t length = first < 0x80                     ? 1
+                             : first >= 0xC2 && first <= 0xDF ? 2
+                             : (first & 0xF0) == 0xE0         ? 3
+                             : first >= 0xF0 && first <= 0xF4 ? 4
+                                                              : 0;
+  if (length == 0 || length > bytes.size()) return 0;
+  for (std::size_t i = 1; i < length; ++i)
+    if ((at(i) & 0xC0) != 0x80) return 0;
+  const unsigned second = length > 1 ? at(1) : 0;
+  const bool overlong = (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
+  const bool beyond = (first == 0xED && second > 0x9F) || (first == 0xF4 && second > 0x8F);
+  return overlong || beyond ? 0 : length;
+}
+
+// JSON takes UTF-8 only: each other byte becomes a question mark, so that lengths stay.
+std::string as_utf8(ByteSpan bytes) {
+  std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  for (std::size_t i = 0; i < text.size();) {
+    const std::size_t length = character_bytes(std::string_view(text).substr(i));
+    if (length == 0) text[i] = '?';
+    i += std::max<std::size_t>(length, 1);
+  }
+  return text;
+}
+
 void finish_texts(const TextReadPtr& read, Result<void> result) {
   for (const TextRead::Run& run : read->runs) --run.segment->busy;
   if (!result) return read->done(error(result.error()));
@@ -75,7 +104,7 @@ void finish_texts(const TextReadPtr& read, Result<void> result) {
   reply.body["count"] = read->texts.tokens();
   const ByteSpan bytes = read->texts.bytes();
   if (read->as_text) {
-    reply.body["text"] = std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    reply.body["text"] = as_utf8(bytes);
     reply.body["token_bytes"] = read->texts.lengths();
   } else
     reply.payload = read->texts.encode();

@@ -356,6 +356,19 @@ void start_inner_fetch(EngineState& engine, Segment& segment,
 
 namespace {
 
+// Where memory for counts is short, those that were touched longest ago go: one sequence's at a
+// time.
+void make_room_for_reads(EngineState& engine, const Sequence& reader) {
+  constexpr std::uint64_t kSpare = 4 * ReadCounts::kPageBytes;
+  if (engine.sequences.read_count_bytes + kSpare <= kReadCountBytesMax) return;
+  Sequence* oldest = nullptr;
+  for (const auto& [id, sequence] : engine.sequences.all)
+    if (sequence.get() != &reader && sequence->reads != nullptr && sequence->reads->bytes() != 0 &&
+        (oldest == nullptr || sequence->reads->touched < oldest->reads->touched))
+      oldest = sequence.get();
+  if (oldest != nullptr) oldest->reads.reset();
+}
+
 // Only what the sequence shows now: rows that a writer has cut off say nothing of its text.
 void count_reads(EngineState& engine, OpenSequence& open, const OpenSequence::Held& held,
                  const FetchEntry& entry) {
@@ -380,6 +393,8 @@ void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* en
                    std::uint32_t count) {
   const Geometry& geometry = open.sequence->space->row.geometry;
   engine.metrics.touches += count;
+  ++engine.sequences.touch_requests;
+  make_room_for_reads(engine, *open.sequence);
   for (std::uint32_t i = 0; i < count; ++i) {
     const FetchEntry& entry = entries[i];
     const auto place = open.held.find(entry.segment);
@@ -394,6 +409,8 @@ void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* en
         segment.slots[segment.layout->chunk_index(entry.layer, entry.chunk, entry.group)];
     if (slot.valid()) engine.arena->touch(slot);
   }
+  if (open.sequence->reads != nullptr)
+    open.sequence->reads->touched = engine.sequences.touch_requests;
 }
 
 namespace {

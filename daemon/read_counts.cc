@@ -24,9 +24,14 @@ ReadCounts::Page* ReadCounts::page(std::uint64_t number) {
 
 void ReadCounts::add(std::uint32_t group, std::uint64_t first_token, std::uint64_t mask) {
   // A chunk may begin anywhere in a sequence, and so lie in two pages.
+  std::uint64_t number = UINT64_MAX;
+  Page* counts = nullptr;
   for (; mask != 0; mask &= mask - 1) {
     const std::uint64_t token = first_token + static_cast<std::uint32_t>(std::countr_zero(mask));
-    Page* const counts = page(token / kPageTokens);
+    if (token / kPageTokens != number) {
+      number = token / kPageTokens;
+      counts = page(number);
+    }
     if (counts == nullptr) {
       complete_ = false;
       continue;

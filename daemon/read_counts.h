@@ -18,7 +18,7 @@ class ReadCounts {
   static constexpr std::uint64_t kPageBytes = sizeof(std::uint16_t) * kGroups * kPageTokens;
 
   // `total_bytes` counts the pages of all sequences together: at most kReadCountBytesMax, beyond it
-  // tokens of further pages are not counted. Outlives this.
+  // tokens of further pages are not counted until others' counts go (touch_entries). Outlives this.
   explicit ReadCounts(std::uint64_t* total_bytes) : total_bytes_(total_bytes) {}
   ~ReadCounts() { restart(); }
   ReadCounts(const ReadCounts&) = delete;
@@ -32,6 +32,8 @@ class ReadCounts {
   void truncate(std::uint64_t tokens) noexcept;
 
   [[nodiscard]] std::uint32_t count(std::uint32_t group, std::uint64_t token) const noexcept;
+  std::uint64_t touched = 0;  // by the engine's count of touch requests
+  [[nodiscard]] std::uint64_t bytes() const noexcept { return pages_.size() * kPageBytes; }
   [[nodiscard]] std::uint64_t rows() const noexcept { return rows_; }  // counted since the restart
   [[nodiscard]] bool complete() const noexcept { return complete_; }   // the limit left nothing out
 

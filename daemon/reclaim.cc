@@ -130,9 +130,12 @@ Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes) {
     if (used - std::min(used, condemned_bytes(engine)) + bytes <= limit) break;
     if (make_room(engine)) continue;
     publish_objects(engine);
-    return error(
-        Code::kNoSpace,
-        "the store's disk limit is reached: remove sequences, or raise store.disk_bytes_max");
+    return error(Code::kNoSpace,
+                 rows_were_lost(engine)
+                     ? "the store's disk limit is reached, and files whose rows may be lost stay: "
+                       "run kvtier repair --store, or kvtier gc, which removes them"
+                     : "the store's disk limit is reached: remove sequences, or raise "
+                       "store.disk_bytes_max");
   }
   publish_objects(engine);
   const Result<std::uint64_t> free = engine.io->io().free_bytes();

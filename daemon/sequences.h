@@ -147,6 +147,7 @@ struct Sequence {
 };
 
 struct SequenceTable {
+  std::uint64_t touch_requests = 0;
   std::uint64_t read_count_bytes = 0;  // of all `reads`; before `all`, whose sequences refer to it
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> all;
   std::unordered_map<std::string, SequenceId> names;

@@ -9,7 +9,6 @@
 namespace kvtier {
 namespace {
 
-// The score of a unit about which nothing is known, and of one that is not to be chosen.
 // Grows, never shrinks: scratch is reused from step to step.
 template <class T>
 void make_room(std::vector<T>* scratch, std::uint64_t count) {

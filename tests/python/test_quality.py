@@ -220,6 +220,20 @@ def test_tune_writes_the_profile_that_views_then_use(tmp_path):
         ).stdout
     )["profiles"]
     assert [entry["model"] for entry in listed] == [told["model"]]
+    # Another profile of these weights, whatever its file is called, gives way.
+    (profile.parent / "elsewhere.toml").write_text(
+        profile.read_text().replace(told["model"], "by another name")
+    )
+    code = "import sys; from kvtier.quality.tune import *; print(write_profile(sys.stdin.read()))"
+    again = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | PATHS | {"XDG_CONFIG_HOME": str(tmp_path / "config")},
+        input=profile.read_text(),
+        capture_output=True,
+        text=True,
+    )
+    assert again.stdout.strip() == str(profile), again.stderr
+    assert list(profile.parent.glob("*.toml")) == [profile]
     # A bound that nothing keeps writes nothing.
     profile.unlink()
     done = quality(

@@ -202,8 +202,13 @@ TEST_F(UserPresets, AProfileIsTheDefaultOfItsModel) {
   put("twice", "model = \"presets\"\npreset = \"mean\"\nbudget = 1\n");
   EXPECT_EQ(kvt_view_open(sequence_, &options, &view), KVT_ERROR_INVALID);
   EXPECT_NE(std::string(kvt_last_error()).find("remove one"), std::string::npos);
-  for (const char* bad : {"model = 1\n", "modell = \"m\"\n", "model = \"m\"\npreset = \"mean\"\n",
-                          "budget = 0\n", "budget = \"all\"\n", "model = \"\"\n", "model"}) {
+  // A broken file stops the models that it may be of, no others.
+  put("twice", "model = \"another\"\nbugdet = 1\n");
+  EXPECT_GT(rows_of(nullptr, KVT_BUDGET_PROFILE), 0u);
+  std::filesystem::remove(profiles + "/mine.toml");
+  for (const char* bad :
+       {"model = \"presets\"\nbudget = 0\n", "modell = \"presets\"\n", "also = \"presets\"\n",
+        "model = \"presets\"\npreset = \"mean\"\n", "# presets\nbudget = \"all\"\n", "presets"}) {
     put("twice", bad);
     EXPECT_EQ(kvt_view_open(sequence_, &options, &view), KVT_ERROR_INVALID) << bad;
     EXPECT_NE(std::string(kvt_last_error()).find("twice.toml: "), std::string::npos);

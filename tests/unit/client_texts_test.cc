@@ -208,6 +208,22 @@ TEST_F(Texts, AreSharedByPrefixesForksAndReaders) {
   kvt_space_close(space);
 }
 
+// JSON takes UTF-8 only; the lengths of the tokens' texts hold all the same.
+TEST_F(Texts, AsOneTextWhatIsNoUtf8IsAQuestionMark) {
+  kvt_space* space = open_space(small_shape());
+  kvt_sequence* sequence = create_sequence(space, "bytes");
+  append(sequence, 8,
+         {"a\xFF", "\xF0\x9F", "\x98\x80", "\xC2", "\xED\xA0\x80", "\xC0\xAF", "\xE2\x82", "."});
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  const Json reply = request(
+      {{"op", "texts"}, {"target", "bytes"}, {"first", 0}, {"count", 8}, {"as_text", true}});
+  EXPECT_EQ(reply["text"],
+            "a?\xF0\x9F\x98\x80??????"
+            "??.");
+  EXPECT_EQ(reply["token_bytes"], Json::array({2, 2, 2, 1, 3, 2, 2, 1}));
+  kvt_space_close(space);
+}
+
 TEST_F(Texts, OfAPrivateSequenceLiveInMemory) {
   kvt_space* space = open_space(small_shape(), "secret", "quest", true);
   kvt_sequence* sequence = create_sequence(space, nullptr);

@@ -98,23 +98,37 @@ TEST_F(EngineReadsTest, WhatIsCutOffIsForgotten) {
   EXPECT_EQ(reads(8, 42), "0-0: 8*1 9*1; 1-1:");
 }
 
-TEST_F(EngineReadsTest, MemoryForCountsIsBoundedAndSaid) {
-  auto chat = client->create(space, {}, "chat");
-  seal_all(*chat, make_ids(100), 100);
-  EXPECT_EQ(state().sequences.read_count_bytes, 0u);
-  ASSERT_EQ(touch(*chat, {entry(*chat, 0, 0, 0, 1)}, true).status, 0);
-  EXPECT_EQ(state().sequences.read_count_bytes, ReadCounts::kPageBytes);
-  state().sequences.read_count_bytes = kReadCountBytesMax;  // as others took it
-  auto other = client->create(space, {}, "other");
-  seal_all(*other, make_ids(100), 100);
-  ASSERT_EQ(touch(*other, {entry(*other, 0, 0, 0, 1)}, true).status, 0);
+// What was touched longest ago makes room; what one sequence alone cannot have is said.
+TEST_F(EngineReadsTest, MemoryForCountsIsBounded) {
+  std::vector<std::unique_ptr<SimSequence>> sequences;
+  for (const char* name : {"chat", "second", "third"}) {
+    sequences.push_back(client->create(space, {}, name));
+    seal_all(*sequences.back(), make_ids(100), 100);
+    ASSERT_EQ(touch(*sequences.back(), {entry(*sequences.back(), 0, 0, 0, 1)}, true).status, 0);
+  }
+  std::uint64_t& bytes = state().sequences.read_count_bytes;
+  EXPECT_EQ(bytes, 3 * ReadCounts::kPageBytes);
+  const auto reads_of = [&](const char* name) {
+    return find_sequence_by_name(state(), name)->reads.get();
+  };
+  bytes += kReadCountBytesMax - 4 * ReadCounts::kPageBytes;  // as if many more were there
+  ASSERT_EQ(touch(*sequences[0], {entry(*sequences[0], 0, 0, 0, 1)}, false).status, 0);
+  EXPECT_EQ(reads_of("second"), nullptr);
+  EXPECT_EQ(reads_of("chat")->rows(), 2u);
+  EXPECT_EQ(reads_of("third")->rows(), 1u);
+  bytes += 2 * ReadCounts::kPageBytes;
+  ASSERT_EQ(touch(*sequences[0], {entry(*sequences[0], 0, 0, 0, 1)}, false).status, 0);
+  EXPECT_EQ(reads_of("third"), nullptr);
+  EXPECT_LE(bytes, kReadCountBytesMax);
+  bytes = kReadCountBytesMax;  // and no other that could go
+  find_sequence_by_name(state(), "chat")->reads.reset();
+  bytes = kReadCountBytesMax;
+  ASSERT_EQ(touch(*sequences[0], {entry(*sequences[0], 0, 0, 0, 1)}, false).status, 0);
   const Json body =
-      client->control(Json{{"op", "reads"}, {"target", "other"}, {"first", 0}, {"count", 1}}).body;
+      client->control(Json{{"op", "reads"}, {"target", "chat"}, {"first", 0}, {"count", 1}}).body;
   EXPECT_EQ(body["complete"], false);
   EXPECT_EQ(body["rows"], 0);
-  state().sequences.read_count_bytes = ReadCounts::kPageBytes;
-  ASSERT_EQ(touch(*chat, {entry(*chat, 0, 0, 0, 1)}, true).status, 0);
-  EXPECT_EQ(reads(0, 1), "0-0: 0*1; 1-1:");
+  bytes = 0;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "tools/cli/commands.h"
 #include "tools/cli/explain.h"
@@ -20,12 +21,16 @@ constexpr std::size_t kColumnsMax = 110;
 constexpr const char* kShades[kReadLevels - 1] = {"\033[30;48;5;230m", "\033[30;48;5;222m",
                                                   "\033[30;48;5;214m", "\033[30;48;5;208m"};
 
-// Nothing that a terminal would take for a command.
-std::string printable(const std::string& text) {
-  std::string out = text;
-  for (char& c : out)
-    if ((static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7F) c = '?';
-  return out;
+// Nothing that a terminal would take for a command: no control characters, those of C1 included
+// (U+0080 to U+009F, two bytes). Lengths stay.
+std::string printable(std::string text) {
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    const auto next = i + 1 < text.size() ? static_cast<unsigned char>(text[i + 1]) : 0u;
+    if ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7F) text[i] = '?';
+    if (byte == 0xC2 && next >= 0x80 && next <= 0x9F) text[i] = text[i + 1] = '?';
+  }
+  return text;
 }
 
 // One line of the text and its tokens' highest level in each group of layers.
@@ -36,7 +41,7 @@ class TextPrinter {
 
   void print() {
     for (std::uint64_t token = 0; token < reads_.tokens(); ++token)
-      add(token, printable(reads_.text_of(token, 1)));
+      add(token, reads_.text_of(token, 1));
     if (columns_ != 0) end_line();
   }
 
@@ -150,6 +155,7 @@ int run_explain(const Invocation& invocation) {
     print_json(as_json(reads, most));
     return 0;
   }
+  reads.text = printable(std::move(reads.text));
   print_passages(reads, most);
   if (invocation.has("html"))
     std::printf("\nThe text, shaded: %s\n", invocation.get("html").c_str());

@@ -26,11 +26,11 @@ bool read_texts(const Invocation& invocation, std::uint64_t tokens, ReadText* ou
       out->begins.push_back(out->begins.back() + bytes.get<std::uint64_t>());
     if (out->tokens() == before) break;
   }
-  // What is no UTF-8 came as other bytes: such a text cannot be split any more.
-  if (out->begins.back() != out->text.size()) {
-    out->text.clear();
-    std::fill(out->begins.begin(), out->begins.end(), 0);
-  }
+  // A token that begins within a character begins, for whoever is shown it, behind it.
+  for (std::uint64_t& begin : out->begins)
+    while (begin < out->text.size() &&
+           (static_cast<unsigned char>(out->text[begin]) & 0xC0) == 0x80)
+      ++begin;
   return true;
 }
 

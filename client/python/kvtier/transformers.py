@@ -23,6 +23,7 @@ transformers 5.2 and later.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence as AnySequence
 from functools import partial
@@ -423,12 +424,15 @@ def attach(
 def _over_new(sequence: Any, kv_dtype: str, view: dict[str, Any]) -> KvtierCache:
     """Where the view is refused, the sequence that was just made goes again: the call can be
     repeated with the same name."""
+    from . import Error
+
     try:
         return KvtierCache(sequence, kv_dtype=kv_dtype, **view)
     except Exception:
         client, number = sequence.space.client, sequence.id
-        sequence.close()
-        client.request({"op": "rm", "target": number})
+        with contextlib.suppress(Error):  # a daemon that is gone; the reason above counts
+            sequence.close()
+            client.request({"op": "rm", "target": number})
         raise
 
 

@@ -128,7 +128,7 @@ def tuned(plan, judge, bound: float, rows) -> int:
         print(f"nothing that was tried keeps KL <= {bound}{near}", file=sys.stderr)
         return 1
     text = tune.profile_text(judge, plan, bound, best)
-    path = tune.write_profile(judge.model.config.name_or_path or judge.key, text)
+    path = tune.write_profile(text)
     print(
         f"{best['preset']} with a budget of {best['budget']} keeps KL at {best['kl']:.4f}, with "
         f"{100 * tune.cost(best):.1f} % of the KV's bytes. Views of this model take it from now "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,20 @@ def profile_text(judge: Judge, plan: run.Plan, bound: float, best: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_profile(name: str, text: str) -> Path:
-    """Takes the place of the profile that an earlier call made for the model of this name."""
+def write_profile(text: str) -> Path:
+    """Takes the place of every profile that names this model."""
     import kvtier
 
-    folder = Path(kvtier.presets()["directory"]).parent / "profiles"
+    told = tomllib.loads(text)
+    names = {told["model"], told.get("also", told["model"])}
+    listed = kvtier.presets()
+    folder = Path(listed["directory"]).parent / "profiles"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[-64:].strip("-.") + ".toml")
+    path = folder / f"{told['model'][:32]}.toml"
     fresh = path.with_suffix(".new")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
+    for profile in listed["profiles"]:
+        if names & {profile.get("model"), profile.get("also")} and Path(profile["from"]) != path:
+            Path(profile["from"]).unlink(missing_ok=True)
     return path
