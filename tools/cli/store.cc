@@ -27,10 +27,12 @@ Result<Json> check_offline(const std::string& store, bool deep) {
   rows = catalogue ? load_store_rows(**catalogue) : error(catalogue.error());
   StoreCheckOptions options;
   options.deep = deep;
-  const StoreReport report = check_store(*io, rows ? &*rows : nullptr, options);
   const bool empty = rows && rows->spaces.empty() && rows->segments.empty() &&
-                     rows->sequences.empty() && rows->damaged.empty();
-  const bool catalogue_lost = !rows || (empty && report.segments + report.logs != 0);
+                     rows->sequences.empty() && rows->objects.empty() && rows->damaged.empty();
+  // One that knows nothing does not make leftovers of the files.
+  const StoreReport report = check_store(*io, rows && !empty ? &*rows : nullptr, options);
+  const bool catalogue_lost =
+      !rows || (empty && report.segments + report.logs + report.objects != 0);
   if (catalogue_lost)
     problems.push_back(Json{{"object", "catalogue"},
                             {"region", ""},
