@@ -41,7 +41,7 @@ Command tune_command() {
           {{"KL", "the divergence from full attention that is allowed, as 0.003"}},
           {{"--text", "FILE", "a text like those that will be read (a built-in one)"},
            {"--model", "PATH", "a directory or .gguf (SmolLM2-135M-Instruct)"},
-           {"--preset", "NAMES", "by commas (codes,progressive)"},
+           {"--preset", "NAMES", "by commas (codes,clusters)"},
            {"--budget", "ROWS", "by commas (64 to 2048)"},
            {"--context", "TOKENS", "stored ones (6144)"},
            {"--eval", "TOKENS", "evaluated ones behind them (512)"}},

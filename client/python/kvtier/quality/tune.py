@@ -20,7 +20,7 @@ from .model import Judge
 
 Row = dict[str, Any]
 BUDGETS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-PRESETS = ("codes", "progressive")
+PRESETS = ("codes", "clusters")
 
 
 def cost(row: Row) -> float:
