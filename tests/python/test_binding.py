@@ -466,9 +466,10 @@ def test_the_stub_is_what_the_module_has(space, tmp_path):
         if isinstance(n, ast.ClassDef) and n.name in errors
     }
     assert bases == {n: [getattr(kvtier, n).__base__.__name__] for n in errors}
-    helpers = {"_Array", "_Closable", "ViewStats"}
+    helpers = {"_Array", "_Closable", "ViewStats", "__version__"}
     assert set(written) - helpers == {"", *real, *errors}
-    assert {*written, *written[""]} - helpers - {""} == set(kvtier.__all__)
+    constants = {n.target.id for n in stub.body if isinstance(n, ast.AnnAssign)}
+    assert {*written, *written[""], *constants} - helpers - {""} == set(kvtier.__all__)
     assert (package / "py.typed").exists()
     with space.create() as sequence:
         assert list(sequence.view().stats()) == [
