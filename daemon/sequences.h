@@ -115,6 +115,13 @@ struct OpenSequence {
 enum class UseHint : std::uint8_t { kNone, kWillResume, kFinished };
 
 struct Sequence {
+  Sequence() = default;
+  // The client library has a class of this name, whose destructor a program that links both would
+  // run instead: only client_test does. Never emitted, it cannot be mistaken.
+  [[gnu::always_inline]] ~Sequence() {}
+  Sequence(const Sequence&) = delete;
+  Sequence& operator=(const Sequence&) = delete;
+
   SequenceRow row;
   UseHint hint = UseHint::kNone;
   Space* space = nullptr;
