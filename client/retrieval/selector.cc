@@ -301,8 +301,9 @@ void Selector::collect_grains(const SelectInput& input, std::span<float> scores)
   }
 }
 
-// The best units, whole, while they fit; the first that does not ends it. With a budget of mass,
-// until they hold it.
+// The best units, whole, while they fit; the first that does not ends it, and is cut where the
+// preset says so or units are grains: how rows travel makes a budget no smaller. With a budget of
+// mass, until they hold it.
 Result<void> Selector::choose_units(const SelectInput& input, std::span<float> scores,
                                     Selection* out) {
   const std::uint64_t count = candidates_.size();
@@ -318,13 +319,14 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
   args.out = best_.data();
   KVT_TRY_VOID(kernels_->top_k(args, nullptr));
   const bool masses = preset_->group == GroupMode::kMeanSoftmax;
+  const bool cut = preset_->cut || preset_->abstract.partition == PartitionKind::kTokens;
   double total = 0.0, taken = 0.0;
   for (std::uint64_t i = 0; i < count && masses; ++i)
     if (scores[i] < kFetchScore) total += static_cast<double>(scores[i]);
   for (std::uint64_t i = 0; i < found; ++i) {
     const Candidate& unit = candidates_[best_[i]];
     if (unit.cost > left) {
-      if (preset_->cut) mark_first(input, unit, left);
+      if (cut) mark_first(input, unit, left);
       break;
     }
     if (preset_->budget == BudgetKind::kMass &&

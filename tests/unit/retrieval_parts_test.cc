@@ -170,8 +170,9 @@ TEST(Codes, SingleTokensAreChosen) {
   EXPECT_EQ(selection->units_missing, 70u);
 }
 
-// From a disk neighbours come together: a grain counts with the sum of its tokens.
-TEST(Codes, GrainsAreTakenWhole) {
+// From a disk neighbours come together: a grain counts with the sum of its tokens. The last one is
+// cut, so that a budget is as large from the disk as from memory.
+TEST(Codes, GrainsAreTakenTogether) {
   const Preset preset = preset_of("codes:4/tokens");
   Selector selector(kernels(), &preset);
   std::vector<std::uint8_t> values(70, 1);
@@ -191,6 +192,10 @@ TEST(Codes, GrainsAreTakenWhole) {
   EXPECT_EQ(tokens_of(*selection),
             (std::vector<std::uint32_t>{0, 1, 2, 3, 40, 41, 42, 43, 68, 69}));
   EXPECT_EQ(selection->kept_rows, 4u);
+  input.budget_rows = 5;
+  selection = selector.select(input);
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2, 40, 41, 42, 43, 68, 69}));
 }
 
 TEST(Budgets, RatioAndMass) {
