@@ -19,7 +19,7 @@ constexpr std::uint32_t kLayersAtOnce = 4;
 struct Build {
   SegmentId segment;
   std::uint32_t lane = 0;
-  const Space* space = nullptr;
+  const StoredSpace* space = nullptr;
   std::shared_ptr<const RawSegment> raw;
   std::shared_ptr<const Codebook> codebook;
   bool failed = false;

@@ -188,7 +188,7 @@ void drop_lane(EngineState& engine, OpenSequence& open, std::uint32_t lane) {
   publish_directory(engine, open);
 }
 
-void retry_lane(EngineState& engine, const Space& space, AbstractSpec spec) {
+void retry_lane(EngineState& engine, const StoredSpace& space, AbstractSpec spec) {
   const auto& kinds = space.row.abstracts;
   const auto place = std::find(kinds.begin(), kinds.end(), spec.packed());
   if (place == kinds.end()) return;
@@ -245,7 +245,7 @@ LaneProgress progress_of(const OpenSequence& open, std::uint32_t lane) {
 
 // ---- sealing ----
 
-std::vector<SealLane> lanes_at_seal(EngineState& engine, const Sequence& sequence) {
+std::vector<SealLane> lanes_at_seal(EngineState& engine, const StoredSequence& sequence) {
   std::vector<SealLane> out;
   for (std::uint32_t lane = 0; lane < sequence.space->lanes(); ++lane) {
     const AbstractSpec spec = sequence.space->lane_spec(lane);

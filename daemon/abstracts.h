@@ -22,7 +22,7 @@
 namespace kvtier {
 
 struct OpenSequence;
-struct Sequence;
+struct StoredSequence;
 
 // ---- wants ----
 
@@ -37,7 +37,7 @@ void release_abstracts(EngineState& engine, OpenSequence& open, Segment& segment
 void drop_abstracts(EngineState& engine, Segment& segment);
 
 // A codebook has come: what failed for want of it, or is of another, is tried again.
-void retry_lane(EngineState& engine, const Space& space, AbstractSpec spec);
+void retry_lane(EngineState& engine, const StoredSpace& space, AbstractSpec spec);
 
 // Of the segments that an open sequence shows.
 struct LaneProgress {
@@ -63,7 +63,8 @@ struct SealLane {
   std::shared_ptr<const Codebook> codebook;  // of codes
 };
 // What a seal of this sequence should build.
-[[nodiscard]] std::vector<SealLane> lanes_at_seal(EngineState& engine, const Sequence& sequence);
+[[nodiscard]] std::vector<SealLane> lanes_at_seal(EngineState& engine,
+                                                  const StoredSequence& sequence);
 // Before the segment is shown: into the arena, and to its sidecar in the background.
 void install_sealed(EngineState& engine, Segment& segment, const SealedAbstract& built);
 // After it was shown: what nobody wants leaves the arena.

@@ -14,7 +14,7 @@ namespace {
 
 struct Listing {
   struct Item {
-    const Space* space = nullptr;
+    const StoredSpace* space = nullptr;
     AbstractSpec spec;
     std::uint64_t id = 0;  // 0: none yet
   };

@@ -168,7 +168,7 @@ struct Repair {
 };
 
 // Before the first cut of the sequence.
-std::optional<std::uint64_t> tokens_known(const Check& check, const Sequence& sequence) {
+std::optional<std::uint64_t> tokens_known(const Check& check, const StoredSequence& sequence) {
   const TailLog& log = sequence.log;
   if (sequence.row.log_generation == 0 || log.loaded) return sequence.tokens_sealed + log.tokens;
   const auto read = check.log_tokens.find(sequence.row.id.value);
@@ -176,7 +176,7 @@ std::optional<std::uint64_t> tokens_known(const Check& check, const Sequence& se
   return sequence.tokens_sealed + read->second;
 }
 
-void note_cut(Repair& repair, const Sequence& sequence, std::optional<std::uint64_t> before,
+void note_cut(Repair& repair, const StoredSequence& sequence, std::optional<std::uint64_t> before,
               std::uint64_t after) {
   const auto [cut, fresh] = repair.cuts.try_emplace(sequence.row.id.value);
   if (fresh) cut->second.tokens_before = before;
@@ -196,7 +196,7 @@ Json cuts_json(const Repair& repair) {
 // Cuts every sequence that shows the segment before it, then condemns it and all that continues
 // it: no prefix leads there any more. False: somebody has one of them open.
 bool drop_segment(EngineState& engine, Segment& segment, Repair& repair) {
-  std::vector<Sequence*> users;
+  std::vector<StoredSequence*> users;
   for (const auto& [id, sequence] : engine.sequences.all)
     for (const SequencePart& part : sequence->parts)
       if (part.segment == &segment) {
@@ -204,7 +204,7 @@ bool drop_segment(EngineState& engine, Segment& segment, Repair& repair) {
         users.push_back(sequence.get());
         break;
       }
-  for (Sequence* sequence : users) {
+  for (StoredSequence* sequence : users) {
     std::uint64_t keep = 0;
     for (const SequencePart& part : sequence->parts) {
       if (part.segment == &segment) break;
@@ -257,7 +257,7 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair);
 // What is sound of a log becomes a segment, the rest goes. In the sequence's queue.
 void mend_log(EngineState& engine, const std::shared_ptr<Repair>& repair, SequenceId id) {
   seal_stored_tail(engine, id, [&engine, repair, id](Result<void> sealed) {
-    Sequence& sequence = *engine.sequences.all.at(id);
+    StoredSequence& sequence = *engine.sequences.all.at(id);
     if (sealed && sequence.row.log_generation != 0) {  // nothing of it was sound
       drop_log(engine, sequence);
       sequence.row.log_generation = 0;
@@ -284,7 +284,7 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
          !problem.derived) ||
         is_gone(engine, problem))
       continue;
-    Sequence* sequence =
+    StoredSequence* sequence =
         problem.sequence.valid() ? find_sequence(engine, problem.sequence) : nullptr;
     const bool in_use = sequence != nullptr && (!sequence->open.empty() || sequence->working);
     if (sequence != nullptr && !in_use) {
@@ -414,7 +414,7 @@ void run_warm(EngineState& engine, const std::shared_ptr<Warm>& warm) {
 }
 
 void op_warm(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Sequence*> target = target_sequence(engine, request.body);
+  const Result<StoredSequence*> target = target_sequence(engine, request.body);
   if (!target) return done(error(target.error()));
   const Result<std::string> priority = json_string(request.body, "priority", "prefetch", 16);
   if (!priority || (*priority != "prefetch" && *priority != "background"))

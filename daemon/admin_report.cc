@@ -20,7 +20,7 @@ std::uint64_t file_bytes(const Segment& segment) {
   return segment.state == SegmentState::kOnDisk ? segment.row.file_bytes : 0;
 }
 
-Json entry_of(const Sequence& sequence) {
+Json entry_of(const StoredSequence& sequence) {
   std::uint64_t disk = sequence.log.end_offset, shared = 0, resident = 0;
   for (const SequencePart& part : sequence.parts) {
     disk += file_bytes(*part.segment);
@@ -49,7 +49,7 @@ Json entry_of(const Sequence& sequence) {
 }
 
 // The entry with the writer's session replaced by its process.
-Json full_entry(EngineState& engine, const Sequence& sequence) {
+Json full_entry(EngineState& engine, const StoredSequence& sequence) {
   Json entry = entry_of(sequence);
   if (sequence.writer != nullptr) {
     const Session* session = find_session(engine, sequence.writer->session);
@@ -58,14 +58,14 @@ Json full_entry(EngineState& engine, const Sequence& sequence) {
   return entry;
 }
 
-Json abstracts_json(const Space& space) {
+Json abstracts_json(const StoredSpace& space) {
   Json list = Json::array();
   for (std::uint32_t lane = 0; lane < space.lanes(); ++lane)
     list.push_back(space.lane_spec(lane).text());
   return list;
 }
 
-Json space_json(const EngineState& engine, const Space& space) {
+Json space_json(const EngineState& engine, const StoredSpace& space) {
   std::uint64_t sequences = 0, segments = 0, bytes = 0;
   for (const auto& [id, sequence] : engine.sequences.all) {
     if (sequence->space != &space) continue;
@@ -92,21 +92,21 @@ Json space_json(const EngineState& engine, const Space& space) {
 void reply(ControlDone& done, Json body) { done(ControlReply{std::move(body), {}, {}}); }
 
 void op_ls(EngineState& engine, Session&, ControlRequest, ControlDone done) {
-  std::vector<const Sequence*> sorted;
+  std::vector<const StoredSequence*> sorted;
   for (const auto& [id, sequence] : engine.sequences.all) {
     if (!sequence->internal) sorted.push_back(sequence.get());
   }
   std::sort(sorted.begin(), sorted.end(),
-            [](const Sequence* a, const Sequence* b) { return a->row.id < b->row.id; });
+            [](const StoredSequence* a, const StoredSequence* b) { return a->row.id < b->row.id; });
   Json sequences = Json::array();
-  for (const Sequence* sequence : sorted) sequences.push_back(full_entry(engine, *sequence));
+  for (const StoredSequence* sequence : sorted) sequences.push_back(full_entry(engine, *sequence));
   Json spaces = Json::array();
   for (const auto& [id, space] : engine.spaces) spaces.push_back(space_json(engine, *space));
   reply(done, Json{{"sequences", std::move(sequences)}, {"spaces", std::move(spaces)}});
 }
 
 void op_show(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Sequence*> target = target_sequence(engine, request.body);
+  const Result<StoredSequence*> target = target_sequence(engine, request.body);
   if (!target) return done(error(target.error()));
   Json entry = full_entry(engine, **target);
   Json segments = Json::array();

@@ -174,7 +174,7 @@ Result<std::string> absolute_path(const Json& body) {
 }
 
 // What is durable now, sealed and tail. In the sequence's queue: no seal or commit is under way.
-void describe_export(EngineState& engine, const ExportPtr& job, Sequence& sequence,
+void describe_export(EngineState& engine, const ExportPtr& job, StoredSequence& sequence,
                      const ControlDone& done) {
   const SpaceRow& space = sequence.space->row;
   job->description.fingerprint = {space.model, space.runtime, space.detail, space.geometry};
@@ -210,11 +210,11 @@ void describe_export(EngineState& engine, const ExportPtr& job, Sequence& sequen
 }
 
 void op_export(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Sequence*> target = target_sequence(engine, request.body);
+  const Result<StoredSequence*> target = target_sequence(engine, request.body);
   if (!target) return done(error(target.error()));
   const Result<std::string> path = absolute_path(request.body);
   if (!path) return done(error(path.error()));
-  Sequence& sequence = **target;
+  StoredSequence& sequence = **target;
   if (sequence.is_private)
     return done(error(Code::kPermission, "a private sequence is never written to disk"));
   auto job = std::make_shared<Export>();
@@ -299,7 +299,7 @@ Status import_refusal(const Import& job, const Status& status) {
 }
 
 void fail_import(EngineState& engine, const ImportPtr& job, const Status& status) {
-  Sequence* sequence = find_sequence(engine, job->sequence);
+  StoredSequence* sequence = find_sequence(engine, job->sequence);
   if (sequence == nullptr || sequence->working || sequence->busy != 0)
     return job->done(error(import_refusal(*job, status)));
   remove_sequence(engine, *sequence, LogFile::kUnlink,
@@ -307,7 +307,7 @@ void fail_import(EngineState& engine, const ImportPtr& job, const Status& status
 }
 
 void finish_import(EngineState& engine, const ImportPtr& job) {
-  Sequence* sequence = find_sequence(engine, job->sequence);
+  StoredSequence* sequence = find_sequence(engine, job->sequence);
   if (sequence == nullptr)
     return job->done(error(Code::kNotFound, "the sequence was removed meanwhile"));
   sequence->internal = false;
@@ -320,7 +320,7 @@ void finish_import(EngineState& engine, const ImportPtr& job) {
   }
   ++sequence->busy;
   post_sequence_row(engine, *sequence, true, [&engine, job](Result<void> posted) {
-    Sequence& found = *engine.sequences.all.at(job->sequence);
+    StoredSequence& found = *engine.sequences.all.at(job->sequence);
     --found.busy;
     if (!posted) {
       engine.sequences.names.erase(found.row.name);
@@ -342,7 +342,7 @@ void next_import(EngineState& engine, const ImportPtr& job) {
   run_on_worker(
       engine, [job] { job->result = fill_tail(*job); },
       [&engine, job] {
-        Sequence* sequence = find_sequence(engine, job->sequence);
+        StoredSequence* sequence = find_sequence(engine, job->sequence);
         if (sequence == nullptr || !job->result)
           return fail_import(engine, job,
                              sequence == nullptr ? Status{Code::kNotFound} : job->result.error());
@@ -369,7 +369,7 @@ void begin_import(EngineState& engine, const ImportPtr& job) {
   row->abstracts = description.abstracts;
   const bool known = find_space(engine, row->id) != nullptr;
   row->created_unix_ns = engine.wall_ns();
-  Space& space = add_space(engine, std::move(*row));
+  StoredSpace& space = add_space(engine, std::move(*row));
   if (space.row.private_only)
     return job->done(error(Code::kPermission, "this space is private: nothing is stored in it"));
   if (!known) {
@@ -383,7 +383,7 @@ void begin_import(EngineState& engine, const ImportPtr& job) {
   if (job->name.empty()) job->name = description.name;
   if (engine.sequences.names.count(job->name) != 0)
     return job->done(error(Code::kExists, "the name is taken: import with another --name"));
-  Sequence& sequence = new_sequence(engine, space, false);
+  StoredSequence& sequence = new_sequence(engine, space, false);
   job->sequence = sequence.row.id;
   sequence.in_catalogue = true;
   sequence.internal = true;  // until it is whole

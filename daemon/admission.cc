@@ -17,7 +17,7 @@ bool writes_are_scarce(EngineState& engine) {
 }
 
 // The hash of the first block that the tail completes; false where it completes none.
-bool first_new_block(const Sequence& sequence, const TailWork& work, BlockHash* hash) {
+bool first_new_block(const StoredSequence& sequence, const TailWork& work, BlockHash* hash) {
   const std::size_t missing = kBlockTokens - sequence.open_ids.size();
   if (work.count < missing) return false;
   std::vector<TokenRecord> records(missing);
@@ -30,7 +30,7 @@ bool first_new_block(const Sequence& sequence, const TailWork& work, BlockHash* 
 
 }  // namespace
 
-bool admit_at_close(EngineState& engine, const Sequence& sequence, const TailWork& work) {
+bool admit_at_close(EngineState& engine, const StoredSequence& sequence, const TailWork& work) {
   const bool asked_for = !sequence.row.name.empty() || sequence.row.pinned ||
                          sequence.log.generation != 0 || sequence.is_private;
   if (!engine.options.admission || asked_for || !sequence.chain_known || !writes_are_scarce(engine))

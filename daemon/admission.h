@@ -15,7 +15,7 @@
 namespace kvtier {
 
 struct EngineState;
-struct Sequence;
+struct StoredSequence;
 struct TailWork;
 
 struct Admission {
@@ -27,7 +27,7 @@ struct Admission {
 inline constexpr std::size_t kSeenBlocksMax = 1u << 15;
 
 // Whether a seal at close is to be carried out; remembers it where not.
-[[nodiscard]] bool admit_at_close(EngineState& engine, const Sequence& sequence,
+[[nodiscard]] bool admit_at_close(EngineState& engine, const StoredSequence& sequence,
                                   const TailWork& work);
 
 }  // namespace kvtier

@@ -15,11 +15,11 @@
 
 namespace kvtier {
 
-SpaceCodebook& codebook_of(EngineState& engine, const Space& space, AbstractSpec spec) {
+SpaceCodebook& codebook_of(EngineState& engine, const StoredSpace& space, AbstractSpec spec) {
   return engine.codebooks.all[{space.row.id.value, spec.packed()}];
 }
 
-std::uint64_t codebook_id(const Space& space, AbstractSpec spec) {
+std::uint64_t codebook_id(const StoredSpace& space, AbstractSpec spec) {
   for (const SpaceRow::Codebook& row : space.row.codebooks)
     if (row.abstract == spec.packed()) return row.id;
   return 0;
@@ -51,7 +51,7 @@ void install(EngineState& engine, SpaceCodebook& entry, std::shared_ptr<const Co
 // ---- load ----
 
 struct CodebookRead {
-  const Space* space = nullptr;
+  const StoredSpace* space = nullptr;
   AbstractSpec spec;
   std::uint64_t id = 0;
   FileId file;
@@ -72,7 +72,7 @@ Result<std::shared_ptr<const Codebook>> parse_codebook(const CodebookRead& read)
 }
 
 // A disk that fails may give it another time: whoever wants it next has it read again.
-void postpone_load(EngineState& engine, const Space& space, AbstractSpec spec,
+void postpone_load(EngineState& engine, const StoredSpace& space, AbstractSpec spec,
                    const Status& status) {
   KVT_LOG(kWarn, "space %" PRIx64 ": its codebook cannot be read now: %s", space.row.id.value,
           status.message());
@@ -83,18 +83,19 @@ void postpone_load(EngineState& engine, const Space& space, AbstractSpec spec,
 
 // A codebook that is gone or damaged is given up: codes that refer to it are worthless, and the
 // next calibration makes a new one under another id.
-void fail_load(EngineState& engine, const Space& named, AbstractSpec spec, std::uint64_t id,
+void fail_load(EngineState& engine, const StoredSpace& named, AbstractSpec spec, std::uint64_t id,
                const char* why) {
   KVT_LOG(kWarn, "space %" PRIx64 ": its codebook %s; key codes are made anew after a calibration",
           named.row.id.value, why);
-  Space& space = *find_space(engine, named.row.id);
+  StoredSpace& space = *find_space(engine, named.row.id);
   std::erase_if(space.row.codebooks, [&](const SpaceRow::Codebook& row) { return row.id == id; });
   SpaceCodebook& entry = codebook_of(engine, space, spec);
   entry.state = CodebookState::kAbsent;
   answer(entry);
 }
 
-void start_load(EngineState& engine, const Space& space, AbstractSpec spec, std::uint64_t id) {
+void start_load(EngineState& engine, const StoredSpace& space, AbstractSpec spec,
+                std::uint64_t id) {
   codebook_of(engine, space, spec).state = CodebookState::kLoading;
   read_codebook(engine, space, spec, id,
                 [&engine, &space, spec, id](Result<std::shared_ptr<const Codebook>> read) {
@@ -109,7 +110,7 @@ void start_load(EngineState& engine, const Space& space, AbstractSpec spec, std:
 // ---- calibration ----
 
 struct Calibration {
-  Space* space = nullptr;
+  StoredSpace* space = nullptr;
   CalibrationInput input;
   bool keep_in_memory = false;
   const KernelTable* kernels = nullptr;
@@ -234,7 +235,7 @@ void train_layer(Calibration& job, std::uint32_t layer) {
 }
 
 void publish(EngineState& engine, const CalibrationPtr& job) {
-  Space& space = *job->space;
+  StoredSpace& space = *job->space;
   const std::uint32_t kind = job->input.spec.packed();
   std::erase_if(space.row.codebooks,
                 [kind](const SpaceRow::Codebook& row) { return row.abstract == kind; });
@@ -257,7 +258,7 @@ void write_codebook(EngineState& engine, const CalibrationPtr& job) {
     return publish(engine, job);
   }
   Io& io = engine.io->io();
-  const Space& space = *job->space;
+  const StoredSpace& space = *job->space;
   const Result<FileId> file =
       io.open(codebook_path(space.row.id, job->made->id),
               {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
@@ -347,7 +348,8 @@ std::vector<SegmentId> choose_segments(const EngineState& engine, const OpenSequ
 
 }  // namespace
 
-void read_codebook(EngineState& engine, const Space& space, AbstractSpec spec, std::uint64_t id,
+void read_codebook(EngineState& engine, const StoredSpace& space, AbstractSpec spec,
+                   std::uint64_t id,
                    std::function<void(Result<std::shared_ptr<const Codebook>>)> done) {
   auto read = std::make_shared<CodebookRead>();
   read->space = &space;
@@ -387,7 +389,7 @@ void read_codebook(EngineState& engine, const Space& space, AbstractSpec spec, s
   engine.io->submit(std::move(request));
 }
 
-void load_codebook(EngineState& engine, const Space& space, AbstractSpec spec,
+void load_codebook(EngineState& engine, const StoredSpace& space, AbstractSpec spec,
                    std::function<void(std::shared_ptr<const Codebook>)> done) {
   SpaceCodebook& entry = codebook_of(engine, space, spec);
   const std::uint64_t id = codebook_id(space, spec);
@@ -400,7 +402,7 @@ void load_codebook(EngineState& engine, const Space& space, AbstractSpec spec,
 
 void calibrate(EngineState& engine, OpenSequence& open, CalibrationInput input,
                std::function<void(Result<void>)> done) {
-  Space& space = *open.sequence->space;
+  StoredSpace& space = *open.sequence->space;
   SpaceCodebook& entry = codebook_of(engine, space, input.spec);
   if (entry.state == CodebookState::kReady || codebook_id(space, input.spec) != 0 ||
       entry.state == CodebookState::kTraining)

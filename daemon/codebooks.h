@@ -41,16 +41,17 @@ struct CodebookTable {
   std::map<std::pair<std::uint64_t, std::uint32_t>, SpaceCodebook> all;  // by space, kind of codes
 };
 
-[[nodiscard]] SpaceCodebook& codebook_of(EngineState& engine, const Space& space,
+[[nodiscard]] SpaceCodebook& codebook_of(EngineState& engine, const StoredSpace& space,
                                          AbstractSpec spec);
 // The id that codes must refer to; 0: the space has none yet.
-[[nodiscard]] std::uint64_t codebook_id(const Space& space, AbstractSpec spec);
+[[nodiscard]] std::uint64_t codebook_id(const StoredSpace& space, AbstractSpec spec);
 // Reads and checks a codebook's file and leaves everything as it is. kNotFound, kCorrupt, or what
 // the disk says; the text goes on "its codebook ...".
-void read_codebook(EngineState& engine, const Space& space, AbstractSpec spec, std::uint64_t id,
+void read_codebook(EngineState& engine, const StoredSpace& space, AbstractSpec spec,
+                   std::uint64_t id,
                    std::function<void(Result<std::shared_ptr<const Codebook>>)> done);
 // Gives the codebook, now or after it was read or trained; null where there is none.
-void load_codebook(EngineState& engine, const Space& space, AbstractSpec spec,
+void load_codebook(EngineState& engine, const StoredSpace& space, AbstractSpec spec,
                    std::function<void(std::shared_ptr<const Codebook>)> done);
 
 // Queries that a client saw, and how it rotates them.

@@ -28,7 +28,7 @@ struct CommitJob {
   // constant once it runs
   SequenceId sequence;
   std::shared_ptr<TailMemory> tail;
-  Space* space = nullptr;
+  StoredSpace* space = nullptr;
   TailLogHeader header;
   bool new_file = false;
   std::uint32_t half = 0;
@@ -94,7 +94,7 @@ void encode(const CommitJob& job, Record& record) {
 }
 
 void finish(EngineState& engine, const Job& job, Result<void> result) {
-  Sequence& sequence = *engine.sequences.all.at(job->sequence);
+  StoredSequence& sequence = *engine.sequences.all.at(job->sequence);
   TailLog& log = sequence.log;
   engine.sequences.commit_bytes_reserved -= job->reserved_bytes;
   if (result) {
@@ -135,7 +135,7 @@ void remove_log_file(EngineState& engine, SequenceId sequence, TailLog& log, Log
 
 // New generation: the row that names it must be durable before the commit is acknowledged.
 void publish_new_log(EngineState& engine, const Job& job) {
-  Sequence& sequence = *engine.sequences.all.at(job->sequence);
+  StoredSequence& sequence = *engine.sequences.all.at(job->sequence);
   const Result<void> synced = KVT_FAULT("log.created") ? error(Code::kIo, "injected")
                                                        : engine.io->io().sync_directory("logs");
   if (!synced) {
@@ -151,7 +151,7 @@ void publish_new_log(EngineState& engine, const Job& job) {
   batch.put_number("next_log", engine.sequences.next_log);
   batch.put_number("next_sequence", engine.sequences.reserved_until);
   post_batch(engine, std::move(batch), true, [&engine, job, before](Result<void> result) {
-    Sequence& found = *engine.sequences.all.at(job->sequence);
+    StoredSequence& found = *engine.sequences.all.at(job->sequence);
     if (!result) {
       found.row.log_generation =
           before;  // the new file stays until a batch says which one is right
@@ -258,7 +258,7 @@ void go_on(EngineState& engine, const Job& job) {
   sync_commit(engine, job, job->failure.ok() ? Result<void>() : error(job->failure));
 }
 
-std::shared_ptr<CommitJob> make_job(EngineState& engine, Sequence& sequence,
+std::shared_ptr<CommitJob> make_job(EngineState& engine, StoredSequence& sequence,
                                     std::shared_ptr<TailMemory> tail, std::uint32_t half,
                                     std::uint32_t first, std::uint32_t count) {
   auto job = std::make_shared<CommitJob>();
@@ -322,7 +322,7 @@ void run_commit(EngineState& engine, const Job& job) {
 
 }  // namespace
 
-void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work) {
+void start_commit(EngineState& engine, StoredSequence& sequence, const TailWork& work) {
   const auto refuse = [&](Code code, const char* text) {
     if (work.done) work.done(error(code, text));
     work_finished(engine, sequence);
@@ -344,7 +344,7 @@ void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work)
     TailDone done = work.done;
     return post_sequence_row(engine, sequence, true,
                              [&engine, id, done = std::move(done)](Result<void> result) {
-                               Sequence& found = *engine.sequences.all.at(id);
+                               StoredSequence& found = *engine.sequences.all.at(id);
                                --found.busy;
                                if (done)
                                  done(result ? Result<TailResult>(TailResult{0, found.tokens()})
@@ -358,13 +358,13 @@ void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work)
   run_commit(engine, job);
 }
 
-void drop_log(EngineState& engine, Sequence& sequence, LogFile file) {
+void drop_log(EngineState& engine, StoredSequence& sequence, LogFile file) {
   remove_log_file(engine, sequence.row.id, sequence.log, file);
   sequence.log = TailLog{};
   sequence.log.loaded = true;
 }
 
-void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, MetaDone done) {
+void cut_log(EngineState& engine, StoredSequence& sequence, std::uint32_t tokens, MetaDone done) {
   // A suspect log is cut even where nothing of it goes: the catalogue may name tokens that are cut
   // off.
   if (!sequence.log.suspect && (sequence.log.generation == 0 || tokens >= sequence.log.tokens))
@@ -376,7 +376,7 @@ void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, Meta
   work.kind = TailWork::Kind::kOther;
   const SequenceId id = sequence.row.id;
   work.run = [&engine, id, tokens, done = std::move(done)] {
-    Sequence& found = *engine.sequences.all.at(id);
+    StoredSequence& found = *engine.sequences.all.at(id);
     if (found.writer == nullptr) {
       done(error(Code::kCancelled, "the sequence was closed"));
       return work_finished(engine, found);

@@ -14,13 +14,13 @@
 
 namespace kvtier {
 
-void start_commit(EngineState& engine, Sequence& sequence, const TailWork& work);
+void start_commit(EngineState& engine, StoredSequence& sequence, const TailWork& work);
 
 // Drops the log: after the batch that published its tokens in a segment, or when the sequence goes.
-void drop_log(EngineState& engine, Sequence& sequence, LogFile file = LogFile::kUnlink);
+void drop_log(EngineState& engine, StoredSequence& sequence, LogFile file = LogFile::kUnlink);
 
 // Cuts the log to its first `tokens` tokens; `done` when that is durable. Nothing else of the
 // sequence is under way.
-void cut_log(EngineState& engine, Sequence& sequence, std::uint32_t tokens, MetaDone done);
+void cut_log(EngineState& engine, StoredSequence& sequence, std::uint32_t tokens, MetaDone done);
 
 }  // namespace kvtier

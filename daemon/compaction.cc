@@ -37,14 +37,14 @@ using RunPtr = std::shared_ptr<Run>;
 
 void next_sequence(EngineState& engine, const CompactionPtr& all);
 
-bool at_rest(const Sequence& sequence) {
+bool at_rest(const StoredSequence& sequence) {
   return sequence.open.empty() && !sequence.working && sequence.busy == 0 &&
          !sequence.writer_coming && !sequence.removed && !sequence.is_private;
 }
 
 // The first part that gains from being rewritten, or parts.size(). Everything behind it must be the
 // sequence's alone.
-std::size_t first_worth(const Sequence& sequence) {
+std::size_t first_worth(const StoredSequence& sequence) {
   const std::vector<SequencePart>& parts = sequence.parts;
   std::size_t own = parts.size();
   while (own > 0 && parts[own - 1].segment->sequence_refs == 1 &&
@@ -67,14 +67,14 @@ void abandon(EngineState& engine, const CompactionPtr& all, const RunPtr& run,
              const Status& status) {
   KVT_LOG(kWarn, "compaction of sequence %" PRIu64 " given up: %s", run->target.value,
           status.message());
-  if (Sequence* scratch = find_sequence(engine, run->scratch);
+  if (StoredSequence* scratch = find_sequence(engine, run->scratch);
       scratch != nullptr && at_rest(*scratch))
     remove_sequence(engine, *scratch, LogFile::kUnlink, [](Result<void>) {});
   next_sequence(engine, all);
 }
 
 // The old segments go; their blocks are filed under the new ones.
-void retire_old(EngineState& engine, const Run& run, const Sequence& target) {
+void retire_old(EngineState& engine, const Run& run, const StoredSequence& target) {
   for (std::size_t i = run.before.size(); i-- > run.first_part;) {
     Segment* old = find_segment(engine, run.before[i].segment);
     if (old != nullptr && !old->referenced() && !old->condemned) condemn_segment(engine, *old);
@@ -103,7 +103,7 @@ void parts_swapped(EngineState& engine, const CompactionPtr& all, const RunPtr& 
   all->report.segments_made += run->made;
   remove_sequence(engine, *find_sequence(engine, run->scratch), LogFile::kUnlink,
                   [&engine, all, run](Result<void>) {
-                    if (Sequence* kept = find_sequence(engine, run->target); kept != nullptr)
+                    if (StoredSequence* kept = find_sequence(engine, run->target); kept != nullptr)
                       retire_old(engine, *run, *kept);
                     next_sequence(engine, all);
                   });
@@ -112,17 +112,17 @@ void parts_swapped(EngineState& engine, const CompactionPtr& all, const RunPtr& 
 // All new segments are durable: one synced batch gives them to the sequence. In the sequence's
 // queue, so that nobody appends meanwhile; readers see the new parts when the batch is durable.
 void swap_parts(EngineState& engine, const CompactionPtr& all, const RunPtr& run) {
-  Sequence* target = find_sequence(engine, run->target);
+  StoredSequence* target = find_sequence(engine, run->target);
   if (target == nullptr || !at_rest(*target) || !same_parts(target->row.parts, run->before))
     return abandon(engine, all, run, {Code::kBusy, 0, "the sequence was used meanwhile"});
   TailWork work;
   work.kind = TailWork::Kind::kOther;
   work.run = [&engine, all, run] {
-    Sequence& swapped = *find_sequence(engine, run->target);
+    StoredSequence& swapped = *find_sequence(engine, run->target);
     swapped.row.parts = find_sequence(engine, run->scratch)->row.parts;
     post_sequence_row(engine, swapped, true, [&engine, all, run](Result<void> result) {
-      Sequence& found = *find_sequence(engine, run->target);
-      const Sequence& scratch = *find_sequence(engine, run->scratch);
+      StoredSequence& found = *find_sequence(engine, run->target);
+      const StoredSequence& scratch = *find_sequence(engine, run->scratch);
       if (result)
         set_parts(engine, found, parts_up_to(scratch, scratch.tokens_sealed));
       else
@@ -170,7 +170,7 @@ Result<Copied> copy_pieces(const std::string& store, const std::vector<Piece>& p
 }
 
 // The next up to 2,048 tokens of the old parts.
-std::vector<Piece> next_pieces(const Sequence& target, const Run& run) {
+std::vector<Piece> next_pieces(const StoredSequence& target, const Run& run) {
   std::vector<Piece> pieces;
   std::uint32_t room = kSegmentTokensMax;
   std::uint32_t first = run.next_token;
@@ -185,7 +185,7 @@ std::vector<Piece> next_pieces(const Sequence& target, const Run& run) {
 }
 
 // The run goes on behind the pieces that were copied.
-void skip_pieces(const Sequence& target, const std::vector<Piece>& pieces, std::size_t copied,
+void skip_pieces(const StoredSequence& target, const std::vector<Piece>& pieces, std::size_t copied,
                  Run* run) {
   for (std::size_t i = 0; i < copied; ++i) {
     run->next_token = pieces[i].first + pieces[i].count;
@@ -196,7 +196,7 @@ void skip_pieces(const Sequence& target, const std::vector<Piece>& pieces, std::
 }
 
 void next_segment(EngineState& engine, const CompactionPtr& all, const RunPtr& run) {
-  Sequence* target = find_sequence(engine, run->target);
+  StoredSequence* target = find_sequence(engine, run->target);
   if (target == nullptr || !at_rest(*target) || !same_parts(target->row.parts, run->before))
     return abandon(engine, all, run, {Code::kBusy, 0, "the sequence was used meanwhile"});
   auto pieces = std::make_shared<std::vector<Piece>>(next_pieces(*target, *run));
@@ -208,8 +208,8 @@ void next_segment(EngineState& engine, const CompactionPtr& all, const RunPtr& r
       engine, [=] { *copied = copy_pieces(store, *pieces, run->tail.get()); },
       [&engine, all, run, pieces, copied] {
         for (const Piece& piece : *pieces) --find_segment(engine, piece.segment)->busy;
-        Sequence* scratch = find_sequence(engine, run->scratch);
-        const Sequence* source = find_sequence(engine, run->target);
+        StoredSequence* scratch = find_sequence(engine, run->scratch);
+        const StoredSequence* source = find_sequence(engine, run->target);
         if (!*copied || scratch == nullptr || source == nullptr ||
             !same_parts(source->row.parts, run->before))
           return abandon(engine, all, run, *copied ? Status{Code::kNotFound} : copied->error());
@@ -229,7 +229,7 @@ void next_segment(EngineState& engine, const CompactionPtr& all, const RunPtr& r
       });
 }
 
-void begin_run(EngineState& engine, const CompactionPtr& all, Sequence& target,
+void begin_run(EngineState& engine, const CompactionPtr& all, StoredSequence& target,
                std::size_t first_part) {
   auto run = std::make_shared<Run>();
   run->target = target.row.id;
@@ -238,7 +238,7 @@ void begin_run(EngineState& engine, const CompactionPtr& all, Sequence& target,
   Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*target.space);
   if (!tail) return all->done(error(tail.error()));
   run->tail = std::move(*tail);
-  Sequence& scratch = new_sequence(engine, *target.space, false);
+  StoredSequence& scratch = new_sequence(engine, *target.space, false);
   run->scratch = scratch.row.id;
   scratch.row.expires_unix_s = engine.wall_ns() / 1'000'000'000 + kLeftoverSeconds;
   scratch.in_catalogue = true;
@@ -255,7 +255,7 @@ void begin_run(EngineState& engine, const CompactionPtr& all, Sequence& target,
 
 void next_sequence(EngineState& engine, const CompactionPtr& all) {
   while (!all->todo.empty()) {
-    Sequence* sequence = find_sequence(engine, all->todo.front());
+    StoredSequence* sequence = find_sequence(engine, all->todo.front());
     all->todo.pop_front();
     if (sequence == nullptr || !at_rest(*sequence)) continue;
     const std::size_t first = first_worth(*sequence);

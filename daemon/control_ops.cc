@@ -53,9 +53,9 @@ const ControlOp* find_control_op(std::string_view name) {
   return nullptr;
 }
 
-Result<Sequence*> target_sequence(EngineState& engine, const Json& body, const char* key) {
+Result<StoredSequence*> target_sequence(EngineState& engine, const Json& body, const char* key) {
   const auto field = body.find(key);
-  Sequence* sequence = nullptr;
+  StoredSequence* sequence = nullptr;
   if (field == body.end())
     return error(Code::kInvalid, "which sequence? give its number or its name");
   if (field->is_number_unsigned())
@@ -71,9 +71,9 @@ Result<Sequence*> target_sequence(EngineState& engine, const Json& body, const c
   return error(refusal(Code::kNotFound, kNone, shown ? ": " + field->dump() : ""));
 }
 
-Result<Space*> space_of(EngineState& engine, const Json& body) {
+Result<StoredSpace*> space_of(EngineState& engine, const Json& body) {
   KVT_TRY(const std::uint64_t id, json_uint(body, "space", 0));
-  Space* space = find_space(engine, SpaceId{id});
+  StoredSpace* space = find_space(engine, SpaceId{id});
   if (space == nullptr) return error(Code::kNotFound, "no such space: open it first");
   return space;
 }

@@ -14,9 +14,9 @@ namespace kvtier {
 struct EngineState;
 struct MatchResult;
 struct OpenSequence;
-struct Sequence;
+struct StoredSequence;
 struct Session;
-struct Space;
+struct StoredSpace;
 
 // Nulls are gone from the body. Calls `done` exactly once, now or later. `session` may be gone
 // later: look it up again.
@@ -48,9 +48,9 @@ void add_control_ops(std::span<const ControlOp> ops);
 // ---- what a body or payload names ----
 
 // "target": a sequence by number or name.
-[[nodiscard]] Result<Sequence*> target_sequence(EngineState& engine, const Json& body,
-                                                const char* key = "target");
-[[nodiscard]] Result<Space*> space_of(EngineState& engine, const Json& body);
+[[nodiscard]] Result<StoredSequence*> target_sequence(EngineState& engine, const Json& body,
+                                                      const char* key = "target");
+[[nodiscard]] Result<StoredSpace*> space_of(EngineState& engine, const Json& body);
 [[nodiscard]] Result<OpenSequence*> handle_of(Session& session, const Json& body);
 [[nodiscard]] Result<std::vector<std::uint32_t>> ids_of(const std::vector<std::byte>& payload);
 // The fields of a reply that say how far a prefix is stored.

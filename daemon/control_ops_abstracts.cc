@@ -17,7 +17,7 @@ ControlReply progress_reply(EngineState& engine, const OpenSequence& open, std::
             {"segments", progress.segments},
             {"ready", progress.ready},
             {"failed", progress.failed}};
-  const Space& space = *open.sequence->space;
+  const StoredSpace& space = *open.sequence->space;
   if (lane < space.lanes() && space.lane_spec(lane).abstract == AbstractKind::kCodes) {
     const AbstractSpec spec = space.lane_spec(lane);
     const SpaceCodebook& codebook = codebook_of(engine, space, spec);
@@ -33,7 +33,8 @@ ControlReply progress_reply(EngineState& engine, const OpenSequence& open, std::
 
 // payload: f32 [frequencies], then for every layer u32 [tokens] positions and f32
 // [tokens][query_heads][dim]; `tokens` may be 0.
-Result<CalibrationInput> parse_calibration(const ControlRequest& request, const Space& space) {
+Result<CalibrationInput> parse_calibration(const ControlRequest& request,
+                                           const StoredSpace& space) {
   CalibrationInput input;
   KVT_TRY(const std::string text, json_string(request.body, "abstract", "", 64));
   KVT_TRY(input.spec, parse_abstract_spec(text));
@@ -81,7 +82,7 @@ void op_calibrate(EngineState& engine, Session& session, ControlRequest request,
 
 // A lane that is new to the space is remembered, so that it is built at later seals, too. Not
 // synced: what is lost is wanted again.
-Result<std::uint32_t> find_lane(EngineState& engine, Space& space, AbstractSpec spec) {
+Result<std::uint32_t> find_lane(EngineState& engine, StoredSpace& space, AbstractSpec spec) {
   const std::uint32_t before = space.lanes();
   KVT_TRY(const std::uint32_t lane, lane_of(space, spec));
   if (space.lanes() == before || space.row.private_only || engine.read_only) return lane;

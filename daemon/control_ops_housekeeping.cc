@@ -13,20 +13,21 @@ namespace kvtier {
 
 namespace {
 
-Result<Sequence*> stored_target(EngineState& engine, const Json& body) {
-  KVT_TRY(Sequence * sequence, target_sequence(engine, body));
+Result<StoredSequence*> stored_target(EngineState& engine, const Json& body) {
+  KVT_TRY(StoredSequence * sequence, target_sequence(engine, body));
   return sequence;
 }
 
 // Posts the row where the sequence is (or is to be) in the catalogue; on failure the row goes back.
-void store_row(EngineState& engine, Sequence& sequence, SequenceRow before, ControlDone done) {
+void store_row(EngineState& engine, StoredSequence& sequence, SequenceRow before,
+               ControlDone done) {
   if (sequence.is_private) return done(ControlReply{Json::object(), {}, {}});
   const SequenceId id = sequence.row.id;
   ++sequence.busy;
   post_sequence_row(
       engine, sequence, true,
       [&engine, id, before = std::move(before), done = std::move(done)](Result<void> result) {
-        Sequence& found = *engine.sequences.all.at(id);
+        StoredSequence& found = *engine.sequences.all.at(id);
         --found.busy;
         if (result) return done(ControlReply{Json::object(), {}, {}});
         if (found.row.name != before.name) {
@@ -41,13 +42,13 @@ void store_row(EngineState& engine, Sequence& sequence, SequenceRow before, Cont
 }
 
 void op_rename(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Sequence*> target = stored_target(engine, request.body);
+  const Result<StoredSequence*> target = stored_target(engine, request.body);
   if (!target) return done(error(target.error()));
   const Result<std::string> name = json_string(request.body, "name", "", kNameBytesMax);
   if (!name) return done(error(name.error()));
   if (!request.body.contains("name"))
     return done(error(Code::kInvalid, "rename needs a name; \"\" makes the sequence nameless"));
-  Sequence& sequence = **target;
+  StoredSequence& sequence = **target;
   if (*name == sequence.row.name) return done(ControlReply{Json::object(), {}, {}});
   if (!name->empty()) {
     if (const Result<void> fine = check_name(*name); !fine) return done(error(fine.error()));
@@ -62,7 +63,7 @@ void op_rename(EngineState& engine, Session&, ControlRequest request, ControlDon
 }
 
 void op_pin(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Sequence*> target = stored_target(engine, request.body);
+  const Result<StoredSequence*> target = stored_target(engine, request.body);
   if (!target) return done(error(target.error()));
   const Result<bool> pinned = json_bool(request.body, "pinned", true);
   if (!pinned) return done(error(pinned.error()));
@@ -72,7 +73,7 @@ void op_pin(EngineState& engine, Session&, ControlRequest request, ControlDone d
 }
 
 void op_expire(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Sequence*> target = stored_target(engine, request.body);
+  const Result<StoredSequence*> target = stored_target(engine, request.body);
   if (!target) return done(error(target.error()));
   const Result<std::uint64_t> at = json_uint(request.body, "at_unix_s", 0);
   if (!at) return done(error(at.error()));
@@ -83,12 +84,12 @@ void op_expire(EngineState& engine, Session&, ControlRequest request, ControlDon
 
 // What a client knows of the future: which nameless sequences go first, and what stays in memory.
 void op_hint(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Sequence*> target = stored_target(engine, request.body);
+  const Result<StoredSequence*> target = stored_target(engine, request.body);
   if (!target) return done(error(target.error()));
   const Result<std::string> hint = json_string(request.body, "hint", "", 16);
   if (!hint || (*hint != "none" && *hint != "will_resume" && *hint != "finished"))
     return done(error(Code::kInvalid, "hint is \"will_resume\", \"finished\" or \"none\""));
-  Sequence& sequence = **target;
+  StoredSequence& sequence = **target;
   sequence.hint = *hint == "will_resume" ? UseHint::kWillResume
                   : *hint == "finished"  ? UseHint::kFinished
                                          : UseHint::kNone;
@@ -195,7 +196,7 @@ void finish_rm(EngineState& engine, const std::vector<SegmentId>& segments,
 }
 
 // ": by process 17 (chat), 18"; "" where no client has it open.
-std::string users_of(EngineState& engine, const Sequence& sequence) {
+std::string users_of(EngineState& engine, const StoredSequence& sequence) {
   std::string text;
   for (const OpenSequence* open : sequence.open) {
     const Session* session = find_session(engine, open->session);
@@ -207,11 +208,11 @@ std::string users_of(EngineState& engine, const Sequence& sequence) {
 }
 
 void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Sequence*> target = stored_target(engine, request.body);
+  const Result<StoredSequence*> target = stored_target(engine, request.body);
   if (!target) return done(error(target.error()));
   const Result<bool> wipe = json_bool(request.body, "wipe", false);
   if (!wipe) return done(error(wipe.error()));
-  Sequence& sequence = **target;
+  StoredSequence& sequence = **target;
   if (!sequence.open.empty() || sequence.working || sequence.writer_coming || sequence.busy != 0)
     return done(error(refusal(Code::kBusy, "the sequence is in use: close it first",
                               users_of(engine, sequence))));

@@ -9,7 +9,7 @@ namespace kvtier {
 
 namespace {
 
-void add_info(const Sequence& sequence, const OpenSequence* open, Json* body) {
+void add_info(const StoredSequence& sequence, const OpenSequence* open, Json* body) {
   Json& info = *body;
   info["sequence"] = sequence.row.id.value;
   info["handle"] = open != nullptr ? open->handle : 0;
@@ -21,7 +21,7 @@ void add_info(const Sequence& sequence, const OpenSequence* open, Json* body) {
   info["tail_texts"] = open != nullptr && open->writable && !open->tail->texts[0].empty();
 }
 
-ControlReply info_reply(const Sequence& sequence, const OpenSequence* open,
+ControlReply info_reply(const StoredSequence& sequence, const OpenSequence* open,
                         Json body = Json::object()) {
   ControlReply reply;
   add_info(sequence, open, &body);
@@ -42,7 +42,7 @@ struct NewSequence {
 constexpr const char* kNewName = "new_name";  // of a fork
 
 Result<NewSequence> parse_new(EngineState& engine, const Json& body, const char* name_key,
-                              const Space& space) {
+                              const StoredSpace& space) {
   if (engine.draining) return error(Code::kCancelled, "the daemon is stopping");
   NewSequence wanted;
   KVT_TRY(wanted.name, json_string(body, name_key, "", kNameBytesMax));
@@ -57,9 +57,9 @@ Result<NewSequence> parse_new(EngineState& engine, const Json& body, const char*
   return wanted;
 }
 
-Sequence& make_sequence(EngineState& engine, Space& space, const NewSequence& wanted,
-                        const std::vector<PartSpec>& parts) {
-  Sequence& sequence = new_sequence(engine, space, wanted.is_private);
+StoredSequence& make_sequence(EngineState& engine, StoredSpace& space, const NewSequence& wanted,
+                              const std::vector<PartSpec>& parts) {
+  StoredSequence& sequence = new_sequence(engine, space, wanted.is_private);
   sequence.row.name = wanted.name;
   if (!wanted.name.empty()) engine.sequences.names[wanted.name] = sequence.row.id;
   for (const PartSpec& part : parts)
@@ -71,13 +71,13 @@ Sequence& make_sequence(EngineState& engine, Space& space, const NewSequence& wa
 using OpenDone = std::function<void(Result<OpenSequence*>)>;
 
 // Opens for writing: chain, tail, directory. `sequence.writer_coming` is set.
-void open_writer(EngineState& engine, SessionId session_id, Sequence& sequence,
+void open_writer(EngineState& engine, SessionId session_id, StoredSequence& sequence,
                  std::shared_ptr<TailMemory> tail, OpenDone done) {
   const SequenceId id = sequence.row.id;
   learn_chain(engine, sequence,
               [&engine, session_id, id, tail = std::move(tail),
                done = std::move(done)](Result<void> known) {
-                Sequence& found = *engine.sequences.all.at(id);
+                StoredSequence& found = *engine.sequences.all.at(id);
                 found.writer_coming = false;
                 Session* session = find_session(engine, session_id);
                 Result<OpenSequence*> open = error(Code::kCancelled, "the connection was closed");
@@ -87,13 +87,13 @@ void open_writer(EngineState& engine, SessionId session_id, Sequence& sequence,
                   open = open_in_session(engine, *session, found, true, tail);
                 if (!open) found.chain_known = false;
                 done(open);  // may have ended the sequence
-                Sequence* left = open ? nullptr : find_sequence(engine, id);
+                StoredSequence* left = open ? nullptr : find_sequence(engine, id);
                 if (left != nullptr) drop_if_ephemeral(engine, *left);
               });
 }
 
 // A sequence that was made for a request that failed: as if it had never been.
-void forget_unopened(EngineState& engine, Sequence& sequence) {
+void forget_unopened(EngineState& engine, StoredSequence& sequence) {
   const bool free = sequence.open.empty() && !sequence.working && sequence.busy == 0 &&
                     !sequence.writer_coming && !sequence.removed;
   if (free && !sequence.row.name.empty())
@@ -101,8 +101,8 @@ void forget_unopened(EngineState& engine, Sequence& sequence) {
   drop_if_ephemeral(engine, sequence);
 }
 
-void start_new_sequence(EngineState& engine, SessionId session_id, Sequence& sequence, bool write,
-                        Json body, ControlDone done) {
+void start_new_sequence(EngineState& engine, SessionId session_id, StoredSequence& sequence,
+                        bool write, Json body, ControlDone done) {
   const auto reply = [&engine, id = sequence.row.id, body = std::move(body),
                       done](Result<OpenSequence*> open) {
     if (open) return done(info_reply(*engine.sequences.all.at(id), *open, body));
@@ -122,14 +122,14 @@ void start_new_sequence(EngineState& engine, SessionId session_id, Sequence& seq
 }
 
 void op_create(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
-  const Result<Space*> space = space_of(engine, request.body);
+  const Result<StoredSpace*> space = space_of(engine, request.body);
   if (!space) return done(error(space.error()));
   if (const Result<NewSequence> wanted = parse_new(engine, request.body, "name", **space); !wanted)
     return done(error(wanted.error()));
   Result<std::vector<std::uint32_t>> ids = ids_of(request.payload);
   if (!ids) return done(error(ids.error()));
   const SessionId session_id = session.id;
-  Space* target = *space;
+  StoredSpace* target = *space;
   match_prefix(engine, *target, *std::move(ids),
                [&engine, session_id, target, body = request.body,
                 done = std::move(done)](Result<MatchResult> match) {
@@ -139,7 +139,7 @@ void op_create(EngineState& engine, Session& session, ControlRequest request, Co
                    return done(error(Code::kCancelled, "the connection was closed"));
                  const Result<NewSequence> wanted = parse_new(engine, body, "name", *target);
                  if (!wanted) return done(error(wanted.error()));
-                 Sequence& sequence = make_sequence(engine, *target, *wanted, match->parts);
+                 StoredSequence& sequence = make_sequence(engine, *target, *wanted, match->parts);
                  if (!wanted->name.empty() && !wanted->is_private)
                    post_sequence_row(engine, sequence, false, [](Result<void>) {});
                  start_new_sequence(engine, session_id, sequence, true, match_json(*match), done);
@@ -149,9 +149,9 @@ void op_create(EngineState& engine, Session& session, ControlRequest request, Co
 // ---- attach ----
 
 void attach_reader(EngineState& engine, SessionId session_id, SequenceId id, ControlDone done) {
-  Sequence& sequence = *engine.sequences.all.at(id);
+  StoredSequence& sequence = *engine.sequences.all.at(id);
   const auto open = [&engine, session_id, id, done](Result<void> loaded) {
-    Sequence& found = *engine.sequences.all.at(id);
+    StoredSequence& found = *engine.sequences.all.at(id);
     Session* session = find_session(engine, session_id);
     if (!loaded) return done(error(loaded.error()));
     if (session == nullptr) return done(error(Code::kCancelled, "the connection was closed"));
@@ -167,9 +167,9 @@ void attach_reader(EngineState& engine, SessionId session_id, SequenceId id, Con
 
 // Runs in the sequence's queue: nothing else of it is under way. Calls work_finished.
 void attach_writer(EngineState& engine, SessionId session_id, SequenceId id, ControlDone done) {
-  Sequence& sequence = *engine.sequences.all.at(id);
+  StoredSequence& sequence = *engine.sequences.all.at(id);
   const auto finish = [&engine, id, done](Result<OpenSequence*> open) {
-    Sequence& found = *engine.sequences.all.at(id);
+    StoredSequence& found = *engine.sequences.all.at(id);
     found.writer_coming = false;
     open ? done(info_reply(found, *open)) : done(error(open.error()));
     work_finished(engine, found);
@@ -183,14 +183,14 @@ void attach_writer(EngineState& engine, SessionId session_id, SequenceId id, Con
            });
 }
 
-Result<Sequence*> sequence_by_name_or_id(EngineState& engine, const Json& body) {
+Result<StoredSequence*> sequence_by_name_or_id(EngineState& engine, const Json& body) {
   return target_sequence(engine, body, body.contains("name") ? "name" : "sequence");
 }
 
 void op_attach(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
-  const Result<Space*> space = space_of(engine, request.body);
+  const Result<StoredSpace*> space = space_of(engine, request.body);
   if (!space) return done(error(space.error()));
-  const Result<Sequence*> target = sequence_by_name_or_id(engine, request.body);
+  const Result<StoredSequence*> target = sequence_by_name_or_id(engine, request.body);
   if (!target) {
     const bool had_id = request.body.contains("sequence") && target.error().code == Code::kNotFound;
     if (had_id && engine.metrics.sequences_evicted > 0)
@@ -199,7 +199,7 @@ void op_attach(EngineState& engine, Session& session, ControlRequest request, Co
   }
   const Result<bool> write = json_bool(request.body, "write", false);
   if (!write) return done(error(write.error()));
-  Sequence& sequence = **target;
+  StoredSequence& sequence = **target;
   if (sequence.space != *space)
     return done(
         error(Code::kWrongSpace, "the sequence belongs to another model, runtime or layout"));
@@ -240,7 +240,7 @@ struct ForkRequest {
 };
 
 void fork_now(EngineState& engine, ForkRequest fork) {
-  Sequence& source = *engine.sequences.all.at(fork.source);
+  StoredSequence& source = *engine.sequences.all.at(fork.source);
   Session* session = find_session(engine, fork.session);
   if (session == nullptr) return fork.done(error(Code::kCancelled, "the connection was closed"));
   const std::uint64_t tokens = fork.tokens == UINT64_MAX ? source.tokens_sealed : fork.tokens;
@@ -253,7 +253,8 @@ void fork_now(EngineState& engine, ForkRequest fork) {
   if (!fork.wanted.name.empty() && engine.sequences.names.count(fork.wanted.name) != 0)
     return fork.done(error(Code::kExists, "the name is taken: choose another"));
   fork.wanted.is_private = fork.wanted.is_private || source.is_private;
-  Sequence& made = make_sequence(engine, *source.space, fork.wanted, parts_up_to(source, tokens));
+  StoredSequence& made =
+      make_sequence(engine, *source.space, fork.wanted, parts_up_to(source, tokens));
   if (session->data) {
     if (!made.row.name.empty() && !made.is_private)
       post_sequence_row(engine, made, false, [](Result<void>) {});
@@ -267,7 +268,7 @@ void fork_now(EngineState& engine, ForkRequest fork) {
   ++made.busy;
   post_sequence_row(engine, made, true,
                     [&engine, id = made.row.id, done = std::move(fork.done)](Result<void> result) {
-                      Sequence& found = *engine.sequences.all.at(id);
+                      StoredSequence& found = *engine.sequences.all.at(id);
                       --found.busy;
                       result ? done(info_reply(found, nullptr)) : done(error(result.error()));
                     });
@@ -284,17 +285,17 @@ void seal_then_fork(EngineState& engine, ForkRequest fork) {
 
 void op_fork(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
   const Json& body = request.body;
-  Result<Sequence*> source = error(Code::kInvalid);
+  Result<StoredSequence*> source = error(Code::kInvalid);
   if (body.contains("handle")) {
     const Result<OpenSequence*> open = handle_of(session, body);
-    source = open ? Result<Sequence*>((*open)->sequence) : error(open.error());
+    source = open ? Result<StoredSequence*>((*open)->sequence) : error(open.error());
   } else {
     source = sequence_by_name_or_id(engine, body);
   }
   if (!source) return done(error(source.error()));
   // A person who forks by name has no space at hand: it is the source's.
-  const Result<Space*> space =
-      body.contains("space") ? space_of(engine, body) : Result<Space*>((*source)->space);
+  const Result<StoredSpace*> space =
+      body.contains("space") ? space_of(engine, body) : Result<StoredSpace*>((*source)->space);
   if (!space) return done(error(space.error()));
   if ((*source)->space != *space)
     return done(
@@ -305,7 +306,7 @@ void op_fork(EngineState& engine, Session& session, ControlRequest request, Cont
   if (!wanted || !tokens || !write)
     return done(error(!wanted ? wanted.error() : !tokens ? tokens.error() : write.error()));
   ForkRequest fork{session.id, (*source)->row.id, *wanted, *tokens, *write, std::move(done)};
-  Sequence& sequence = **source;
+  StoredSequence& sequence = **source;
   const bool has_tail =
       sequence.log.generation != 0 && sequence.writer == nullptr && !sequence.writer_coming;
   if (!has_tail && sequence.work.empty() && !sequence.working)
@@ -315,7 +316,7 @@ void op_fork(EngineState& engine, Session& session, ControlRequest request, Cont
   work.kind = TailWork::Kind::kOther;
   const auto shared = std::make_shared<ForkRequest>(std::move(fork));
   work.run = [&engine, shared] {
-    Sequence& found = *engine.sequences.all.at(shared->source);
+    StoredSequence& found = *engine.sequences.all.at(shared->source);
     if (found.writer == nullptr && found.log.generation != 0)
       return seal_then_fork(engine, std::move(*shared));
     fork_now(engine, *shared);

@@ -29,7 +29,7 @@ Result<SpaceRow> parse_space(const ControlRequest& request) {
   return row;
 }
 
-Json space_reply(const Space& space, bool created) {
+Json space_reply(const StoredSpace& space, bool created) {
   Json body;
   body["space"] = space.row.id.value;
   body["created"] = created;
@@ -39,7 +39,7 @@ Json space_reply(const Space& space, bool created) {
 
 // A catalogue that was rebuilt from files knows a space by its digest only: the first client that
 // opens it brings the texts, and the digest says that they are right.
-void learn_texts(EngineState& engine, Space& space, const SpaceRow& given) {
+void learn_texts(EngineState& engine, StoredSpace& space, const SpaceRow& given) {
   if (!space.row.model.empty() || given.model.empty()) return;
   space.row.model = given.model;
   space.row.runtime = given.runtime;
@@ -53,14 +53,14 @@ void learn_texts(EngineState& engine, Space& space, const SpaceRow& given) {
 void op_space(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
   Result<SpaceRow> row = parse_space(request);
   if (!row) return done(error(row.error()));
-  if (Space* space = find_space(engine, row->id); space != nullptr) {
+  if (StoredSpace* space = find_space(engine, row->id); space != nullptr) {
     if (space->row.digest != row->digest)
       return done(error(Code::kInternal, "two spaces with one id"));
     learn_texts(engine, *space, *row);
     return done(ControlReply{space_reply(*space, false), {}, {}});
   }
   row->created_unix_ns = engine.wall_ns();
-  Space& space = add_space(engine, *std::move(row));
+  StoredSpace& space = add_space(engine, *std::move(row));
   const Json body = space_reply(space, true);
   if (space.row.private_only) return done(ControlReply{body, {}, {}});
   CatalogueBatch batch;
@@ -73,7 +73,7 @@ void op_space(EngineState& engine, Session&, ControlRequest request, ControlDone
 // ---- match ----
 
 void op_match(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Space*> space = space_of(engine, request.body);
+  const Result<StoredSpace*> space = space_of(engine, request.body);
   if (!space) return done(error(space.error()));
   Result<std::vector<std::uint32_t>> ids = ids_of(request.payload);
   if (!ids) return done(error(ids.error()));
@@ -120,7 +120,7 @@ void op_tokens(EngineState& engine, Session& session, ControlRequest request, Co
   const Result<std::uint64_t> first = json_uint(request.body, "first", 0, kSequenceTokensMax);
   const Result<std::uint64_t> count = json_uint(request.body, "count", 0, kTokensMax);
   if (!first || !count) return done(error(first ? count.error() : first.error()));
-  const Sequence& sequence = *(*open)->sequence;
+  const StoredSequence& sequence = *(*open)->sequence;
   if (*first > sequence.tokens_sealed || *count > sequence.tokens_sealed - *first)
     return done(error(Code::kInvalid, "beyond the sealed tokens of the sequence"));
   auto read = std::make_shared<TokenRead>();
@@ -142,7 +142,7 @@ void op_tokens(EngineState& engine, Session& session, ControlRequest request, Co
 
 // ---- truncate, close ----
 
-void truncate_reply(const Sequence& sequence, const ControlDone& done) {
+void truncate_reply(const StoredSequence& sequence, const ControlDone& done) {
   ControlReply reply;
   reply.body["tokens_sealed"] = sequence.tokens_sealed;
   reply.body["tail_tokens"] = sequence.log.tokens;
@@ -151,7 +151,7 @@ void truncate_reply(const Sequence& sequence, const ControlDone& done) {
 
 // In the sequence's queue.
 void truncate_sealed(EngineState& engine, SequenceId id, std::uint64_t tokens, ControlDone done) {
-  Sequence& sequence = *engine.sequences.all.at(id);
+  StoredSequence& sequence = *engine.sequences.all.at(id);
   const SequenceRow before = sequence.row;
   const std::vector<PartSpec> parts = parts_up_to(sequence, tokens);
   sequence.row.parts.clear();
@@ -159,7 +159,7 @@ void truncate_sealed(EngineState& engine, SequenceId id, std::uint64_t tokens, C
     sequence.row.parts.push_back({part.segment->row.id, part.visible_tokens});
   sequence.row.log_generation = 0;
   const auto apply = [&engine, id, tokens, before, done](Result<void> result) {
-    Sequence& found = *engine.sequences.all.at(id);
+    StoredSequence& found = *engine.sequences.all.at(id);
     if (!result) {
       found.row.parts = before.parts;
       found.row.log_generation = before.log_generation;
@@ -172,7 +172,7 @@ void truncate_sealed(EngineState& engine, SequenceId id, std::uint64_t tokens, C
     if (found.writer != nullptr) found.writer->tail->texts = {};
     found.chain_known = false;
     learn_chain(engine, found, [&engine, id, done](Result<void> known) {
-      Sequence& sequence = *engine.sequences.all.at(id);
+      StoredSequence& sequence = *engine.sequences.all.at(id);
       known ? truncate_reply(sequence, done) : done(error(known.error()));
       work_finished(engine, sequence);
     });
@@ -188,7 +188,7 @@ void op_truncate(EngineState& engine, Session& session, ControlRequest request, 
   if (!tokens) return done(error(tokens.error()));
   if (!(*open)->writable)
     return done(error(Code::kPermission, "the handle is open for reading only"));
-  Sequence& sequence = *(*open)->sequence;
+  StoredSequence& sequence = *(*open)->sequence;
   if (sequence.working || !sequence.work.empty())
     return done(error(Code::kBusy, "a seal or commit is under way: wait for it"));
   const SequenceId id = sequence.row.id;

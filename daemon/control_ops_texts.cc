@@ -135,7 +135,7 @@ void next_texts(EngineState& engine, const TextReadPtr& read) {
 // Of sealed tokens, and for who writes of the committed tail, which lies in one half.
 void op_texts(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
   const OpenSequence* open = nullptr;
-  Result<Sequence*> target = error(Code::kInvalid);
+  Result<StoredSequence*> target = error(Code::kInvalid);
   if (request.body.contains("handle")) {
     const Result<OpenSequence*> found = handle_of(session, request.body);
     if (!found) return done(error(found.error()));
@@ -145,7 +145,7 @@ void op_texts(EngineState& engine, Session& session, ControlRequest request, Con
     target = target_sequence(engine, request.body);
   }
   if (!target) return done(error(target.error()));
-  const Sequence& sequence = **target;
+  const StoredSequence& sequence = **target;
   const Result<std::uint64_t> first = json_uint(request.body, "first", 0, kSequenceTokensMax);
   const Result<std::uint64_t> count = json_uint(request.body, "count", 0, kTextTokensMax);
   const Result<bool> as_text = json_bool(request.body, "as_text", false);
@@ -177,9 +177,9 @@ void op_texts(EngineState& engine, Session& session, ControlRequest request, Con
 
 // How often selections took sealed tokens since the last prompt.
 void op_reads(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
-  const Result<Sequence*> target = target_sequence(engine, request.body);
+  const Result<StoredSequence*> target = target_sequence(engine, request.body);
   if (!target) return done(error(target.error()));
-  const Sequence& sequence = **target;
+  const StoredSequence& sequence = **target;
   const Result<std::uint64_t> first = json_uint(request.body, "first", 0, kSequenceTokensMax);
   const Result<std::uint64_t> count = json_uint(request.body, "count", 0, kReadCountTokensMax);
   if (!first || !count) return done(error(first ? count.error() : first.error()));

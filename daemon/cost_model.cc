@@ -39,7 +39,7 @@ void end_timed_read(EngineState& engine, std::uint64_t bytes) {
   cost.window_bytes = cost.window_ns = 0;
 }
 
-void learn_compute_time(EngineState& engine, const Space& space, std::uint64_t ns_per_token) {
+void learn_compute_time(EngineState& engine, const StoredSpace& space, std::uint64_t ns_per_token) {
   if (ns_per_token == 0 || ns_per_token > 60ull * 1'000'000'000) return;
   double& known = engine.cost.compute_ns_per_token[space.row.id];
   known = smooth(known, static_cast<double>(ns_per_token));
@@ -49,7 +49,7 @@ LoadEstimate estimate_load(const EngineState& engine, const std::vector<PartSpec
                            std::size_t first) {
   LoadEstimate estimate;
   if (first >= parts.size()) return estimate;
-  const Space& space = *parts[first].segment->space;
+  const StoredSpace& space = *parts[first].segment->space;
   const std::uint64_t token_bytes = space.row.geometry.token_bytes();
   std::uint64_t tokens = 0;
   for (std::size_t i = first; i < parts.size(); ++i) {

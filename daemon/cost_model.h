@@ -39,7 +39,7 @@ struct LoadEstimate {
 void begin_timed_read(EngineState& engine);
 void end_timed_read(EngineState& engine, std::uint64_t bytes);
 // What a client measured; ignored where it makes no sense.
-void learn_compute_time(EngineState& engine, const Space& space, std::uint64_t ns_per_token);
+void learn_compute_time(EngineState& engine, const StoredSpace& space, std::uint64_t ns_per_token);
 // Of parts [first, parts.size()).
 [[nodiscard]] LoadEstimate estimate_load(const EngineState& engine,
                                          const std::vector<PartSpec>& parts, std::size_t first);

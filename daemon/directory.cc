@@ -55,7 +55,7 @@ std::uint64_t begin_write(DirectoryHeader* header) {
 }  // namespace
 
 void publish_directory(EngineState& engine, OpenSequence& open) {
-  const Sequence& sequence = *open.sequence;
+  const StoredSequence& sequence = *open.sequence;
   KVT_CHECK(sequence.parts.size() <= kSequenceSegmentsMax);
   std::byte* base = open.directory.mapping.data();
   auto* header = reinterpret_cast<DirectoryHeader*>(base);
@@ -75,7 +75,7 @@ void publish_directory(EngineState& engine, OpenSequence& open) {
   header->version.store(version, std::memory_order_release);
 }
 
-void publish_directories(EngineState& engine, Sequence& sequence) {
+void publish_directories(EngineState& engine, StoredSequence& sequence) {
   for (OpenSequence* open : sequence.open) publish_directory(engine, *open);
 }
 

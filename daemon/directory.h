@@ -11,7 +11,7 @@ namespace kvtier {
 [[nodiscard]] Result<Memfd> make_directory_memfd();
 // Writes the sequence's parts as they are now, and lets the handle name their segments.
 void publish_directory(EngineState& engine, OpenSequence& open);
-void publish_directories(EngineState& engine, Sequence& sequence);
+void publish_directories(EngineState& engine, StoredSequence& sequence);
 // The same for every open sequence that shows the segment: its abstracts came or went.
 void publish_segment(EngineState& engine, const Segment& segment);
 

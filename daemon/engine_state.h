@@ -42,7 +42,7 @@ struct EngineState {
   std::uint64_t chain_key = 0;  // set by recovery
 
   Metrics metrics;
-  std::unordered_map<SpaceId, std::unique_ptr<Space>> spaces;
+  std::unordered_map<SpaceId, std::unique_ptr<StoredSpace>> spaces;
   SegmentTable segments;
   std::unordered_map<SegmentId, TokenTexts> private_texts;  // of segments without a file
   SequenceTable sequences;

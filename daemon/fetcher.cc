@@ -23,7 +23,7 @@ void set_status(FetchJob& job, std::uint32_t entry, Code code) {
 // Fills `segments` and `chunks` of the job from what the handle may name. What may not be is final
 // at once.
 void resolve(FetchJob& job, OpenSequence& open) {
-  const Space& space = *open.sequence->space;
+  const StoredSpace& space = *open.sequence->space;
   const Geometry& geometry = space.row.geometry;
   std::uint64_t last = 0;
   const OpenSequence::Held* held = nullptr;
@@ -358,10 +358,10 @@ namespace {
 
 // Where memory for counts is short, those that were touched longest ago go: one sequence's at a
 // time.
-void make_room_for_reads(EngineState& engine, const Sequence& reader) {
+void make_room_for_reads(EngineState& engine, const StoredSequence& reader) {
   constexpr std::uint64_t kSpare = 4 * ReadCounts::kPageBytes;
   if (engine.sequences.read_count_bytes + kSpare <= kReadCountBytesMax) return;
-  Sequence* oldest = nullptr;
+  StoredSequence* oldest = nullptr;
   for (const auto& [id, sequence] : engine.sequences.all)
     if (sequence.get() != &reader && sequence->reads != nullptr && sequence->reads->bytes() != 0 &&
         (oldest == nullptr || sequence->reads->touched < oldest->reads->touched))
@@ -372,7 +372,7 @@ void make_room_for_reads(EngineState& engine, const Sequence& reader) {
 // Only what the sequence shows now: rows that a writer has cut off say nothing of its text.
 void count_reads(EngineState& engine, OpenSequence& open, const OpenSequence::Held& held,
                  const FetchEntry& entry) {
-  Sequence& sequence = *open.sequence;
+  StoredSequence& sequence = *open.sequence;
   const Geometry& geometry = sequence.space->row.geometry;
   if (entry.row_mask == 0 || held.entry >= sequence.parts.size()) return;
   const SequencePart& part = sequence.parts[held.entry];

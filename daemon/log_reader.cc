@@ -8,7 +8,7 @@
 
 namespace kvtier {
 
-TailLogHeader log_header_of(const Sequence& sequence, std::uint64_t generation) {
+TailLogHeader log_header_of(const StoredSequence& sequence, std::uint64_t generation) {
   TailLogHeader header;
   header.sequence = sequence.row.id;
   header.space = sequence.row.space;
@@ -34,7 +34,7 @@ struct LogRead : std::enable_shared_from_this<LogRead> {
 using LogReadPtr = std::shared_ptr<LogRead>;
 
 // Opens the log and replays it into the tail. False where `finished` will not be called.
-Result<void> begin_log_read(EngineState& engine, Sequence& sequence, OpenMode mode,
+Result<void> begin_log_read(EngineState& engine, StoredSequence& sequence, OpenMode mode,
                             const LogReadPtr& read) {
   Io& io = engine.io->io();
   const std::uint64_t generation = sequence.log.generation;
@@ -84,7 +84,7 @@ Result<void> begin_log_read(EngineState& engine, Sequence& sequence, OpenMode mo
 }
 
 void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& done) {
-  Sequence& sequence = *engine.sequences.all.at(read->sequence);
+  StoredSequence& sequence = *engine.sequences.all.at(read->sequence);
   if (!read->replay && read->replay.error().code == Code::kVersion) {  // not ours to replace
     ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kNewer)];
     engine.io->io().close(read->file);
@@ -122,7 +122,7 @@ void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& d
   sync.file = log.file;
   ++sequence.busy;
   sync.done = [&engine, read, done](Result<void> synced) {
-    Sequence& found = *engine.sequences.all.at(read->sequence);
+    StoredSequence& found = *engine.sequences.all.at(read->sequence);
     --found.busy;
     if (!synced) found.log.suspect = true;
     done({});
@@ -132,7 +132,7 @@ void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& d
 
 }  // namespace
 
-void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<TailMemory> tail,
+void load_log(EngineState& engine, StoredSequence& sequence, std::shared_ptr<TailMemory> tail,
               MetaDone done) {
   TailLog& log = sequence.log;
   if (log.generation == 0) {
@@ -157,7 +157,7 @@ void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<TailMemor
   done({});
 }
 
-void read_log(EngineState& engine, Sequence& sequence, std::shared_ptr<TailMemory> tail,
+void read_log(EngineState& engine, StoredSequence& sequence, std::shared_ptr<TailMemory> tail,
               std::function<void(Result<std::uint32_t>)> done) {
   auto read = std::make_shared<LogRead>();
   read->tail = std::move(tail);

@@ -12,15 +12,15 @@
 namespace kvtier {
 
 // What the head of this sequence's log says, under this generation.
-[[nodiscard]] TailLogHeader log_header_of(const Sequence& sequence, std::uint64_t generation);
+[[nodiscard]] TailLogHeader log_header_of(const StoredSequence& sequence, std::uint64_t generation);
 
 // Reads the committed tail into half 0 of `tail`; `done` with the number of tokens in sequence.log.
-void load_log(EngineState& engine, Sequence& sequence, std::shared_ptr<TailMemory> tail,
+void load_log(EngineState& engine, StoredSequence& sequence, std::shared_ptr<TailMemory> tail,
               MetaDone done);
 
 // The same, for who only reads: `done` with the number of tokens in `tail`; sequence.log stays as
 // it is. In the sequence's queue, so that nothing is appended meanwhile.
-void read_log(EngineState& engine, Sequence& sequence, std::shared_ptr<TailMemory> tail,
+void read_log(EngineState& engine, StoredSequence& sequence, std::shared_ptr<TailMemory> tail,
               std::function<void(Result<std::uint32_t>)> done);
 
 }  // namespace kvtier

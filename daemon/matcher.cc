@@ -31,7 +31,7 @@ constexpr std::size_t kCandidatesMax = 32;
 
 // One match under way. Segments in it are busy until it ends.
 struct Walk {
-  Space* space = nullptr;
+  StoredSpace* space = nullptr;
   std::vector<std::uint32_t> ids;
   std::vector<PartSpec> parts;
   std::uint64_t matched = 0;  // tokens of `ids`
@@ -237,7 +237,7 @@ bool build_chain(EngineState& engine, Walk& walk, const PrefixIndex::Place& plac
 
 }  // namespace
 
-void match_prefix(EngineState& engine, Space& space, std::vector<std::uint32_t> ids,
+void match_prefix(EngineState& engine, StoredSpace& space, std::vector<std::uint32_t> ids,
                   MatchDone done) {
   auto walk = std::make_shared<Walk>();
   walk->space = &space;
@@ -257,7 +257,7 @@ void match_prefix(EngineState& engine, Space& space, std::vector<std::uint32_t> 
              [&engine, walk](Result<void>) { compare_chain(engine, walk); });
 }
 
-void decline_slow_parts(EngineState& engine, const Space& space, MatchResult* match) {
+void decline_slow_parts(EngineState& engine, const StoredSpace& space, MatchResult* match) {
   if (!engine.options.decline_slow_loads) return;
   const std::uint64_t found = match->tokens;
   LoadEstimate worst;

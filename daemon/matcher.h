@@ -26,10 +26,10 @@ struct MatchResult {
 };
 // `done` runs at once where all tokens are in memory. Its parts are valid only inside the call.
 using MatchDone = std::function<void(Result<MatchResult>)>;
-void match_prefix(EngineState& engine, Space& space, std::vector<std::uint32_t> ids,
+void match_prefix(EngineState& engine, StoredSpace& space, std::vector<std::uint32_t> ids,
                   MatchDone done);
 // Takes parts off the end that would take longer to load than to compute (daemon/cost_model.h), and
 // says so in `end` and in the statistics.
-void decline_slow_parts(EngineState& engine, const Space& space, MatchResult* match);
+void decline_slow_parts(EngineState& engine, const StoredSpace& space, MatchResult* match);
 
 }  // namespace kvtier

@@ -9,7 +9,7 @@ namespace {
 
 struct Load {
   std::shared_ptr<RawSegment> raw = std::make_shared<RawSegment>();
-  Space* space = nullptr;
+  StoredSpace* space = nullptr;
   std::size_t reads_left = 0;
   Status failure;
   RawDone done;

@@ -63,19 +63,19 @@ std::uint64_t condemned_bytes(EngineState& engine) {
 }
 
 // 0: goes first. Only of nameless, closed, unpinned ones.
-int rank_of(const Sequence& sequence) {
+int rank_of(const StoredSequence& sequence) {
   return sequence.hint == UseHint::kFinished ? 0 : sequence.hint == UseHint::kNone ? 1 : 2;
 }
 
-Sequence* coldest_sequence(EngineState& engine) {
-  Sequence* best = nullptr;
+StoredSequence* coldest_sequence(EngineState& engine) {
+  StoredSequence* best = nullptr;
   for (auto& [id, found] : engine.sequences.all) {
-    const Sequence& sequence = *found;
+    const StoredSequence& sequence = *found;
     if (!sequence.row.name.empty() || sequence.row.pinned || sequence.is_private ||
         sequence.removed || !sequence.open.empty() || sequence.working || sequence.writer_coming ||
         sequence.busy != 0 || sequence.internal)
       continue;
-    const auto order = [](const Sequence& one) {
+    const auto order = [](const StoredSequence& one) {
       return std::tuple(rank_of(one), one.row.last_used_unix_ns, one.row.id.value);
     };
     if (best == nullptr || order(sequence) < order(*best)) best = found.get();
@@ -84,7 +84,7 @@ Sequence* coldest_sequence(EngineState& engine) {
 }
 
 // Batches are written in order: the row of the sequence goes before those of its segments.
-void evict_sequence(EngineState& engine, Sequence& sequence) {
+void evict_sequence(EngineState& engine, StoredSequence& sequence) {
   KVT_LOG(kInfo, "sequence %" PRIu64 ": nameless, and the disk limit wants its room",
           sequence.row.id.value);
   ++engine.metrics.sequences_evicted;
@@ -103,7 +103,7 @@ bool make_room(EngineState& engine) {
     return true;
   }
   if (!rows_were_lost(engine) && remove_kept_files(engine) != 0) return true;
-  Sequence* sequence = coldest_sequence(engine);
+  StoredSequence* sequence = coldest_sequence(engine);
   if (sequence == nullptr) return false;
   evict_sequence(engine, *sequence);
   return true;

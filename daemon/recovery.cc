@@ -102,7 +102,7 @@ Result<std::unordered_set<std::uint64_t>> list_segments(EngineState& engine, Loa
 }
 
 // Of a log that is there; how much of it counts is known when it is read.
-void count_log(EngineState& engine, Sequence& sequence) {
+void count_log(EngineState& engine, StoredSequence& sequence) {
   Io& io = engine.io->io();
   const Result<FileId> file =
       io.open(tail_log_path(sequence.row.id, sequence.row.log_generation), {});
@@ -119,7 +119,7 @@ Result<void> list_logs(EngineState& engine, std::uint64_t newer_from,
     if (!log) continue;
     SequenceTable& table = engine.sequences;
     table.next_log = std::max(table.next_log, log->generation + 1);
-    Sequence* sequence = find_sequence(engine, log->sequence);
+    StoredSequence* sequence = find_sequence(engine, log->sequence);
     if (sequence != nullptr && sequence->row.log_generation == log->generation)
       count_log(engine, *sequence);
     else if (keep_log_file(engine, *log, log->generation >= newer_from))
@@ -136,7 +136,7 @@ Result<void> drop_orphans(EngineState& engine) {
   for (const std::string& name : codebooks) {
     const Result<CodebookName> codebook = codebook_name_of(name);
     if (!codebook) continue;
-    const Space* space = find_space(engine, codebook->space);
+    const StoredSpace* space = find_space(engine, codebook->space);
     const bool known =
         space != nullptr &&
         std::any_of(space->row.codebooks.begin(), space->row.codebooks.end(),
@@ -177,7 +177,7 @@ void add_segments(EngineState& engine, Loaded& loaded,
             [](const SegmentRow& a, const SegmentRow& b) { return a.id < b.id; });
   for (SegmentRow& row : loaded.segments) {
     loaded.next_segment = std::max(loaded.next_segment, row.id.value + 1);
-    Space* space = find_space(engine, row.space);
+    StoredSpace* space = find_space(engine, row.space);
     const bool file_there = files.count(row.id.value) != 0;
     if (space == nullptr || !file_there) {
       KVT_LOG(kWarn, "segment %" PRIx64 ": its %s is gone; what it held is a miss", row.id.value,
@@ -204,14 +204,14 @@ void add_segments(EngineState& engine, Loaded& loaded,
 }
 
 void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
-  Space* space = find_space(engine, row.space);
+  StoredSpace* space = find_space(engine, row.space);
   if (space == nullptr) {
     KVT_LOG(kWarn, "sequence %" PRIx64 ": its space is gone; it is dropped", row.id.value);
     if (engine.metrics.rows_damaged == 0) mend->remove_sequence(row.id);
     return;
   }
-  auto made = std::make_unique<Sequence>();
-  Sequence& sequence = *made;
+  auto made = std::make_unique<StoredSequence>();
+  StoredSequence& sequence = *made;
   sequence.space = space;
   sequence.in_catalogue = sequence.row_durable = true;
   std::vector<PartSpec> parts;

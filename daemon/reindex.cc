@@ -48,7 +48,7 @@ void go_on(EngineState& engine) {
 // Its lanes of this kind, or all; not codes that have no codebook yet.
 void add_items(const Segment& segment, AbstractSpec kind, ReindexTable* job) {
   if (segment.state != SegmentState::kOnDisk || segment.condemned) return;
-  const Space& space = *segment.space;
+  const StoredSpace& space = *segment.space;
   const std::size_t before = job->waiting.size();
   for (std::uint32_t lane = 0; lane < space.lanes(); ++lane) {
     const AbstractSpec spec = space.lane_spec(lane);
@@ -66,7 +66,7 @@ Result<std::vector<const Segment*>> segments_of(EngineState& engine, const Json&
   if (all) {
     for (const auto& [id, segment] : engine.segments.all) out.push_back(segment.get());
   } else {
-    KVT_TRY(const Sequence* sequence, target_sequence(engine, body));
+    KVT_TRY(const StoredSequence* sequence, target_sequence(engine, body));
     for (const SequencePart& part : sequence->parts) out.push_back(part.segment);
   }
   std::sort(out.begin(), out.end(),

@@ -79,7 +79,7 @@ void serve_touch(EngineState& engine, Session& session, const Submission& reques
   if (!open) return fail(engine, session, request, open.error());
   if (const Result<void> copied = copy_entries(session, request, &entries); !copied)
     return fail(engine, session, request, copied.error());
-  Sequence& sequence = *(*open)->sequence;
+  StoredSequence& sequence = *(*open)->sequence;
   if (request.value0 == 1 && sequence.reads != nullptr) sequence.reads->restart();
   touch_entries(engine, **open, entries.data(), request.count);
   fail(engine, session, request, {});  // the argument area is free again
@@ -90,7 +90,7 @@ void serve_tail(EngineState& engine, Session& session, const Submission& request
   const Result<OpenSequence*> open = handle_of(session, request);
   if (!open) return fail(engine, session, request, open.error());
   if (!(*open)->writable) return fail(engine, session, request, {Code::kPermission, 0, nullptr});
-  Sequence& sequence = *(*open)->sequence;
+  StoredSequence& sequence = *(*open)->sequence;
   if (request.half > 1 || (kind == TailWork::Kind::kSeal && request.count == 0))
     return fail(engine, session, request, {Code::kInvalid, 0, nullptr});
   if (request.count > kSegmentTokensMax)

@@ -29,7 +29,7 @@ using Job = std::shared_ptr<SealJob>;
 
 // ---- engine ----
 
-Sequence& sequence_of(EngineState& engine, const Job& job) {
+StoredSequence& sequence_of(EngineState& engine, const Job& job) {
   return *engine.sequences.all.at(job->sequence);
 }
 
@@ -89,7 +89,7 @@ void free_slots(EngineState& engine, SealJob& job) {
 void end_seal(EngineState& engine, const Job& job, Result<TailResult> result) {
   --engine.seals.running;
   engine.seals.reserved_bytes -= std::exchange(job->reserved_bytes, 0);
-  Sequence& sequence = sequence_of(engine, job);
+  StoredSequence& sequence = sequence_of(engine, job);
   if (!result) {
     ++engine.metrics.seal_failures;
     KVT_LOG(kWarn, "sequence %" PRIx64 ": seal failed: %s", job->sequence.value,
@@ -118,7 +118,7 @@ void fail_seal(EngineState& engine, const Job& job, const Status& status, bool k
 
 // Everything is durable (or may stay in memory): now it may be seen.
 void publish_seal(EngineState& engine, const Job& job) {
-  Sequence& sequence = sequence_of(engine, job);
+  StoredSequence& sequence = sequence_of(engine, job);
   const bool same_writer = sequence.chain_known;
   Segment& segment = add_segment(engine, job->row, *job->space,
                                  job->in_memory ? SegmentState::kInMemory : SegmentState::kOnDisk);
@@ -154,7 +154,7 @@ void publish_seal(EngineState& engine, const Job& job) {
 }
 
 void write_catalogue(EngineState& engine, const Job& job) {
-  Sequence& sequence = sequence_of(engine, job);
+  StoredSequence& sequence = sequence_of(engine, job);
   if (KVT_FAULT("seal.directory_synced")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
   const std::uint64_t log_before = sequence.row.log_generation;
   const bool was_in_catalogue = sequence.in_catalogue;
@@ -174,7 +174,7 @@ void write_catalogue(EngineState& engine, const Job& job) {
                  sequence_of(engine, job).row_durable = true;
                  return publish_seal(engine, job);
                }
-               Sequence& found = sequence_of(engine, job);
+               StoredSequence& found = sequence_of(engine, job);
                found.row.parts.pop_back();
                found.row.log_generation = log_before;
                found.in_catalogue = was_in_catalogue;
@@ -378,7 +378,7 @@ void make_file(EngineState& engine, const Job& job) {
 
 void run_seal(EngineState& engine, const Job& job) {
   ++engine.seals.running;
-  Sequence& sequence = sequence_of(engine, job);
+  StoredSequence& sequence = sequence_of(engine, job);
   job->row.id = SegmentId{engine.segments.next_id++};
   job->row.start_token = sequence.tokens_sealed;
   if (!sequence.parts.empty()) {
@@ -404,7 +404,7 @@ void run_seal(EngineState& engine, const Job& job) {
 
 }  // namespace
 
-void start_seal(EngineState& engine, Sequence& sequence, const TailWork& work) {
+void start_seal(EngineState& engine, StoredSequence& sequence, const TailWork& work) {
   const auto refuse = [&](Code code, const char* text) {
     TailDone done = work.done;
     if (done) done(error(code, text));

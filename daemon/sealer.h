@@ -30,7 +30,7 @@ inline constexpr std::uint32_t kSealsAtOnce = 2;
 // reads it any more.
 struct SealJob {
   SequenceId sequence;
-  Space* space = nullptr;
+  StoredSpace* space = nullptr;
   std::shared_ptr<TailMemory> tail;
   std::uint32_t half = 0;
   std::uint32_t count = 0;
@@ -68,6 +68,6 @@ struct SealTable {
 };
 
 // Runs the work at the head of the sequence's queue.
-void start_seal(EngineState& engine, Sequence& sequence, const TailWork& work);
+void start_seal(EngineState& engine, StoredSequence& sequence, const TailWork& work);
 
 }  // namespace kvtier

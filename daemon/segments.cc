@@ -30,7 +30,7 @@ Segment* find_segment(EngineState& engine, SegmentId id) {
   return place == engine.segments.all.end() ? nullptr : place->second.get();
 }
 
-Segment& add_segment(EngineState& engine, SegmentRow row, Space& space, SegmentState state) {
+Segment& add_segment(EngineState& engine, SegmentRow row, StoredSpace& space, SegmentState state) {
   std::unique_ptr<Segment>& made = engine.segments.all[row.id];
   KVT_CHECK(made == nullptr);
   made = std::make_unique<Segment>();

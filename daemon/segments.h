@@ -56,7 +56,7 @@ using MetaDone = std::function<void(Result<void>)>;
 
 struct Segment {
   SegmentRow row;
-  Space* space = nullptr;
+  StoredSpace* space = nullptr;
   SegmentState state = SegmentState::kOnDisk;
   std::uint32_t sequence_refs = 0;
   std::uint32_t handle_refs = 0;
@@ -106,7 +106,7 @@ inline constexpr std::uint64_t kLoadedMetaBytesMax = 64ull << 20;
 inline constexpr std::size_t kOpenSegmentFilesMax = 256;
 
 [[nodiscard]] Segment* find_segment(EngineState& engine, SegmentId id);
-Segment& add_segment(EngineState& engine, SegmentRow row, Space& space, SegmentState state);
+Segment& add_segment(EngineState& engine, SegmentRow row, StoredSpace& space, SegmentState state);
 // Files its blocks in the prefix index, or takes them and those of all segments behind it out.
 void index_segment(Segment& segment);
 void unindex_with_descendants(EngineState& engine, Segment& segment);

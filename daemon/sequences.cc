@@ -16,7 +16,7 @@ namespace {
 constexpr std::uint64_t kSequenceIdsReserved = 1024;
 }
 
-Result<std::shared_ptr<TailMemory>> make_tail_memory(const Space& space) {
+Result<std::shared_ptr<TailMemory>> make_tail_memory(const StoredSpace& space) {
   auto tail = std::make_shared<TailMemory>();
   tail->layout = &space.tail;
   KVT_TRY(tail->memory, make_memfd("kvtier-tail", static_cast<std::size_t>(space.tail.size_bytes()),
@@ -24,18 +24,18 @@ Result<std::shared_ptr<TailMemory>> make_tail_memory(const Space& space) {
   return tail;
 }
 
-Sequence* find_sequence(EngineState& engine, SequenceId id) {
+StoredSequence* find_sequence(EngineState& engine, SequenceId id) {
   const auto place = engine.sequences.all.find(id);
   return place == engine.sequences.all.end() || place->second->removed ? nullptr
                                                                        : place->second.get();
 }
 
-Sequence* find_sequence_by_name(EngineState& engine, const std::string& name) {
+StoredSequence* find_sequence_by_name(EngineState& engine, const std::string& name) {
   const auto place = engine.sequences.names.find(name);
   return place == engine.sequences.names.end() ? nullptr : find_sequence(engine, place->second);
 }
 
-Sequence& new_sequence(EngineState& engine, Space& space, bool is_private) {
+StoredSequence& new_sequence(EngineState& engine, StoredSpace& space, bool is_private) {
   SequenceTable& table = engine.sequences;
   if (table.next_id >= table.reserved_until) {
     table.reserved_until = table.next_id + kSequenceIdsReserved;
@@ -43,7 +43,7 @@ Sequence& new_sequence(EngineState& engine, Space& space, bool is_private) {
     batch.put_number("next_sequence", table.reserved_until);
     post_batch(engine, std::move(batch), false, [](Result<void>) {});
   }
-  auto made = std::make_unique<Sequence>();
+  auto made = std::make_unique<StoredSequence>();
   made->row.id = SequenceId{table.next_id++};
   made->row.space = space.row.id;
   made->row.created_unix_ns = made->row.last_used_unix_ns = engine.wall_ns();
@@ -51,7 +51,7 @@ Sequence& new_sequence(EngineState& engine, Space& space, bool is_private) {
   made->is_private = is_private;
   made->log.loaded = true;
   ++space.sequences;
-  Sequence& sequence = *made;
+  StoredSequence& sequence = *made;
   table.all.emplace(sequence.row.id, std::move(made));
   return sequence;
 }
@@ -84,7 +84,7 @@ void let_go(EngineState& engine, Segment& segment) {
 
 }  // namespace
 
-void set_parts(EngineState& engine, Sequence& sequence, const std::vector<PartSpec>& parts) {
+void set_parts(EngineState& engine, StoredSequence& sequence, const std::vector<PartSpec>& parts) {
   for (const PartSpec& part : parts) ++part.segment->sequence_refs;
   std::vector<SequencePart> old = std::move(sequence.parts);
   sequence.parts.clear();
@@ -98,14 +98,14 @@ void set_parts(EngineState& engine, Sequence& sequence, const std::vector<PartSp
   publish_directories(engine, sequence);
 }
 
-void append_part(EngineState& engine, Sequence& sequence, Segment& segment) {
+void append_part(EngineState& engine, StoredSequence& sequence, Segment& segment) {
   ++segment.sequence_refs;
   sequence.parts.push_back({&segment, segment.row.tokens, sequence.tokens_sealed});
   sequence.tokens_sealed += segment.row.tokens;
   publish_directories(engine, sequence);
 }
 
-std::vector<PartSpec> parts_up_to(const Sequence& sequence, std::uint64_t tokens) {
+std::vector<PartSpec> parts_up_to(const StoredSequence& sequence, std::uint64_t tokens) {
   std::vector<PartSpec> parts;
   for (const SequencePart& part : sequence.parts) {
     if (part.first_token >= tokens) break;
@@ -119,7 +119,7 @@ std::vector<PartSpec> parts_up_to(const Sequence& sequence, std::uint64_t tokens
 namespace {
 
 // The parts that hold the tokens of the block that is not whole yet.
-std::vector<SegmentId> open_block_segments(const Sequence& sequence) {
+std::vector<SegmentId> open_block_segments(const StoredSequence& sequence) {
   std::vector<SegmentId> segments;
   const std::uint64_t first = sequence.tokens_sealed / kBlockTokens * kBlockTokens;
   for (const SequencePart& part : sequence.parts) {
@@ -129,7 +129,7 @@ std::vector<SegmentId> open_block_segments(const Sequence& sequence) {
 }
 
 // The chain hash of the last whole block: filed with the segment that holds the block's last token.
-bool chain_at_end(const Sequence& sequence, BlockHash* chain) {
+bool chain_at_end(const StoredSequence& sequence, BlockHash* chain) {
   const std::uint64_t blocks = sequence.tokens_sealed / kBlockTokens;
   *chain = {};
   if (blocks == 0) return true;
@@ -147,14 +147,14 @@ bool chain_at_end(const Sequence& sequence, BlockHash* chain) {
 
 }  // namespace
 
-void learn_chain(EngineState& engine, Sequence& sequence, MetaDone done) {
+void learn_chain(EngineState& engine, StoredSequence& sequence, MetaDone done) {
   if (sequence.chain_known) return done({});
   const SequenceId id = sequence.row.id;
   ++sequence.busy;
   load_metas(
       engine, open_block_segments(sequence), IoPriority::kDemand,
       [&engine, id, done = std::move(done)](Result<void> result) {
-        Sequence& found = *engine.sequences.all.at(id);
+        StoredSequence& found = *engine.sequences.all.at(id);
         --found.busy;
         if (!result) return done(result);
         if (!chain_at_end(found, &found.chain))
@@ -174,7 +174,7 @@ void learn_chain(EngineState& engine, Sequence& sequence, MetaDone done) {
       });
 }
 
-void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaDone done) {
+void post_sequence_row(EngineState& engine, StoredSequence& sequence, bool sync, MetaDone done) {
   KVT_CHECK(!sequence.is_private);
   sequence.in_catalogue = true;
   CatalogueBatch batch;
@@ -183,7 +183,7 @@ void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaD
   const SequenceId id = sequence.row.id;
   post_batch(engine, std::move(batch), sync,
              [&engine, id, sync, done = std::move(done)](Result<void> result) {
-               Sequence* found =
+               StoredSequence* found =
                    find_sequence(engine, id);  // it may be gone where nobody waits for the row
                if (found != nullptr && sync && result) found->row_durable = true;
                done(result);
@@ -192,7 +192,7 @@ void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaD
 
 namespace {
 
-void forget_sequence(EngineState& engine, Sequence& sequence) {
+void forget_sequence(EngineState& engine, StoredSequence& sequence) {
   KVT_CHECK(sequence.open.empty() && sequence.busy == 0 && !sequence.working);
   for (const SequencePart& part : sequence.parts) let_go(engine, *part.segment);
   if (!sequence.row.name.empty()) engine.sequences.names.erase(sequence.row.name);
@@ -202,14 +202,14 @@ void forget_sequence(EngineState& engine, Sequence& sequence) {
 
 }  // namespace
 
-void drop_if_ephemeral(EngineState& engine, Sequence& sequence) {
+void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence) {
   if (!sequence.open.empty() || sequence.busy != 0 || sequence.working || sequence.writer_coming)
     return;
   const bool keep = sequence.in_catalogue || (sequence.is_private && !sequence.row.name.empty());
   if (!keep && !sequence.removed) forget_sequence(engine, sequence);
 }
 
-void forget_evicted_sequence(EngineState& engine, Sequence& sequence) {
+void forget_evicted_sequence(EngineState& engine, StoredSequence& sequence) {
   const SequenceId id = sequence.row.id;
   const std::uint64_t generation = sequence.row.log_generation;
   if (sequence.log.file.value != 0) engine.io->io().close(sequence.log.file);
@@ -224,11 +224,12 @@ void forget_evicted_sequence(EngineState& engine, Sequence& sequence) {
   forget_sequence(engine, sequence);
 }
 
-void remove_sequence(EngineState& engine, Sequence& sequence, LogFile log_file, MetaDone done) {
+void remove_sequence(EngineState& engine, StoredSequence& sequence, LogFile log_file,
+                     MetaDone done) {
   const SequenceId id = sequence.row.id;
   sequence.removed = true;
   const auto finish = [&engine, id, log_file, done = std::move(done)](Result<void> result) {
-    Sequence& gone = *engine.sequences.all.at(id);
+    StoredSequence& gone = *engine.sequences.all.at(id);
     --gone.busy;
     if (!result) {
       gone.removed = false;
@@ -248,7 +249,7 @@ void remove_sequence(EngineState& engine, Sequence& sequence, LogFile log_file, 
 
 namespace {
 
-void run_next(EngineState& engine, Sequence& sequence) {
+void run_next(EngineState& engine, StoredSequence& sequence) {
   if (sequence.working || sequence.work.empty()) return;
   sequence.working = true;
   const TailWork work = sequence.work.front();
@@ -265,19 +266,19 @@ void run_next(EngineState& engine, Sequence& sequence) {
 
 }  // namespace
 
-void add_work(EngineState& engine, Sequence& sequence, TailWork work) {
+void add_work(EngineState& engine, StoredSequence& sequence, TailWork work) {
   sequence.work.push_back(std::move(work));
   run_next(engine, sequence);
 }
 
-void work_finished(EngineState& engine, Sequence& sequence) {
+void work_finished(EngineState& engine, StoredSequence& sequence) {
   KVT_CHECK(sequence.working);
   sequence.working = false;
   if (!sequence.work.empty()) return run_next(engine, sequence);
   drop_if_ephemeral(engine, sequence);
 }
 
-void cancel_work(EngineState& engine, Sequence& sequence, std::uint32_t handle_serial) {
+void cancel_work(EngineState& engine, StoredSequence& sequence, std::uint32_t handle_serial) {
   static_cast<void>(engine);
   std::vector<TailDone> cancelled;
   for (auto work = sequence.work.begin(); work != sequence.work.end();) {
@@ -293,7 +294,7 @@ void cancel_work(EngineState& engine, Sequence& sequence, std::uint32_t handle_s
   }
 }
 
-Result<void> check_continues(const Sequence& sequence, const TailWork& work) {
+Result<void> check_continues(const StoredSequence& sequence, const TailWork& work) {
   if (work.first_token == TailWork::kNoCheck || work.first_token == sequence.tokens_sealed)
     return {};
   return error(Code::kCancelled, "the tokens before these are not sealed");

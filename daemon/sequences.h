@@ -25,7 +25,7 @@
 
 namespace kvtier {
 
-struct Sequence;
+struct StoredSequence;
 
 // Client-written memory of one open sequence. Shared with workers that copy out of it; unmapped
 // after the last one. What does not fit into that memory comes by control requests.
@@ -43,7 +43,7 @@ struct TailMemory {
     return memory.mapping.data() + layout->plane_offset(half);
   }
 };
-[[nodiscard]] Result<std::shared_ptr<TailMemory>> make_tail_memory(const Space& space);
+[[nodiscard]] Result<std::shared_ptr<TailMemory>> make_tail_memory(const StoredSpace& space);
 
 struct SequencePart {
   Segment* segment = nullptr;  // counted in sequence_refs
@@ -87,14 +87,13 @@ struct TailLog {
 
 // kCancelled where the work's half does not begin where the stored tokens end: what came before it
 // was not sealed.
-struct Sequence;
-[[nodiscard]] Result<void> check_continues(const Sequence& sequence, const TailWork& work);
+[[nodiscard]] Result<void> check_continues(const StoredSequence& sequence, const TailWork& work);
 
 struct OpenSequence {
   std::uint32_t handle = 0;
   std::uint32_t serial = 0;
   SessionId session;
-  Sequence* sequence = nullptr;
+  StoredSequence* sequence = nullptr;
   bool writable = false;
   Memfd directory;
   std::shared_ptr<TailMemory> tail;
@@ -114,17 +113,10 @@ struct OpenSequence {
 // only.
 enum class UseHint : std::uint8_t { kNone, kWillResume, kFinished };
 
-struct Sequence {
-  Sequence() = default;
-  // The client library has a class of this name, whose destructor a program that links both would
-  // run instead: only client_test does. Never emitted, it cannot be mistaken.
-  [[gnu::always_inline]] ~Sequence() {}
-  Sequence(const Sequence&) = delete;
-  Sequence& operator=(const Sequence&) = delete;
-
+struct StoredSequence {
   SequenceRow row;
   UseHint hint = UseHint::kNone;
-  Space* space = nullptr;
+  StoredSpace* space = nullptr;
   bool is_private = false;
   bool in_catalogue = false;  // a batch with its row was posted
   bool row_durable = false;   // and such a batch was synced
@@ -156,7 +148,7 @@ struct Sequence {
 struct SequenceTable {
   std::uint64_t touch_requests = 0;
   std::uint64_t read_count_bytes = 0;  // of all `reads`; before `all`, whose sequences refer to it
-  std::unordered_map<SequenceId, std::unique_ptr<Sequence>> all;
+  std::unordered_map<SequenceId, std::unique_ptr<StoredSequence>> all;
   std::unordered_map<std::string, SequenceId> names;
   std::uint64_t next_id = 1;
   std::uint64_t reserved_until = 1;  // ids below are promised to the catalogue
@@ -166,9 +158,9 @@ struct SequenceTable {
   std::uint64_t commit_bytes_reserved = 0;    // of commits under way
 };
 
-[[nodiscard]] Sequence* find_sequence(EngineState& engine, SequenceId id);
-[[nodiscard]] Sequence* find_sequence_by_name(EngineState& engine, const std::string& name);
-Sequence& new_sequence(EngineState& engine, Space& space, bool is_private);
+[[nodiscard]] StoredSequence* find_sequence(EngineState& engine, SequenceId id);
+[[nodiscard]] StoredSequence* find_sequence_by_name(EngineState& engine, const std::string& name);
+StoredSequence& new_sequence(EngineState& engine, StoredSpace& space, bool is_private);
 // kInvalid for a name that may not be.
 [[nodiscard]] Result<void> check_name(const std::string& name);
 
@@ -177,26 +169,28 @@ struct PartSpec {
   Segment* segment = nullptr;
   std::uint32_t visible_tokens = 0;
 };
-void set_parts(EngineState& engine, Sequence& sequence, const std::vector<PartSpec>& parts);
-void append_part(EngineState& engine, Sequence& sequence, Segment& segment);
-[[nodiscard]] std::vector<PartSpec> parts_up_to(const Sequence& sequence, std::uint64_t tokens);
+void set_parts(EngineState& engine, StoredSequence& sequence, const std::vector<PartSpec>& parts);
+void append_part(EngineState& engine, StoredSequence& sequence, Segment& segment);
+[[nodiscard]] std::vector<PartSpec> parts_up_to(const StoredSequence& sequence,
+                                                std::uint64_t tokens);
 
 // Makes `chain` and `open_ids` known; may read metadata.
-void learn_chain(EngineState& engine, Sequence& sequence, MetaDone done);
+void learn_chain(EngineState& engine, StoredSequence& sequence, MetaDone done);
 
 // Posts the row as it is now. `sync`: `done` when it is durable.
-void post_sequence_row(EngineState& engine, Sequence& sequence, bool sync, MetaDone done);
+void post_sequence_row(EngineState& engine, StoredSequence& sequence, bool sync, MetaDone done);
 // Removes an in-memory sequence that is in nobody's way: nameless, closed and never stored.
-void drop_if_ephemeral(EngineState& engine, Sequence& sequence);
+void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence);
 // Evicted: out of memory now, out of the catalogue by a batch. Not open, no work.
-void forget_evicted_sequence(EngineState& engine, Sequence& sequence);
+void forget_evicted_sequence(EngineState& engine, StoredSequence& sequence);
 // Takes the sequence out of catalogue and memory; `done` when that is durable. Not open, no work.
 enum class LogFile : std::uint8_t { kUnlink, kKeep };  // kKeep: the caller disposes of it
-void remove_sequence(EngineState& engine, Sequence& sequence, LogFile log_file, MetaDone done);
+void remove_sequence(EngineState& engine, StoredSequence& sequence, LogFile log_file,
+                     MetaDone done);
 
-void add_work(EngineState& engine, Sequence& sequence, TailWork work);
-void work_finished(EngineState& engine, Sequence& sequence);
+void add_work(EngineState& engine, StoredSequence& sequence, TailWork work);
+void work_finished(EngineState& engine, StoredSequence& sequence);
 // Drops works that have not started of a handle: they complete with kCancelled.
-void cancel_work(EngineState& engine, Sequence& sequence, std::uint32_t handle_serial);
+void cancel_work(EngineState& engine, StoredSequence& sequence, std::uint32_t handle_serial);
 
 }  // namespace kvtier

@@ -42,8 +42,9 @@ Result<SessionId> open_engine_session(EngineState& engine, const std::string& na
   return id;
 }
 
-Result<OpenSequence*> open_in_session(EngineState& engine, Session& session, Sequence& sequence,
-                                      bool writable, std::shared_ptr<TailMemory> tail) {
+Result<OpenSequence*> open_in_session(EngineState& engine, Session& session,
+                                      StoredSequence& sequence, bool writable,
+                                      std::shared_ptr<TailMemory> tail) {
   if (session.open_count >= kOpenSequencesMax)
     return error(Code::kFull, "too many open sequences: close one");
   auto open = std::make_unique<OpenSequence>();
@@ -83,7 +84,7 @@ OpenSequence* find_open(Session& session, std::uint32_t handle) {
 }
 
 void close_open_sequence(EngineState& engine, Session& session, OpenSequence& open) {
-  Sequence& sequence = *open.sequence;
+  StoredSequence& sequence = *open.sequence;
   ++sequence.busy;
   if (open.writable) cancel_work(engine, sequence, open.serial);
   for (auto& [id, held] : open.held) {

@@ -50,7 +50,7 @@ void close_engine_session(EngineState& engine, SessionId id);
 
 // A new open sequence with its directory (and tail where writable). kFull at the session's limit.
 [[nodiscard]] Result<OpenSequence*> open_in_session(EngineState& engine, Session& session,
-                                                    Sequence& sequence, bool writable,
+                                                    StoredSequence& sequence, bool writable,
                                                     std::shared_ptr<TailMemory> tail);
 [[nodiscard]] OpenSequence* find_open(Session& session, std::uint32_t handle);
 void close_open_sequence(EngineState& engine, Session& session, OpenSequence& open);

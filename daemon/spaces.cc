@@ -7,20 +7,20 @@
 
 namespace kvtier {
 
-const PlaneLayout& Space::layout_of(std::uint32_t tokens) {
+const PlaneLayout& StoredSpace::layout_of(std::uint32_t tokens) {
   std::unique_ptr<PlaneLayout>& layout = layouts_[tokens];
   if (layout == nullptr) layout = std::make_unique<PlaneLayout>(row.geometry, tokens);
   return *layout;
 }
 
-Space* find_space(EngineState& engine, SpaceId id) {
+StoredSpace* find_space(EngineState& engine, SpaceId id) {
   const auto place = engine.spaces.find(id);
   return place == engine.spaces.end() ? nullptr : place->second.get();
 }
 
-Space& add_space(EngineState& engine, SpaceRow row) {
-  std::unique_ptr<Space>& space = engine.spaces[row.id];
-  if (space == nullptr) space = std::make_unique<Space>(std::move(row), engine.chain_key);
+StoredSpace& add_space(EngineState& engine, SpaceRow row) {
+  std::unique_ptr<StoredSpace>& space = engine.spaces[row.id];
+  if (space == nullptr) space = std::make_unique<StoredSpace>(std::move(row), engine.chain_key);
   return *space;
 }
 
@@ -37,7 +37,7 @@ Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, bool private_onl
   return row;
 }
 
-Result<std::uint32_t> lane_of(Space& space, AbstractSpec spec) {
+Result<std::uint32_t> lane_of(StoredSpace& space, AbstractSpec spec) {
   KVT_TRY_VOID(spec.validate());
   if (spec.none()) return error(Code::kInvalid, "no abstract is named");
   std::vector<std::uint32_t>& abstracts = space.row.abstracts;

@@ -17,8 +17,8 @@ namespace kvtier {
 
 struct EngineState;
 
-struct Space {
-  Space(SpaceRow made, std::uint64_t chain_key)
+struct StoredSpace {
+  StoredSpace(SpaceRow made, std::uint64_t chain_key)
       : row(std::move(made)), tail(row.geometry), index(chain_key) {}
 
   // Constant but for texts that a rebuilt catalogue lacks (learn_texts) and abstracts (add_lane).
@@ -43,13 +43,13 @@ struct Space {
   std::map<std::uint32_t, std::unique_ptr<PlaneLayout>> layouts_;
 };
 
-[[nodiscard]] Space* find_space(EngineState& engine, SpaceId id);
+[[nodiscard]] StoredSpace* find_space(EngineState& engine, SpaceId id);
 // Adds a space from its row, or gives the one that is there.
-Space& add_space(EngineState& engine, SpaceRow row);
+StoredSpace& add_space(EngineState& engine, SpaceRow row);
 // The row that a request describes: digest and id computed. No abstracts yet.
 [[nodiscard]] Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, bool private_only);
 // The lane of these abstracts, made where it is new (the caller stores the row then). kFull at
 // kSpaceAbstractsMax; kInvalid for none.
-[[nodiscard]] Result<std::uint32_t> lane_of(Space& space, AbstractSpec spec);
+[[nodiscard]] Result<std::uint32_t> lane_of(StoredSpace& space, AbstractSpec spec);
 
 }  // namespace kvtier

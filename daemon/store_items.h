@@ -45,11 +45,11 @@ struct Check {
   struct LogItem {
     TailLogHeader header;
     std::string name;
-    const Space* space = nullptr;
+    const StoredSpace* space = nullptr;
     std::uint32_t tokens = 0;
   };
   struct CodebookItem {
-    const Space* space = nullptr;
+    const StoredSpace* space = nullptr;
     std::uint64_t id = 0;
   };
   std::deque<SegmentItem> segments;

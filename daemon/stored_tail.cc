@@ -6,7 +6,7 @@
 namespace kvtier {
 
 void seal_stored_tail(EngineState& engine, SequenceId id, MetaDone done) {
-  Sequence& sequence = *engine.sequences.all.at(id);
+  StoredSequence& sequence = *engine.sequences.all.at(id);
   const auto finish = [&engine, id, done](Result<void> result) {
     done(result);
     work_finished(engine, *engine.sequences.all.at(id));
@@ -14,16 +14,16 @@ void seal_stored_tail(EngineState& engine, SequenceId id, MetaDone done) {
   const Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*sequence.space);
   if (!tail) return finish(error(tail.error()));
   load_log(engine, sequence, *tail, [&engine, id, done, finish, tail = *tail](Result<void> loaded) {
-    Sequence& found = *engine.sequences.all.at(id);
+    StoredSequence& found = *engine.sequences.all.at(id);
     if (!loaded || found.log.tokens == 0) return finish(loaded);
     learn_chain(engine, found, [&engine, id, done, finish, tail](Result<void> known) {
       if (!known) return finish(known);
-      Sequence& sealing = *engine.sequences.all.at(id);
+      StoredSequence& sealing = *engine.sequences.all.at(id);
       TailWork seal;
       seal.tail = tail;
       seal.count = sealing.log.tokens;
       seal.done = [&engine, id, done](Result<TailResult> sealed) {
-        Sequence& behind = *engine.sequences.all.at(id);
+        StoredSequence& behind = *engine.sequences.all.at(id);
         if (behind.writer == nullptr) behind.chain_known = false;
         done(sealed ? Result<void>() : error(sealed.error()));
       };

@@ -17,7 +17,7 @@ constexpr std::uint64_t kCheckEvery = 5 * kSecond;  // a look at every sequence
 
 // ---- idle seal ----
 
-bool may_seal(const EngineState& engine, const Sequence& sequence) {
+bool may_seal(const EngineState& engine, const StoredSequence& sequence) {
   const std::uint64_t idle_ns = engine.options.idle_seal_s * kSecond;
   // Known to be whole: a log that is damaged stays for verify and repair to name.
   if (!sequence.log.loaded || sequence.log.suspect || sequence.log.tokens == 0) return false;
@@ -30,7 +30,7 @@ void end_seal(EngineState& engine, SequenceId id, bool sealed) {
   engine.upkeep.sealing = {};
   engine.upkeep.idle_seals += sealed ? 1 : 0;
   if (sealed) engine.upkeep.next_check_ns = engine.now_ns();  // there may be more
-  Sequence* sequence = find_sequence(engine, id);
+  StoredSequence* sequence = find_sequence(engine, id);
   if (sequence == nullptr) return;
   if (sequence->writer == nullptr) sequence->chain_known = false;
   // Not again at once where it failed.

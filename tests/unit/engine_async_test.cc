@@ -125,7 +125,7 @@ TEST_F(EngineAsyncTest, InternalSequencesAreNobodys) {
   client->append(*chat, geometry, ids, 60, 20);
   ASSERT_EQ(client->commit(*chat).status, 0);
   ASSERT_TRUE(close(*chat));
-  Sequence& sequence = *find_sequence(state(), SequenceId{chat->id});
+  StoredSequence& sequence = *find_sequence(state(), SequenceId{chat->id});
   sequence.internal = true;
   const Json requests[] = {{{"op", "attach"}, {"space", space}, {"sequence", chat->id}},
                            {{"op", "fork"}, {"sequence", chat->id}},

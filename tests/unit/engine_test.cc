@@ -554,7 +554,7 @@ TEST_F(EngineTest, DiskLimitEvictsUnusedSegmentsSuffixFirst) {
   auto& segments = state().segments.all;
   ASSERT_EQ(segments.size(), 2u);
   // Without its sequence it stays as a cache of prefixes.
-  Sequence& stored = *find_sequence_by_name(state(), "old");
+  StoredSequence& stored = *find_sequence_by_name(state(), "old");
   bool removed = false;
   remove_sequence(state(), stored, LogFile::kUnlink,
                   [&](Result<void> result) { removed = result.has_value(); });
