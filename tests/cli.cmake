@@ -15,3 +15,6 @@ set_tests_properties(cli_golden PROPERTIES TIMEOUT 300)
 # The benchmarks run; what they measure is for a quiet machine.
 add_test(NAME bench_smoke COMMAND kvtier-bench all --smoke --dir ${PROJECT_BINARY_DIR})
 set_tests_properties(bench_smoke PROPERTIES TIMEOUT 300 LABELS "no-sanitizer")
+
+# Traces of what decoders choose.
+kvt_test(replay_test SOURCES unit/replay_trace_test.cc unit/replay_generate_test.cc LIBS kvt_replay)

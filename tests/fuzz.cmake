@@ -11,6 +11,7 @@ kvt_fuzz(fuzz/catalogue_fuzz.cc LIBS kvt_tiers MUTATIONS 500000 CORPUS ${corpus}
 kvt_fuzz(fuzz/options_fuzz.cc LIBS kvt_daemon MUTATIONS 20000 CORPUS ${corpus}/options)
 kvt_fuzz(fuzz/preset_fuzz.cc LIBS kvt_retrieval MUTATIONS 20000 CORPUS ${PROJECT_SOURCE_DIR}/examples/presets
          ${corpus}/preset)
+kvt_fuzz(fuzz/replay_trace_fuzz.cc LIBS kvt_replay MUTATIONS 20000 CORPUS ${corpus}/replay_trace)
 kvt_fuzz(fuzz/control_fuzz.cc LIBS kvt_sim MUTATIONS 20000 CORPUS ${corpus}/control)
 kvt_fuzz(fuzz/ring_fuzz.cc LIBS kvt_sim MUTATIONS 20000 CORPUS ${corpus}/ring)
 

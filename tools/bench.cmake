@@ -3,10 +3,15 @@ file(READ ${CMAKE_CURRENT_SOURCE_DIR}/bench/peer.py KVT_PEER_TEXT)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/bench/peer.py)
 configure_file(bench/peer_text.cc.in ${CMAKE_CURRENT_BINARY_DIR}/peer_text.cc @ONLY)
 
+# Traces of what decoders choose: made, read, and what caches have to do with them.
+add_library(kvt_replay STATIC bench/replay_bound.cc bench/replay_figures.cc bench/replay_fit.cc bench/replay_generate.cc
+  bench/replay_law.cc bench/replay_trace.cc)
+target_link_libraries(kvt_replay PUBLIC kvt_device kvt_base PRIVATE kvt_options)
+
 add_executable(kvtier-bench
   bench/main.cc bench/build.cc bench/common.cc bench/commit.cc bench/decode.cc bench/disk.cc bench/fetch.cc bench/kernels.cc
-  bench/match.cc bench/model.cc bench/open.cc bench/own_daemon.cc bench/peer.cc bench/plain_file.cc bench/restore.cc
-  bench/resume.cc bench/ring.cc bench/seal.cc ${CMAKE_CURRENT_BINARY_DIR}/peer_text.cc)
+  bench/match.cc bench/model.cc bench/open.cc bench/own_daemon.cc bench/peer.cc bench/plain_file.cc
+  bench/restore.cc bench/resume.cc bench/ring.cc bench/seal.cc ${CMAKE_CURRENT_BINARY_DIR}/peer_text.cc)
 target_include_directories(kvtier-bench PRIVATE ${PROJECT_SOURCE_DIR}/client/include)
 target_link_libraries(kvtier-bench PRIVATE kvt_client kvt_kernels kvt_tiers kvt_ipc kvt_base CLI11::CLI11)
 install(TARGETS kvtier-bench)

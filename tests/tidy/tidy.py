@@ -23,6 +23,8 @@ MAY_INCLUDE = {
     "daemon": {"tiers", "client/ipc", "kernels", "base"},
     # The CLI is an admin tool of the store: public client headers, the socket, and the format readers.
     "tools": {"client/ipc", "tiers", "kernels", "base", "kvtier", "daemon/version.h"},
+    # Benchmarks measure parts of the client by themselves.
+    "tools/bench": {"tools", "client", "client/ipc", "tiers", "kernels", "base", "kvtier"},
 }
 
 # library -> regular expression of its headers, files that may name them
@@ -48,8 +50,9 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]')
 
 
 def folder_of(path: str) -> str:
-    if path.startswith("client/ipc/"):
-        return "client/ipc"
+    for part in ("client/ipc", "tools/bench"):
+        if path.startswith(part + "/"):
+            return part
     return path.split("/")[0]
 
 

@@ -36,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--calibrate", action="append", default=[], metavar="FILE", help="other calibration texts")
     add("--json", metavar="FILE", help="a line per result; -: to standard output, and no table")
     add("--plots", metavar="DIR", help="two pictures: KL against device bytes and bytes fetched")
+    add("--trace", metavar="FILE", help="record what the preset chooses, for kvtier-bench replay")
     add("--threads", type=int, default=0, help="of PyTorch; 0: its own choice")
     add("--list", action="store_true", help="list the presets and end")
     return parser.parse_args(arguments)
@@ -59,6 +60,14 @@ def problem(arguments: argparse.Namespace) -> str | None:
         return "--tune measures what the daemon runs: leave out --engine"
     if arguments.plots and (arguments.needles or arguments.tasks):
         return "--plots shows KL: leave out --needles and --tasks"
+    if arguments.trace and (arguments.needles or arguments.tasks or arguments.matrix):
+        return "--trace records running text: leave out --needles, --tasks and --matrix"
+    if arguments.trace and (arguments.tune or arguments.json or arguments.plots):
+        return "--trace measures nothing: leave out --tune, --json and --plots"
+    if arguments.trace and ("," in (arguments.preset or "") or len(budgets) > 1):
+        return "--trace records one preset at one budget"
+    if arguments.trace and len(arguments.text or []) > 1:
+        return "--trace records one text"
     if arguments.json not in (None, "-") and not Path(arguments.json).resolve().parent.is_dir():
         return f"no such directory: {Path(arguments.json).resolve().parent}"
     return None
@@ -68,6 +77,8 @@ def plan_of(arguments: argparse.Namespace):
     from . import daemon, evaluate, run, texts, tune
     from .reference import PRESETS, find
 
+    if arguments.trace:
+        arguments.engine = "reference"
     presets = (arguments.preset or "default").split(",")
     names, budgets = arguments.text or ["prose"], (arguments.budget or "1024").split(",")
     if arguments.tune:
@@ -153,12 +164,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join([*PRESETS, *(p["name"] for p in own if p["from"] != "built-in")]))
         return 0
     from ..story.progress import Step
-    from . import daemon, model, run, tune
+    from . import daemon, model, run, trace, tune
 
     try:
         plan = plan_of(options)
         with Step("loading the model", expected_s=20):
             judge = model.load(options.model, options.threads)
+        if options.trace:
+            trace.record(plan, judge, Path(options.trace))
+            return 0
         probes = bool(plan.probes)
         rows = tune.tune(plan, judge, options.tune) if options.tune else run.run(plan, judge)
         if options.json in (None, "-"):
@@ -173,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"picture: {picture}", file=sys.stderr)
         if options.tune:
             return tuned(plan, judge, options.tune, rows)
-    except (FileNotFoundError, KeyError, run.TooShort, daemon.NotThere) as error:
+    except (FileNotFoundError, KeyError, run.TooShort, trace.NotRows, daemon.NotThere) as error:
         print(error.args[0] if error.args else error, file=sys.stderr)
         return 2
     return 0

@@ -8,6 +8,7 @@ in order. A forward of one token goes on where the last one ended.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,8 @@ class Reference:
     frequency: torch.Tensor | None = None  # of RoPE
     index: dict[Any, Any] = field(default_factory=dict)
     track: bool = True  # count what enters the slot cache
+    # (layer, share of the mass of each stored row [H, new, C]): called where single rows are chosen
+    seen: Callable[[Layer, torch.Tensor], None] | None = None
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.preset, self.capacity)
@@ -210,6 +213,8 @@ class Reference:
         if layer.steps == new:
             units, vectors = self._abstracts(layer)
             tally.count_bytes(layer, units, vectors)
+        if self.seen is not None:
+            self.seen(layer, self._mass(layer, steps))
         if not self.track and not fetch.wait_above:
             return wanted
         guessed = None
