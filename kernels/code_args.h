@@ -1,5 +1,5 @@
-// Arguments of the operations on key codes (kernels/code_layout.h). The rules of
-// kernels/kernel_table.h hold.
+// Arguments of the operations on key codes (kernels/code_layout.h, kernels/own_code_layout.h). The
+// rules of kernels/kernel_table.h hold.
 #pragma once
 
 #include <cstdint>
@@ -64,6 +64,22 @@ struct RescoreCodesArgs {
   const std::uint32_t* tokens = nullptr;
   const std::uint64_t* token_count = nullptr;
   const float* tables = nullptr;
+  std::uint64_t table_stride = 0;  // in floats
+  std::uint32_t queries = 0;
+  float* out = nullptr;
+  std::uint64_t out_stride = 0;  // in floats
+  [[nodiscard]] Result<void> validate() const noexcept;
+};
+
+// Scores of tokens [0, *token_count) of one segment by own codes (kernels/own_code_layout.h):
+//   out[i * out_stride + t] = sum over m, in f32 in this order from 0, of the entry of query i's
+//                             table m that t's code names
+// All back ends give the same bits.
+struct ScoreOwnCodesArgs {
+  const std::uint8_t* codes = nullptr;  // [own_code_bytes(*token_count, subspaces)]
+  const std::uint64_t* token_count = nullptr;
+  std::uint32_t subspaces = 0;
+  const float* tables = nullptr;   // f32 [queries][subspaces][64]; query i at + i * table_stride
   std::uint64_t table_stride = 0;  // in floats
   std::uint32_t queries = 0;
   float* out = nullptr;

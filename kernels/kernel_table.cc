@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "kernels/own_code_layout.h"
+
 namespace kvtier {
 namespace {
 
@@ -106,6 +108,13 @@ Result<void> ScoreCodesArgs::validate() const noexcept {
 Result<void> RescoreCodesArgs::validate() const noexcept {
   if (codes.count == nullptr || token_count == nullptr) return no_count();
   return check_code_subspaces(codes.subspaces);
+}
+
+Result<void> ScoreOwnCodesArgs::validate() const noexcept {
+  if (token_count == nullptr) return no_count();
+  if (subspaces == 0 || subspaces > kOwnCodeSubspacesMax)
+    return error(Code::kUnsupported, "own codes have 1 to 16 sub-spaces");
+  return {};
 }
 
 Result<void> EncodeCodesArgs::validate() const noexcept {

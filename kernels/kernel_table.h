@@ -9,8 +9,9 @@
 // Elements must be aligned to their own size, nothing to more.
 //
 // All back ends give the same bits for build_abstract (but a ball's radius), score_codes,
-// rescore_codes, encode_codes, encode_base, decode_base, top_k, gather_rows, all_finite and
-// convert; the others agree within rounding (tests/conformance has the tolerances). Any thread.
+// rescore_codes, encode_codes, score_own_codes, encode_base, decode_base, top_k, gather_rows,
+// all_finite and convert; the others agree within rounding (tests/conformance has the tolerances).
+// Any thread.
 #pragma once
 
 #include <cstddef>
@@ -213,6 +214,7 @@ struct KernelTable {
   Result<void> (*score_codes)(const ScoreCodesArgs& args, KernelStream stream);
   Result<void> (*rescore_codes)(const RescoreCodesArgs& args, KernelStream stream);
   Result<void> (*encode_codes)(const EncodeCodesArgs& args, KernelStream stream);
+  Result<void> (*score_own_codes)(const ScoreOwnCodesArgs& args, KernelStream stream);
   Result<void> (*nearest)(const NearestArgs& args, KernelStream stream);
   Result<void> (*encode_base)(const EncodeBaseArgs& args, KernelStream stream);
   Result<void> (*decode_base)(const DecodeBaseArgs& args, KernelStream stream);

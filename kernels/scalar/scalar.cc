@@ -29,6 +29,7 @@ const KernelTable scalar_kernels = {
     scalar::score_codes,
     scalar::rescore_codes,
     scalar::encode_codes,
+    scalar::score_own_codes,
     scalar::nearest,
     scalar::encode_base,
     scalar::decode_base,

@@ -84,6 +84,7 @@ const KernelTable simd_kernels = {
     simd::score_codes,
     simd::rescore_codes,
     simd::encode_codes,
+    simd::score_own_codes,
     simd::nearest,
     simd::encode_base,
     simd::decode_base,

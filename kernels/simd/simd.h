@@ -29,6 +29,7 @@ Result<void> code_tables(const CodeTablesArgs& args, KernelStream stream);
 Result<void> score_codes(const ScoreCodesArgs& args, KernelStream stream);
 Result<void> rescore_codes(const RescoreCodesArgs& args, KernelStream stream);
 Result<void> encode_codes(const EncodeCodesArgs& args, KernelStream stream);
+Result<void> score_own_codes(const ScoreOwnCodesArgs& args, KernelStream stream);
 Result<void> nearest(const NearestArgs& args, KernelStream stream);
 Result<void> encode_base(const EncodeBaseArgs& args, KernelStream stream);
 Result<void> decode_base(const DecodeBaseArgs& args, KernelStream stream);

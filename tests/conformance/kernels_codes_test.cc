@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/own_code_layout.h"
 #include "tests/conformance/kernels_backends.h"
 #include "tests/unit/kernels_codes_fixtures.h"
 
@@ -176,6 +177,30 @@ TEST_P(KeyCodes, EncodingAnyKeyWritesOnlyItsOwnPlace) {
   ASSERT_TRUE(tested.intact());
   for (std::uint64_t t = tokens; t < 64; ++t)
     for (std::uint32_t m = 0; m < 4; ++m) ASSERT_EQ(code_at(tested.data(), t, 4, m), 0);
+}
+
+TEST_P(KeyCodes, OwnCodes) {
+  for (const std::uint32_t subspaces : {1u, 2u, 3u, 8u, 16u})
+    for (const std::uint64_t tokens : {0u, 1u, 7u, 8u, 9u, 15u, 17u, 31u, 32u, 33u, 65u, 2048u})
+      for (const std::uint32_t queries : {0u, 1u, 2u, 3u, 9u}) {
+        const std::size_t entries = subspaces * kOwnCodeEntries, stride = tokens + kGap;
+        std::vector<std::uint8_t> codes(own_code_bytes(tokens, subspaces) + 1);
+        for (auto& byte : codes) byte = static_cast<std::uint8_t>(random.next());
+        std::vector<float> tables = random_floats(&random, queries * (entries + 3) + 1);
+        if (queries == 2)
+          for (float& entry : tables) entry = awkward_float(&random);
+        if (queries == 3) tables[random.below(tables.size())] = random.one_in(2) ? kNan : -0.0f;
+        Guarded<float> tested(queries * stride), wanted(queries * stride);
+        ScoreOwnCodesArgs args{codes.data() + 1, &tokens, subspaces,     tables.data() + 1,
+                               entries + 3,      queries, tested.data(), stride};
+        ScoreOwnCodesArgs reference = args;
+        reference.out = wanted.data();
+        ASSERT_TRUE(run(&KernelTable::score_own_codes, "score_own_codes", args, reference));
+        ASSERT_TRUE(tested.intact() && tested.same_bits(wanted))
+            << subspaces << " sub-spaces, " << queries << " queries, " << tokens << " tokens";
+        for (std::uint32_t i = 0; i < queries; ++i)
+          ASSERT_TRUE(tested.untouched((i * stride + tokens) * 4, kGap * 4));
+      }
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, KeyCodes, ::testing::ValuesIn(all_backends()), backend_name);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include "kernels/own_code_layout.h"
 #include "tests/conformance/kernels_backends.h"
 
 namespace kvtier {
@@ -182,6 +183,25 @@ TEST_P(FarOffsets, KeyCodes) {
   rescore_reference.out_stride = 3;
   ASSERT_TRUE(run(&KernelTable::rescore_codes, "rescore_codes", rescore, rescore_reference));
   EXPECT_EQ(std::memcmp(out + stride, &wanted[3], 3 * 4), 0);
+}
+
+TEST_P(FarOffsets, OwnCodes) {
+  const std::uint64_t tokens = 70, stride = 5 * kGiB / 4;  // floats
+  for (std::uint64_t i = 0; i < own_code_bytes(tokens, 2); ++i)
+    base_[kGiB + i] = static_cast<std::byte>(random.next());
+  auto* tables = reinterpret_cast<float*>(base_ + 65536);
+  for (std::size_t i = 0; i < 2u * kOwnCodeEntries; ++i)
+    tables[stride + i] = random_float(&random);
+  auto* out = reinterpret_cast<float*>(base_ + 131072);
+  std::vector<float> wanted(2 * tokens);
+  const auto* codes = reinterpret_cast<const std::uint8_t*>(base_ + kGiB);
+  ScoreOwnCodesArgs args{codes, &tokens, 2, tables, stride, 2, out, stride};
+  ScoreOwnCodesArgs reference = args;
+  reference.out = wanted.data();
+  reference.out_stride = tokens;
+  ASSERT_TRUE(run(&KernelTable::score_own_codes, "score_own_codes", args, reference));
+  EXPECT_EQ(std::memcmp(out + stride, &wanted[tokens], tokens * 4), 0);
+  EXPECT_NE(wanted[tokens], wanted[tokens + 1]);
 }
 
 TEST_P(FarOffsets, EncodeAndNearest) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/own_code_layout.h"
 #include "kernels/registry.h"
 #include "tests/unit/kernels_codes_fixtures.h"
 #include "tests/unit/kernels_fixtures.h"
@@ -38,6 +39,53 @@ TEST(CodeLayout, EveryNibbleOnce) {
   // Written down once more, as files hold it: block 1, sub-quantiser 5, token 3 of the upper half.
   EXPECT_EQ(code_place(32 + 19, 16, 5).byte, 256u + 5 * 16 + 3);
   EXPECT_EQ(code_place(32 + 19, 16, 5).shift, 4u);
+}
+
+TEST(OwnCodeLayout, EveryBitOnce) {
+  for (const std::uint32_t subspaces : {1u, 2u, 16u}) {
+    const std::uint64_t tokens = 3 * kCodeBlockTokens;
+    std::vector<std::uint8_t> codes(own_code_bytes(tokens, subspaces)), none(codes.size());
+    for (std::uint64_t t = 0; t < tokens; ++t)
+      for (std::uint32_t m = 0; m < subspaces; ++m) {
+        ASSERT_EQ(own_code_at(codes.data(), t, subspaces, m), 0u);
+        put_own_code(codes.data(), t, subspaces, m, 63);
+        ASSERT_EQ(own_code_at(codes.data(), t, subspaces, m), 63u);
+      }
+    EXPECT_EQ(codes, std::vector<std::uint8_t>(codes.size(), 0xFF));
+    for (std::uint32_t code = 0; code < kOwnCodeEntries; ++code) {
+      std::fill(codes.begin(), codes.end(), std::uint8_t{0});
+      put_own_code(codes.data(), 50, subspaces, subspaces - 1, code);
+      EXPECT_EQ(own_code_at(codes.data(), 50, subspaces, subspaces - 1), code);
+    }
+  }
+  EXPECT_EQ(own_code_bytes(0, 2), 0u);
+  EXPECT_EQ(own_code_bytes(33, 2), 96u);
+  // Written down once more, as files hold it: block 1, sub-space 1 of 2, token 19 of the block.
+  const OwnCodePlace place = own_code_place(32 + 19, 2, 1);
+  EXPECT_EQ(place.low_byte, 72u + 3);
+  EXPECT_EQ(place.low_shift, 4u);
+  EXPECT_EQ(place.high_byte, 72u + 16 + 3);
+  EXPECT_EQ(place.high_shift, 4u);
+}
+
+TEST(OwnCodeLayout, SubSpacesTileTheDimensions) {
+  for (const std::uint32_t dim : {8u, 24u, 64u, 128u, 1024u})
+    for (const std::uint32_t wanted : {1u, 2u, 3u, 5u, 16u}) {
+      const OwnCodeLayout layout = OwnCodeLayout::of(wanted, dim);
+      EXPECT_EQ(layout.subspaces, std::min(wanted, dim / 8));
+      EXPECT_EQ(layout.first(0), 0u);
+      EXPECT_EQ(layout.first(layout.subspaces), dim);
+      for (std::uint32_t m = 0; m < layout.subspaces; ++m) {
+        EXPECT_GE(layout.width(m), 8u);
+        EXPECT_EQ(layout.width(m) % 8, 0u);
+        EXPECT_LE(layout.width(m), dim / layout.subspaces + 8);
+      }
+      EXPECT_EQ(layout.codes_offset(), dim * 64u * 2);
+    }
+  const OwnCodeLayout two = OwnCodeLayout::of(2, 64);
+  EXPECT_EQ(two.width(0), 32u);
+  EXPECT_EQ(two.entries_offset(1), 64u * 32 * 2);
+  EXPECT_EQ(two.size_bytes(2048), 8192u + 3072);
 }
 
 TEST(CodeBook, WhatIsWrongIsSaid) {

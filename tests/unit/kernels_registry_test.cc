@@ -98,6 +98,15 @@ TEST_P(Refusals, WhatCannotBeIsRefused) {
       kernels.gather_rows({nullptr, nullptr, zero, 8, nullptr, 7, nullptr}, nullptr).error().code,
       Code::kInvalid);
 
+  ScoreOwnCodesArgs own{nullptr, zero, 0, nullptr, 0, 1, nullptr, 0};
+  EXPECT_EQ(kernels.score_own_codes(own, nullptr).error().code, Code::kUnsupported);
+  own.subspaces = 17;
+  EXPECT_EQ(kernels.score_own_codes(own, nullptr).error().code, Code::kUnsupported);
+  own.subspaces = 16;
+  EXPECT_TRUE(kernels.score_own_codes(own, nullptr));
+  own.token_count = nullptr;
+  EXPECT_EQ(kernels.score_own_codes(own, nullptr).error().code, Code::kInvalid);
+
   AttendArgs attend;
   attend.token_range = zero;
   attend.queries = 2;
