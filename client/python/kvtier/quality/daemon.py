@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -129,12 +130,14 @@ class Daemon:
         for layer, queries in enumerate(prefix.queries[:, :, mine]):
             sequence.observe_queries(layer, queries.transpose(0, 1).contiguous())
 
-    def calibrate(self, judge: Judge, texts: list[Prefix]) -> None:
-        """Stores the calibration texts first and has the space's codebook trained on them: it must
-        not have seen the text that is judged."""
+    def calibrate(self, judge: Judge, texts: list[Prefix], presets: list[str]) -> None:
+        """Stores the calibration texts first and has the codebooks that the presets need trained on
+        them: they must not have seen the text that is judged."""
         for text in texts:
             self.store(judge, text, lambda done, total: None)
-        self.cache(judge, texts[-1], "codes", Settings(budget=16)).close()
+        for preset in presets:
+            with suppress(NotThere):  # said when it is measured
+                self.cache(judge, texts[-1], preset, Settings(budget=16)).close()
 
     def cache(self, judge: Judge, prefix: Prefix, preset: str, settings: Settings) -> Any:
         """An adapter's cache over a new sequence that begins with the prefix. A budget of 0 means

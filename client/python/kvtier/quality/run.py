@@ -71,7 +71,7 @@ def calibrate(
             read.append(prefix.read(judge, tokens, step))
     if own is not None:
         with Step("codebook of the daemon"):
-            own.calibrate(judge, read)
+            own.calibrate(judge, read, wanted)
     made = {}
     for kind in sorted(kinds):
         with Step(f"codebooks {kind}") as step:
