@@ -249,7 +249,9 @@ std::vector<SealLane> lanes_at_seal(EngineState& engine, const StoredSequence& s
   std::vector<SealLane> out;
   for (std::uint32_t lane = 0; lane < sequence.space->lanes(); ++lane) {
     const AbstractSpec spec = sequence.space->lane_spec(lane);
-    if (spec.partition == PartitionKind::kClusters) continue;  // dear: after the seal
+    // Dear: after the seal.
+    if (spec.partition == PartitionKind::kClusters || spec.abstract == AbstractKind::kOwnCodes)
+      continue;
     const bool wanted =
         lane == 0 || std::any_of(sequence.open.begin(), sequence.open.end(),
                                  [&](const auto* open) { return open->lane_views[lane] != 0; });

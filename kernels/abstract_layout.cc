@@ -15,6 +15,10 @@ std::uint32_t code_count(AbstractSpec spec, std::uint64_t dim) noexcept {
   return static_cast<std::uint32_t>((dim / spec.parameter + 1) & ~std::uint64_t{1});
 }
 
+OwnCodeLayout own_code_layout(AbstractSpec spec, std::uint64_t dim) noexcept {
+  return OwnCodeLayout::of(spec.parameter, static_cast<std::uint32_t>(dim));
+}
+
 AbstractLayout::AbstractLayout(const Geometry& geometry, AbstractSpec spec, std::uint32_t tokens,
                                std::uint32_t units)
     : spec_(spec), tokens_(tokens), units_(units) {
@@ -40,6 +44,8 @@ AbstractLayout::AbstractLayout(const Geometry& geometry, AbstractSpec spec, std:
 
 std::uint64_t AbstractLayout::data_bytes(std::uint64_t dim) const noexcept {
   if (spec_.abstract == AbstractKind::kCodes) return code_bytes(tokens_, code_count(spec_, dim));
+  if (spec_.abstract == AbstractKind::kOwnCodes)
+    return own_code_layout(spec_, dim).size_bytes(tokens_);
   std::uint64_t units = units_;
   if (spec_.abstract == AbstractKind::kBox)
     for (std::uint32_t level = 1; level <= spec_.parameter; ++level) units += level_units(level);

@@ -9,7 +9,7 @@
 //     members  u16 [tokens] and starts u16 [units + 1], only for clusters: the tokens of unit u are
 //              members[starts[u]] ... members[starts[u + 1] - 1], ascending
 //     data     f16 vectors [units][...], levels of boxes one after the other, or codes in blocks of
-//              32 tokens (code_bytes)
+//              32 tokens (code_bytes), or entries and codes (kernels/own_code_layout.h)
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,7 @@
 #include "kernels/abstract_spec.h"
 #include "kernels/code_layout.h"
 #include "kernels/geometry.h"
+#include "kernels/own_code_layout.h"
 
 namespace kvtier {
 
@@ -33,10 +34,13 @@ struct AbstractHeader {
 static_assert(sizeof(AbstractHeader) == 64, "abstract headers are written to disk as they are");
 inline constexpr std::uint32_t kAbstractVersion = 1;
 
-// f16 elements of one unit of `dim` dimensions; 0 for codes.
+// f16 elements of one unit of `dim` dimensions; 0 for codes of both kinds.
 [[nodiscard]] std::uint64_t unit_elements(AbstractSpec spec, std::uint32_t dim) noexcept;
 // Sub-quantisers of keys of `dim` dimensions: dim / parameter, made even.
 [[nodiscard]] std::uint32_t code_count(AbstractSpec spec, std::uint64_t dim) noexcept;
+// Of one head's own codes of keys of `dim` dimensions.
+[[nodiscard]] OwnCodeLayout own_code_layout(AbstractSpec spec, std::uint64_t dim) noexcept;
+
 class AbstractLayout {
  public:
   // `units`: as the partition made them; spec.units_of(tokens) where it says.

@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "base/limits.h"
+#include "kernels/own_code_layout.h"
 
 namespace kvtier {
 namespace {
@@ -14,13 +15,14 @@ struct KindRow {
   const char* name;
   std::uint8_t parameter_min, parameter_max, parameter_default;
 };
-constexpr std::array<KindRow, 6> kKinds = {{
+constexpr std::array<KindRow, 7> kKinds = {{
     {AbstractKind::kNone, "none", 0, 0, 0},
     {AbstractKind::kBox, "box", 0, 7, 0},
     {AbstractKind::kMean, "mean", 0, 0, 0},
     {AbstractKind::kBall, "ball", 0, 0, 0},
     {AbstractKind::kCodes, "codes", 2, 16, 4},
     {AbstractKind::kRepresentatives, "keys", 1, 16, 4},
+    {AbstractKind::kOwnCodes, "own-codes", 1, kOwnCodeSubspacesMax, 2},
 }};
 constexpr std::array<const char*, 5> kPartitions = {"pages", "tokens", "sentences", "spans",
                                                     "clusters"};
@@ -33,6 +35,13 @@ Result<std::uint32_t> number_of(std::string_view text) {
                  "an abstract is written like \"box/pages:16\" or \"codes:4/tokens\"");
   return number;
 }
+
+// Of single tokens, by nature.
+bool by_token(AbstractKind kind) {
+  return kind == AbstractKind::kCodes || kind == AbstractKind::kOwnCodes;
+}
+
+constexpr const char* kKindsText = "an abstract is box, mean, ball, codes, own-codes, keys or none";
 
 // "name" or "name:number".
 struct Word {
@@ -48,17 +57,17 @@ Word split(std::string_view text) {
 }  // namespace
 
 Result<void> AbstractSpec::validate() const noexcept {
-  if (static_cast<std::size_t>(abstract) >= kKinds.size())
-    return error(Code::kInvalid, "an abstract is box, mean, ball, codes, keys or none");
+  if (static_cast<std::size_t>(abstract) >= kKinds.size()) return error(Code::kInvalid, kKindsText);
   if (static_cast<std::size_t>(partition) >= kPartitions.size())
     return error(Code::kInvalid, "units are pages, tokens, sentences, spans or clusters");
   const KindRow& kind = kKinds[static_cast<std::size_t>(abstract)];
   if (parameter < kind.parameter_min || parameter > kind.parameter_max)
     return error(Code::kInvalid,
-                 "box has 0 to 7 further levels, codes 2 to 16 dimensions, keys 1 to 16 of them");
+                 "box has 0 to 7 further levels, codes 2 to 16 dimensions, own-codes 1 to 16 "
+                 "sub-spaces, keys 1 to 16 of them");
   if (unit_tokens == 0 || unit_tokens > kSegmentTokensMax)
     return error(Code::kInvalid, "a unit has 1 to 2048 tokens");
-  if ((partition == PartitionKind::kTokens) != (abstract == AbstractKind::kCodes) && !none())
+  if ((partition == PartitionKind::kTokens) != by_token(abstract) && !none())
     return error(Code::kInvalid, "codes are of single tokens, everything else of longer units");
   if (partition == PartitionKind::kTokens && unit_tokens != 1)
     return error(Code::kInvalid, "units of the partition \"tokens\" have 1 token");
@@ -114,7 +123,7 @@ Result<AbstractSpec> parse_abstract_spec(std::string_view text) {
     spec.abstract = row.kind;
     spec.parameter = row.parameter_default;
   }
-  if (!known) return error(Code::kInvalid, "an abstract is box, mean, ball, codes, keys or none");
+  if (!known) return error(Code::kInvalid, kKindsText);
   known = false;
   for (std::size_t i = 0; i < kPartitions.size(); ++i) {
     if (partition.name != kPartitions[i]) continue;
@@ -151,6 +160,7 @@ std::uint32_t abstract_elements(AbstractKind kind, std::uint32_t dim) noexcept {
     case AbstractKind::kNone:
     case AbstractKind::kCodes:
     case AbstractKind::kRepresentatives:
+    case AbstractKind::kOwnCodes:
       return 0;
   }
   return 0;

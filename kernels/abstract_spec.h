@@ -4,7 +4,7 @@
 //
 // The packed form names sidecar files and is stored in the catalogue; its bits never change
 // meaning. The text form is for people and JSON: "box/pages:16", "mean/clusters:16",
-// "codes:4/tokens".
+// "codes:4/tokens", "own-codes:2/tokens".
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,9 @@ enum class AbstractKind : std::uint8_t {
   kBall = 3,             // mean and the radius around it (8 elements: radius, then 0)
   kCodes = 4,            // product-quantised keys, `parameter` dimensions per 4-bit code
   kRepresentatives = 5,  // `parameter` keys of the unit
+  // Keys product-quantised by a codebook of their segment's own, 6 bits for each of `parameter`
+  // sub-spaces (kernels/own_code_layout.h).
+  kOwnCodes = 6,
 };
 
 struct AbstractSpec {

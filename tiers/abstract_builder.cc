@@ -6,10 +6,13 @@
 #include "base/check.h"
 #include "tiers/cluster.h"
 #include "tiers/codebook_train.h"
+#include "tiers/own_codes.h"
 #include "tiers/partition.h"
 
 namespace kvtier {
 namespace {
+
+constexpr std::uint32_t kSinkTokens = 16;
 
 // K rows of one head of a segment.
 struct HeadKeys {
@@ -64,6 +67,14 @@ bool build_codes(const AbstractSource& source, const AbstractPlan& plan, std::ui
   return source.kernels->encode_codes(args, nullptr).has_value();
 }
 
+bool build_own_codes_of(const AbstractSource& source, const AbstractPlan& plan,
+                        std::uint32_t layer, std::uint32_t head, std::byte* data) {
+  std::vector<float> keys;
+  if (!read_keys(source, layer, head, plan.layout.tokens(), &keys)) return false;
+  const auto layout = own_code_layout(plan.spec, keys.size() / plan.layout.tokens());
+  return build_own_codes(*source.kernels, layout, keys, plan.sinks, data);
+}
+
 void write_list(const std::vector<std::uint32_t>& list, std::byte* place) {
   auto* out = reinterpret_cast<std::uint16_t*>(place);
   for (const std::uint32_t value : list) *out++ = static_cast<std::uint16_t>(value);
@@ -110,6 +121,19 @@ bool build_vectors(const AbstractSource& source, const AbstractPlan& plan, std::
   return true;
 }
 
+bool build_head(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
+                std::uint32_t head, MutableByteSpan payload) {
+  std::byte* data = payload.data() + plan.layout.head(layer, head).data;
+  switch (plan.spec.abstract) {
+    case AbstractKind::kCodes:
+      return build_codes(source, plan, layer, head, data);
+    case AbstractKind::kOwnCodes:
+      return build_own_codes_of(source, plan, layer, head, data);
+    default:
+      return build_vectors(source, plan, layer, head, payload);
+  }
+}
+
 }  // namespace
 
 bool read_keys(const AbstractSource& source, std::uint32_t layer, std::uint32_t head,
@@ -140,7 +164,9 @@ AbstractPlan plan_abstract(const Geometry& geometry, AbstractSpec spec,
   const auto count = static_cast<std::uint32_t>(tokens.size());
   const std::uint32_t units =
       starts.empty() ? spec.units_of(count) : static_cast<std::uint32_t>(starts.size() - 1);
-  return {spec, std::move(starts), AbstractLayout(geometry, spec, count, units)};
+  const bool begins = count > 2 * kSinkTokens && tokens.front().position == 0;
+  return {spec, std::move(starts), AbstractLayout(geometry, spec, count, units),
+          begins ? kSinkTokens : 0};
 }
 
 void begin_abstract(const AbstractPlan& plan, std::uint64_t codebook, MutableByteSpan payload) {
@@ -161,13 +187,8 @@ bool build_abstract_layers(const AbstractSource& source, const AbstractPlan& pla
   KVT_CHECK(payload.size() == plan.layout.size_bytes());
   for (std::uint32_t layer = first; layer < last; ++layer) {
     if (!plan.layout.has_layer(layer)) continue;
-    for (std::uint32_t head = 0; head < source.geometry->layers[layer].kv_heads; ++head) {
-      const bool built = plan.spec.abstract == AbstractKind::kCodes
-                             ? build_codes(source, plan, layer, head,
-                                           payload.data() + plan.layout.head(layer, head).data)
-                             : build_vectors(source, plan, layer, head, payload);
-      if (!built) return false;
-    }
+    for (std::uint32_t head = 0; head < source.geometry->layers[layer].kv_heads; ++head)
+      if (!build_head(source, plan, layer, head, payload)) return false;
   }
   return true;
 }

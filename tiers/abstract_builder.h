@@ -28,9 +28,11 @@ struct AbstractPlan {
   AbstractSpec spec;
   std::vector<std::uint32_t> starts;  // of units that depend on the tokens: [units + 1]; else empty
   AbstractLayout layout;
+  std::uint32_t sinks = 0;  // first tokens of a sequence, like no others: own codes leave them out
 };
 
-// `tokens`: all of the segment; read only where the units depend on them.
+// `tokens`: all of the segment. What they are is looked at only where the units depend on them, and
+// where a sequence begins.
 [[nodiscard]] AbstractPlan plan_abstract(const Geometry& geometry, AbstractSpec spec,
                                          std::span<const TokenRecord> tokens);
 

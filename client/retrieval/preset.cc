@@ -42,6 +42,7 @@ std::vector<Preset> make_presets() {
        .query = QueryKind::kStepBefore,
        .level = 0.8f},
       {.name = "arkvale", .abstract = units("ball/pages:32")},
+      {.name = "pqcache", .abstract = units("own-codes:2/tokens")},
       {.name = "window", .budget = BudgetKind::kKept, .residency_percent = 0},
       {.name = "full", .budget = BudgetKind::kAll},
   };
@@ -52,7 +53,8 @@ Result<void> validate_units(const Preset& preset) {
   const AbstractSpec& abstract = preset.abstract;
   if (abstract.abstract == AbstractKind::kRepresentatives)
     return error(Code::kInvalid,
-                 "representative keys are not built: the abstract is box, mean, ball or codes");
+                 "representative keys are not built: the abstract is box, mean, ball, codes or "
+                 "own-codes");
   if (abstract.abstract == AbstractKind::kBox && abstract.parameter != 0 &&
       preset.search != SearchKind::kTree)
     return error(Code::kInvalid,
@@ -131,7 +133,7 @@ Result<const Preset*> find_preset(std::string_view name) {
   return error(
       Code::kNotFound,
       "no such preset: codes, quest, mean, sentencekv, louiskv, clusters, leoam, freekv, arkvale, "
-      "window or full");
+      "pqcache, window or full");
 }
 
 }  // namespace kvtier

@@ -48,7 +48,8 @@ constexpr std::array kParts = {
          &Preset::abstract,
          {},
          "box (\"box:3\" with further levels for search \"tree\"), mean, ball, codes with the "
-         "dimensions per code, as \"codes:4\", or none"},
+         "dimensions per code, as \"codes:4\", own-codes with the codes per key, as "
+         "\"own-codes:2\", or none"},
     Part{"query", &Preset::query, kQueries},
     Part{"search", &Preset::search, kSearches},
     Part{"score", &Preset::score, kScores},

@@ -98,6 +98,7 @@ Result<void> Selector::score_segment(const SelectInput& input, const SegmentExte
   tally_.units_missing += units - known;
   tally_.abstract_bytes += known * unit_elements(spec, input.dim) * 2;
   if (known == 0) return {};
+  if (spec.abstract == AbstractKind::kOwnCodes) return score_own_codes(input, segment, known, out);
   ScoreArgs args;
   args.abstracts = reinterpret_cast<const std::uint16_t*>(segment.data);
   args.unit_count = &known;
@@ -187,6 +188,39 @@ Result<void> Selector::score_codes(const SelectInput& input) {
     KVT_TRY_VOID(kernels_->score_codes(args, nullptr));
   }
   return {};
+}
+
+// The first `known` tokens of a segment, by products of the queries with its own entries.
+Result<void> Selector::score_own_codes(const SelectInput& input, const SegmentExtent& segment,
+                                       std::uint64_t known, float* out) {
+  const OwnCodeLayout layout = own_code_layout(preset_->abstract, input.dim);
+  tally_.abstract_bytes += layout.size_bytes(known);
+  const std::uint64_t entries = kOwnCodeEntries;
+  const std::uint64_t table_stride = layout.subspaces * entries;
+  make_room(&tables_, table_stride * input.query_count);
+  for (std::uint32_t m = 0; m < layout.subspaces; ++m) {
+    ScoreArgs products;
+    products.abstracts =
+        reinterpret_cast<const std::uint16_t*>(segment.data + layout.entries_offset(m));
+    products.unit_count = &entries;
+    products.q = input.queries + layout.first(m);
+    products.q_stride = input.query_stride;
+    products.queries = input.query_count;
+    products.dim = layout.width(m);
+    products.out = tables_.data() + m * entries;
+    products.out_stride = table_stride;
+    KVT_TRY_VOID(kernels_->score_mean(products, nullptr));
+  }
+  ScoreOwnCodesArgs args;
+  args.codes = reinterpret_cast<const std::uint8_t*>(segment.data + layout.codes_offset());
+  args.token_count = &known;
+  args.subspaces = layout.subspaces;
+  args.tables = tables_.data();
+  args.table_stride = table_stride;
+  args.queries = input.query_count;
+  args.out = out;
+  args.out_stride = units_;
+  return kernels_->score_own_codes(args, nullptr);
 }
 
 // log(tokens), in units of the dot product: the group's scale is applied later.

@@ -76,6 +76,8 @@ class Selector {
   Result<void> score_segment(const SelectInput& input, const SegmentExtent& segment, float* out);
   Result<void> make_tables(const SelectInput& input);
   Result<void> score_codes(const SelectInput& input);
+  Result<void> score_own_codes(const SelectInput& input, const SegmentExtent& segment,
+                               std::uint64_t known, float* out);
   void add_counts(const SelectInput& input);
   std::uint64_t rows_allowed(const SelectInput& input) const;
   void collect(const SelectInput& input, std::span<float> scores);
@@ -100,7 +102,7 @@ class Selector {
   Selection tally_;            // what score() counted
   std::vector<float> scores_;  // [query][unit]
   std::vector<float> moved_;   // queries in the codebook's coordinates
-  std::vector<float> tables_;  // of codes
+  std::vector<float> tables_;  // of codes; of own codes, a segment's at a time
   std::vector<std::uint64_t> pieces_, piece_starts_;
   std::vector<Candidate> candidates_;  // in token order
   std::vector<std::uint32_t> best_;    // numbers of the chosen candidates or tokens

@@ -64,6 +64,39 @@ def clusters(store: Path, kind: int, kv_heads: int, dim: int) -> torch.Tensor:
     return of_row
 
 
+def own_codes(
+    store: Path, kind: int, kv_heads: int, dim: int, subspaces: int
+) -> dict[str, torch.Tensor]:
+    """Entries [H, M, 64, s] and codes [H, C, M], from the first segment's sidecar of that kind; one
+    layer, sub-spaces of equal size."""
+    path = min((store / "sidecars").glob(f"*-{kind}.kva"))
+    file = path.read_bytes()
+    assert file[:8] == b"KVTSID\x1a\n"
+    tokens, width = int(np.frombuffer(file, np.uint32, 1, 52)[0]), dim // subspaces
+    blocks = -(-tokens // 32)
+    at, entries, places = HEAD + 64, [], []
+    for _ in range(kv_heads):
+        part = np.frombuffer(file, np.float16, 64 * dim, at).astype(np.float32)
+        entries.append(torch.from_numpy(part.reshape(subspaces, 64, width)))
+        at += 2 * 64 * dim
+        codes = np.frombuffer(file, np.uint8, blocks * subspaces * 24, at)
+        at += padded(codes.size)
+        codes = codes.reshape(blocks, subspaces, 24)
+        token = np.arange(32)
+        low = codes[..., token % 16] >> token // 16 * 4 & 15
+        high = codes[..., 16 + token % 8] >> token // 8 * 2 & 3
+        index = (low | high << 4).transpose(0, 2, 1).reshape(-1, subspaces)[:tokens]
+        places.append(torch.from_numpy(index.astype(np.int64)))
+    return {"entries": torch.stack(entries), "codes": torch.stack(places)}
+
+
+def decode(vectors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The keys [H, C, d] that own codes stand for."""
+    entries, codes = vectors["entries"], vectors["codes"]
+    heads = torch.arange(len(codes))[:, None]
+    return torch.cat([entries[heads, m, codes[..., m]] for m in range(codes.shape[2])], 2)
+
+
 def kind_of(partition: int, abstract: int, tokens: int, parameter: int = 0) -> int:
     """As kernels/abstract_spec.h packs it."""
     return partition | abstract << 4 | (tokens - 1) << 8 | parameter << 20

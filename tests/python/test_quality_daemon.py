@@ -56,10 +56,11 @@ AS_THE_ENGINE = {
 }
 
 
-def known_units(own: Daemon, name: str, reference: Reference) -> None:
-    """Gives the reference the daemon's clusters or codebook."""
+def known_units(own: Daemon, name: str, reference: Reference, layer_keys: torch.Tensor) -> None:
+    """Gives the reference the daemon's clusters, codes or codebook."""
     store = own._directory / "store"
     preset = reference.preset
+    place = (preset.kept, None, 0, 16, 64)
     if name == "codes":
         reference.books = [store_files.codebook(store, HEADS, DIM)]
     if isinstance(preset.partition, partition.Clusters):
@@ -67,15 +68,20 @@ def known_units(own: Daemon, name: str, reference: Reference) -> None:
         of_row = store_files.clusters(store, kind, HEADS, DIM)
         kept = torch.zeros(1, STORED, dtype=torch.bool)
         kept[:, :16] = kept[:, -64:] = True
-        key = (preset.partition, preset.kept, None, 0, 16, 64)
-        reference.index[key] = partition.units_of(of_row, kept)
+        reference.index[(preset.partition, *place)] = partition.units_of(of_row, kept)
+    if isinstance(preset.abstract, abstract.OwnCodes):
+        kind = store_files.kind_of(partition=1, abstract=6, tokens=1, parameter=2)
+        vectors = store_files.own_codes(store, kind, HEADS, DIM, subspaces=2)
+        error = (store_files.decode(vectors) - layer_keys).norm() / layer_keys.norm()
+        assert float(error) < 0.25
+        reference.index[((preset.partition, preset.abstract), *place)] = vectors
 
 
 @pytest.mark.parametrize(
     "name",
     [
         *("window", "quest", "mean", "sentencekv", "louiskv", "clusters", "leoam", "freekv"),
-        *("arkvale", "codes"),
+        *("arkvale", "codes", "pqcache"),
     ],
 )
 def test_the_daemon_attends_to_what_the_reference_does(own, rows, name):
@@ -110,7 +116,7 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name):
     preset = AS_THE_ENGINE.get(name, PRESETS[name])
     reference = Reference(preset, BUDGET, STORED, flags, layers=1)
     other = Reference(PRESETS["full"], BUDGET, STORED, flags, layers=1)
-    known_units(own, name, reference)
+    known_units(own, name, reference, keys[:, :STORED])
     q = queries.transpose(0, 1)
     want = reference.attend(0, q, keys, values, DIM**-0.5).transpose(0, 1)
     full = other.attend(0, q, keys, values, DIM**-0.5).transpose(0, 1)
@@ -119,9 +125,10 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name):
     tally = reference.tally
     # The first choice of single rows is of runs of neighbours: as far as a view knows, they lie on
     # the disk.
-    first = 1 if name == "codes" else 0
+    codes = name in ("codes", "pqcache")
+    first = 1 if codes else 0
     assert float((got - want)[first:].abs().max()) < 1e-4
-    if name not in ("window", "codes"):
+    if name != "window" and not codes:
         assert stats["rows_fetched"] == tally.first_rows + tally.rows_entered
         # FreeKV here chooses at every step, with the queries of the step before; the reference
         # counts heads that choose with their own.

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import store_files
 import torch
 from conftest import ROOT
 
@@ -412,6 +413,28 @@ def test_codes_are_the_nearest_centroids(tiny):
     nearest = (book.centroids[1, 2] - part).norm(dim=-1).argmin()
     assert torch.equal(decoded[1, 77, book.dims[1, 2]], book.centroids[1, 2, nearest])
     assert book.bytes_per_row == 2
+
+
+def test_own_codes_are_of_their_own_segment(tiny):
+    """Segments of no more rows than entries are exact; a segment's codes know nothing of others."""
+    layer = layer_of(tiny)
+    units = partition.Rows().split(layer)
+    keys = layer.keys[:, :STORED]
+    small = abstract.OwnCodes(2, 6, segment=50).build(layer, units, None)
+    later = store_files.decode(small)[:, 50:]  # the first segment's sinks have no entries
+    assert differ(later, keys[:, 50:]) < 1e-2
+    got = score.Tables().of(layer.queries, small, 0.25)
+    want = score.product(layer.queries, store_files.decode(small))
+    assert differ(got, want) < 1e-4
+    large = abstract.OwnCodes(2, 6, segment=150)
+    vectors = large.build(layer, units, None)
+    assert 1e-2 < differ(store_files.decode(vectors), keys)
+    assert large.bytes(units, vectors, layer.dim) == 1.5 * STORED + 2 * 2 * 64 * layer.dim
+    before = store_files.decode(vectors)[:, 150:]
+    layer.keys = layer.keys.clone()
+    layer.keys[:, :150] = 0
+    after = store_files.decode(large.build(layer, units, None))[:, 150:]
+    assert torch.equal(after, before)
 
 
 def test_a_codebook_errs_where_queries_do_not_look():

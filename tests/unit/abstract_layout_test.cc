@@ -10,7 +10,8 @@ namespace {
 TEST(AbstractSpec, TextAndPackedFormsComeBack) {
   for (const char* text :
        {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
-        "codes:4/tokens", "codes:8/tokens", "keys:4/pages:32", "mean/spans:2048"}) {
+        "codes:4/tokens", "codes:8/tokens", "own-codes:2/tokens", "own-codes:16/tokens",
+        "keys:4/pages:32", "mean/spans:2048"}) {
     const Result<AbstractSpec> spec = parse_abstract_spec(text);
     ASSERT_TRUE(spec) << text;
     EXPECT_EQ(spec->text(), text);
@@ -23,13 +24,15 @@ TEST(AbstractSpec, TextAndPackedFormsComeBack) {
   EXPECT_TRUE(parse_abstract_spec("")->none());
   EXPECT_EQ(AbstractSpec{}.packed(), 0u);
   EXPECT_EQ(parse_abstract_spec("codes/tokens")->text(), "codes:4/tokens");
+  EXPECT_EQ(parse_abstract_spec("own-codes/tokens")->text(), "own-codes:2/tokens");
 }
 
 TEST(AbstractSpec, WhatDoesNotFitIsRefused) {
   for (const char* text :
        {"box", "boxes/pages:16", "box/page:16", "box/pages:0", "box/pages:2049", "box/pages:x",
         "codes:4/pages:16", "mean/tokens", "codes:1/tokens", "codes:17/tokens", "box:8/pages:8",
-        "box:1/sentences:64", "mean:1/pages:16", "keys:0/pages:16", "/", "none/pages:4"}) {
+        "box:1/sentences:64", "mean:1/pages:16", "keys:0/pages:16", "/", "none/pages:4",
+        "own-codes:2/pages:16", "own-codes:0/tokens", "own-codes:17/tokens"}) {
     const Result<AbstractSpec> spec = parse_abstract_spec(text);
     ASSERT_FALSE(spec) << text;
     EXPECT_EQ(spec.error().code, Code::kInvalid) << text;
@@ -66,9 +69,11 @@ void expect_tiles(const Geometry& geometry, const AbstractLayout& layout) {
       const std::uint64_t last_level =
           layout.level_offset(layer, levels) +
           layout.level_units(levels) * unit_elements(layout.spec(), dim) * 2;
-      end = block.data + (layout.spec().abstract == AbstractKind::kCodes
-                              ? code_bytes(layout.tokens(), code_count(layout.spec(), dim))
-                              : last_level);
+      end = block.data + last_level;
+      if (layout.spec().abstract == AbstractKind::kCodes)
+        end = block.data + code_bytes(layout.tokens(), code_count(layout.spec(), dim));
+      if (layout.spec().abstract == AbstractKind::kOwnCodes)
+        end = block.data + own_code_layout(layout.spec(), dim).size_bytes(layout.tokens());
     }
   }
   EXPECT_LE(end, layout.size_bytes());
@@ -78,7 +83,8 @@ void expect_tiles(const Geometry& geometry, const AbstractLayout& layout) {
 TEST(AbstractLayout, BlocksTileThePayload) {
   const Geometry geometry = samples::small_geometry();
   for (const char* text : {"box/pages:16", "box:3/pages:8", "mean/clusters:16",
-                           "mean/sentences:128", "ball/pages:32", "codes:2/tokens"})
+                           "mean/sentences:128", "ball/pages:32", "codes:2/tokens",
+                           "own-codes:2/tokens"})
     for (const std::uint32_t tokens : {1u, 31u, 100u, 2048u}) {
       SCOPED_TRACE(std::string(text) + " " + std::to_string(tokens));
       const AbstractSpec spec = *parse_abstract_spec(text);

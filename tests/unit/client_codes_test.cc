@@ -165,6 +165,38 @@ TEST_F(Codes, EveryKindOfAbstractServesOneSequence) {
   EXPECT_EQ(stats["abstracts"]["no_room"], 0);
 }
 
+// Own codes need no codebook of the space: their sidecars are read back, and what is damaged there
+// is built again.
+TEST_F(Codes, OwnCodesAreReadBackAndMended) {
+  EXPECT_EQ(run("pqcache").units_missing, 0u);
+  EXPECT_TRUE(codebooks().empty());
+  restart();
+  start_again();
+  const kvt_view_stats stats = run("pqcache");
+  EXPECT_EQ(stats.units_missing, 0u);
+  EXPECT_GE(stats.units_scored, 4500u * shape_.layers * shape_.kv_heads);
+  // But for what the close sealed.
+  EXPECT_GE(request(Json{{"op", "stats"}})["abstracts"]["loaded"], 3);
+  EXPECT_LE(request(Json{{"op", "stats"}})["abstracts"]["rebuilt"], 1);
+  restart();
+  const std::string kind =
+      "-" + std::to_string(parse_abstract_spec("own-codes:2/tokens")->packed()) + ".kva";
+  int damaged = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(root_ + "/store/sidecars")) {
+    if (!entry.path().string().ends_with(kind)) continue;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(5000);
+    file.put('\x55');
+    file.put('\xAA');
+    ++damaged;
+  }
+  EXPECT_GE(damaged, 2);
+  start_again();
+  EXPECT_EQ(run("pqcache").units_missing, 0u);
+  // And what the last close sealed.
+  EXPECT_GE(request(Json{{"op", "stats"}})["abstracts"]["rebuilt"], damaged);
+}
+
 TEST_F(Codes, APrivateSpaceKeepsItsCodebookToItself) {
   kvt_space* closed = open_space(shape_, "secret", "codes", true);
   kvt_sequence* sequence = create_sequence(closed, nullptr);

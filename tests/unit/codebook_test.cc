@@ -8,12 +8,14 @@
 #include <numeric>
 
 #include "base/random.h"
+#include "kernels/float16.h"
 #include "kernels/registry.h"
 #include "tests/unit/format_samples.h"
 #include "tiers/abstract_builder.h"
 #include "tiers/cluster.h"
 #include "tiers/codebook_format.h"
 #include "tiers/codebook_train.h"
+#include "tiers/own_codes.h"
 
 namespace kvtier {
 namespace {
@@ -233,6 +235,98 @@ TEST(CodebookFormat, RoundTripsAndRefusesDamage) {
   EXPECT_FALSE(check_codebook(*parsed, other, file)) << "of another geometry";
   EXPECT_EQ(codebook_name_of(codebook_path(SpaceId{9}, 5).substr(10))->id, 5u);
   EXPECT_FALSE(codebook_name_of("0000000000000009-0000000000000000.kvb"));
+}
+
+// ---- own codes ----
+
+struct OwnCoded {
+  OwnCoded(const KernelTable& kernels, std::span<const float> keys, std::uint32_t subspaces,
+           std::uint32_t untrained = 0)
+      : layout(OwnCodeLayout::of(subspaces, kDim)),
+        bytes(static_cast<std::size_t>(layout.size_bytes(keys.size() / kDim))),
+        built(build_own_codes(kernels, layout, keys, untrained, bytes.data())) {}
+  // What stands for a key.
+  std::vector<float> decode(std::size_t token) const {
+    std::vector<float> out;
+    const auto* codes = reinterpret_cast<const std::uint8_t*>(bytes.data() + layout.codes_offset());
+    for (std::uint32_t m = 0; m < layout.subspaces; ++m) {
+      const auto* entries =
+          reinterpret_cast<const std::uint16_t*>(bytes.data() + layout.entries_offset(m));
+      const std::uint32_t code = own_code_at(codes, token, layout.subspaces, m);
+      for (std::uint32_t d = 0; d < layout.width(m); ++d)
+        out.push_back(f16_to_f32(entries[code * layout.width(m) + d]));
+    }
+    return out;
+  }
+  // Mean squared distance of keys [begin, n) to what stands for them, of their variance.
+  double error(std::span<const float> keys, std::size_t begin = 0) const {
+    double gap = 0.0, size = 0.0;
+    for (std::size_t t = begin; t < keys.size() / kDim; ++t) {
+      const std::vector<float> decoded = decode(t);
+      for (std::uint32_t d = 0; d < kDim; ++d) {
+        gap += std::pow(static_cast<double>(decoded[d] - keys[t * kDim + d]), 2);
+        size += std::pow(static_cast<double>(keys[t * kDim + d]) - 3.0, 2);
+      }
+    }
+    return gap / size;
+  }
+  OwnCodeLayout layout;
+  std::vector<std::byte> bytes;
+  bool built;
+};
+
+TEST(OwnCodes, StandNearTheirKeys) {
+  const std::vector<float> keys = mixed_rows(1500, 1);
+  for (const KernelTable* kernels : all_kernels()) {
+    const OwnCoded two(*kernels, keys, 2), four(*kernels, keys, 4);
+    ASSERT_TRUE(two.built && four.built);
+    EXPECT_LT(two.error(keys), 0.35);
+    EXPECT_LT(four.error(keys), 0.85 * two.error(keys)) << "more codes, less error";
+    EXPECT_EQ(two.bytes, OwnCoded(*kernels, keys, 2).bytes) << "deterministic";
+    // Every key has the entry that is nearest to it.
+    for (const std::size_t t : {0u, 700u, 1499u}) {
+      const std::vector<float> decoded = two.decode(t);
+      const auto* entries = reinterpret_cast<const std::uint16_t*>(two.bytes.data());
+      double own = 0.0, best = HUGE_VAL;
+      for (std::uint32_t d = 0; d < 16; ++d)
+        own += std::pow(static_cast<double>(decoded[d] - keys[t * kDim + d]), 2);
+      for (std::uint32_t j = 0; j < kOwnCodeEntries; ++j) {
+        double far = 0.0;
+        for (std::uint32_t d = 0; d < 16; ++d)
+          far += std::pow(static_cast<double>(f16_to_f32(entries[j * 16 + d]) - keys[t * kDim + d]),
+                          2);
+        best = std::min(best, far);
+      }
+      EXPECT_NEAR(own, best, 0.02 * best + 1e-3);
+    }
+  }
+}
+
+TEST(OwnCodes, FewKeysAreEntriesThemselves) {
+  const KernelTable* kernels = *select_kernels("scalar");
+  for (const std::size_t count : {1u, 5u, 64u}) {
+    const std::vector<float> keys = mixed_rows(count, 2);
+    const OwnCoded coded(*kernels, keys, 2);
+    ASSERT_TRUE(coded.built);
+    EXPECT_LT(coded.error(keys), 1e-5) << count << " keys";
+  }
+}
+
+TEST(OwnCodes, EqualKeysAndWhatIsNotTrainedOn) {
+  const KernelTable* kernels = *select_kernels("scalar");
+  for (const float value : {0.0f, 1.5f}) {
+    const OwnCoded equal(*kernels, std::vector<float>(100 * kDim, value), 2);
+    ASSERT_TRUE(equal.built);
+    EXPECT_EQ(equal.decode(99), std::vector<float>(kDim, value));
+  }
+  // Sinks far away from everything would have entries of their own.
+  std::vector<float> keys = mixed_rows(500, 1);
+  for (std::size_t i = 0; i < 16 * kDim; ++i) keys[i] = keys[i] * 40.0f;
+  const OwnCoded with(*kernels, keys, 2), without(*kernels, keys, 2, 16);
+  ASSERT_TRUE(with.built && without.built);
+  EXPECT_LT(without.error(keys, 16), with.error(keys, 16));
+  EXPECT_GT(without.error(keys), 2.0 * with.error(keys));
+  EXPECT_TRUE(OwnCoded(*kernels, mixed_rows(3, 1), 2, 16).built) << "all of them would be left out";
 }
 
 // ---- clusters ----

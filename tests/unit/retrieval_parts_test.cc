@@ -198,6 +198,66 @@ TEST(Codes, GrainsAreTakenTogether) {
   EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2, 40, 41, 42, 43, 68, 69}));
 }
 
+// A segment of own codes in one sub-space: entry j is j, or 63 - j, along dimension 0.
+struct OwnCoded {
+  OwnCoded(const std::vector<std::uint8_t>& values, std::uint64_t first_token, bool turned)
+      : data(static_cast<std::size_t>(kLayout.size_bytes(values.size()))) {
+    auto* entries = reinterpret_cast<std::uint16_t*>(data.data());
+    auto* codes = reinterpret_cast<std::uint8_t*>(data.data() + kLayout.codes_offset());
+    for (std::uint32_t j = 0; j < 64; ++j)
+      entries[j * kDim] = f32_to_f16(static_cast<float>(turned ? 63 - j : j));
+    for (std::size_t t = 0; t < values.size(); ++t)
+      put_own_code(codes, t, 1, 0, turned ? 63u - values[t] : values[t]);
+    extent.first_token = first_token;
+    extent.visible_tokens = extent.units = static_cast<std::uint32_t>(values.size());
+    extent.data = data.data();
+  }
+  static constexpr OwnCodeLayout kLayout = OwnCodeLayout::of(1, kDim);
+  std::vector<std::byte> data;
+  SegmentExtent extent;
+};
+
+TEST(OwnCodes, EverySegmentIsScoredByItsOwnEntries) {
+  const Preset preset = preset_of("own-codes:2/tokens");  // one sub-space: a key has 8 dimensions
+  std::vector<std::uint8_t> one(70, 20), two(40, 20);
+  one[3] = 60;
+  one[68] = 61;
+  two[5] = 62;
+  two[33] = 59;
+  OwnCoded first(one, 0, false), second(two, 70, true);
+  std::vector<SegmentExtent> segments = {first.extent, second.extent};
+  const std::vector<float> query = {0.5f, 0, 0, 0, 0, 0, 0, 0};
+  SelectInput input;
+  input.segments = segments;
+  input.queries = query.data();
+  input.query_stride = input.dim = kDim;
+  input.query_count = 1;
+  input.budget_rows = 3;
+  for (const KernelTable* table : all_kernels()) {
+    segments = {first.extent, second.extent};
+    Selector selector(table, &preset);
+    auto selection = selector.select(input);
+    ASSERT_TRUE(selection);
+    EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{3, 68, 75}));
+    EXPECT_EQ(selection->units_scored, 110u);
+    EXPECT_EQ(selection->abstract_bytes,
+              OwnCoded::kLayout.size_bytes(70) + OwnCoded::kLayout.size_bytes(40));
+    EXPECT_GT(selection->mass, 0.89f);
+    // A fork sees a part of the first segment, and its own last one.
+    segments[0].visible_tokens = 65;
+    segments[1].first_token = 65;
+    selection = selector.select(input);
+    ASSERT_TRUE(selection);
+    EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{3, 70, 98}));
+    // What has no codes is fetched first, oldest first.
+    segments[0].data = nullptr;
+    selection = selector.select(input);
+    ASSERT_TRUE(selection);
+    EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2}));
+    EXPECT_EQ(selection->units_missing, 65u);
+  }
+}
+
 TEST(Budgets, RatioAndMass) {
   Preset preset = preset_of("codes:4/tokens");
   std::vector<std::uint8_t> values(64, 0);

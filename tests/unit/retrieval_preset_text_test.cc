@@ -100,6 +100,8 @@ TEST(PresetText, ABaseIsStartedFromAndPartsReplaceItsOwn) {
       << "the base's level goes with its trigger";
   EXPECT_TRUE(taken("base = \"quest\"\nabstract = \"none\"\nbudget = \"kept\"").abstract.none());
   EXPECT_EQ(taken("base = \"codes\"\nabstract = \"codes:8\"").abstract.text(), "codes:8/tokens");
+  EXPECT_EQ(taken("base = \"pqcache\"\nabstract = \"own-codes:4\"").abstract.text(),
+            "own-codes:4/tokens");
   EXPECT_EQ(taken("base = \"quest\"\ntrigger = \"every-n\"\nlevel = 4").level, 4.0f);
 }
 

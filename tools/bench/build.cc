@@ -1,5 +1,5 @@
-// What workers build from a sealed segment of 2,048 tokens, one thread: key codes and clusters,
-// against the prefill of as many tokens by a model of the same shape, on all processors.
+// What workers build from a sealed segment of 2,048 tokens, one thread: key codes, clusters and own
+// codes, against the prefill of as many tokens by a model of the same shape, on all processors.
 #include <cmath>
 #include <cstring>
 
@@ -108,9 +108,11 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
   Sample sample(kernels, tokens);
   const AbstractSpec codes = *parse_abstract_spec("codes:4/tokens");
   const AbstractSpec clusters = *parse_abstract_spec("mean/clusters:16");
+  const AbstractSpec own_codes = *parse_abstract_spec("own-codes:2/tokens");
   KVT_TRY(const Codebook codebook, train(&sample, codes, tokens));
   std::vector<Measure> measures = {builder(&sample, codes, &codebook, tokens),
-                                   builder(&sample, clusters, nullptr, tokens)};
+                                   builder(&sample, clusters, nullptr, tokens),
+                                   builder(&sample, own_codes, nullptr, tokens)};
   Result<Peer> peer = Peer::start(context.smoke() ? "" : context.python_path);
   if (peer && !peer->ask("model")) peer = error(Code::kNotFound, "no transformers: no prefill");
   if (peer)
@@ -120,7 +122,7 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
     });
   KVT_TRY(const auto columns, interleave(context.rounds(), measures));
   const auto add = [&](const char* metric, std::size_t ours, double goal) {
-    Figure figure = peer ? compare(metric, columns[ours], columns[2])
+    Figure figure = peer ? compare(metric, columns[ours], columns[3])
                          : bounded(metric, columns[ours], 1.0);
     figure.unit = "tokens/s";
     figure.ceiling_name = peer ? "tokens/s prefill, all cores" : "";
@@ -131,6 +133,7 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
   };
   add("build key codes of a segment", 0, 10);
   add("build clusters of a segment", 1, 3);
+  add("build own codes of a segment", 2, 3);
   return {};
 }
 

@@ -140,17 +140,26 @@ class Codes:
 
 @dataclass(frozen=True)
 class OwnCodes:
-    """As Codes, with a codebook trained on the sequence's own keys, sinks left out (PQCache: 2
-    sub-spaces of consecutive dimensions, 6 bits, k-means at prefill); it counts as abstract."""
+    """As Codes, with codebooks trained on the sequence's own keys, sinks left out (PQCache, arXiv
+    2407.12820; its code: 2 sub-spaces of consecutive dimensions, 6 bits, k-means at prefill); they
+    count as abstract. `segment`: so many rows share a codebook; 0: all do, as in the paper."""
 
     subspaces: int = 2
     bits: int = 6
+    segment: int = 0
 
     def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
-        keys = layer.keys[:, : layer.stored]
         dims = in_order(layer.dim, self.subspaces)
-        book = train_plain(keys[:, min(layer.sinks, layer.stored - 1) :], dims, self.bits)
-        return {"mean": book.decode_of(keys), "bytes_per_row": torch.tensor(book.bytes_per_row)}
+        parts = layer.keys[:, : layer.stored].split(self.segment or layer.stored, 1)
+        entries, codes = [], []
+        for i, part in enumerate(parts):
+            sinks = min(layer.sinks, part.shape[1] - 1) if i == 0 else 0
+            book = train_plain(part[:, sinks:], dims, self.bits)
+            entries.append(half(book.centroids))
+            codes.append(book.encode(part) + (i << self.bits))
+        # [H, M, entries of all books, s], and of each row the places of its entries [H, n, M].
+        return {"entries": torch.cat(entries, 2), "codes": torch.cat(codes, 1)}
 
     def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
-        return float(vectors["bytes_per_row"]) * units.count + 2 * dim * 2**self.bits
+        per_row = self.subspaces * self.bits / 8
+        return per_row * units.count + 2 * dim * vectors["entries"].shape[2]

@@ -71,12 +71,15 @@ class TopP(Tokens):
 
 
 def best_rows(weights: torch.Tensor, free: torch.Tensor, rows: int) -> torch.Tensor:
-    """The `rows` best single rows, those without weight (kept ones) left out."""
-    out = torch.zeros_like(weights, dtype=torch.bool)
+    """The `rows` best single rows, those without weight (kept ones) left out. Ties go to the older:
+    rows with the same codes weigh the same."""
     count = min(rows, weights.shape[-1])
-    if count:
-        out.scatter_(-1, weights.topk(count, sorted=False).indices, True)
-    return out & free
+    if count == 0:
+        return torch.zeros_like(weights, dtype=torch.bool)
+    last = weights.topk(count, sorted=False).values.amin(-1, keepdim=True)
+    better, as_good = weights > last, weights == last
+    room = count - better.sum(-1, keepdim=True)
+    return (better | (as_good & (as_good.cumsum(-1) <= room))) & free
 
 
 def of_rows(x: torch.Tensor, units: Units) -> torch.Tensor:

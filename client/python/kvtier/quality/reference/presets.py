@@ -89,8 +89,10 @@ _TABLE = [
         kept=kept.Outliers(8, 24),
         precision=precision.LowRankKeys(160 / 1024),
     ),
-    # PQCache: 2 sub-spaces of 6 bits from the sequence's own keys, single rows.
-    Preset("pqcache", abstract=abstract.OwnCodes(2, 6)),
+    # PQCache: 2 sub-spaces of 6 bits by codebooks of the sequence's own keys, single rows. One of
+    # each stored segment, as in the engine; or one of the whole sequence, as in the paper.
+    Preset("pqcache", abstract=abstract.OwnCodes(2, 6, segment=2048), score=score.Tables()),
+    Preset("pqcache-sequence", abstract=abstract.OwnCodes(2, 6), score=score.Tables()),
     # LouisKV: clusters of about 16 keys, mean of the group's softmax, cos(q_{t-1}, q_t) < 0.7
     # (the value of the paper for Qwen3-8B).
     Preset(

@@ -30,6 +30,23 @@ class Dot:
 
 
 @dataclass(frozen=True)
+class Tables:
+    """q . key by look-up: the products with the entries that the key's codes name, summed over the
+    sub-spaces, which have consecutive dimensions (PQCache's code). Rows with the same codes score
+    the same to the bit."""
+
+    def of(self, queries: torch.Tensor, vectors: Vectors, scale: float) -> torch.Tensor:
+        heads, group, steps, dim = queries.shape
+        entries, codes = vectors["entries"], vectors["codes"]
+        parts = queries.reshape(heads, group * steps, entries.shape[1], -1).transpose(1, 2)
+        tables = parts @ entries.transpose(2, 3)  # [H, M, q, entries]
+        total = torch.zeros(heads, group * steps, codes.shape[1])
+        for m in range(entries.shape[1]):
+            total += tables[:, m].gather(2, codes[:, None, :, m].expand(-1, group * steps, -1))
+        return total.view(heads, group, steps, -1)
+
+
+@dataclass(frozen=True)
 class UpperBound:
     """What no key of the unit exceeds. Box: sum over dimensions of max(q low, q high) (Quest,
     section 3.3; LeoAM's ub). Ball: q . mean + |q| radius (ArkVale)."""
