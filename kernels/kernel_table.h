@@ -77,6 +77,7 @@ enum class GroupMode : std::uint8_t {
   kMax = 0,          // largest score of the heads, times scale
   kMeanSoftmax = 1,  // mean over the heads of softmax(scale * score) over units
   kMeanScore = 2,    // mean score of the heads, times scale
+  kMaxSoftmax = 3,   // largest over the heads of softmax(scale * score) over units
 };
 struct GroupScoresArgs {
   const float* scores = nullptr;  // head i at scores + i * stride

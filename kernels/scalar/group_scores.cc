@@ -54,7 +54,7 @@ Softmax measure(const GroupScoresArgs& args, const float* scores, std::uint64_t 
 
 // `out` holds +infinity for units that must be fetched. It may be head 0's scores, so head 0 is
 // read from it and first.
-void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
+void group_softmax(const GroupScoresArgs& args, std::uint64_t units, bool largest) {
   for (std::uint64_t u = 0; u < units; ++u) {
     bool fetch = false;
     for (std::uint32_t i = 0; i < args.queries; ++i)
@@ -64,12 +64,14 @@ void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
   for (std::uint32_t i = 0; i < args.queries; ++i) {
     const float* scores = i == 0 ? args.out : args.scores + i * args.stride;
     const Softmax softmax = measure(args, scores, units);
-    const double weight = softmax.sum > 0.0 ? 1.0 / (softmax.sum * args.queries) : 0.0;
+    const double parts = largest ? 1.0 : args.queries;
+    const double weight = softmax.sum > 0.0 ? 1.0 / (softmax.sum * parts) : 0.0;
     for (std::uint64_t u = 0; u < units; ++u) {
       if (must_fetch(args.out[u])) continue;
       const double share =
           weight > 0.0 ? std::exp(args.scale * (scores[u] - softmax.max)) * weight : 0.0;
-      args.out[u] = static_cast<float>(i == 0 ? share : args.out[u] + share);
+      const double before = i == 0 ? 0.0 : static_cast<double>(args.out[u]);
+      args.out[u] = static_cast<float>(largest ? std::max(before, share) : before + share);
     }
   }
 }
@@ -84,7 +86,7 @@ Result<void> group_scores(const GroupScoresArgs& args, KernelStream) {
   } else if (args.mode == GroupMode::kMeanScore) {
     group_mean(args, *args.unit_count);
   } else {
-    group_mean_softmax(args, *args.unit_count);
+    group_softmax(args, *args.unit_count, args.mode == GroupMode::kMaxSoftmax);
   }
   return {};
 }

@@ -148,7 +148,8 @@ void measure(const Tile& tile, const float* scores, float scale, Softmax* softma
   softmax->sum += static_cast<double>(sum_of(df, sum));
 }
 
-// Adds the heads' shares to what `out` has of the heads before.
+// Adds the heads' shares to what `out` has of the heads before, or takes the largest.
+template <bool kLargest>
 void add_shares(const GroupScoresArgs& args, std::uint32_t head, std::uint32_t heads,
                 const Softmax* softmax, const Tile& tile) {
   const hn::ScalableTag<float> df;
@@ -156,13 +157,17 @@ void add_shares(const GroupScoresArgs& args, std::uint32_t head, std::uint32_t h
   if (head > 0) std::copy_n(args.out + tile.first, tile.count, shares);
   for (std::uint32_t i = 0; i < heads; ++i) {
     if (softmax[i].sum == 0.0) continue;
-    const auto weight = hn::Set(df, static_cast<float>(1.0 / (softmax[i].sum * args.queries)));
+    const double parts = kLargest ? 1.0 : args.queries;
+    const auto weight = hn::Set(df, static_cast<float>(1.0 / (softmax[i].sum * parts)));
     const auto scale = hn::Set(df, args.scale);
     const auto max = hn::Set(df, softmax[i].max);
-    for (std::uint64_t u = 0; u < tile.padded(); u += hn::Lanes(df))
-      hn::Store(hn::MulAdd(weight, exponential(df, tile.scores[i] + u, scale, max),
-                           hn::Load(df, shares + u)),
+    for (std::uint64_t u = 0; u < tile.padded(); u += hn::Lanes(df)) {
+      const auto share = exponential(df, tile.scores[i] + u, scale, max);
+      const auto before = hn::Load(df, shares + u);
+      hn::Store(kLargest ? hn::Max(hn::Mul(weight, share), before)
+                         : hn::MulAdd(weight, share, before),
                 df, shares + u);
+    }
   }
   for (std::uint64_t u = 0; !tile.all && u < tile.padded(); u += hn::Lanes(df))
     hn::Store(hn::IfThenElse(hn::MaskFromVec(hn::Load(df, tile.keep + u)), hn::Load(df, shares + u),
@@ -173,7 +178,8 @@ void add_shares(const GroupScoresArgs& args, std::uint32_t head, std::uint32_t h
 
 // `out` may be head 0's scores. What it holds when later heads come is +infinity where some score
 // was not usable, and finite elsewhere: so it tells the same as the scores did.
-void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
+template <bool kLargest>
+void group_softmax(const GroupScoresArgs& args, std::uint64_t units) {
   Tile tile;
   for (std::uint32_t head = 0; head < args.queries; head += kHeads) {
     const std::uint32_t heads = std::min(args.queries - head, kHeads);
@@ -182,7 +188,7 @@ void group_mean_softmax(const GroupScoresArgs& args, std::uint64_t units) {
       for (tile.first = 0; tile.first < units; tile.first += kTile) {
         tile.count = std::min(units - tile.first, kTile);
         load_tile(args, head, heads, &tile);
-        if (!measuring) add_shares(args, head, heads, softmax, tile);
+        if (!measuring) add_shares<kLargest>(args, head, heads, softmax, tile);
         for (std::uint32_t i = 0; measuring && i < heads; ++i)
           measure(tile, tile.scores[i], args.scale, &softmax[i]);
       }
@@ -195,8 +201,10 @@ void run_group_scores(const GroupScoresArgs& args) {
     group_max(args, *args.unit_count);
   } else if (args.mode == GroupMode::kMeanScore) {
     group_mean(args, *args.unit_count);
+  } else if (args.mode == GroupMode::kMaxSoftmax) {
+    group_softmax<true>(args, *args.unit_count);
   } else {
-    group_mean_softmax(args, *args.unit_count);
+    group_softmax<false>(args, *args.unit_count);
   }
 }
 

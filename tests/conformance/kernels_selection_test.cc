@@ -151,7 +151,8 @@ TEST_P(Scores, EveryAbstract) {
 class GroupScores : public KernelConformance {};
 
 TEST_P(GroupScores, EveryModeAndLength) {
-  for (const GroupMode mode : {GroupMode::kMax, GroupMode::kMeanSoftmax, GroupMode::kMeanScore})
+  for (const GroupMode mode : {GroupMode::kMax, GroupMode::kMeanSoftmax, GroupMode::kMeanScore,
+                               GroupMode::kMaxSoftmax})
     for (const std::uint32_t queries : {1u, 3u, 12u})
       for (const std::uint64_t units : kLengths)
         for (const int special : {0, 1, 2, 3}) {

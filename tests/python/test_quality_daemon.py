@@ -5,6 +5,7 @@ compared is the choice; how good they are is for other tests."""
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import store_files
@@ -13,7 +14,7 @@ from conftest import layers
 
 from kvtier.quality.daemon import Daemon
 from kvtier.quality.reference import PRESETS, Preset, Reference
-from kvtier.quality.reference import abstract, partition, score
+from kvtier.quality.reference import abstract, group, partition, score
 from kvtier.story.machine import stop_daemon
 
 STORED, STEPS, HEADS, GROUP, DIM, BUDGET = 700, 12, 2, 3, 32, 96
@@ -53,7 +54,13 @@ AS_THE_ENGINE = {
     "arkvale": Preset(
         "arkvale", partition.Pages(32), abstract.MeanRadius(), score=score.UpperBound()
     ),
+    "landmarks": Preset(
+        "landmarks", partition.Pages(8), abstract.Mean(), group=group.MaxSoftmax()
+    ),
 }
+
+# Parts that no built-in has, as a user's file: ShadowKV's choice.
+OF_USERS = {"landmarks": 'base = "mean"\npartition = "pages:8"\ngroup = "max-softmax"\n'}
 
 
 def known_units(own: Daemon, name: str, reference: Reference, layer_keys: torch.Tensor) -> None:
@@ -81,16 +88,20 @@ def known_units(own: Daemon, name: str, reference: Reference, layer_keys: torch.
     "name",
     [
         *("window", "quest", "mean", "sentencekv", "louiskv", "clusters", "leoam", "freekv"),
-        *("arkvale", "codes", "pqcache"),
+        *("arkvale", "codes", "pqcache", *OF_USERS),
     ],
 )
-def test_the_daemon_attends_to_what_the_reference_does(own, rows, name):
+def test_the_daemon_attends_to_what_the_reference_does(own, rows, name, tmp_path):
     keys, values, queries = rows
+    called = name
+    if name in OF_USERS:
+        called = str(tmp_path / f"{name}.toml")
+        Path(called).write_text(OF_USERS[name])
     space = own.client.open_space(
         model=f"reference-{name}",
         runtime="pytest",
         layers=layers(count=1, kv_heads=HEADS, query_heads=HEADS * GROUP, dim=DIM),
-        preset=name,
+        preset=called,
     )
     flags = boundaries(STORED + STEPS)
     sequence = space.create(name=name)
@@ -100,7 +111,7 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name):
     sequence.commit()
     sequence.close()
     fork = space.open(name, writable=False).fork(STORED)
-    view = fork.view(budget=BUDGET, preset=name)
+    view = fork.view(budget=BUDGET, preset=called)
     outputs = []
     for step in range(STEPS):
         at = STORED + step
@@ -113,7 +124,7 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name):
     stats = view.stats()
     fork.close()
     stop_daemon(own.client)  # its files are complete now
-    preset = AS_THE_ENGINE.get(name, PRESETS[name])
+    preset = AS_THE_ENGINE.get(name) or PRESETS[name]
     reference = Reference(preset, BUDGET, STORED, flags, layers=1)
     other = Reference(PRESETS["full"], BUDGET, STORED, flags, layers=1)
     known_units(own, name, reference, keys[:, :STORED])

@@ -292,6 +292,20 @@ TEST_F(ScalarKernels, GroupMax) {
   EXPECT_EQ(out, (std::vector<float>{1.0f, -2.5f, kInfinity, -kInfinity}));
 }
 
+TEST_F(ScalarKernels, GroupMaxSoftmax) {
+  const float log3 = std::log(3.0f), log7 = std::log(7.0f);
+  // Of the units that no head must fetch: 1/4 and 3/4, then 7/8 and 1/8.
+  const std::vector<float> scores = {0.0f, kNan, log3, -kInfinity, log7, 0.0f, 0.0f, -kInfinity};
+  const std::uint64_t units = 4;
+  std::vector<float> out(units);
+  ASSERT_TRUE(scalar.group_scores(
+      {scores.data(), 4, &units, 2, GroupMode::kMaxSoftmax, 1.0f, out.data()}, nullptr));
+  EXPECT_NEAR(out[0], 0.875f, 1e-6f);
+  EXPECT_EQ(out[1], kInfinity);
+  EXPECT_NEAR(out[2], 0.75f, 1e-6f);
+  EXPECT_EQ(out[3], 0.0f);
+}
+
 TEST_F(ScalarKernels, TopKOrder) {
   const std::vector<float> scores = {1.0f, kNan, 3.0f,       -0.0f, kInfinity,
                                      3.0f, 0.0f, -kInfinity, -2.0f};

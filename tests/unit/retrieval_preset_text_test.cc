@@ -70,7 +70,9 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     Preset one = preset;
     one.query = static_cast<QueryKind>(i);
     there_and_back(one);
-    one = preset;
+  }
+  for (int i = 0; i < 4; ++i) {
+    Preset one = preset;
     one.group = static_cast<GroupMode>(i);
     there_and_back(one);
   }
