@@ -10,8 +10,8 @@ target_link_libraries(kvt_replay PUBLIC kvt_device kvt_base PRIVATE kvt_options)
 
 add_executable(kvtier-bench
   bench/main.cc bench/build.cc bench/common.cc bench/commit.cc bench/decode.cc bench/disk.cc bench/fetch.cc bench/kernels.cc
-  bench/match.cc bench/model.cc bench/open.cc bench/own_daemon.cc bench/peer.cc bench/plain_file.cc
-  bench/restore.cc bench/resume.cc bench/ring.cc bench/seal.cc ${CMAKE_CURRENT_BINARY_DIR}/peer_text.cc)
+  bench/match.cc bench/model.cc bench/open.cc bench/own_daemon.cc bench/peer.cc bench/plain_file.cc bench/replay.cc
+  bench/replay_policies.cc bench/replay_store.cc bench/restore.cc bench/resume.cc bench/ring.cc bench/seal.cc ${CMAKE_CURRENT_BINARY_DIR}/peer_text.cc)
 target_include_directories(kvtier-bench PRIVATE ${PROJECT_SOURCE_DIR}/client/include)
-target_link_libraries(kvtier-bench PRIVATE kvt_client kvt_kernels kvt_tiers kvt_ipc kvt_base CLI11::CLI11)
+target_link_libraries(kvtier-bench PRIVATE kvt_replay kvt_client kvt_kernels kvt_tiers kvt_ipc kvt_base CLI11::CLI11)
 install(TARGETS kvtier-bench)

@@ -21,11 +21,20 @@ enum class Size {
   kFull,
 };
 
+// What only `replay` takes; 0 and empty: as the size says.
+struct ReplayOptions {
+  std::uint32_t tokens = 0, layers = 0, steps = 0;
+  std::string trace_path;  // replayed instead of a made trace
+  std::string write_path;  // the trace is written to it
+  std::string fit_path;    // a recorded trace whose law is found, instead of a replay
+};
+
 struct Context {
   Size size = Size::kFull;
   std::string directory;    // scratch; made and removed by main
   std::string daemon_path;  // kvtierd
   std::string python_path;  // of peers that need torch; empty: none
+  ReplayOptions replay;
 
   [[nodiscard]] bool smoke() const noexcept { return size == Size::kSmoke; }
   // Interleaved rounds: 1 in smoke, `quick` (at least 3) in quick, `full` else.
@@ -134,6 +143,7 @@ class OwnDaemon {
 [[nodiscard]] Result<void> bench_score(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_attend(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_decode(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_replay(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_idle(const Context& context, std::vector<Figure>* figures);
 
 }  // namespace kvtier::bench

@@ -30,6 +30,8 @@ const std::vector<Bench>& benches() {
       {"score", "scoring of abstracts and key codes, and choosing", bench_score},
       {"attend", "attention over rows, raw and from a base rendition", bench_attend},
       {"decode", "attention of one step over 7k tokens, all layers, against SDPA", bench_decode},
+      {"replay", "KV of decode steps after a trace of what they choose, context beyond memory",
+       bench_replay},
       {"idle", "processor time of an idle daemon", bench_idle},
   };
   return table;
@@ -97,6 +99,7 @@ struct Arguments {
   std::vector<std::string> names;
   std::string json_path, directory, python;
   bool quick = false, smoke = false, list = false;
+  ReplayOptions replay;
 
   [[nodiscard]] bool wants(const Bench& bench) const {
     for (const std::string& name : names)
@@ -146,6 +149,19 @@ Verdict run_benches(const Arguments& arguments, const Context& context, FILE* js
   return verdict;
 }
 
+void add_replay_options(CLI::App* app, ReplayOptions* replay) {
+  const char* group = "replay";
+  const auto add = [&](const char* name, auto* value, const char* help) {
+    app->add_option(name, *value, help)->group(group);
+  };
+  add("--tokens", &replay->tokens, "stored tokens of the made trace; default 131072, quick 16384");
+  add("--layers", &replay->layers, "its layers; default 32, quick 8");
+  add("--steps", &replay->steps, "its steps, three fifths of them to warm up; default 80");
+  add("--trace", &replay->trace_path, "replay this trace (kvtier-quality --trace) instead");
+  add("--write-trace", &replay->write_path, "write the trace that is replayed to this file");
+  add("--fit", &replay->fit_path, "find the law of a recorded trace, and replay nothing");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -164,6 +180,7 @@ int main(int argc, char** argv) {
   app.add_option("--python", arguments.python,
                  "Python with torch and safetensors for the peers of resume and decode; default: "
                  "$VIRTUAL_ENV, else .venv of the repository");
+  add_replay_options(&app, &arguments.replay);
   CLI11_PARSE(app, argc, argv);
   if (arguments.list || arguments.names.empty()) {
     list_benches();
@@ -173,6 +190,7 @@ int main(int argc, char** argv) {
 
   Context context;
   context.size = arguments.smoke ? Size::kSmoke : arguments.quick ? Size::kQuick : Size::kFull;
+  context.replay = arguments.replay;
   context.daemon_path = beside_us("kvtierd");
   context.python_path = arguments.python.empty() ? find_python() : arguments.python;
   if (arguments.directory.empty()) arguments.directory = std::filesystem::current_path();

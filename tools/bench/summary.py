@@ -3,7 +3,8 @@
 
     build/bin/kvtier-bench all --quick --json bench.json
     tools/quickstart --json quickstart.json
-    tools/bench/summary.py bench.json [quickstart.json] > docs/benchmarks.md
+    build/bin/kvtier-bench replay --json replay.json
+    tools/bench/summary.py bench.json [quickstart.json|- [replay.json]] > docs/benchmarks.md
 """
 import json
 import os
@@ -99,24 +100,31 @@ def story_rows(path):
     yield "bytes | " + ", ".join(f"{name} {value / 2**20:.1f} MiB" for name, value in size.items())
 
 
+def print_figures(path):
+    figures = read_figures(path)
+    print(busy(figures) + "\n")
+    print("| figure | value | ceiling or peer | ratio (range) | goal | | rounds | bench | |\n|---|---|---|---|---|---|---|---|---|")
+    for row in bench_rows(figures):
+        print(row)
+
+
 def main():
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 3, 4):
         sys.exit(__doc__)
     print("# Benchmarks\n")
     print(f"Made by `tools/bench/summary.py`. Machine: {machine()}. Commit {commit()}.\n")
     print((HERE / "notes.md").read_text(encoding="utf-8").strip() + "\n")
     print("## `kvtier-bench all --quick`\n")
     print("One figure by itself: `kvtier-bench NAME --quick`, NAME as in the column *bench*.\n")
-    figures = read_figures(sys.argv[1])
-    print(busy(figures) + "\n")
-    print("| figure | value | ceiling or peer | ratio (range) | goal | | rounds | bench | |\n|---|---|---|---|---|---|---|---|---|")
-    for row in bench_rows(figures):
-        print(row)
-    if len(sys.argv) > 2:
+    print_figures(sys.argv[1])
+    if len(sys.argv) > 2 and sys.argv[2] != "-":
         print("\n## `tools/quickstart --json FILE`\n")
         print("| what | measured |\n|---|---|")
         for row in story_rows(sys.argv[2]):
             print(f"| {row} |")
+    if len(sys.argv) > 3:
+        print("\n## `kvtier-bench replay`\n")
+        print_figures(sys.argv[3])
 
 
 if __name__ == "__main__":
