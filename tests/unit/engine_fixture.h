@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -56,6 +57,31 @@ class EngineFixture : public ::testing::Test {
       seal(sequence, ids,
            static_cast<std::uint32_t>(
                std::min<std::uint64_t>(piece, ids.size() - sequence.tokens_sealed)));
+  }
+  // Fetches everything that the directory shows and compares every row. `*disk`: bytes read for it.
+  void expect_all(sim::SimClient& reader, sim::SimSequence& sequence,
+                  const std::vector<std::uint32_t>& ids, std::uint64_t* disk = nullptr) {
+    const auto hashes = sim::prefix_hashes(ids);
+    const sim::DirectoryView directory = sequence.read_directory();
+    const std::vector<FetchEntry> wanted = sim::SimClient::all_entries(directory, geometry);
+    for (std::size_t at = 0; at < wanted.size(); at += 512) {
+      const auto end =
+          wanted.begin() + static_cast<std::ptrdiff_t>(std::min(wanted.size(), at + 512));
+      const sim::FetchResult got =
+          reader.fetch(sequence, {wanted.begin() + static_cast<std::ptrdiff_t>(at), end});
+      ASSERT_EQ(got.completion.status, 0);
+      ASSERT_EQ(got.completion.count, got.entries.size());
+      if (disk != nullptr) *disk += got.completion.bytes_disk;
+      for (const FetchEntry& entry : got.entries) {
+        ASSERT_EQ(entry.status, 0);
+        for (const DirectoryEntry& where : directory.entries) {
+          if (where.segment != entry.segment) continue;
+          ASSERT_EQ(reader.check_chunk(entry, where, geometry, hashes), "");
+        }
+      }
+      reader.release(got.completion.value0);
+    }
+    world.settle();
   }
   bool close(const sim::SimSequence& sequence) {
     const bool closed = client->control(Json{{"op", "close"}, {"handle", sequence.handle}}).ok();

@@ -4,8 +4,6 @@
 
 #include <cstring>
 
-#include "daemon/reclaim.h"
-#include "kernels/registry.h"
 #include "tests/unit/engine_fixture.h"
 
 namespace kvtier {
@@ -14,37 +12,9 @@ namespace {
 using sim::FetchResult;
 using sim::Reply;
 using sim::SimClient;
-using sim::SimSequence;
 using sim::SimWorld;
 
-class EngineTest : public EngineFixture {
- protected:
-  // Fetches everything that the directory shows and compares every row. `*disk`: bytes read for it.
-  void expect_all(SimClient& reader, SimSequence& sequence, const std::vector<std::uint32_t>& ids,
-                  std::uint64_t* disk = nullptr) {
-    const auto hashes = sim::prefix_hashes(ids);
-    const sim::DirectoryView directory = sequence.read_directory();
-    const std::vector<FetchEntry> wanted = SimClient::all_entries(directory, geometry);
-    for (std::size_t at = 0; at < wanted.size(); at += 512) {
-      const auto end =
-          wanted.begin() + static_cast<std::ptrdiff_t>(std::min(wanted.size(), at + 512));
-      const FetchResult got =
-          reader.fetch(sequence, {wanted.begin() + static_cast<std::ptrdiff_t>(at), end});
-      ASSERT_EQ(got.completion.status, 0);
-      ASSERT_EQ(got.completion.count, got.entries.size());
-      if (disk != nullptr) *disk += got.completion.bytes_disk;
-      for (const FetchEntry& entry : got.entries) {
-        ASSERT_EQ(entry.status, 0);
-        for (const DirectoryEntry& where : directory.entries) {
-          if (where.segment != entry.segment) continue;
-          ASSERT_EQ(reader.check_chunk(entry, where, geometry, hashes), "");
-        }
-      }
-      reader.release(got.completion.value0);
-    }
-    world.settle();
-  }
-};
+class EngineTest : public EngineFixture {};
 
 TEST_F(EngineTest, SealedTokensComeBackFromMemory) {
   const auto ids = make_ids(300);
@@ -233,40 +203,6 @@ TEST_F(EngineTest, PrivateSequencesNeverTouchTheDisk) {
   EXPECT_TRUE(state().segments.all.empty());
 }
 
-TEST_F(EngineTest, ADamagedChunkIsAMissAndNeverServed) {
-  const auto ids = make_ids(64);
-  {
-    auto sequence = client->create(space, {}, "chat");
-    seal_all(*sequence, ids, 64);
-  }
-  world.crash();
-  const std::string path = "segments/" + world.disk().list("segments")->at(0);
-  world.disk().rot(path, world.disk().size_bytes(path).value() - 4096 + 5, 3);  // in the last chunk
-  restart();
-  auto sequence = client->attach(space, "chat", false);
-  const auto directory = sequence->read_directory();
-  const FetchResult got = client->fetch(*sequence, SimClient::all_entries(directory, geometry));
-  std::size_t misses = 0;
-  const auto hashes = sim::prefix_hashes(ids);
-  for (const FetchEntry& entry : got.entries) {
-    misses += entry.status == static_cast<std::int16_t>(Code::kMiss);
-    if (entry.status == 0) {
-      EXPECT_EQ(client->check_chunk(entry, directory.entries[0], geometry, hashes), "");
-    }
-  }
-  EXPECT_EQ(misses, 1u);
-  EXPECT_EQ(got.completion.count, got.entries.size() - 1);
-  EXPECT_EQ(state().metrics.chunks_bad, 1u);
-  // Nobody is given it as a prefix any more; storing it again heals it.
-  Reply reply;
-  auto again = client->create(space, ids, "", false, &reply);
-  EXPECT_EQ(reply.body["tokens"], 0);
-  seal_all(*again, ids, 64);
-  auto third = client->create(space, ids, "", false, &reply);
-  EXPECT_EQ(reply.body["tokens"], 64);
-  expect_all(*client, *third, ids);
-}
-
 TEST_F(EngineTest, EvictionUnderASmallArenaAndJoinedReads) {
   sim::SimWorldOptions small;
   small.host_bytes = 2ull << 20;
@@ -371,75 +307,6 @@ TEST_F(EngineTest, MalformedRequestsAreRefusedAndTheRingGoesOn) {
   EXPECT_EQ(client->wait(client->submit(request)).status, 0) << "a no-op still completes";
 }
 
-TEST_F(EngineTest, FailedSealsChangeNothing) {
-  const auto ids = make_ids(50);
-  auto sequence = client->create(space, {}, "chat");
-  client->append(*sequence, geometry, ids, 0, 50);
-  for (const char* point :
-       {"seal.copied", "seal.written", "seal.synced", "seal.directory_synced", "seal.published"}) {
-    ASSERT_TRUE(arm_faults(std::string(point) + "=fail"));
-    EXPECT_EQ(client->seal(*sequence).status, static_cast<std::int32_t>(Code::kIo)) << point;
-    world.settle();
-    EXPECT_EQ(sequence->read_directory().tokens, 0u) << point;
-    EXPECT_TRUE(world.disk().list("segments")->empty()) << point;
-    EXPECT_EQ(state().arena->stats().used_bytes, 0u) << point;
-  }
-  for (const char* point : {"commit.appended", "commit.synced", "log.created"}) {
-    ASSERT_TRUE(arm_faults(std::string(point) + "=fail"));
-    EXPECT_EQ(client->commit(*sequence).status, static_cast<std::int32_t>(Code::kIo)) << point;
-  }
-  ASSERT_TRUE(arm_faults(""));
-  EXPECT_EQ(client->commit(*sequence).value1, 50u);
-  ASSERT_EQ(client->seal(*sequence).status, 0);
-  expect_all(*client, *sequence, ids);
-  EXPECT_TRUE(world.disk().list("logs")->empty());
-}
-
-TEST_F(EngineTest, AbstractsComeBackFromSidecarsAndAreRebuilt) {
-  const auto want_boxes = [&](const SimSequence& sequence) {
-    const Reply reply = client->control(
-        Json{{"op", "abstract_want"}, {"handle", sequence.handle}, {"abstract", "box/pages:16"}});
-    ASSERT_TRUE(reply.ok());
-    EXPECT_EQ(reply.body["lane"], 0u);
-  };
-  const auto ids = make_ids(100);
-  {
-    auto sequence = client->create(space, {}, "chat");
-    seal_all(*sequence, ids, 100);
-    world.settle();
-    want_boxes(*sequence);
-    world.settle();
-    EXPECT_NE(sequence->read_directory().entries[0].abstract_offsets[0], kNoAbstract);
-  }
-  const AbstractLayout layout(geometry, *parse_abstract_spec("box/pages:16"), 100, 7);
-  std::vector<std::byte> first;
-  for (int round = 0; round < 3; ++round) {
-    world.settle();
-    world.kill();
-    if (round == 2) {
-      const std::string path = "sidecars/" + world.disk().list("sidecars")->at(0);
-      ASSERT_TRUE(world.disk().unlink(path));
-    }
-    restart();
-    auto sequence = client->attach(space, "chat", false);
-    EXPECT_EQ(sequence->read_directory().entries[0].abstract_offsets[0], kNoAbstract);
-    want_boxes(*sequence);
-    world.settle();
-    const std::uint64_t offset = sequence->read_directory().entries[0].abstract_offsets[0];
-    ASSERT_NE(offset, kNoAbstract) << round;
-    std::vector<std::byte> bytes(client->abstracts() + offset,
-                                 client->abstracts() + offset + layout.size_bytes());
-    if (round == 0) first = bytes;
-    EXPECT_EQ(bytes, first) << round;
-    EXPECT_EQ(state().metrics.abstracts_loaded, round == 2 ? 0u : 1u);
-    EXPECT_EQ(state().metrics.abstracts_rebuilt, round == 2 ? 1u : 0u);
-    client.reset();
-    EXPECT_EQ(state().abstracts->used_bytes(), 0u);
-  }
-  // Boxes hold their keys: K of token 0, layer 0, head 0 lies inside unit 0's box.
-  EXPECT_EQ(first.size(), layout.size_bytes());
-}
-
 // What the client sends must go on where the stored tokens end: else its half before was not
 // sealed.
 TEST_F(EngineTest, TokensThatDoNotFollowAreRefused) {
@@ -460,60 +327,7 @@ TEST_F(EngineTest, TokensThatDoNotFollowAreRefused) {
   expect_all(*client, *sequence, ids);
 }
 
-TEST_F(EngineTest, RemovedSequencesFreeTheirDisk) {
-  const auto ids = make_ids(200);
-  auto trunk = client->create(space, {}, "trunk");
-  seal_all(*trunk, ids, 100);
-  Reply reply = client->control(Json{{"op", "fork"},
-                                     {"space", space},
-                                     {"name", "trunk"},
-                                     {"tokens", 100},
-                                     {"new_name", "branch"}});
-  ASSERT_TRUE(reply.ok());
-  EXPECT_EQ(client->control(Json{{"op", "rm"}, {"target", "trunk"}}).status.code, Code::kBusy);
-  ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", trunk->handle}}).ok());
-  reply = client->control(Json{{"op", "rm"}, {"target", "trunk"}, {"wipe", true}});
-  ASSERT_TRUE(reply.ok());
-  EXPECT_GT(reply.body["bytes_freed"].get<std::uint64_t>(), 0u);
-  world.settle();
-  EXPECT_EQ(world.disk().list("segments")->size(), 1u);
-  crash();
-  EXPECT_EQ(client->attach(space, "trunk", false), nullptr);
-  auto branch = client->attach(space, "branch", false);
-  ASSERT_NE(branch, nullptr);
-  expect_all(*client, *branch, ids);
-  EXPECT_EQ(state().metrics.segments_missing, 0u);
-}
-
 // A wiped file is never served again: not what continues it either, and not after a crash.
-TEST_F(EngineTest, WipedTokensAreNoCacheForOthers) {
-  const auto ids = make_ids(150);
-  auto chat = client->create(space, {}, "chat");
-  seal_all(*chat, ids, 50);
-  // The third segment stays as a cache without a sequence.
-  ASSERT_TRUE(
-      client->control(Json{{"op", "truncate"}, {"handle", chat->handle}, {"tokens", 90}}).ok());
-  chat->tokens_sealed = 90;
-  chat->half = 0;
-  client->append(*chat, geometry, ids, 90, 5);
-  ASSERT_EQ(client->commit(*chat).status, 0);
-  ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", chat->handle}}).ok());
-  world.settle();
-  EXPECT_EQ(world.disk().list("segments")->size(), 3u);
-  EXPECT_EQ(world.disk().list("logs")->size(), 1u);
-  ASSERT_TRUE(client->control(Json{{"op", "rm"}, {"target", "chat"}, {"wipe", true}}).ok());
-  world.settle();
-  for (const char* folder : {"segments", "sidecars", "logs"})
-    EXPECT_TRUE(world.disk().list(folder)->empty()) << folder;
-  Reply reply;
-  ASSERT_NE(client->create(space, ids, "next", false, &reply), nullptr);
-  EXPECT_EQ(reply.body["tokens"].get<std::uint64_t>(), 0u);
-  crash();
-  EXPECT_EQ(state().metrics.segments_missing, 0u);
-  ASSERT_NE(client->create(space, ids, "again", false, &reply), nullptr);
-  EXPECT_EQ(reply.body["tokens"].get<std::uint64_t>(), 0u);
-}
-
 TEST_F(EngineTest, TokensRenamePinAndStop) {
   const auto ids = make_ids(150);
   auto sequence = client->create(space, {}, "chat");
@@ -542,41 +356,6 @@ TEST_F(EngineTest, TokensRenamePinAndStop) {
   world.engine().drain([&] { drained = true; });
   world.settle();
   EXPECT_TRUE(drained);
-}
-
-TEST_F(EngineTest, DiskLimitEvictsUnusedSegmentsSuffixFirst) {
-  const auto old_ids = make_ids(256, 1);
-  {
-    auto old = client->create(space, {}, "old");
-    seal_all(*old, old_ids, 128);
-    ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", old->handle}}).ok());
-  }
-  auto& segments = state().segments.all;
-  ASSERT_EQ(segments.size(), 2u);
-  // Without its sequence it stays as a cache of prefixes.
-  StoredSequence& stored = *find_sequence_by_name(state(), "old");
-  bool removed = false;
-  remove_sequence(state(), stored, LogFile::kUnlink,
-                  [&](Result<void> result) { removed = result.has_value(); });
-  world.settle();
-  ASSERT_TRUE(removed);
-  ASSERT_EQ(segments.size(), 2u);
-  state().options.disk_bytes_max = store_bytes(state()) + 4096;
-  const auto ids = make_ids(128, 2);
-  auto sequence = client->create(space, {}, "new");
-  seal_all(*sequence, ids, 128);
-  world.settle();
-  EXPECT_EQ(segments.size(), 2u);
-  EXPECT_EQ(state().metrics.segments_evicted, 1u);
-  Reply reply;
-  auto prefix = client->create(space, old_ids, "", false, &reply);
-  EXPECT_EQ(reply.body["tokens"], 128) << "the prefix is still there, its suffix went";
-  // Now everything is in use: no room.
-  client->append(*sequence, geometry, make_ids(256, 2), 128, 128);
-  state().options.disk_bytes_max = store_bytes(state());
-  EXPECT_EQ(client->seal(*sequence).status, static_cast<std::int32_t>(Code::kNoSpace));
-  state().options.disk_bytes_max = 1ull << 30;
-  EXPECT_EQ(client->seal(*sequence).status, 0);
 }
 
 TEST_F(EngineTest, CancelledFetchesCompleteOnceAndGiveEverythingBack) {
