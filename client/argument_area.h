@@ -22,9 +22,11 @@ class ArgumentArea {
   static constexpr std::uint32_t kSmallBlocks = 1024;
   static_assert(kLargeBlocks * kLargeBytes + kSmallBlocks * kSmallBytes <= kArgumentBytes);
 
-  // Offset of a free block that holds `size_bytes` (at most kLargeBytes), or nothing.
-  [[nodiscard]] std::optional<std::uint64_t> take(std::uint64_t size_bytes) noexcept {
+  // Offset of a free block that holds `size_bytes` (at most kLargeBytes), or nothing. `spare`: half
+  // of the large blocks are left to those that must have one.
+  [[nodiscard]] std::optional<std::uint64_t> take(std::uint64_t size_bytes, bool spare) noexcept {
     if (size_bytes <= kSmallBytes) return take_from(&small_, kSmallBytes, kSmallBase);
+    if (spare && large_.count() >= kLargeBlocks / 2) return std::nullopt;
     return take_from(&large_, kLargeBytes, 0);
   }
   void give_back(std::uint64_t offset) noexcept {

@@ -1,5 +1,6 @@
 // The C interface: views.
 #include <algorithm>
+#include <cstddef>
 
 #include "client/c_abi.h"
 #include "client/preset_files.h"
@@ -75,12 +76,27 @@ kvt_status kvt_view_attend(kvt_view* view, uint32_t layer, uint32_t queries, con
   });
 }
 
+kvt_status kvt_view_look_ahead(kvt_view* view, uint32_t layer, const float* q, float scale) {
+  return kvtier::guarded([&]() -> Result<void> {
+    KVT_TRY_VOID(kvtier::check_pointers(view, q));
+    KVT_TRY_VOID(view->object->sequence().space().client().check_process());
+    return view->object->look_ahead(layer, q, scale);
+  });
+}
+
+int kvt_view_looks_ahead(const kvt_view* view) {
+  return view != nullptr && view->object->looks_ahead() ? 1 : 0;
+}
+
 kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
   return kvtier::guarded([&]() -> Result<void> {
     KVT_TRY_VOID(kvtier::check_pointers(view, out));
     KVT_TRY_VOID(view->object->sequence().space().client().check_process());
-    // `struct_size` says how much of the struct the caller knows; 0 counts as all of this version.
-    const uint32_t size = out->struct_size == 0 ? uint32_t{sizeof *out} : out->struct_size;
+    // `struct_size` says how much of the struct the caller knows; 0 counts as all of the first
+    // version, which ended with mass_sum: more would be written behind an older caller's struct.
+    constexpr uint32_t kFirstVersionBytes = offsetof(kvt_view_stats, rows_base);
+    static_assert(kFirstVersionBytes == 120);
+    const uint32_t size = out->struct_size == 0 ? kFirstVersionBytes : out->struct_size;
     if (size < 2 * sizeof(uint32_t))
       return kvtier::error(kvtier::Code::kInvalid, "struct_size is not set");
     const kvtier::ViewStats from = view->object->stats();
@@ -99,7 +115,16 @@ kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
                                 from.units_scored,
                                 from.units_missing,
                                 from.rows_selected,
-                                from.mass_sum};
+                                from.mass_sum,
+                                from.rows_base,
+                                from.rows_refined,
+                                from.steps_refined,
+                                from.base_bytes,
+                                from.base_mass_sum,
+                                from.base_error_sum,
+                                from.steps_repeated,
+                                from.steps_waited,
+                                from.rows_waited};
     std::memcpy(out, &all, std::min<std::size_t>(size, sizeof all));
     return {};
   });

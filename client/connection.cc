@@ -318,7 +318,7 @@ Result<std::uint64_t> Connection::take_arguments(std::uint64_t size_bytes, bool 
                                                  const Deadline& deadline) {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
-    if (const auto offset = area_.take(size_bytes)) return *offset;
+    if (const auto offset = area_.take(size_bytes, !block)) return *offset;
     if (lost()) return lost_error();
     if (!block) return error(Code::kBusy);
     if (!wait_turn(&lock, deadline)) return error(Code::kDaemonLost, "the daemon is stopped");

@@ -64,7 +64,8 @@ class Connection {
   // its block, or none.
   void abandon(Ticket ticket) noexcept;
 
-  // A block of the argument area. With `block` false kBusy where none is free; else waits for one.
+  // A block of the argument area. With `block` false kBusy where few are free, so that what can be
+  // left out takes none from what cannot; else waits for one.
   [[nodiscard]] Result<std::uint64_t> take_arguments(std::uint64_t size_bytes, bool block,
                                                      const Deadline& deadline);
   void give_arguments_back(std::uint64_t offset) noexcept;

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "client/ipc/deadline.h"
 #include "client/ipc/shared_copy.h"
@@ -51,6 +52,15 @@ Result<bool> Directory::refresh() {
       return error(Code::kDaemonLost, "the daemon does not finish its directory");
     ::sched_yield();
   }
+}
+
+bool Directory::moved() const noexcept {
+  const auto* header = reinterpret_cast<const DirectoryHeader*>(memory_.data());
+#ifndef __SANITIZE_THREAD__  // which knows no fences
+  // What was read before stays before: those reads are plain.
+  std::atomic_thread_fence(std::memory_order_acquire);
+#endif
+  return header->version.load(std::memory_order_relaxed) != version_;
 }
 
 Result<bool> Directory::copy() {

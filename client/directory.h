@@ -23,6 +23,10 @@ class Directory {
   // contradicts itself.
   [[nodiscard]] Result<bool> refresh();
 
+  // The daemon has changed it since it was copied. What was read before this call from the memory
+  // that the copy names is sound where it says no.
+  [[nodiscard]] bool moved() const noexcept;
+
   [[nodiscard]] std::uint64_t tokens() const noexcept { return tokens_; }
   // Another number whenever the copy is another one.
   [[nodiscard]] std::uint64_t version() const noexcept { return version_; }

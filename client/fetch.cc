@@ -13,15 +13,30 @@ constexpr std::uint64_t kSubmitMs = 10'000;
 
 Result<Fetch> Fetch::submit(std::shared_ptr<Connection> connection, std::uint32_t handle,
                             std::span<const FetchEntry> entries, Priority priority, bool block) {
+  Submission submission{};
+  submission.op = static_cast<std::uint16_t>(Op::kFetch);
+  submission.priority = static_cast<std::uint8_t>(priority);
+  submission.sequence = handle;
+  return send(std::move(connection), submission, entries, block);
+}
+
+void Fetch::prefetch(std::shared_ptr<Connection> connection, std::uint32_t handle,
+                     std::span<const FetchEntry> entries) noexcept {
+  Submission submission{};
+  submission.op = static_cast<std::uint16_t>(Op::kPrefetch);
+  submission.priority = static_cast<std::uint8_t>(Priority::kPrefetch);
+  submission.sequence = handle;
+  // Abandoned at once: its arguments come back when the daemon is done with them.
+  static_cast<void>(send(std::move(connection), submission, entries, false));
+}
+
+Result<Fetch> Fetch::send(std::shared_ptr<Connection> connection, Submission submission,
+                          std::span<const FetchEntry> entries, bool block) {
   const Deadline deadline = Deadline::after_ms(kSubmitMs);
   KVT_TRY(const std::uint64_t arguments,
           connection->take_arguments(ArgumentArea::kLargeBytes, block, deadline));
   std::memcpy(connection->arguments(arguments), entries.data(), entries.size_bytes());
   Fetch fetch(std::move(connection), arguments, entries.size());
-  Submission submission{};
-  submission.op = static_cast<std::uint16_t>(Op::kFetch);
-  submission.priority = static_cast<std::uint8_t>(priority);
-  submission.sequence = handle;
   submission.argument_offset = arguments;
   submission.count = static_cast<std::uint32_t>(entries.size());
   KVT_TRY(fetch.ticket_, fetch.connection_->submit(submission, deadline));

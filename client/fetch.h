@@ -16,11 +16,17 @@ class Fetch {
                                             std::uint32_t handle,
                                             std::span<const FetchEntry> entries, Priority priority,
                                             bool block);
+  // Asks the daemon to have these chunks in memory, behind what anybody waits for. Does not wait;
+  // what cannot be asked for now is not asked for. At most limits().fetch_entries.
+  static void prefetch(std::shared_ptr<Connection> connection, std::uint32_t handle,
+                       std::span<const FetchEntry> entries) noexcept;
   Fetch(Fetch&& other) noexcept;
   Fetch& operator=(Fetch&&) = delete;
   // Gives the lease back; abandons what has not completed.
   ~Fetch();
 
+  // wait() will not block.
+  [[nodiscard]] bool ready() const { return connection_->poll(ticket_); }
   // Waits for the end. Then the entries have their statuses, and chunks with kOk may be read until
   // release(). kFull: nothing is leased, ask for less.
   [[nodiscard]] Result<void> wait(const Deadline& deadline);
@@ -32,6 +38,8 @@ class Fetch {
   void release() noexcept;
 
  private:
+  static Result<Fetch> send(std::shared_ptr<Connection> connection, Submission submission,
+                            std::span<const FetchEntry> entries, bool block);
   Fetch(std::shared_ptr<Connection> connection, std::uint64_t arguments, std::size_t count)
       : connection_(std::move(connection)), arguments_(arguments), count_(count) {}
 

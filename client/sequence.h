@@ -97,6 +97,13 @@ class Sequence {
   // Says which rows a selection took (at most kFetchEntriesMax entries, their masks). Never waits:
   // a hint, and false where it could not be given. `after_prompt`: the first of them.
   bool touch(std::span<const FetchEntry> entries, bool after_prompt);
+  // Somebody will wait for it; now nobody does. kBusy where no request can be made at once.
+  [[nodiscard]] Result<Fetch> fetch(std::span<const FetchEntry> entries) const {
+    return Fetch::submit(connection_, handle_, entries, Priority::kDemand, false);
+  }
+  void prefetch(std::span<const FetchEntry> entries) const noexcept {
+    Fetch::prefetch(connection_, handle_, entries);
+  }
   // Abstracts of what is stored, as the daemon sees it now. `segments` without a place in `ready`
   // or `failed` are being built or loaded. kStale where it was closed.
   struct AbstractProgress {
@@ -106,6 +113,10 @@ class Sequence {
     std::uint64_t codebook_offset = UINT64_MAX;
     bool codebook_missing = false;  // the space has none: calibrate()
     bool codebook_coming = false;   // it is being read or trained
+    // Nothing more comes by waiting.
+    [[nodiscard]] bool settled() const noexcept {
+      return ready + failed >= segments && !codebook_coming;
+    }
   };
   [[nodiscard]] Result<AbstractProgress> want_abstracts(const AbstractSpec& spec);
   [[nodiscard]] Result<AbstractProgress> abstract_progress(std::uint32_t lane);

@@ -10,8 +10,9 @@
 #include "kernels/registry.h"
 
 namespace kvtier {
-
 namespace {
+
+constexpr int kMovedMax = 8;  // a rebuild moves them once per segment, and takes its time
 
 // The preset and the budget that the model's profile names, where the caller does not.
 Result<void> take_profile(const std::string& model, ViewOptions* options) {
@@ -56,8 +57,11 @@ View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, Prese
       options_(options),
       preset_(std::move(preset)),
       kernels_(kernels),
-      selector_(kernels, &preset_) {
+      selector_(kernels, &preset_),
+      units_(preset_.abstract),
+      base_(preset_.precision) {
   observer_ = sequence_->add_observer([this](std::uint64_t length) {
+    forget_coming();
     for (auto& [layer, caches] : caches_)
       for (SlotCache& cache : caches) cache.truncate(length);
     for (auto& [layer, query] : layer_queries_) query.forget();
@@ -130,7 +134,19 @@ Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const floa
       return error_with(Code::kInvalid,
                         "%u queries over %llu tokens of layer %u: write the rows first", queries,
                         static_cast<unsigned long long>(step.visible), layer);
+    step.attempt = attempt;
+    const ViewStats before = stats_;
     const auto done = run_step(step);
+    if (done && stats_.rows_base != before.rows_base) {
+      KVT_TRY(const bool moved, base_moved());
+      if (moved) {
+        discard_attempt(before);
+        if (attempt < kMovedMax) continue;
+        return error(Code::kBusy,
+                     "base renditions move faster than they can be read: try again when kvtier "
+                     "reindex is done, or use a preset without a precision");
+      }
+    }
     if (done || done.error().code != Code::kDaemonLost || attempt > 0 ||
         !sequence_->connection()->lost())
       return done;
@@ -148,12 +164,25 @@ Result<void> View::run_step(const AttendStep& step) {
     prompted_ = true;
     steps_to_touch_.clear();
   }
+  KVT_TRY_VOID(attend_tail(step));
   if (sequence_->tail_first() != 0) {
     KVT_TRY_VOID(exact ? attend_sealed(step) : attend_budget(step));
   }
-  KVT_TRY_VOID(attend_tail(step));
   ++stats_.steps;
   return {};
+}
+
+void View::discard_attempt(const ViewStats& before) noexcept {
+  ViewStats kept = before;
+  kept.rows_fetched = stats_.rows_fetched;
+  kept.rows_refined = stats_.rows_refined;  // in the slot caches from here on
+  kept.chunks_fetched = stats_.chunks_fetched;
+  kept.bytes_host = stats_.bytes_host;
+  kept.bytes_disk = stats_.bytes_disk;
+  kept.wait_ns = stats_.wait_ns;
+  kept.rows_waited = stats_.rows_waited;
+  kept.steps_repeated = before.steps_repeated + 1;
+  stats_ = kept;
 }
 
 ViewStats View::stats() const {
@@ -168,10 +197,23 @@ ViewStats View::stats() const {
       (entries_.capacity() + touches_.capacity()) * sizeof(FetchEntry) +
       first_wanted_.capacity() * sizeof(std::uint32_t) +
       (sources_.capacity() + targets_.capacity() + pages_.capacity()) * sizeof(std::uint64_t) +
+      (places_.capacity() + cold_.capacity()) * sizeof(std::uint32_t) +
       (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity()) *
           sizeof(float);
-  for (std::size_t i = 0; i < segment_layouts_.size(); ++i)
-    if (segment_layouts_[i] != nullptr) out.abstract_bytes += segment_layouts_[i]->size_bytes();
+  for (const auto& [layer, coming] : coming_)
+    out.client_bytes += coming.rows.capacity() * sizeof(WantedRow) +
+                        coming.first.capacity() * sizeof(std::uint32_t);
+  for (const auto& [layer, heads] : chosen_)
+    for (const ChosenRows& rows : heads)
+      out.client_bytes += (rows.tokens.capacity() + rows.behind.capacity()) * sizeof(std::uint32_t);
+  for (const MixedRows& rows : mixed_)
+    out.client_bytes += (rows.exact.capacity() + rows.base.capacity() + rows.hot.capacity()) *
+                            sizeof(std::uint32_t) +
+                        (rows.logits.capacity() + rows.total.capacity() + rows.out.capacity() +
+                         rows.lse.capacity() + rows.hot_lse.capacity()) *
+                            sizeof(float);
+  out.abstract_bytes = units_.mapped_bytes();
+  out.base_bytes = base_.mapped_bytes();
   return out;
 }
 

@@ -5,13 +5,14 @@
 // see which of them the slot caches lack, fetch the chunks of those with one request for all heads,
 // copy the rows, release; then attend over slot cache and tail, merged by log-sum-exp. Without one,
 // and for several queries, stored chunks stream by in batches and are attended to where they lie
-// (view_exact.cc). Memory does not grow with the sequence but for tables of 4 bytes per unit and 32
-// per segment. One thread at a time, together with its sequence.
+// (view_exact.cc). With a precision, chosen rows that the slot caches lack are attended to where
+// their base rendition lies mapped, and of these only the few that have much of the mass are
+// fetched (view_precision.cc). Memory does not grow with the sequence but for tables of 4 bytes per
+// unit and 32 per segment. One thread at a time, together with its sequence.
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,6 +21,7 @@
 
 #include "client/device/slot_cache.h"
 #include "client/ipc/deadline.h"
+#include "client/mapped_lane.h"
 #include "client/retrieval/selector.h"
 #include "client/retrieval/trigger.h"
 #include "client/sequence.h"
@@ -57,6 +59,15 @@ struct ViewStats {
   std::uint64_t units_missing = 0;  // scored without an abstract
   std::uint64_t rows_selected = 0;  // beside sinks and window
   double mass_sum = 0.0;            // of the selections: estimated share of the mass that they hold
+  std::uint64_t rows_base = 0;      // attended from their base rendition
+  std::uint64_t rows_refined = 0;   // above the preset's share of the mass, so fetched exactly
+  std::uint64_t steps_refined = 0;  // that waited for such rows
+  std::uint64_t base_bytes = 0;     // of the mapped base renditions
+  double base_mass_sum = 0.0;       // of the steps: share of the mass from base renditions
+  double base_error_sum = 0.0;      // of refined rows: how far off their base logits were
+  std::uint64_t steps_repeated = 0;  // base renditions were moved while they were read
+  std::uint64_t steps_waited = 0;    // rows had to come from the daemon first
+  std::uint64_t rows_waited = 0;     // such rows
 };
 
 // What one attend call is about.
@@ -68,6 +79,7 @@ struct AttendStep {
   float* out = nullptr;       // [queries][query_heads][v_dim]
   float* lse = nullptr;       // [queries][query_heads]
   std::uint64_t visible = 0;  // tokens that the last query sees
+  int attempt = 0;            // above 0: the same step once more
   std::uint32_t kv_heads = 0;
   std::uint32_t group = 0;  // query heads per KV head
   std::uint32_t dim = 0;
@@ -91,6 +103,11 @@ class View {
   // kvt_view_attend. `lse` may be null.
   [[nodiscard]] Result<void> attend(std::uint32_t layer, std::uint32_t queries, const float* q,
                                     float scale, float* out, float* lse);
+  // kvt_view_look_ahead. Never waits; nothing of it fails but what the caller got wrong.
+  [[nodiscard]] Result<void> look_ahead(std::uint32_t layer, const float* q, float scale);
+  [[nodiscard]] bool looks_ahead() const noexcept {
+    return wants_abstracts() && preset_.fetch == FetchKind::kAhead;
+  }
   [[nodiscard]] ViewStats stats() const;
   [[nodiscard]] Sequence& sequence() const noexcept { return *sequence_; }
 
@@ -103,12 +120,37 @@ class View {
     std::uint32_t place = 0;  // token in the chunk
   };
 
+  // Rows of a layer that come before the step that wants them: the slot caches wait for them.
+  struct ComingRows {
+    std::optional<Fetch> fetch;
+    std::vector<WantedRow> rows;
+    std::vector<std::uint32_t> first;  // of `rows`, per entry, and one past the end
+  };
+
+  // With a precision, what one KV head of a layer remembers from step to step.
+  struct ChosenRows {
+    std::vector<std::uint32_t> tokens;  // of the last selection, ascending, kept ones included
+    std::vector<std::uint32_t> behind;  // of them, those that must be exact from the next step on
+  };
+  // And what it attends to in one step.
+  struct MixedRows {
+    std::vector<std::uint32_t> exact;  // kept, in the slot cache, or without a base rendition
+    std::vector<std::uint32_t> base;   // the others
+    std::vector<std::uint32_t> hot;    // of `base`, those that must be exact
+    std::vector<float> logits;         // [group][base]
+    std::vector<float> total;          // of the step: logarithm of the mass, [group]
+    std::vector<float> out, lse;       // over `base`: [group][v_dim], [group]
+    std::vector<float> hot_lse;        // over `hot`, as the base has them
+  };
+
   View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, Preset preset,
        const KernelTable* kernels);
 
   Result<AttendStep> check_step(std::uint32_t layer, std::uint32_t queries, const float* q,
                                 float scale, float* out, float* lse);
   Result<void> run_step(const AttendStep& step);
+  // The attempt counts for nothing; what it fetched was fetched all the same.
+  void discard_attempt(const ViewStats& before) noexcept;
 
   // view_budget.cc
   Result<void> attend_budget(const AttendStep& step);
@@ -123,17 +165,60 @@ class View {
                            std::vector<SlotCache>* caches);
   Result<void> take_for_all(const AttendStep& step, const Selection& selection, LayerQuery* query,
                             std::vector<SlotCache>* caches);
-  SelectInput select_input(const AttendStep& step, const LayerQuery& query, std::uint32_t head);
+  // `vectors`: [query_heads][dim].
+  SelectInput select_input(const AttendStep& step, const float* vectors, std::uint32_t head);
+  [[nodiscard]] std::array<TokenRange, 2> kept_ranges() const noexcept;
   Result<void> take_selection(const AttendStep& step, std::uint32_t head,
                               const Selection& selection, SlotCache* cache);
+  // Rows [0, row_count) of the cache's selection.
+  Result<void> attend_cached(const AttendStep& step, std::uint32_t head, const SlotCache& cache);
   void want_rows(const AttendStep& step, std::uint32_t head, const SlotCache::Missing& missing);
+  // What is wanted, by chunks, into entries_ and first_wanted_.
+  void list_entries(const AttendStep& step);
   Result<void> fetch_rows(const AttendStep& step, std::vector<SlotCache>* caches);
   Result<void> gather(const AttendStep& step, const Fetch& fetch, std::uint64_t first_entry,
                       std::uint64_t entries, std::vector<SlotCache>* caches);
   Result<void> flush_gather(const LayerGeometry& shape, SlotCache* cache);
+  // Memory gives rows, a disk chunks: where chunks had to be read, neighbours are worth taking.
+  void account(const AttendStep& step, const FetchTally& tally) noexcept;
+
+  // view_ahead.cc
+  // Sends for the rows that `vectors` choose and the layer's slot caches lack.
+  void send_for(const AttendStep& step, const float* vectors);
+  // Rows that were sent for and have come, of all layers.
+  void collect_coming();
+  // Those of the layer are in the slot caches afterwards, or are not: then the step fetches those
+  // that it wants. True: it had to wait for them.
+  bool take_coming(std::uint32_t layer);
+  void end_coming(std::uint32_t layer, ComingRows* coming);
+  // Before the caches are told of anything else.
+  void forget_coming() noexcept;
+
+  // view_precision.cc
+  [[nodiscard]] bool has_base() const noexcept {
+    return wants_abstracts() && !preset_.precision.none();
+  }
+  // Chosen rows of all heads: which are exact now, which come from the base rendition; the exact
+  // ones become the caches' selection.
+  Result<void> split_rows(const AttendStep& step, std::vector<SlotCache>* caches);
+  void split_head(const AttendStep& step, const SlotCache& cache, ChosenRows* chosen,
+                  MixedRows* mixed);
+  // After exact rows and tail: base renditions, and what of them must be exact.
+  Result<void> attend_base_rows(const AttendStep& step, std::vector<SlotCache>* caches);
+  Result<void> attend_base(const AttendStep& step, std::uint32_t head,
+                           std::span<const std::uint32_t> tokens, bool logits, MixedRows* mixed);
+  void find_hot(const AttendStep& step, std::uint32_t head, MixedRows* mixed);
+  // The hot rows of all heads are remembered for the next step, and their chunks asked for.
+  void refine_behind(const AttendStep& step);
+  // The hot rows of all heads, exactly; the base anew without them.
+  Result<void> refine(const AttendStep& step, std::vector<SlotCache>* caches);
+  Result<void> merge_group(const AttendStep& step, std::uint32_t head, const float* out,
+                           const float* lse);
+  // The base renditions that the step has read were moved meanwhile.
+  Result<bool> base_moved();
 
   // view_abstracts.cc
-  // Tells the daemon which abstracts the view wants.
+  // Tells the daemon which abstracts and base renditions the view wants.
   [[nodiscard]] bool wants_abstracts() const noexcept {
     return options_.budget != 0 && !preset_.abstract.none();
   }
@@ -185,15 +270,15 @@ class View {
   std::unordered_map<std::uint32_t, std::vector<SlotCache>>
       caches_;                                                   // by layer; one cache per KV head
   std::unordered_map<std::uint32_t, LayerQuery> layer_queries_;  // by layer
+  std::unordered_map<std::uint32_t, ComingRows> coming_;         // by layer
   std::unordered_map<std::uint32_t, std::uint32_t> steps_to_touch_;  // by layer
   bool prompted_ = true;  // no touch was sent since several queries came at once
   // The last fetch was read from disk in large part; so is the first one, as far as one knows.
   bool from_disk_ = true;
 
-  // The abstracts: their lane on the connection that was told, and of each segment of the directory
-  // as last seen its layout (null: not there).
+  // The abstracts, and the base renditions of a precision, on the connection that was told.
   std::weak_ptr<Connection> told_;
-  std::uint32_t lane_ = 0;
+  MappedLane units_, base_;
   bool begun_ = false;                       // it has chosen on this connection
   bool waited_in_vain_ = false;              // abstracts did not come in time: not waited for again
   std::uint64_t calibration_failed_at_ = 0;  // stored tokens; 0: it never failed
@@ -201,9 +286,8 @@ class View {
   const std::byte* codebook_ = nullptr;  // as mapped; null: not there
   std::optional<CodebookLayout> codebook_layout_;
   HeadCodebook head_codebook_;
-  std::uint64_t seen_version_ = UINT64_MAX;                                    // of the directory
-  std::map<std::pair<std::uint32_t, std::uint32_t>, AbstractLayout> layouts_;  // by tokens, units
-  std::vector<const AbstractLayout*> segment_layouts_;
+  std::uint64_t seen_version_ = UINT64_MAX;                            // of the directory
+  std::unordered_map<std::uint32_t, std::vector<ChosenRows>> chosen_;  // by layer, then KV head
 
   // Scratch, reused.
   std::array<TokenRange, 2> kept_;
@@ -216,6 +300,8 @@ class View {
   std::vector<std::uint32_t> first_wanted_;  // per entry, and one past the end
   std::vector<std::uint64_t> sources_, targets_;
   std::vector<std::uint64_t> pages_;
+  std::vector<std::uint32_t> places_, cold_;
+  std::vector<MixedRows> mixed_;  // by KV head
   std::vector<float> q_block_, out_block_, lse_block_, lse_;
 };
 

@@ -11,12 +11,14 @@ namespace kvtier {
 namespace {
 
 constexpr std::uint32_t kSentence = 2;  // boundary class in token flags
-constexpr std::chrono::milliseconds kPauseMax{50};
+// How long between two looks at what has come: an eighth of what was waited so far.
+constexpr std::chrono::milliseconds kPauseMin{1}, kPauseMax{50};
 
 }  // namespace
 
-// A view asks for its abstracts when it begins to choose, and again on every new connection. Where
-// a space has no codebook for its codes yet, the view has it trained from what is stored.
+// A view asks for its abstracts, and for its base renditions, when it begins to choose, and again
+// on every new connection. Where a space has no codebook for its codes yet, the view has it trained
+// from what is stored.
 Result<void> View::want_abstracts() {
   const std::shared_ptr<Connection> connection = sequence_->connection();
   KVT_TRY(Sequence::AbstractProgress progress, sequence_->want_abstracts(preset_.abstract));
@@ -24,8 +26,17 @@ Result<void> View::want_abstracts() {
     calibrate();
     KVT_TRY(progress, sequence_->abstract_progress(progress.lane));
   }
-  lane_ = progress.lane;
+  units_.told(progress.lane);
   take_codebook(progress);
+  if (has_base()) {
+    const auto base = sequence_->want_abstracts(preset_.precision);
+    if (!base) {
+      sequence_->drop_abstracts(units_.lane());
+      units_.forget();
+      return error(base.error());
+    }
+    base_.told(base->lane);
+  }
   told_ = connection;
   seen_version_ = UINT64_MAX;
   begun_ = false;
@@ -50,8 +61,10 @@ void View::take_codebook(const Sequence::AbstractProgress& progress) {
 }
 
 void View::drop_abstracts() noexcept {
-  if (wants_abstracts() && told_.lock() == sequence_->connection() && told_.lock() != nullptr)
-    sequence_->drop_abstracts(lane_);
+  if (!wants_abstracts() || told_.lock() != sequence_->connection() || told_.lock() == nullptr)
+    return;
+  for (const MappedLane* lane : {&units_, &base_})
+    if (lane->is_told()) sequence_->drop_abstracts(lane->lane());
 }
 
 Result<void> View::refresh_abstracts() {
@@ -62,76 +75,60 @@ Result<void> View::refresh_abstracts() {
   if (sequence_->directory().version() == seen_version_) return {};
   read_abstracts();
   const Deadline deadline = Deadline::after_ms(waited_in_vain_ ? 0 : options_.wait_ms);
-  for (auto pause = std::chrono::milliseconds(1); lacks_much();
-       pause = std::min(pause * 2, kPauseMax)) {
-    KVT_TRY(const Sequence::AbstractProgress progress, sequence_->abstract_progress(lane_));
+  const auto begin = std::chrono::steady_clock::now();
+  while (lacks_much()) {
+    KVT_TRY(const Sequence::AbstractProgress progress, sequence_->abstract_progress(units_.lane()));
     if (may_calibrate(progress)) {
       calibrate();
       continue;
     }
     take_codebook(progress);
-    const bool settled =
-        progress.ready + progress.failed >= progress.segments && !progress.codebook_coming;
+    bool settled = progress.settled();
+    if (has_base()) {
+      KVT_TRY(const Sequence::AbstractProgress base, sequence_->abstract_progress(base_.lane()));
+      settled = settled && base.settled();
+    }
     KVT_TRY_VOID(sequence_->refresh(Patience::kQuick));
     read_abstracts();
     if (settled) break;
     waited_in_vain_ = deadline.passed();
     if (waited_in_vain_) break;
-    std::this_thread::sleep_for(pause);
+    const auto waited = std::chrono::duration_cast<std::chrono::milliseconds>(
+        std::chrono::steady_clock::now() - begin);
+    std::this_thread::sleep_for(std::clamp(waited / 8, kPauseMin, kPauseMax));
   }
-  begun_ = begun_ || !segment_layouts_.empty();
+  begun_ = begun_ || !units_.empty();
   return {};
 }
 
 // A view that begins wants all abstracts of what is stored; later, what was sealed last may lag,
 // but with more than a quarter missing a choice would mostly be one by age.
 bool View::lacks_much() const noexcept {
-  std::uint64_t all = 0, missing = 0;
-  const auto segments = sequence_->directory().segments();
-  for (std::size_t i = 0; i < segments.size(); ++i) {
-    all += segments[i].visible_tokens;
-    missing += i < segment_layouts_.size() && segment_layouts_[i] != nullptr
-                   ? 0
-                   : segments[i].visible_tokens;
-  }
-  return begun_ ? missing * 4 > all : missing != 0;
+  const Directory& directory = sequence_->directory();
+  const std::uint64_t missing =
+      std::max(units_.missing_tokens(directory), has_base() ? base_.missing_tokens(directory) : 0);
+  return begun_ ? missing * 4 > directory.tokens() : missing != 0;
 }
 
 void View::read_abstracts() {
   const Directory& directory = sequence_->directory();
   seen_version_ = directory.version();
-  const auto segments = directory.segments();
-  const std::byte* arena = sequence_->connection()->abstracts();
-  const std::uint64_t cap = sequence_->connection()->abstracts_bytes();
+  const Geometry& geometry = sequence_->space().geometry();
+  const Connection& connection = *sequence_->connection();
+  const std::uint64_t cap = connection.abstracts_bytes();
   codebook_ = nullptr;
   std::uint64_t codebook_id = 0;
   if (codes()) {
-    if (!codebook_layout_)
-      codebook_layout_.emplace(sequence_->space().geometry(), preset_.abstract);
+    if (!codebook_layout_) codebook_layout_.emplace(geometry, preset_.abstract);
     if (codebook_offset_ <= cap && codebook_layout_->size_bytes() <= cap - codebook_offset_) {
-      codebook_ = arena + codebook_offset_;
+      codebook_ = connection.abstracts() + codebook_offset_;
       CodebookHeader header;
       std::memcpy(&header, codebook_, sizeof(header));
       codebook_id = header.id;
     }
   }
-  segment_layouts_.assign(segments.size(), nullptr);
-  for (std::size_t i = 0; i < segments.size(); ++i) {
-    const std::uint64_t offset = segments[i].abstract_offsets[lane_];
-    if (offset > cap || sizeof(AbstractHeader) > cap - offset) continue;
-    AbstractHeader header;
-    std::memcpy(&header, arena + offset, sizeof(header));
-    if (header.spec != preset_.abstract.packed() || header.tokens != segments[i].tokens ||
-        header.units > header.tokens || header.version != kAbstractVersion ||
-        header.codebook != codebook_id)
-      continue;
-    const AbstractLayout& layout =
-        layouts_
-            .try_emplace({header.tokens, header.units}, sequence_->space().geometry(),
-                         preset_.abstract, header.tokens, header.units)
-            .first->second;
-    if (layout.size_bytes() <= cap - offset) segment_layouts_[i] = &layout;
-  }
+  units_.read(directory, connection, geometry, codebook_id);
+  base_.read(directory, connection, geometry, 0);
 }
 
 // The stored segments as this head sees them, cut off where the tail begins.
@@ -144,16 +141,15 @@ void View::extents_of(const AttendStep& step, std::uint32_t head) {
     extent.first_token = segments[i].first_token;
     extent.visible_tokens = static_cast<std::uint32_t>(
         std::min<std::uint64_t>(segments[i].visible_tokens, end - segments[i].first_token));
-    const AbstractLayout* layout = i < segment_layouts_.size() ? segment_layouts_[i] : nullptr;
+    const AbstractLayout* layout = units_.layout(i);
     if (layout != nullptr && layout->has_layer(step.layer)) {
-      const std::byte* base =
-          sequence_->connection()->abstracts() + segments[i].abstract_offsets[lane_];
+      const std::byte* data = units_.data(i);
       const AbstractLayout::HeadBlock block = layout->head(step.layer, head);
-      const auto list = [base](std::uint64_t offset) {
-        return offset != 0 ? reinterpret_cast<const std::uint16_t*>(base + offset) : nullptr;
+      const auto list = [data](std::uint64_t offset) {
+        return offset != 0 ? reinterpret_cast<const std::uint16_t*>(data + offset) : nullptr;
       };
       extent.units = layout->units();
-      extent.data = base + block.data;
+      extent.data = data + block.data;
       extent.members = list(block.members);
       extent.starts = list(block.starts != 0 ? block.starts : layout->starts_offset());
     }

@@ -13,21 +13,30 @@ constexpr std::uint64_t kFromDiskShare = 8;  // an eighth of what was fetched
 
 Result<void> View::attend_budget(const AttendStep& step) {
   KVT_TRY(std::vector<SlotCache> * caches, caches_of(step));
+  collect_coming();
+  const bool late = take_coming(step.layer);
+  const std::uint64_t waited_before = stats_.rows_waited;
   const auto ready = select_rows(step, caches);
+  if (late || stats_.rows_waited != waited_before) ++stats_.steps_waited;
   if (!ready) {
     for (SlotCache& cache : *caches) cache.abandon();
     layer_queries_[step.layer].forget();
     return ready;
   }
   for (SlotCache& cache : *caches) cache.complete();
-  touch_rows(step, *caches);
-  // One query: it sees all that is stored.
+  if (step.attempt == 0) touch_rows(step, *caches);
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
-    const SlotCache& cache = (*caches)[head];
-    if (cache.row_count() == 0) continue;
-    KVT_TRY_VOID(attend_block(step, head, cache.rows(), 0, 1, 0, cache.row_count()));
+    KVT_TRY_VOID(attend_cached(step, head, (*caches)[head]));
   }
-  return {};
+  if (preset_.fetch == FetchKind::kBehind) send_for(step, step.q);
+  return has_base() ? attend_base_rows(step, caches) : Result<void>();
+}
+
+// One query: it sees all that is stored.
+Result<void> View::attend_cached(const AttendStep& step, std::uint32_t head,
+                                 const SlotCache& cache) {
+  if (cache.row_count() == 0) return {};
+  return attend_block(step, head, cache.rows(), 0, 1, 0, cache.row_count());
 }
 
 Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
@@ -54,12 +63,18 @@ Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
 // A head whose trigger does not fire keeps what its slot cache has selected.
 Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
   LayerQuery& query = layer_queries_[step.layer];
-  query.observe(preset_, {step.q, step.kv_heads, step.group, step.dim,
-                          ends_sentence(step.visible - 1), sequence_->tail_first()});
+  if (step.attempt == 0)
+    query.observe(preset_, {step.q, step.kv_heads, step.group, step.dim,
+                            ends_sentence(step.visible - 1), sequence_->tail_first()});
+  else
+    query.forget();
   KVT_TRY_VOID(refresh_abstracts());
   wanted_.clear();
   KVT_TRY_VOID(preset_.scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
                                                   : select_heads(step, &query, caches));
+  if (has_base()) {
+    KVT_TRY_VOID(split_rows(step, caches));
+  }
   return wanted_.empty() ? Result<void>() : fetch_rows(step, caches);
 }
 
@@ -67,7 +82,7 @@ Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
                                 std::vector<SlotCache>* caches) {
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     if (!query->due(head)) continue;
-    const SelectInput input = select_input(step, *query, head);
+    const SelectInput input = select_input(step, query->vectors(), head);
     KVT_TRY(const Selection selection, selector_.select(input));
     KVT_TRY_VOID(take_selection(step, head, selection, &(*caches)[head]));
     query->chosen(head);
@@ -83,11 +98,12 @@ Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
     return select_tree(step, query, caches);
   layer_scores_.clear();
   for (std::uint32_t head = 0; head < step.kv_heads && selector_.scores_units(); ++head) {
-    KVT_TRY(const std::span<float> scores, selector_.score(select_input(step, *query, head)));
+    KVT_TRY(const std::span<float> scores,
+            selector_.score(select_input(step, query->vectors(), head)));
     if (head == 0) layer_scores_.assign(scores.size(), 0.0f);
     for (std::size_t i = 0; i < scores.size(); ++i) layer_scores_[i] += scores[i];
   }
-  SelectInput input = select_input(step, *query, 0);
+  SelectInput input = select_input(step, query->vectors(), 0);
   input.summed_heads = step.kv_heads;
   KVT_TRY(const Selection selection, selector_.choose(input, layer_scores_));
   return take_for_all(step, selection, query, caches);
@@ -98,7 +114,7 @@ Result<void> View::select_tree(const AttendStep& step, LayerQuery* query,
   tree_heads_.clear();
   head_extents_.resize(step.kv_heads);
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
-    tree_heads_.push_back(select_input(step, *query, head));
+    tree_heads_.push_back(select_input(step, query->vectors(), head));
     head_extents_[head].swap(extents_);
     tree_heads_.back().segments = head_extents_[head];
   }
@@ -116,18 +132,21 @@ Result<void> View::take_for_all(const AttendStep& step, const Selection& selecti
   return {};
 }
 
-SelectInput View::select_input(const AttendStep& step, const LayerQuery& query,
-                               std::uint32_t head) {
-  extents_of(step, head);
+std::array<TokenRange, 2> View::kept_ranges() const noexcept {
   const std::uint64_t end = sequence_->tail_first();
   const std::uint64_t sinks_end = std::min<std::uint64_t>(options_.sinks, end);
-  kept_ = {
+  return {
       TokenRange{0, sinks_end},
       TokenRange{std::max(sinks_end, end - std::min<std::uint64_t>(options_.window, end)), end}};
+}
+
+SelectInput View::select_input(const AttendStep& step, const float* vectors, std::uint32_t head) {
+  extents_of(step, head);
+  kept_ = kept_ranges();
   SelectInput input;
   input.segments = extents_;
   input.kept = kept_;
-  input.queries = query.vectors() + static_cast<std::uint64_t>(head) * step.group * step.dim;
+  input.queries = vectors + static_cast<std::uint64_t>(head) * step.group * step.dim;
   input.query_stride = step.dim;
   input.query_count = step.group;
   input.dim = step.dim;
@@ -135,18 +154,25 @@ SelectInput View::select_input(const AttendStep& step, const LayerQuery& query,
   input.codebook = codebook_of(step.layer, head);
   input.budget_rows = options_.budget;
   input.flat = step.layer < preset_.flat_layers;
-  input.grain_tokens = from_disk_ ? kDiskGrainTokens : 1;
+  // Base renditions are read row by row, wherever exact ones lie.
+  input.grain_tokens = from_disk_ && !has_base() ? kDiskGrainTokens : 1;
   return input;
 }
 
 Result<void> View::take_selection(const AttendStep& step, std::uint32_t head,
                                   const Selection& selection, SlotCache* cache) {
-  KVT_TRY(const SlotCache::Missing missing, cache->select(selection.tokens));
   ++stats_.selections;
   stats_.units_scored += selection.units_scored;
   stats_.units_missing += selection.units_missing;
   stats_.rows_selected += selection.tokens.size() - selection.kept_rows;
   stats_.mass_sum += static_cast<double>(selection.mass);
+  if (has_base()) {
+    std::vector<ChosenRows>& heads = chosen_[step.layer];
+    heads.resize(step.kv_heads);
+    heads[head].tokens.assign(selection.tokens.begin(), selection.tokens.end());
+    return {};
+  }
+  KVT_TRY(const SlotCache::Missing missing, cache->select(selection.tokens));
   want_rows(step, head, missing);
   return {};
 }
@@ -172,7 +198,7 @@ void View::want_rows(const AttendStep& step, std::uint32_t head,
   }
 }
 
-Result<void> View::fetch_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
+void View::list_entries(const AttendStep& step) {
   const Geometry& geometry = sequence_->space().geometry();
   const auto segments = sequence_->directory().segments();
   // Heads with chunks of their own are in order already: head by head, chunk by chunk.
@@ -196,7 +222,12 @@ Result<void> View::fetch_rows(const AttendStep& step, std::vector<SlotCache>* ca
     entries_.back().row_mask |= 1ull << row.place;
   }
   first_wanted_.push_back(static_cast<std::uint32_t>(wanted_.size()));
+}
 
+Result<void> View::fetch_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
+  list_entries(step);
+  stats_.rows_waited += wanted_.size();
+  const Geometry& geometry = sequence_->space().geometry();
   ChunkStreamOptions options;
   options.total = entries_.size();
   options.slot_bytes = geometry.slot_bytes(step.layer);
@@ -206,13 +237,17 @@ Result<void> View::fetch_rows(const AttendStep& step, std::vector<SlotCache>* ca
       [&](std::uint64_t first, std::uint64_t count, const Fetch& fetch) {
         return gather(step, fetch, first, count, caches);
       });
-  // Memory gives rows, a disk chunks: where chunks had to be read, neighbours are worth taking.
-  const std::uint64_t fetched_bytes = tally.chunks * geometry.chunk_bytes(step.layer);
+  account(step, tally);
+  return done;
+}
+
+void View::account(const AttendStep& step, const FetchTally& tally) noexcept {
+  const std::uint64_t fetched_bytes =
+      tally.chunks * sequence_->space().geometry().chunk_bytes(step.layer);
   from_disk_ = tally.bytes_disk * kFromDiskShare > fetched_bytes;
   stats_.chunks_fetched += tally.chunks;
   stats_.bytes_disk += tally.bytes_disk;
   stats_.wait_ns += tally.wait_ns;
-  return done;
 }
 
 Result<void> View::gather(const AttendStep& step, const Fetch& fetch, std::uint64_t first_entry,

@@ -21,16 +21,20 @@ void View::touch_rows(const AttendStep& step, const std::vector<SlotCache>& cach
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) touch_head(step, head, caches[head]);
 }
 
-// Sinks and window are always read, and no choice.
+// Sinks and window are always read, and no choice. Rows from a base rendition are read, too.
 void View::touch_head(const AttendStep& step, std::uint32_t head, const SlotCache& cache) {
   const Geometry& geometry = sequence_->space().geometry();
   const auto segments = sequence_->directory().segments();
   const std::uint64_t end = sequence_->tail_first();
   const std::uint64_t first = std::min<std::uint64_t>(options_.sinks, end);
   const std::uint64_t last = end - std::min<std::uint64_t>(options_.window, end);
+  const std::vector<std::uint32_t>* chosen =
+      has_base() ? &chosen_[step.layer][head].tokens : nullptr;
+  const std::uint64_t count = chosen != nullptr ? chosen->size() : cache.row_count();
   std::size_t segment = 0;
-  for (std::uint64_t i = 0; i < cache.row_count(); ++i) {
-    const std::uint32_t token = cache.selected(i);
+  for (std::uint64_t i = 0; i < count; ++i) {
+    const std::uint32_t token =
+        chosen != nullptr ? (*chosen)[static_cast<std::size_t>(i)] : cache.selected(i);
     if (token < first) continue;
     if (token >= last) break;
     while (token >= segments[segment].first_token + segments[segment].visible_tokens) ++segment;

@@ -34,23 +34,31 @@ using BuildPtr = std::shared_ptr<Build>;
 void next_build(EngineState& engine);
 
 void end_build(EngineState& engine, const BuildPtr& build) {
-  engine.abstract_table.building = false;
   Segment* segment = find_segment(engine, build->segment);
   KVT_CHECK(segment != nullptr);  // busy
   --segment->busy;
+  build->raw = nullptr;
   const auto done = std::move(build->done);
+  const auto next = [&engine] {
+    engine.abstract_table.building = false;
+    next_build(engine);
+  };
   if (build->failed) {
     lane_of(*segment, build->lane).state = AbstractState::kFailed;
+    settle_lane(engine, build->segment, build->lane);
     if (done) done(RebuildEnd::kFailed);
-  } else {
-    ++engine.metrics.abstracts_rebuilt;
-    write_sidecar(engine, *segment, build->lane, build->payload, [done](bool written) {
-      if (done) done(written ? RebuildEnd::kWritten : RebuildEnd::kUnwritten);
-    });
-    install_abstract(engine, *segment, build->lane, build->payload);
+    return next();
   }
-  settle_lanes(engine);
-  next_build(engine);
+  ++engine.metrics.abstracts_rebuilt;
+  const KeptBytes payload{build, build->payload};
+  // Base renditions are large: the next is not begun before this one is written.
+  const bool wait = is_base(*segment, build->lane);
+  install_abstract(engine, *segment, build->lane, payload);
+  write_sidecar(engine, *segment, build->lane, payload, [done, wait, next](bool written) {
+    if (done) done(written ? RebuildEnd::kWritten : RebuildEnd::kUnwritten);
+    if (wait) next();
+  });
+  if (!wait) next();
 }
 
 // Worker: the next layers.
@@ -126,7 +134,7 @@ void next_build(EngineState& engine) {
     }
     if (segment != nullptr) lane_of(*segment, build.lane).state = AbstractState::kAbsent;
     if (build.done) build.done(RebuildEnd::kGone);
-    settle_lanes(engine);
+    settle_lane(engine, build.segment, build.lane);
   }
   table.starting = false;
 }
@@ -137,11 +145,6 @@ void queue_build(EngineState& engine, Segment& segment, std::uint32_t lane,
                  std::function<void(RebuildEnd)> done) {
   engine.abstract_table.waiting.push_back({segment.row.id, lane, std::move(done)});
   next_build(engine);
-}
-
-void settle_lanes(EngineState& engine) {
-  const auto waiting = std::exchange(engine.abstract_table.settled, {});
-  for (const auto& go_on : waiting) go_on();
 }
 
 void rebuild_abstract(EngineState& engine, SegmentId id, std::uint32_t lane,

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <cstddef>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "daemon/codebooks.h"
 #include "daemon/directory.h"
@@ -19,8 +22,6 @@ SegmentAbstract& lane_of(Segment& segment, std::uint32_t lane) {
   return segment.abstracts[lane];
 }
 
-namespace {
-
 // The same for one that is written and one that is removed: units that depend on the tokens are
 // taken as 8 tokens long.
 std::uint64_t file_bytes_of(const Segment& segment, std::uint32_t lane) {
@@ -31,124 +32,122 @@ std::uint64_t file_bytes_of(const Segment& segment, std::uint32_t lane) {
   return kSidecarHeaderBytes + align_up<std::uint64_t>(layout.size_bytes(), kDiskAlign);
 }
 
-void set_has_file(EngineState& engine, Segment& segment, std::uint32_t lane) {
+void note_file(EngineState& engine, Segment& segment, std::uint32_t lane) {
   SegmentAbstract& abstract = lane_of(segment, lane);
   if (abstract.has_file) return;
   abstract.has_file = true;
   engine.segments.sidecar_bytes += file_bytes_of(segment, lane);
 }
 
-void free_abstract(EngineState& engine, SegmentAbstract& abstract) {
-  if (abstract.state != AbstractState::kReady) return;
-  engine.abstracts->free(abstract.offset);
-  abstract.offset = UINT64_MAX;
-  abstract.state = AbstractState::kAbsent;
+bool is_base(const Segment& segment, std::uint32_t lane) {
+  return segment.space->lane_spec(lane).abstract == AbstractKind::kBase;
 }
 
-bool place_in_arena(EngineState& engine, SegmentAbstract& abstract, ByteSpan payload) {
-  const Result<std::uint64_t> offset = engine.abstracts->allocate(payload.size());
-  abstract.state = offset ? AbstractState::kReady : AbstractState::kFailed;
+namespace {
+
+std::uint64_t payload_bytes(const Segment& segment, std::uint32_t lane) {
+  return AbstractLayout(segment.space->row.geometry, segment.space->lane_spec(lane),
+                        segment.row.tokens, 1)
+      .size_bytes();
+}
+
+// ---- room in the arena ----
+
+// Base renditions are ten times as large as codes and views can do without them; what rows are
+// chosen by keeps a quarter of the arena.
+bool base_fits(const EngineState& engine, std::uint64_t bytes) {
+  const std::uint64_t cap = engine.abstracts->size_bytes() / 4 * 3;
+  const AbstractTable& table = engine.abstract_table;
+  return bytes <= kSidecarPayloadBytesMax &&
+         table.base_bytes + table.base_promised_bytes + bytes <= cap;
+}
+
+void warn_no_room(const EngineState& engine, const Segment& segment, std::uint32_t lane) {
+  KVT_LOG(kWarn,
+          "segment %" PRIx64
+          ": no room for %s in the abstracts' arena of %llu MiB (host.abstracts_bytes); views read "
+          "exact rows; further ones are counted in stats",
+          segment.row.id.value, segment.space->lane_spec(lane).text().c_str(),
+          static_cast<unsigned long long>(engine.abstracts->size_bytes() >> 20));
+}
+
+// The lane is kFailed. A base rendition is tried again when others have left.
+void refuse(EngineState& engine, Segment& segment, std::uint32_t lane) {
+  lane_of(segment, lane).state = AbstractState::kFailed;
+  AbstractTable& table = engine.abstract_table;
+  if (is_base(segment, lane)) {
+    table.base_refused.emplace(segment.row.id.value, lane);
+    if (!std::exchange(table.base_warned, true)) warn_no_room(engine, segment, lane);
+  } else if (engine.metrics.abstracts_full++ == 0) {
+    warn_no_room(engine, segment, lane);
+  }
+}
+
+// Sets the lane's offset; where there is none, the lane is refused.
+bool take_place(EngineState& engine, Segment& segment, std::uint32_t lane, std::uint64_t bytes) {
+  const bool base = is_base(segment, lane);
+  Result<std::uint64_t> offset = error(Code::kFull);
+  if (!base || base_fits(engine, bytes)) offset = engine.abstracts->allocate(bytes);
   if (!offset) {
-    ++engine.metrics.abstracts_full;
+    refuse(engine, segment, lane);
     return false;
   }
-  std::memcpy(engine.abstracts->data(*offset), payload.data(), payload.size());
-  abstract.offset = *offset;
+  lane_of(segment, lane).offset = *offset;
+  if (base) engine.abstract_table.base_bytes += bytes;
   return true;
 }
 
-// ---- load ----
-
-struct SidecarRead {
-  SegmentId segment;
-  std::uint32_t lane = 0;
-  FileId file;
-  AlignedBuffer bytes;
-};
-
-SidecarHeader header_of(const Segment& segment, std::uint32_t lane) {
-  SidecarHeader header;
-  header.segment = segment.row.id;
-  header.fingerprint = segment.space->row.digest;
-  header.kind = segment.space->row.abstracts[lane];
-  header.version = kAbstractVersion;
-  header.tokens = segment.row.tokens;
-  return header;
+// What was copied there may be shown. Views see by `placement` that the same place was left and
+// taken again meanwhile.
+void make_ready(EngineState& engine, SegmentAbstract* abstract) {
+  const std::uint64_t placement = engine.abstract_table.next_placement++;
+  std::memcpy(engine.abstracts->data(abstract->offset) + offsetof(AbstractHeader, placement),
+              &placement, sizeof(placement));
+  abstract->state = AbstractState::kReady;
 }
 
-Result<ByteSpan> parse_sidecar(const Segment& segment, std::uint32_t lane, ByteSpan bytes) {
-  KVT_TRY(const SidecarHeader header, parse_sidecar_header(bytes));
-  const SidecarHeader wanted = header_of(segment, lane);
-  const AbstractSpec spec = segment.space->lane_spec(lane);
-  if (header.segment != wanted.segment || header.fingerprint != wanted.fingerprint ||
-      header.kind != wanted.kind || header.version != wanted.version ||
-      header.tokens != wanted.tokens || header.units == 0 || header.units > header.tokens)
-    return error(Code::kCorrupt, "the sidecar is of another segment");
-  const AbstractLayout layout(segment.space->row.geometry, spec, header.tokens, header.units);
-  if ((!spec.by_tokens() && header.units != spec.units_of(header.tokens)) ||
-      header.payload_bytes != layout.size_bytes() ||
-      layout.size_bytes() > bytes.size() - kSidecarHeaderBytes)
-    return error(Code::kCorrupt, "the sidecar has another length than its segment says");
-  const ByteSpan payload = bytes.subspan(static_cast<std::size_t>(kSidecarHeaderBytes),
-                                         static_cast<std::size_t>(layout.size_bytes()));
-  KVT_TRY_VOID(check_sidecar_payload(header, payload));
-  AbstractHeader inside;
-  std::memcpy(&inside, payload.data(), sizeof(inside));
-  const bool codes = spec.abstract == AbstractKind::kCodes;
-  if (inside.spec != wanted.kind || inside.tokens != header.tokens ||
-      inside.units != header.units || inside.version != kAbstractVersion ||
-      inside.codebook != (codes ? codebook_id(*segment.space, spec) : 0))
-    return error(Code::kCorrupt, "the sidecar is of another codebook or version");
-  return payload;
+void free_abstract(EngineState& engine, const Segment& segment, std::uint32_t lane,
+                   SegmentAbstract* abstract) {
+  if (abstract->state != AbstractState::kReady) return;
+  if (KVT_FAULT("abstracts.freed"))  // what lies there then is nobody's: tests make it so
+    std::memset(engine.abstracts->data(abstract->offset) + sizeof(AbstractHeader), 0x7F,
+                payload_bytes(segment, lane) - sizeof(AbstractHeader));
+  engine.abstracts->free(abstract->offset);
+  if (is_base(segment, lane)) engine.abstract_table.base_bytes -= payload_bytes(segment, lane);
+  abstract->offset = UINT64_MAX;
+  abstract->state = AbstractState::kAbsent;
 }
 
-void sidecar_read(EngineState& engine, const std::shared_ptr<SidecarRead>& read,
-                  Result<void> result) {
-  engine.io->io().close(read->file);
-  Segment* segment = find_segment(engine, read->segment);
-  KVT_CHECK(segment != nullptr);  // busy
-  --segment->busy;
-  Result<ByteSpan> payload = error(Code::kIo);
-  if (result) payload = parse_sidecar(*segment, read->lane, read->bytes.span());
-  if (payload) {
-    ++engine.metrics.abstracts_loaded;
-    install_abstract(engine, *segment, read->lane, *payload);
-    return settle_lanes(engine);
+// Not read or built in vain: what it will take of the arena is promised before.
+void load_base(EngineState& engine, Segment& segment, std::uint32_t lane) {
+  const std::uint64_t bytes = payload_bytes(segment, lane);
+  if (!base_fits(engine, bytes)) return refuse(engine, segment, lane);
+  AbstractTable& table = engine.abstract_table;
+  table.base_promised.emplace(std::pair{segment.row.id.value, lane}, bytes);
+  table.base_promised_bytes += bytes;
+  queue_base_load(engine, segment, lane);
+}
+
+void settle_promise(EngineState& engine, SegmentId segment, std::uint32_t lane) {
+  AbstractTable& table = engine.abstract_table;
+  const auto promised = table.base_promised.find({segment.value, lane});
+  if (promised == table.base_promised.end()) return;
+  table.base_promised_bytes -= promised->second;
+  table.base_promised.erase(promised);
+}
+
+// Room was given back: base renditions that had none have another try.
+void retry_refused(EngineState& engine) {
+  const auto refused = std::exchange(engine.abstract_table.base_refused, {});
+  for (const auto& [id, lane] : refused) {
+    Segment* segment = find_segment(engine, SegmentId{id});
+    if (segment != nullptr && !segment->condemned && lane_of(*segment, lane).wants != 0 &&
+        lane_of(*segment, lane).state == AbstractState::kFailed)
+      load_base(engine, *segment, lane);
   }
-  KVT_LOG(kInfo, "segment %" PRIx64 ": sidecar is damaged, abstracts are built again",
-          read->segment.value);
-  queue_build(engine, *segment, read->lane);
 }
 
-void load_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane) {
-  lane_of(segment, lane).state = AbstractState::kWorking;
-  if (segment.state != SegmentState::kOnDisk) return queue_build(engine, segment, lane);
-  Io& io = engine.io->io();
-  const Result<FileId> file =
-      io.open(sidecar_path(segment.row.id, segment.space->row.abstracts[lane]),
-              {.mode = OpenMode::kRead, .direct = engine.options.direct_io});
-  if (!file) return queue_build(engine, segment, lane);
-  const Result<std::uint64_t> size = io.size_bytes(*file);
-  if (!size || *size < kSidecarHeaderBytes || *size % kDiskAlign != 0 ||
-      *size > kSidecarHeaderBytes + kSidecarPayloadBytesMax) {
-    io.close(*file);
-    return queue_build(engine, segment, lane);
-  }
-  set_has_file(engine, segment, lane);
-  auto read = std::make_shared<SidecarRead>();
-  read->segment = segment.row.id;
-  read->lane = lane;
-  read->file = *file;
-  read->bytes = AlignedBuffer(*size);
-  ++segment.busy;
-  IoRequest request;
-  request.op = IoOp::kRead;
-  request.priority = IoPriority::kDemand;
-  request.file = *file;
-  request.pieces.push_back({read->bytes.data(), read->bytes.size_bytes()});
-  request.done = [&engine, read](Result<void> result) { sidecar_read(engine, read, result); };
-  engine.io->submit(std::move(request));
-}
+// ---- one segment's lane ----
 
 void want(EngineState& engine, Segment& segment, std::uint32_t lane) {
   SegmentAbstract& abstract = lane_of(segment, lane);
@@ -158,26 +157,38 @@ void want(EngineState& engine, Segment& segment, std::uint32_t lane) {
   if (abstract.state == AbstractState::kFailed && abstract.wants == 1)
     abstract.state = AbstractState::kAbsent;  // somebody new: try again
   if (abstract.state != AbstractState::kAbsent || !readable) return;
-  const AbstractLayout layout(segment.space->row.geometry, segment.space->lane_spec(lane),
-                              segment.row.tokens, 1);
-  if (layout.size_bytes() == 0) return;  // no layer has any
-  load_sidecar(engine, segment, lane);
+  if (payload_bytes(segment, lane) == 0) return;  // no layer has any
+  is_base(segment, lane) ? load_base(engine, segment, lane) : load_sidecar(engine, segment, lane);
 }
 
 void unwant(EngineState& engine, Segment& segment, std::uint32_t lane) {
   SegmentAbstract& abstract = lane_of(segment, lane);
   KVT_CHECK(abstract.wants > 0);
-  if (--abstract.wants == 0) free_abstract(engine, abstract);
+  if (--abstract.wants != 0) return;
+  free_abstract(engine, segment, lane, &abstract);
+  engine.abstract_table.base_refused.erase({segment.row.id.value, lane});
 }
 
 }  // namespace
+
+void settle_lane(EngineState& engine, SegmentId segment, std::uint32_t lane) {
+  settle_promise(engine, segment, lane);
+  const auto waiting = std::exchange(engine.abstract_table.settled, {});
+  for (const auto& go_on : waiting) go_on();
+  retry_refused(engine);
+}
 
 // ---- wants ----
 
 void want_lane(EngineState& engine, OpenSequence& open, std::uint32_t lane) {
   KVT_CHECK(lane < kSpaceAbstractsMax);
   if (open.lane_views[lane]++ != 0) return;
-  for (auto& [id, held] : open.held) want(engine, *held.segment, lane);
+  // In their order: where there is no room for all, the older ones have it.
+  std::vector<const OpenSequence::Held*> held;
+  for (const auto& [id, one] : open.held) held.push_back(&one);
+  std::sort(held.begin(), held.end(),
+            [](const auto* a, const auto* b) { return a->entry < b->entry; });
+  for (const OpenSequence::Held* one : held) want(engine, *one->segment, lane);
   publish_directory(engine, open);
 }
 
@@ -186,6 +197,7 @@ void drop_lane(EngineState& engine, OpenSequence& open, std::uint32_t lane) {
     return;
   for (auto& [id, held] : open.held) unwant(engine, *held.segment, lane);
   publish_directory(engine, open);
+  retry_refused(engine);
 }
 
 void retry_lane(EngineState& engine, const StoredSpace& space, AbstractSpec spec) {
@@ -205,7 +217,7 @@ void retry_lane(EngineState& engine, const StoredSpace& space, AbstractSpec spec
       AbstractHeader header;
       std::memcpy(&header, engine.abstracts->data(abstract.offset), sizeof(header));
       if (header.codebook == codebook_id(space, spec)) continue;
-      free_abstract(engine, abstract);  // codes of a codebook that is gone
+      free_abstract(engine, *segment, lane, &abstract);  // codes of a codebook that is gone
       publish_segment(engine, *segment);
     } else if (abstract.state != AbstractState::kFailed) {
       continue;
@@ -222,10 +234,13 @@ void hold_abstracts(EngineState& engine, OpenSequence& open, Segment& segment) {
 void release_abstracts(EngineState& engine, OpenSequence& open, Segment& segment) {
   for (std::uint32_t lane = 0; lane < kSpaceAbstractsMax; ++lane)
     if (open.lane_views[lane] != 0) unwant(engine, segment, lane);
+  retry_refused(engine);
 }
 
 void drop_abstracts(EngineState& engine, Segment& segment) {
-  for (SegmentAbstract& abstract : segment.abstracts) free_abstract(engine, abstract);
+  for (std::uint32_t lane = 0; lane < segment.abstracts.size(); ++lane)
+    free_abstract(engine, segment, lane, &segment.abstracts[lane]);
+  retry_refused(engine);
 }
 
 LaneProgress progress_of(const OpenSequence& open, std::uint32_t lane) {
@@ -249,8 +264,9 @@ std::vector<SealLane> lanes_at_seal(EngineState& engine, const StoredSequence& s
   std::vector<SealLane> out;
   for (std::uint32_t lane = 0; lane < sequence.space->lanes(); ++lane) {
     const AbstractSpec spec = sequence.space->lane_spec(lane);
-    // Dear: after the seal.
-    if (spec.partition == PartitionKind::kClusters || spec.abstract == AbstractKind::kOwnCodes)
+    // Dear, or large: after the seal.
+    if (spec.partition == PartitionKind::kClusters || spec.abstract == AbstractKind::kOwnCodes ||
+        spec.abstract == AbstractKind::kBase)
       continue;
     const bool wanted =
         lane == 0 || std::any_of(sequence.open.begin(), sequence.open.end(),
@@ -268,16 +284,21 @@ std::vector<SealLane> lanes_at_seal(EngineState& engine, const StoredSequence& s
   return out;
 }
 
-void install_sealed(EngineState& engine, Segment& segment, const SealedAbstract& built) {
+void install_sealed(EngineState& engine, Segment& segment, const SealedAbstract& built,
+                    const std::shared_ptr<const void>& keeper) {
   if (built.failed || built.payload.empty()) return;
   ++engine.metrics.abstracts_built;
-  write_sidecar(engine, segment, built.lane, built.payload);
-  place_in_arena(engine, lane_of(segment, built.lane), built.payload);
+  write_sidecar(engine, segment, built.lane, {keeper, built.payload});
+  if (!take_place(engine, segment, built.lane, built.payload.size())) return;
+  SegmentAbstract& abstract = lane_of(segment, built.lane);
+  std::memcpy(engine.abstracts->data(abstract.offset), built.payload.data(), built.payload.size());
+  make_ready(engine, &abstract);
 }
 
 void release_unwanted(EngineState& engine, Segment& segment) {
-  for (SegmentAbstract& abstract : segment.abstracts)
-    if (abstract.wants == 0) free_abstract(engine, abstract);
+  for (std::uint32_t lane = 0; lane < segment.abstracts.size(); ++lane)
+    if (segment.abstracts[lane].wants == 0)
+      free_abstract(engine, segment, lane, &segment.abstracts[lane]);
 }
 
 // ---- files ----
@@ -300,100 +321,54 @@ void note_sidecar(EngineState& engine, Segment& segment, std::uint32_t kind) {
   const std::vector<std::uint32_t>& kinds = segment.space->row.abstracts;
   const auto place = std::find(kinds.begin(), kinds.end(), kind);
   if (place != kinds.end())
-    set_has_file(engine, segment, static_cast<std::uint32_t>(place - kinds.begin()));
+    note_file(engine, segment, static_cast<std::uint32_t>(place - kinds.begin()));
 }
 
 void drop_abstract(EngineState& engine, Segment& segment, std::uint32_t lane) {
   SegmentAbstract& abstract = lane_of(segment, lane);
   const bool shown = abstract.state == AbstractState::kReady;
-  free_abstract(engine, abstract);
+  free_abstract(engine, segment, lane, &abstract);
   if (shown) publish_segment(engine, segment);
-  static_cast<void>(
-      engine.io->io().unlink(sidecar_path(segment.row.id, segment.space->row.abstracts[lane])));
-  if (abstract.has_file) engine.segments.sidecar_bytes -= file_bytes_of(segment, lane);
-  abstract.has_file = false;
+  drop_file(engine, segment, lane);
 }
 
-void install_abstract(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload) {
-  SegmentAbstract& abstract = lane_of(segment, lane);
-  abstract.state = AbstractState::kAbsent;
-  if (abstract.wants == 0 || segment.condemned) return;
-  if (place_in_arena(engine, abstract, payload)) publish_segment(engine, segment);
-}
+// ---- into the arena ----
 
 namespace {
 
-struct SidecarWrite {
-  SegmentId segment;
-  std::uint32_t lane = 0;
-  std::string path, part;
-  FileId file;
-  AlignedBuffer bytes;
-  std::size_t left = 0;
-  bool failed = false;
-  std::function<void(bool)> done;
-};
-
-// Whole, it takes the place of the one before; a part of one would count as damage.
-void end_write(EngineState& engine, const SidecarWrite& write) {
-  Io& io = engine.io->io();
-  io.close(write.file);
-  Segment* segment = find_segment(engine, write.segment);
-  const bool wanted = !write.failed && segment != nullptr && !segment->condemned;
-  const bool written = wanted && io.rename(write.part, write.path);
-  if (written)
-    set_has_file(engine, *segment, write.lane);
+void installed(EngineState& engine, SegmentId id, std::uint32_t lane) {
+  Segment* segment = find_segment(engine, id);
+  KVT_CHECK(segment != nullptr);  // busy
+  --segment->busy;
+  SegmentAbstract& abstract = lane_of(*segment, lane);
+  make_ready(engine, &abstract);
+  if (abstract.wants == 0 || segment->condemned)
+    free_abstract(engine, *segment, lane, &abstract);
   else
-    static_cast<void>(io.unlink(write.part));
-  if (write.done) write.done(written);
+    publish_segment(engine, *segment);
+  settle_lane(engine, id, lane);
 }
 
 }  // namespace
 
-void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload,
-                   std::function<void(bool)> done) {
-  const auto leave_out = [&done] {
-    if (done) done(false);
-  };
-  if (segment.state != SegmentState::kOnDisk || engine.read_only) return leave_out();
-  // Built again when it is wanted.
-  if (!may_write_optional(engine, payload.size())) return leave_out();
-  Io& io = engine.io->io();
-  auto write = std::make_shared<SidecarWrite>();
-  write->segment = segment.row.id;
-  write->lane = lane;
-  write->path = sidecar_path(segment.row.id, segment.space->row.abstracts[lane]);
-  write->part = sidecar_part_path(write->path, engine.abstract_table.next_part++);
-  const Result<FileId> file =
-      io.open(write->part, {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
-  if (!file) return leave_out();
-  write->file = *file;
-  write->done = std::move(done);
-  SidecarHeader header = header_of(segment, lane);
-  AbstractHeader inside;
-  std::memcpy(&inside, payload.data(), sizeof(inside));
-  header.units = inside.units;
-  const std::vector<std::byte> bytes = encode_sidecar(header, payload);
-  write->bytes = AlignedBuffer(bytes.size());
-  std::memcpy(write->bytes.data(), bytes.data(), bytes.size());
-  engine.metrics.sidecar_bytes += bytes.size();
-  std::vector<IoRequest> requests;
-  for (std::uint64_t at = 0; at < bytes.size(); at += kReadBytesMax) {
-    IoRequest request;
-    request.op = IoOp::kWrite;
-    request.priority = IoPriority::kBackground;
-    request.file = *file;
-    request.offset = at;
-    request.pieces.push_back(
-        {write->bytes.data() + at, std::min<std::uint64_t>(kReadBytesMax, bytes.size() - at)});
-    request.done = [&engine, write](Result<void> written) {
-      write->failed = write->failed || !written;
-      if (--write->left == 0) end_write(engine, *write);
-    };
-    requests.push_back(std::move(request));
-  }
-  write->left = requests.size();
-  for (IoRequest& request : requests) engine.io->submit(std::move(request));
+// A worker copies. Its queue orders the directories that were published before, in which nothing
+// lies at that place, against the bytes that it writes there.
+void install_abstract(EngineState& engine, Segment& segment, std::uint32_t lane,
+                      KeptBytes payload) {
+  SegmentAbstract& abstract = lane_of(segment, lane);
+  const SegmentId id = segment.row.id;
+  abstract.state = AbstractState::kAbsent;
+  settle_promise(engine, id, lane);
+  if (abstract.wants == 0 || segment.condemned ||
+      !take_place(engine, segment, lane, payload.bytes.size()))
+    return settle_lane(engine, id, lane);
+  abstract.state = AbstractState::kWorking;
+  ++segment.busy;
+  std::byte* const target = engine.abstracts->data(abstract.offset);
+  run_on_worker(
+      engine,
+      [target, payload] { std::memcpy(target, payload.bytes.data(), payload.bytes.size()); },
+      [&engine, id, lane, payload] { installed(engine, id, lane); });
 }
 
 }  // namespace kvtier

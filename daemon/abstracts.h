@@ -5,14 +5,19 @@
 // wants it. The first lane of a space, and those wanted by an open sequence at that moment, are
 // built by the worker that seals, from the copy it just made, as far as they are cheap
 // (built_at_seal); all others, and what is missing or damaged, by abstract_builds.cc, one segment
-// at a time. Being derived, a sidecar is never synced: its checksum decides. Engine's thread.
+// at a time. Being derived, a sidecar is never synced: its checksum decides. Base renditions are
+// lanes like the others, but for their size: they have at most three quarters of the arena.
+// Engine's thread.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "daemon/segments.h"
@@ -65,8 +70,10 @@ struct SealLane {
 // What a seal of this sequence should build.
 [[nodiscard]] std::vector<SealLane> lanes_at_seal(EngineState& engine,
                                                   const StoredSequence& sequence);
-// Before the segment is shown: into the arena, and to its sidecar in the background.
-void install_sealed(EngineState& engine, Segment& segment, const SealedAbstract& built);
+// Before the segment is shown: into the arena, and to its sidecar in the background. `keeper` keeps
+// the payload.
+void install_sealed(EngineState& engine, Segment& segment, const SealedAbstract& built,
+                    const std::shared_ptr<const void>& keeper);
 // After it was shown: what nobody wants leaves the arena.
 void release_unwanted(EngineState& engine, Segment& segment);
 
@@ -76,6 +83,9 @@ void release_unwanted(EngineState& engine, Segment& segment);
 [[nodiscard]] std::vector<std::string> sidecar_paths_of(const Segment& segment);
 // Bytes of the sidecars that were written or seen, as counted in SegmentTable::sidecar_bytes.
 [[nodiscard]] std::uint64_t sidecar_bytes_of(const Segment& segment);
+// Removes the sidecar of a base rendition that nobody wants, of the segment that was used longest
+// ago. False: there is none.
+bool drop_coldest_base(EngineState& engine);
 // A sidecar of this kind was found at start.
 void note_sidecar(EngineState& engine, Segment& segment, std::uint32_t kind);
 
@@ -93,22 +103,37 @@ enum class RebuildEnd : std::uint8_t {
 void rebuild_abstract(EngineState& engine, SegmentId id, std::uint32_t lane,
                       std::function<void(RebuildEnd)> done);
 
-// ---- shared with abstract_builds.cc ----
+// ---- shared with abstract_builds.cc and sidecars.cc ----
+
+// Bytes, and what keeps them; let go on the engine's thread.
+struct KeptBytes {
+  std::shared_ptr<const void> keeper;
+  ByteSpan bytes;
+};
 
 [[nodiscard]] SegmentAbstract& lane_of(Segment& segment, std::uint32_t lane);
-// Into the arena, if somebody still wants it; directories follow.
-void install_abstract(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload);
+[[nodiscard]] bool is_base(const Segment& segment, std::uint32_t lane);
+[[nodiscard]] std::uint64_t file_bytes_of(const Segment& segment, std::uint32_t lane);
+// The lane has a sidecar.
+void note_file(EngineState& engine, Segment& segment, std::uint32_t lane);
+// Into the arena, if somebody still wants it; directories follow. The lane is kWorking until then.
+void install_abstract(EngineState& engine, Segment& segment, std::uint32_t lane, KeptBytes payload);
+// From its sidecar, or else by a build. The lane is kWorking from here on.
+void load_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane);
+// The same for a base rendition, in its turn.
+void queue_base_load(EngineState& engine, Segment& segment, std::uint32_t lane);
 // `done`, if any: once, now or later, with whether the file is there.
-void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, ByteSpan payload,
+void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, KeptBytes payload,
                    std::function<void(bool)> done = nullptr);
+void drop_file(EngineState& engine, Segment& segment, std::uint32_t lane);
 // Leaves neither file nor place in the arena; the lane is not kWorking.
 void drop_abstract(EngineState& engine, Segment& segment, std::uint32_t lane);
 // Queues the build of a lane that is kWorking. Without `done`, it is left out where nobody wants it
 // any more.
 void queue_build(EngineState& engine, Segment& segment, std::uint32_t lane,
                  std::function<void(RebuildEnd)> done = nullptr);
-// A lane is kWorking no more.
-void settle_lanes(EngineState& engine);
+// The lane is kWorking no more: what it was promised of the arena is free, who waited goes on.
+void settle_lane(EngineState& engine, SegmentId segment, std::uint32_t lane);
 
 struct AbstractTable {
   struct Build {
@@ -121,6 +146,16 @@ struct AbstractTable {
   bool building = false;
   bool starting = false;  // next_build is at work: a build that fails at once does not recurse
   std::uint64_t next_part = 1;  // of sidecars being written
+  std::uint64_t next_placement = 1;
+  // Base renditions: bytes in the arena; bytes that those being loaded or built will take, by
+  // segment and lane; wanted ones without room; loads under way, and those that wait for one.
+  std::uint64_t base_bytes = 0;
+  std::map<std::pair<std::uint64_t, std::uint32_t>, std::uint64_t> base_promised;
+  std::uint64_t base_promised_bytes = 0;
+  std::set<std::pair<std::uint64_t, std::uint32_t>> base_refused;
+  bool base_warned = false;
+  std::uint32_t base_loads = 0;
+  std::deque<std::pair<SegmentId, std::uint32_t>> base_waiting;
 };
 
 }  // namespace kvtier

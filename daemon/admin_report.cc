@@ -365,7 +365,9 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
   stats["abstracts"] = Json{{"built", m.abstracts_built},
                             {"loaded", m.abstracts_loaded},
                             {"rebuilt", m.abstracts_rebuilt},
-                            {"no_room", m.abstracts_full}};
+                            {"no_room", m.abstracts_full},
+                            {"base_bytes", engine.abstract_table.base_bytes},
+                            {"base_no_room", engine.abstract_table.base_refused.size()}};
   stats["requests"] = Json{{"malformed", m.requests_malformed},
                            {"rings_broken", m.rings_broken},
                            {"sessions_opened", m.sessions_opened},
@@ -439,6 +441,10 @@ Json switched_off(const EngineState& engine) {
     off.push_back(
         "abstracts of some segments: their arena is full (host.abstracts_bytes); views of these "
         "segments read exact rows");
+  if (!engine.abstract_table.base_refused.empty())
+    off.push_back(
+        "base renditions of some segments: they have three quarters of the abstracts' arena "
+        "(host.abstracts_bytes), which are full; views of these segments read exact rows");
   if (std::string(engine.kernels->name) == "scalar")
     off.push_back("kernels: scalar; daemon.kernels says so, or this CPU has no vectors");
   if (!engine.options.admission)

@@ -93,6 +93,7 @@ void evict_sequence(EngineState& engine, StoredSequence& sequence) {
 
 // One step towards more room; false where nothing may go.
 bool make_room(EngineState& engine) {
+  if (drop_coldest_base(engine)) return true;  // made again from what stays
   Segment* segment = coldest(engine);
   std::uint64_t used_unix_ns = 0;
   const std::string* key = coldest_object(engine, &used_unix_ns);

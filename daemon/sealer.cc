@@ -144,7 +144,7 @@ void publish_seal(EngineState& engine, const Job& job) {
   if (sequence.writer != nullptr) sequence.writer->tail->texts[job->half] = {};
   if (job->in_memory && !texts.empty())
     engine.private_texts.emplace(segment.row.id, std::move(texts));
-  for (const SealedAbstract& built : job->abstracts) install_sealed(engine, segment, built);
+  for (const SealedAbstract& built : job->abstracts) install_sealed(engine, segment, built, job);
   append_part(engine, sequence, segment);
   release_unwanted(engine, segment);
   ++(job->in_memory ? engine.metrics.seals_in_memory : engine.metrics.seals);

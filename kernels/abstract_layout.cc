@@ -19,6 +19,16 @@ OwnCodeLayout own_code_layout(AbstractSpec spec, std::uint64_t dim) noexcept {
   return OwnCodeLayout::of(spec.parameter, static_cast<std::uint32_t>(dim));
 }
 
+Result<BaseFormat> base_format(AbstractSpec spec, const LayerGeometry& layer) noexcept {
+  if (spec.abstract != AbstractKind::kBase || layer.dtype == Dtype::kOpaque || layer.v_transposed)
+    return error(Code::kUnsupported, "the layer has no base rendition");
+  const BaseFormat format{layer.k_row_bytes / dtype_bytes(layer.dtype),
+                          layer.v_row_bytes / dtype_bytes(layer.dtype), spec.parameter / 10u,
+                          spec.parameter % 10u};
+  KVT_TRY_VOID(format.validate());
+  return format;
+}
+
 AbstractLayout::AbstractLayout(const Geometry& geometry, AbstractSpec spec, std::uint32_t tokens,
                                std::uint32_t units)
     : spec_(spec), tokens_(tokens), units_(units) {
@@ -33,16 +43,23 @@ AbstractLayout::AbstractLayout(const Geometry& geometry, AbstractSpec spec, std:
   for (std::uint32_t i = 0; i < layers_.size(); ++i) {
     const LayerGeometry& layer = geometry.layers[i];
     if (layer.kind != LayerKind::kFull || layer.dtype == Dtype::kOpaque) continue;
-    const std::uint64_t dim = layer.k_row_bytes / dtype_bytes(layer.dtype);
+    const std::uint64_t data = data_bytes(layer);
+    if (data == 0) continue;
     layers_[i].offset_bytes = end;
-    layers_[i].unit_elements = unit_elements(spec, static_cast<std::uint32_t>(dim));
-    layers_[i].head_bytes = lists + align_up<std::uint64_t>(data_bytes(dim), 64);
+    layers_[i].unit_elements = unit_elements(spec, layer.k_row_bytes / dtype_bytes(layer.dtype));
+    layers_[i].head_bytes = lists + align_up<std::uint64_t>(data, 64);
     end += layer.kv_heads * layers_[i].head_bytes;
   }
   size_bytes_ = end == begin ? 0 : end;
 }
 
-std::uint64_t AbstractLayout::data_bytes(std::uint64_t dim) const noexcept {
+std::uint64_t AbstractLayout::data_bytes(const LayerGeometry& layer) const noexcept {
+  const std::uint64_t dim = layer.k_row_bytes / dtype_bytes(layer.dtype);
+  if (spec_.abstract == AbstractKind::kBase) {
+    const Result<BaseFormat> format = base_format(spec_, layer);
+    const std::uint64_t chunks = (tokens_ + kBaseChunkTokens - 1) / kBaseChunkTokens;
+    return format ? chunks * format->chunk_bytes() : 0;
+  }
   if (spec_.abstract == AbstractKind::kCodes) return code_bytes(tokens_, code_count(spec_, dim));
   if (spec_.abstract == AbstractKind::kOwnCodes)
     return own_code_layout(spec_, dim).size_bytes(tokens_);

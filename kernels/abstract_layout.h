@@ -9,13 +9,15 @@
 //     members  u16 [tokens] and starts u16 [units + 1], only for clusters: the tokens of unit u are
 //              members[starts[u]] ... members[starts[u + 1] - 1], ascending
 //     data     f16 vectors [units][...], levels of boxes one after the other, or codes in blocks of
-//              32 tokens (code_bytes), or entries and codes (kernels/own_code_layout.h)
+//              32 tokens (code_bytes), or entries and codes (kernels/own_code_layout.h), or base
+//              chunks of 32 tokens (kernels/base_layout.h)
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "kernels/abstract_spec.h"
+#include "kernels/base_layout.h"
 #include "kernels/code_layout.h"
 #include "kernels/geometry.h"
 #include "kernels/own_code_layout.h"
@@ -28,18 +30,23 @@ struct AbstractHeader {
   std::uint32_t tokens = 0;  // of the segment
   std::uint32_t units = 0;
   std::uint32_t version = 1;
-  std::uint64_t codebook = 0;  // id of what codes refer to; 0 for other abstracts
-  std::uint64_t reserved[5] = {};
+  std::uint64_t codebook = 0;   // id of what codes refer to; 0 for other abstracts
+  std::uint64_t placement = 0;  // in the arena: another number at every placement; 0 in files
+  std::uint64_t reserved[4] = {};
 };
 static_assert(sizeof(AbstractHeader) == 64, "abstract headers are written to disk as they are");
 inline constexpr std::uint32_t kAbstractVersion = 1;
 
-// f16 elements of one unit of `dim` dimensions; 0 for codes of both kinds.
+// f16 elements of one unit of `dim` dimensions; 0 for codes of both kinds and base.
 [[nodiscard]] std::uint64_t unit_elements(AbstractSpec spec, std::uint32_t dim) noexcept;
 // Sub-quantisers of keys of `dim` dimensions: dim / parameter, made even.
 [[nodiscard]] std::uint32_t code_count(AbstractSpec spec, std::uint64_t dim) noexcept;
 // Of one head's own codes of keys of `dim` dimensions.
 [[nodiscard]] OwnCodeLayout own_code_layout(AbstractSpec spec, std::uint64_t dim) noexcept;
+// Of a base rendition. kUnsupported for a layer whose rows have none: V transposed or without
+// bytes, dimensions that are not multiples of 8; its rows are read exactly.
+[[nodiscard]] Result<BaseFormat> base_format(AbstractSpec spec,
+                                             const LayerGeometry& layer) noexcept;
 
 class AbstractLayout {
  public:
@@ -78,7 +85,8 @@ class AbstractLayout {
     std::uint64_t head_bytes = 0;
     std::uint64_t unit_elements = 0;
   };
-  [[nodiscard]] std::uint64_t data_bytes(std::uint64_t dim) const noexcept;
+  // 0 where the layer has none.
+  [[nodiscard]] std::uint64_t data_bytes(const LayerGeometry& layer) const noexcept;
 
   AbstractSpec spec_;
   std::uint32_t tokens_;

@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "base/limits.h"
+#include "kernels/base_layout.h"
 #include "kernels/own_code_layout.h"
 
 namespace kvtier {
@@ -15,7 +16,7 @@ struct KindRow {
   const char* name;
   std::uint8_t parameter_min, parameter_max, parameter_default;
 };
-constexpr std::array<KindRow, 7> kKinds = {{
+constexpr std::array<KindRow, 8> kKinds = {{
     {AbstractKind::kNone, "none", 0, 0, 0},
     {AbstractKind::kBox, "box", 0, 7, 0},
     {AbstractKind::kMean, "mean", 0, 0, 0},
@@ -23,6 +24,7 @@ constexpr std::array<KindRow, 7> kKinds = {{
     {AbstractKind::kCodes, "codes", 2, 16, 4},
     {AbstractKind::kRepresentatives, "keys", 1, 16, 4},
     {AbstractKind::kOwnCodes, "own-codes", 1, kOwnCodeSubspacesMax, 2},
+    {AbstractKind::kBase, "base", 33, 88, 44},
 }};
 constexpr std::array<const char*, 5> kPartitions = {"pages", "tokens", "sentences", "spans",
                                                     "clusters"};
@@ -38,10 +40,12 @@ Result<std::uint32_t> number_of(std::string_view text) {
 
 // Of single tokens, by nature.
 bool by_token(AbstractKind kind) {
-  return kind == AbstractKind::kCodes || kind == AbstractKind::kOwnCodes;
+  return kind == AbstractKind::kCodes || kind == AbstractKind::kOwnCodes ||
+         kind == AbstractKind::kBase;
 }
 
-constexpr const char* kKindsText = "an abstract is box, mean, ball, codes, own-codes, keys or none";
+constexpr const char* kKindsText =
+    "an abstract is box, mean, ball, codes, own-codes, base, keys or none";
 
 // "name" or "name:number".
 struct Word {
@@ -54,6 +58,7 @@ Word split(std::string_view text) {
   return {text.substr(0, colon), text.substr(colon + 1)};
 }
 
+// Of single tokens, by nature.
 }  // namespace
 
 Result<void> AbstractSpec::validate() const noexcept {
@@ -61,6 +66,10 @@ Result<void> AbstractSpec::validate() const noexcept {
   if (static_cast<std::size_t>(partition) >= kPartitions.size())
     return error(Code::kInvalid, "units are pages, tokens, sentences, spans or clusters");
   const KindRow& kind = kKinds[static_cast<std::size_t>(abstract)];
+  const bool base = abstract == AbstractKind::kBase;
+  if (base && !(base_bits_fit(parameter / 10u) && base_bits_fit(parameter % 10u)))
+    return error(Code::kInvalid,
+                 "base has the bits of K and those of V, 8, 6, 5, 4 or 3 each, as \"base:44\"");
   if (parameter < kind.parameter_min || parameter > kind.parameter_max)
     return error(Code::kInvalid,
                  "box has 0 to 7 further levels, codes 2 to 16 dimensions, own-codes 1 to 16 "
@@ -68,7 +77,8 @@ Result<void> AbstractSpec::validate() const noexcept {
   if (unit_tokens == 0 || unit_tokens > kSegmentTokensMax)
     return error(Code::kInvalid, "a unit has 1 to 2048 tokens");
   if ((partition == PartitionKind::kTokens) != by_token(abstract) && !none())
-    return error(Code::kInvalid, "codes are of single tokens, everything else of longer units");
+    return error(Code::kInvalid,
+                 "codes and base are of single tokens, everything else of longer units");
   if (partition == PartitionKind::kTokens && unit_tokens != 1)
     return error(Code::kInvalid, "units of the partition \"tokens\" have 1 token");
   if (abstract == AbstractKind::kBox && parameter != 0 && partition != PartitionKind::kPages)
@@ -161,6 +171,7 @@ std::uint32_t abstract_elements(AbstractKind kind, std::uint32_t dim) noexcept {
     case AbstractKind::kCodes:
     case AbstractKind::kRepresentatives:
     case AbstractKind::kOwnCodes:
+    case AbstractKind::kBase:
       return 0;
   }
   return 0;

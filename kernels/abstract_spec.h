@@ -2,9 +2,12 @@
 // tokens into units, an abstract per unit, and their sizes. A segment may have several at once,
 // each a sidecar file of its own and a place in the abstracts arena.
 //
+// A base rendition is one of them by storage, not by use: it stands for the rows themselves, K and
+// V, and is attended from (kernels/base_layout.h).
+//
 // The packed form names sidecar files and is stored in the catalogue; its bits never change
 // meaning. The text form is for people and JSON: "box/pages:16", "mean/clusters:16",
-// "codes:4/tokens", "own-codes:2/tokens".
+// "codes:4/tokens", "own-codes:2/tokens", "base:44/tokens".
 #pragma once
 
 #include <cstdint>
@@ -36,6 +39,7 @@ enum class AbstractKind : std::uint8_t {
   // Keys product-quantised by a codebook of their segment's own, 6 bits for each of `parameter`
   // sub-spaces (kernels/own_code_layout.h).
   kOwnCodes = 6,
+  kBase = 7,             // K and V in few bits, `parameter` = 10 x bits of K + bits of V
 };
 
 struct AbstractSpec {

@@ -10,7 +10,7 @@ Result<void> BaseFormat::validate() const noexcept {
       return error(Code::kUnsupported,
                    "base renditions take head dimensions that are multiples of 8, from 8 to 1024");
   for (const std::uint32_t bits : {k_bits, v_bits})
-    if (bits != 8 && bits != 6 && bits != 5 && bits != 4 && bits != 3)
+    if (!base_bits_fit(bits))
       return error(Code::kUnsupported, "base renditions have 8, 6, 5, 4 or 3 bits");
   return {};
 }

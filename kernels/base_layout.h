@@ -36,6 +36,10 @@ inline constexpr std::uint32_t kBaseUnit = 32;   // dims of a unit, and of a gro
 inline constexpr std::uint32_t kBaseLanes = 8;   // lanes of a unit
 inline constexpr std::uint32_t kBaseFields = 4;  // fields of a lane
 
+[[nodiscard]] constexpr bool base_bits_fit(std::uint32_t bits) noexcept {
+  return bits == 8 || (bits >= 3 && bits <= 6);
+}
+
 struct BaseFormat {
   std::uint32_t dim = 0;  // of K; multiples of kKernelDimStep
   std::uint32_t v_dim = 0;

@@ -6,7 +6,7 @@ kvt_test(geometry_test SOURCES unit/geometry_test.cc unit/abstract_layout_test.c
 kvt_test(codec_test SOURCES unit/codec_test.cc LIBS kvt_format_samples)
 kvt_test(segment_format_test SOURCES unit/segment_format_test.cc LIBS kvt_format_samples)
 kvt_test(tail_log_format_test SOURCES unit/tail_log_format_test.cc LIBS kvt_format_samples)
-kvt_test(sidecar_format_test SOURCES unit/sidecar_format_test.cc unit/partition_test.cc LIBS kvt_format_samples)
+kvt_test(sidecar_format_test SOURCES unit/sidecar_format_test.cc unit/base_builder_test.cc unit/partition_test.cc LIBS kvt_format_samples)
 kvt_test(codebook_test SOURCES unit/codebook_test.cc LIBS kvt_format_samples)
 kvt_test(object_format_test SOURCES unit/object_format_test.cc LIBS kvt_format_samples)
 kvt_test(export_format_test SOURCES unit/export_format_test.cc LIBS kvt_format_samples)

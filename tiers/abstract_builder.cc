@@ -14,32 +14,32 @@ namespace {
 
 constexpr std::uint32_t kSinkTokens = 16;
 
-// K rows of one head of a segment.
-struct HeadKeys {
+// Rows of one head of a segment.
+struct HeadRows {
   std::vector<std::uint64_t> pages;
   RowPages rows;
   std::uint32_t dim = 0;
 };
 
-HeadKeys keys_of(const AbstractSource& source, std::uint32_t layer, std::uint32_t head) {
+HeadRows rows_of_head(const AbstractSource& source, std::uint32_t layer, std::uint32_t head) {
   const Geometry& geometry = *source.geometry;
   const LayerGeometry& shape = geometry.layers[layer];
   const std::uint32_t heads = geometry.heads_in_group(layer);
-  HeadKeys keys;
-  keys.pages.resize(source.plane->chunks_per_layer());
-  for (std::uint32_t chunk = 0; chunk < keys.pages.size(); ++chunk) {
+  HeadRows out;
+  out.pages.resize(source.plane->chunks_per_layer());
+  for (std::uint32_t chunk = 0; chunk < out.pages.size(); ++chunk) {
     const std::byte* bytes = source.chunks[source.plane->chunk_index(layer, chunk, head / heads)];
-    keys.pages[chunk] =
+    out.pages[chunk] =
         reinterpret_cast<std::uint64_t>(bytes) + k_row_offset(geometry, shape, head % heads, 0);
   }
-  keys.rows.pages = keys.pages.data();
-  keys.rows.page_tokens = geometry.chunk_tokens;
-  keys.rows.k_stride = shape.k_row_bytes;
-  keys.rows.v_offset = std::uint64_t{geometry.chunk_tokens} * shape.k_row_bytes;
-  keys.rows.v_stride = shape.v_row_bytes;
-  keys.rows.dtype = shape.dtype;
-  keys.dim = shape.k_row_bytes / dtype_bytes(shape.dtype);
-  return keys;
+  out.rows.pages = out.pages.data();
+  out.rows.page_tokens = geometry.chunk_tokens;
+  out.rows.k_stride = shape.k_row_bytes;
+  out.rows.v_offset = std::uint64_t{geometry.chunk_tokens} * shape.k_row_bytes;
+  out.rows.v_stride = shape.v_row_bytes;
+  out.rows.dtype = shape.dtype;
+  out.dim = shape.k_row_bytes / dtype_bytes(shape.dtype);
+  return out;
 }
 
 // Keys in the codebook's coordinates, then their codes.
@@ -75,15 +75,29 @@ bool build_own_codes_of(const AbstractSource& source, const AbstractPlan& plan,
   return build_own_codes(*source.kernels, layout, keys, plan.sinks, data);
 }
 
+bool build_base(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
+                std::uint32_t head, std::byte* data) {
+  const Result<BaseFormat> format = base_format(plan.spec, source.geometry->layers[layer]);
+  if (!format) return false;
+  const HeadRows rows = rows_of_head(source, layer, head);
+  const std::uint64_t tokens = plan.layout.tokens();
+  EncodeBaseArgs args;
+  args.rows = rows.rows;
+  args.token_count = &tokens;
+  args.format = *format;
+  args.out = data;
+  return source.kernels->encode_base(args, nullptr).has_value();
+}
+
 void write_list(const std::vector<std::uint32_t>& list, std::byte* place) {
   auto* out = reinterpret_cast<std::uint16_t*>(place);
   for (const std::uint32_t value : list) *out++ = static_cast<std::uint16_t>(value);
 }
 
-// One head of anything but codes: vectors over units as the plan or the clusters cut them.
+// One head of anything else: vectors over units as the plan or the clusters cut them.
 bool build_vectors(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
                    std::uint32_t head, MutableByteSpan payload) {
-  const HeadKeys keys = keys_of(source, layer, head);
+  const HeadRows keys = rows_of_head(source, layer, head);
   const AbstractLayout::HeadBlock block = plan.layout.head(layer, head);
   const std::uint64_t tokens = plan.layout.tokens(), units = plan.layout.units();
   Clusters clusters;
@@ -129,6 +143,8 @@ bool build_head(const AbstractSource& source, const AbstractPlan& plan, std::uin
       return build_codes(source, plan, layer, head, data);
     case AbstractKind::kOwnCodes:
       return build_own_codes_of(source, plan, layer, head, data);
+    case AbstractKind::kBase:
+      return build_base(source, plan, layer, head, data);
     default:
       return build_vectors(source, plan, layer, head, payload);
   }
@@ -138,7 +154,7 @@ bool build_head(const AbstractSource& source, const AbstractPlan& plan, std::uin
 
 bool read_keys(const AbstractSource& source, std::uint32_t layer, std::uint32_t head,
                std::uint32_t tokens, std::vector<float>* out) {
-  const HeadKeys keys = keys_of(source, layer, head);
+  const HeadRows keys = rows_of_head(source, layer, head);
   out->resize(std::size_t{tokens} * keys.dim);
   for (std::uint32_t first = 0; first < tokens; first += source.geometry->chunk_tokens) {
     const std::uint64_t count =

@@ -1,5 +1,6 @@
-// Abstract builder: from the keys of one segment to its abstracts (kernels/abstract_layout.h), as
-// one spec says. Derived data: the same input gives the same bytes.
+// Abstract builder: from the rows of one segment to its abstracts (kernels/abstract_layout.h), as
+// one spec says. Derived data: the same input gives the same bytes. All are of keys, but base
+// renditions, which are of K and V.
 //
 // A plan is made once per segment and spec; layers are then built in any order, and by several
 // threads as long as each has its own layers. Any thread.

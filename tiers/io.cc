@@ -80,13 +80,18 @@ Result<void> sync_fully(Io& io, FileId file) {
   return result;
 }
 
-AlignedBuffer::AlignedBuffer(std::uint64_t size_bytes)
-    : size_bytes_(align_up(size_bytes, kDiskAlign)) {
-  if (size_bytes_ == 0) return;
-  void* data = std::aligned_alloc(kDiskAlign, static_cast<std::size_t>(size_bytes_));
+AlignedBuffer::AlignedBuffer(std::uint64_t size_bytes) : AlignedBuffer(unfilled(size_bytes)) {
+  if (size_bytes_ != 0) std::memset(data_.get(), 0, static_cast<std::size_t>(size_bytes_));
+}
+
+AlignedBuffer AlignedBuffer::unfilled(std::uint64_t size_bytes) {
+  AlignedBuffer out;
+  out.size_bytes_ = align_up(size_bytes, kDiskAlign);
+  if (out.size_bytes_ == 0) return out;
+  void* data = std::aligned_alloc(kDiskAlign, static_cast<std::size_t>(out.size_bytes_));
   KVT_CHECK(data != nullptr);
-  std::memset(data, 0, static_cast<std::size_t>(size_bytes_));
-  data_.reset(static_cast<std::byte*>(data));
+  out.data_.reset(static_cast<std::byte*>(data));
+  return out;
 }
 
 void AlignedBuffer::Free::operator()(std::byte* data) const noexcept { std::free(data); }

@@ -149,6 +149,8 @@ class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   explicit AlignedBuffer(std::uint64_t size_bytes);  // rounded up to kDiskAlign, zeroed
+  // The same, not zeroed: for what is read over all of it.
+  [[nodiscard]] static AlignedBuffer unfilled(std::uint64_t size_bytes);
   [[nodiscard]] std::byte* data() const noexcept { return data_.get(); }
   [[nodiscard]] std::uint64_t size_bytes() const noexcept { return size_bytes_; }
   [[nodiscard]] MutableByteSpan span() const noexcept {

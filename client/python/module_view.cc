@@ -39,6 +39,25 @@ nb::tuple view_attend(View& self, std::uint32_t layer, const ConstFloatArray& q,
   return nb::make_tuple(out_object, lse_object);
 }
 
+void view_look_ahead(View& self, std::uint32_t layer, const ConstFloatArray& q,
+                     std::optional<float> scale) {
+  const Layer& geometry = self.sequence->space->layer(layer);
+  if (q.ndim() != 2 || q.shape(0) != geometry.raw.query_heads || q.shape(1) != geometry.k_dim)
+    invalid("q must be [query_heads, dim] = [" + std::to_string(geometry.raw.query_heads) + ", " +
+            std::to_string(geometry.k_dim) + "]");
+  const float factor = scale.value_or(1.0F / std::sqrt(static_cast<float>(geometry.k_dim)));
+  self.run([&](kvt_view* view) { return kvt_view_look_ahead(view, layer, q.data(), factor); });
+}
+
+bool view_looks_ahead(View& self) {
+  bool looks = false;
+  self.run([&](kvt_view* view) {
+    looks = kvt_view_looks_ahead(view) != 0;
+    return KVT_OK;
+  });
+  return looks;
+}
+
 nb::dict view_stats(View& self) {
   kvt_view_stats stats{};
   stats.struct_size = sizeof(stats);
@@ -58,6 +77,15 @@ nb::dict view_stats(View& self) {
   d["units_missing"] = stats.units_missing;
   d["rows_selected"] = stats.rows_selected;
   d["mass_sum"] = stats.mass_sum;
+  d["rows_base"] = stats.rows_base;
+  d["rows_refined"] = stats.rows_refined;
+  d["steps_refined"] = stats.steps_refined;
+  d["base_bytes"] = stats.base_bytes;
+  d["base_mass_sum"] = stats.base_mass_sum;
+  d["base_error_sum"] = stats.base_error_sum;
+  d["steps_repeated"] = stats.steps_repeated;
+  d["steps_waited"] = stats.steps_waited;
+  d["rows_waited"] = stats.rows_waited;
   return d;
 }
 
@@ -88,6 +116,8 @@ void bind_view(nb::module_& m) {
   auto view = nb::class_<View>(m, "View");
   view.def("attend", &view_attend, "layer"_a, "q"_a, "scale"_a = nb::none(), "out"_a = nb::none(),
            "lse"_a = nb::none())
+      .def("look_ahead", &view_look_ahead, "layer"_a, "q"_a, "scale"_a = nb::none())
+      .def_prop_ro("looks_ahead", &view_looks_ahead)
       .def("stats", &view_stats);
   closable(view);
 }

@@ -14,6 +14,11 @@ AbstractSpec units(std::string_view text) { return *parse_abstract_spec(text); }
 std::vector<Preset> make_presets() {
   return {
       {.name = "codes", .abstract = units("codes:4/tokens")},
+      {.name = "codes-lookahead", .abstract = units("codes:4/tokens"), .fetch = FetchKind::kAhead},
+      {.name = "progressive",
+       .abstract = units("codes:4/tokens"),
+       .residency_percent = 100,
+       .precision = units("base:44/tokens")},
       {.name = "quest", .abstract = units("box/pages:16")},
       {.name = "mean", .abstract = units("mean/pages:16")},
       {.name = "sentencekv",
@@ -40,7 +45,8 @@ std::vector<Preset> make_presets() {
       {.name = "freekv",
        .abstract = units("box/pages:32"),
        .query = QueryKind::kStepBefore,
-       .level = 0.8f},
+       .level = 0.8f,
+       .fetch = FetchKind::kBehind},
       {.name = "arkvale", .abstract = units("ball/pages:32")},
       {.name = "pqcache", .abstract = units("own-codes:2/tokens")},
       {.name = "window", .budget = BudgetKind::kKept, .residency_percent = 0},
@@ -55,6 +61,10 @@ Result<void> validate_units(const Preset& preset) {
     return error(Code::kInvalid,
                  "representative keys are not built: the abstract is box, mean, ball, codes or "
                  "own-codes");
+  if (abstract.abstract == AbstractKind::kBase)
+    return error(Code::kInvalid,
+                 "a base rendition is a precision: the abstract is box, mean, ball, codes or "
+                 "own-codes");
   if (abstract.abstract == AbstractKind::kBox && abstract.parameter != 0 &&
       preset.search != SearchKind::kTree)
     return error(Code::kInvalid,
@@ -63,6 +73,34 @@ Result<void> validate_units(const Preset& preset) {
       abstract.partition != PartitionKind::kClusters)
     return error(Code::kInvalid,
                  "score \"count\" needs units of unequal length: clusters, sentences or spans");
+  return {};
+}
+
+Result<void> validate_precision(const Preset& preset) {
+  if (preset.precision.none()) return {};
+  KVT_TRY_VOID(preset.precision.validate());
+  if (preset.precision.abstract != AbstractKind::kBase)
+    return error(Code::kInvalid, "precision is \"exact\" or a base rendition, as \"base:44\"");
+  if (preset.budget == BudgetKind::kAll || preset.budget == BudgetKind::kKept)
+    return error(Code::kInvalid,
+                 "a precision is of chosen rows: its budget is \"rows\", \"ratio\" or \"mass\"");
+  if (!(preset.exact_above >= 0.0f && preset.exact_above <= 1.0f))
+    return error(Code::kInvalid, "exact_above is a share of the mass: 0 to 1");
+  return {};
+}
+
+// Rows that come early take the places of a choice that is made anew, head by head.
+Result<void> validate_fetch(const Preset& preset) {
+  if (preset.fetch == FetchKind::kDemand) return {};
+  if (preset.abstract.none() || preset.trigger != TriggerKind::kEveryStep ||
+      preset.scope != ScopeKind::kHead || !preset.precision.none())
+    return error(Code::kInvalid,
+                 "fetch \"ahead\" and \"behind\" need an abstract, trigger \"every-step\", scope "
+                 "\"head\" and precision \"exact\"");
+  if (preset.fetch == FetchKind::kAhead && preset.query != QueryKind::kCurrent)
+    return error(Code::kInvalid, "fetch \"ahead\" goes with query \"current\"");
+  if (preset.fetch == FetchKind::kBehind && preset.query != QueryKind::kStepBefore)
+    return error(Code::kInvalid, "fetch \"behind\" goes with query \"step-before\"");
   return {};
 }
 
@@ -87,6 +125,8 @@ Result<void> Preset::validate() const {
     return error(Code::kInvalid,
                  "budget \"all\" and \"kept\" choose nothing: their abstract is \"none\"");
   KVT_TRY_VOID(validate_units(*this));
+  KVT_TRY_VOID(validate_precision(*this));
+  KVT_TRY_VOID(validate_fetch(*this));
   if (scope == ScopeKind::kLayer && abstract.partition == PartitionKind::kClusters)
     return error(Code::kInvalid,
                  "clusters are of one KV head each: scope \"layer\" needs pages, sentences, spans "
@@ -130,10 +170,9 @@ Result<const Preset*> find_preset(std::string_view name) {
   if (name.empty()) return &all_presets().front();
   for (const Preset& preset : all_presets())
     if (name == preset.name) return &preset;
-  return error(
-      Code::kNotFound,
-      "no such preset: codes, quest, mean, sentencekv, louiskv, clusters, leoam, freekv, arkvale, "
-      "pqcache, window or full");
+  return error(Code::kNotFound,
+               "no such preset: codes, codes-lookahead, progressive, quest, mean, sentencekv, "
+               "louiskv, clusters, leoam, freekv, arkvale, pqcache, window or full");
 }
 
 }  // namespace kvtier

@@ -8,7 +8,9 @@
 //   group      how the scores of the query heads that share a KV head become one
 //   budget     how much is taken
 //   trigger    when to choose anew
+//   fetch      when the rows of a choice are brought
 //   residency  how many rows stay in the slot cache beside those in use
+//   precision  from which copy rows are attended, and which of them must be exact
 // docs/retrieval.md has the table. A new preset is one row in preset.cc, or a user's file
 // (preset_text.h); a new part one value here, its word in preset_text.cc and one case where it acts
 // (docs/extending.md).
@@ -65,6 +67,23 @@ enum class TriggerKind : std::uint8_t {
                     // below `level` (LouisKV, arXiv 2510.11292, section 4.1)
 };
 
+// What happens to a row that must be exact and is not.
+enum class RefineKind : std::uint8_t {
+  kWait = 0,    // it is fetched and exact in this step: one batch for all heads of the layer
+  kBehind = 1,  // this step has it from the base rendition; it comes with the next step's rows
+};
+
+enum class FetchKind : std::uint8_t {
+  kDemand = 0,  // the step that chooses them waits for the rows that it lacks
+  // What the caller's guess of the layer's queries would choose comes while the layer before
+  // computes (kvt_view_look_ahead; InfiniGen, arXiv 2406.19707, section 4.3, guesses so). The step
+  // then chooses with its own queries and waits for the rest: what is attended to does not change.
+  kAhead = 1,
+  // What the step's queries choose comes behind the step, for the next one (FreeKV, arXiv
+  // 2505.13109, section 3.2, speculative retrieval). With query kStepBefore.
+  kBehind = 2,
+};
+
 struct Preset {
   std::string name;
   AbstractSpec abstract = {};  // none: nothing is scored
@@ -78,8 +97,16 @@ struct Preset {
   bool cut = false;  // the first rows of the unit that fits no more are taken, too
   TriggerKind trigger = TriggerKind::kEveryStep;
   float level = 0.0f;
+  FetchKind fetch = FetchKind::kDemand;
   // Rows of the slot cache, in per cent of the budget, where the user says nothing.
   std::uint32_t residency_percent = 200;
+  // A base rendition (AbstractKind::kBase) from which chosen rows are attended where they are
+  // neither kept nor exact in the slot cache; none: all are exact. Of them, those that have more
+  // than `exact_above` of the step's attention mass, as the base has it (mean over the query heads
+  // of the group), are refined: fetched exactly, into the slot cache.
+  AbstractSpec precision = {};
+  float exact_above = 0.01f;
+  RefineKind refine = RefineKind::kWait;
   // Layers below this one attend to everything.
   std::uint32_t dense_layers = 0;
   // Layers below this one score every unit, whatever `search` says.

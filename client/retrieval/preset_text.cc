@@ -11,10 +11,11 @@
 namespace kvtier {
 namespace {
 
-using Member = std::variant<AbstractSpec Preset::*, QueryKind Preset::*, SearchKind Preset::*,
-                            ScoreKind Preset::*, GroupMode Preset::*, ScopeKind Preset::*,
-                            BudgetKind Preset::*, TriggerKind Preset::*, float Preset::*,
-                            bool Preset::*, std::uint32_t Preset::*>;
+using Member =
+    std::variant<AbstractSpec Preset::*, QueryKind Preset::*, SearchKind Preset::*,
+                 ScoreKind Preset::*, GroupMode Preset::*, ScopeKind Preset::*,
+                 BudgetKind Preset::*, TriggerKind Preset::*, FetchKind Preset::*,
+                 RefineKind Preset::*, float Preset::*, bool Preset::*, std::uint32_t Preset::*>;
 
 // The words of a part, in the order of its enum's numbers.
 constexpr std::array kQueries = {"current", "sentence", "step-before"};
@@ -25,6 +26,8 @@ constexpr std::array kScopes = {"head", "layer"};
 constexpr std::array kBudgets = {"all", "kept", "rows", "ratio", "mass"};
 constexpr std::array kTriggers = {"every-step",  "every-n",  "cosine",
                                   "cosine-head", "boundary", "turn"};
+constexpr std::array kFetches = {"demand", "ahead", "behind"};
+constexpr std::array kRefines = {"wait", "behind"};
 
 // Key, place, and what it can be: one of `words`, or what `choices` says.
 struct Part {
@@ -38,6 +41,10 @@ constexpr std::string_view kPartition = "partition";
 constexpr std::string_view kShare = "share";
 constexpr std::string_view kLevel = "level";
 constexpr std::string_view kFlatLayers = "flat_layers";
+constexpr std::string_view kPrecision = "precision";
+constexpr std::string_view kExactAbove = "exact_above";
+constexpr std::string_view kRefine = "refine";
+constexpr std::string_view kExact = "exact";  // precision of a preset that has none
 constexpr std::array kParts = {
     Part{kPartition,
          &Preset::abstract,
@@ -64,7 +71,15 @@ constexpr std::array kParts = {
          {},
          "steps of trigger \"every-n\"; a cosine above -1, at most 1, of the other triggers and of "
          "query \"step-before\""},
+    Part{"fetch", &Preset::fetch, kFetches},
     Part{"residency_percent", &Preset::residency_percent, {}, "0 to 10000, of the budget"},
+    Part{kPrecision,
+         &Preset::precision,
+         {},
+         "exact, or base with the bits of keys and those of values, 8, 6, 5, 4 or 3 each, as "
+         "\"base:44\""},
+    Part{kExactAbove, &Preset::exact_above, {}, "0 to 1, of precision \"base:44\" and the like"},
+    Part{kRefine, &Preset::refine, kRefines},
     Part{"dense_layers", &Preset::dense_layers, {}, "0 to 256"},
     Part{kFlatLayers, &Preset::flat_layers, {}, "0 to 256, of search \"tree\""},
 };
@@ -85,7 +100,7 @@ const Part* find_part(std::string_view key) {
 // What a file says about the parts that depend on each other.
 struct Given {
   std::string abstract, partition;  // "": nothing
-  bool share = false, level = false, flat_layers = false;
+  bool share = false, level = false, flat_layers = false, exact_above = false, refine = false;
 };
 
 bool number_of(const TomlEntry& entry, double* out) {
@@ -130,10 +145,18 @@ bool set_part(const Part&, const TomlEntry& entry, std::uint32_t Preset::*member
   return true;
 }
 
-// Both texts of an abstract are put together when all are read (settle_abstract).
-bool set_part(const Part&, const TomlEntry& entry, AbstractSpec Preset::*, Preset*) {
+// Both texts of an abstract are put together when all are read (settle_abstract); a precision has
+// one.
+bool set_part(const Part& part, const TomlEntry& entry, AbstractSpec Preset::*member,
+              Preset* preset) {
   const auto* text = std::get_if<std::string>(&entry.value);
-  return text != nullptr && !text->empty() && text->find('/') == std::string::npos;
+  if (text == nullptr || text->empty() || text->find('/') != std::string::npos) return false;
+  if (part.key != kPrecision) return true;
+  const Result<AbstractSpec> spec =
+      *text == kExact ? AbstractSpec{} : parse_abstract_spec(*text + "/tokens");
+  if (!spec || (spec->abstract != AbstractKind::kBase && *text != kExact)) return false;
+  preset->*member = *spec;
+  return true;
 }
 
 // "box" and "pages:16" of "box/pages:16".
@@ -176,12 +199,17 @@ bool has_level(const Preset& preset) {
          preset.query == QueryKind::kStepBefore;
 }
 bool has_levels(const Preset& preset) { return preset.search == SearchKind::kTree; }
+bool has_precision(const Preset& preset) { return !preset.precision.none(); }
 
 // A number that the base had a use for goes with it; one that the file gives must have a use.
 Result<void> settle_numbers(const Given& given, Preset* preset, std::string* problem) {
   if (!has_share(*preset)) preset->share = 0.0f;
   if (!has_level(*preset)) preset->level = 0.0f;
   if (!has_levels(*preset)) preset->flat_layers = 0;
+  if (!has_precision(*preset)) {
+    preset->exact_above = Preset{}.exact_above;
+    preset->refine = Preset{}.refine;
+  }
 
   if (given.share && !has_share(*preset))
     *problem = "share needs budget \"ratio\" or \"mass\"";
@@ -191,6 +219,8 @@ Result<void> settle_numbers(const Given& given, Preset* preset, std::string* pro
         "\"step-before\"";
   else if (given.flat_layers && !has_levels(*preset))
     *problem = "flat_layers needs search \"tree\"";
+  else if ((given.exact_above || given.refine) && !has_precision(*preset))
+    *problem = "exact_above and refine need a precision, as \"base:44\"";
   else
     return {};
   return error(Code::kInvalid, "a preset has a number that nothing uses");
@@ -231,6 +261,8 @@ Result<void> take_entry(const TomlEntry& entry, Given* given, Preset* preset,
   given->share = given->share || entry.key == kShare;
   given->level = given->level || entry.key == kLevel;
   given->flat_layers = given->flat_layers || entry.key == kFlatLayers;
+  given->exact_above = given->exact_above || entry.key == kExactAbove;
+  given->refine = given->refine || entry.key == kRefine;
   return {};
 }
 
@@ -247,14 +279,16 @@ Json value_of(const Part&, float value) {
 Json value_of(const Part&, bool value) { return value; }
 Json value_of(const Part&, std::uint32_t value) { return value; }
 Json value_of(const Part& part, const AbstractSpec& spec) {
+  if (part.key == kPrecision && spec.none()) return std::string(kExact);
   const auto [abstract, partition] = halves(spec);
-  return part.key == kAbstract ? abstract : partition;
+  return part.key == kAbstract || part.key == kPrecision ? abstract : partition;
 }
 
 bool says_something(const Part& part, const Preset& preset) {
   if (part.key == kPartition) return !preset.abstract.none();
   if (part.key == kShare) return has_share(preset);
   if (part.key == kFlatLayers) return has_levels(preset);
+  if (part.key == kExactAbove || part.key == kRefine) return has_precision(preset);
   return part.key != kLevel || has_level(preset);
 }
 

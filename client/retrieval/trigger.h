@@ -29,8 +29,12 @@ class LayerQuery {
   [[nodiscard]] const float* vectors() const noexcept { return vectors_; }
   // The head has chosen: its queries are the anchor of the cosine triggers.
   void chosen(std::uint32_t kv_head);
-  // What was chosen is void (other tokens are stored now): every head chooses anew.
-  void forget() noexcept { chosen_.assign(chosen_.size(), 0); }
+  // What was chosen is void (other tokens are stored now, or rows did not come): every head chooses
+  // anew, also at this step.
+  void forget() noexcept {
+    chosen_.assign(chosen_.size(), 0);
+    due_.assign(due_.size(), true);
+  }
   [[nodiscard]] std::uint64_t memory_bytes() const noexcept;
 
  private:

@@ -81,6 +81,8 @@ class ReferenceSequence:
 
 
 class ReferenceView:
+    looks_ahead = False
+
     def __init__(self, sequence: ReferenceSequence):
         self.sequence = sequence
 

@@ -48,9 +48,13 @@ def boundaries(n: int) -> torch.Tensor:
     return flags
 
 
+TRACED = ("rows_refined", "rows_base", "base_bytes", "units_missing", "steps_repeated")
+
 # As the engine has them where that is not what the table of the reference says.
 AS_THE_ENGINE = {
     "codes": replace(PRESETS["codes"], score=score.ByteTables()),
+    "codes-lookahead": replace(PRESETS["codes-lookahead"], score=score.ByteTables()),
+    "progressive": replace(PRESETS["progressive"], score=score.ByteTables()),
     "arkvale": Preset(
         "arkvale", partition.Pages(32), abstract.MeanRadius(), score=score.UpperBound()
     ),
@@ -68,7 +72,7 @@ def known_units(own: Daemon, name: str, reference: Reference, layer_keys: torch.
     store = own._directory / "store"
     preset = reference.preset
     place = (preset.kept, None, 0, 16, 64)
-    if name == "codes":
+    if preset.books:
         reference.books = [store_files.codebook(store, HEADS, DIM)]
     if isinstance(preset.partition, partition.Clusters):
         kind = store_files.kind_of(partition=4, abstract=2, tokens=16)
@@ -88,7 +92,7 @@ def known_units(own: Daemon, name: str, reference: Reference, layer_keys: torch.
     "name",
     [
         *("window", "quest", "mean", "sentencekv", "louiskv", "clusters", "leoam", "freekv"),
-        *("arkvale", "codes", "pqcache", *OF_USERS),
+        *("arkvale", "codes", "codes-lookahead", "progressive", "pqcache", *OF_USERS),
     ],
 )
 def test_the_daemon_attends_to_what_the_reference_does(own, rows, name, tmp_path):
@@ -112,16 +116,25 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name, tmp_path
     sequence.close()
     fork = space.open(name, writable=False).fork(STORED)
     view = fork.view(budget=BUDGET, preset=called)
-    outputs = []
+    outputs, refined, trace, first_waited = [], 0, [], 0
     for step in range(STEPS):
         at = STORED + step
         fork.append([at], flags=[int(flags[at])])
         fork.write(
             0, 0, keys[:, at : at + 1].contiguous(), values[:, at : at + 1].contiguous()
         )
+        if step > 0:  # a guess that is right
+            view.look_ahead(0, queries[step].contiguous(), DIM**-0.5)
         out, _ = view.attend(0, queries[step].contiguous(), DIM**-0.5)
         outputs.append(torch.as_tensor(out).clone())
-    stats = view.stats()
+        first_waited = first_waited or view.stats()["rows_waited"]
+        if name == "progressive":  # a row that was refined stays exact, which the reference has not
+            seen = view.stats()
+            refined += seen["rows_refined"]
+            trace.append({key: seen[key] for key in TRACED})
+            view.close()
+            view = fork.view(budget=BUDGET, preset=name)
+    stats, view_looked_ahead = view.stats(), view.looks_ahead
     fork.close()
     stop_daemon(own.client)  # its files are complete now
     preset = AS_THE_ENGINE.get(name) or PRESETS[name]
@@ -136,13 +149,20 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name, tmp_path
     tally = reference.tally
     # The first choice of single rows is of runs of neighbours: as far as a view knows, they lie on
     # the disk.
-    codes = name in ("codes", "pqcache")
+    codes = name in ("codes", "codes-lookahead", "pqcache")
     first = 1 if codes else 0
     assert float((got - want)[first:].abs().max()) < 1e-4
-    if name != "window" and not codes:
+    if name == "progressive":
+        assert refined == tally.hot_rows > STEPS, trace
+    elif name == "codes-lookahead":
+        assert view_looked_ahead
+        assert stats["rows_fetched"] > stats["rows_waited"] == first_waited
+    elif name == "freekv":  # heads whose queries turn fetch twice
+        assert stats["rows_fetched"] >= tally.first_rows + tally.rows_entered
+        assert stats["rows_waited"] < stats["rows_fetched"]
+    elif name != "window" and not codes:
         assert stats["rows_fetched"] == tally.first_rows + tally.rows_entered
-        # FreeKV here chooses at every step, with the queries of the step before; the reference
-        # counts heads that choose with their own.
-        assert name == "freekv" or stats["selections"] == HEADS * tally.selections
+        assert stats["rows_waited"] == stats["rows_fetched"]
+        assert stats["selections"] == HEADS * tally.selections
     if name == "louiskv":
         assert 1 < tally.selections < STEPS

@@ -11,7 +11,7 @@ TEST(AbstractSpec, TextAndPackedFormsComeBack) {
   for (const char* text :
        {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
         "codes:4/tokens", "codes:8/tokens", "own-codes:2/tokens", "own-codes:16/tokens",
-        "keys:4/pages:32", "mean/spans:2048"}) {
+        "keys:4/pages:32", "mean/spans:2048", "base:44/tokens", "base:85/tokens"}) {
     const Result<AbstractSpec> spec = parse_abstract_spec(text);
     ASSERT_TRUE(spec) << text;
     EXPECT_EQ(spec->text(), text);
@@ -25,14 +25,34 @@ TEST(AbstractSpec, TextAndPackedFormsComeBack) {
   EXPECT_EQ(AbstractSpec{}.packed(), 0u);
   EXPECT_EQ(parse_abstract_spec("codes/tokens")->text(), "codes:4/tokens");
   EXPECT_EQ(parse_abstract_spec("own-codes/tokens")->text(), "own-codes:2/tokens");
+  EXPECT_EQ(parse_abstract_spec("base/tokens")->text(), "base:44/tokens");
 }
 
 TEST(AbstractSpec, WhatDoesNotFitIsRefused) {
-  for (const char* text :
-       {"box", "boxes/pages:16", "box/page:16", "box/pages:0", "box/pages:2049", "box/pages:x",
-        "codes:4/pages:16", "mean/tokens", "codes:1/tokens", "codes:17/tokens", "box:8/pages:8",
-        "box:1/sentences:64", "mean:1/pages:16", "keys:0/pages:16", "/", "none/pages:4",
-        "own-codes:2/pages:16", "own-codes:0/tokens", "own-codes:17/tokens"}) {
+  for (const char* text : {"box",
+                           "boxes/pages:16",
+                           "box/page:16",
+                           "box/pages:0",
+                           "box/pages:2049",
+                           "box/pages:x",
+                           "codes:4/pages:16",
+                           "mean/tokens",
+                           "codes:1/tokens",
+                           "codes:17/tokens",
+                           "box:8/pages:8",
+                           "box:1/sentences:64",
+                           "mean:1/pages:16",
+                           "keys:0/pages:16",
+                           "/",
+                           "none/pages:4",
+                           "base:4/tokens",
+                           "base:47/tokens",
+                           "base:74/tokens",
+                           "base:44/pages:32",
+                           "base:444/tokens",
+                           "own-codes:2/pages:16",
+                           "own-codes:0/tokens",
+                           "own-codes:17/tokens"}) {
     const Result<AbstractSpec> spec = parse_abstract_spec(text);
     ASSERT_FALSE(spec) << text;
     EXPECT_EQ(spec.error().code, Code::kInvalid) << text;
@@ -69,11 +89,15 @@ void expect_tiles(const Geometry& geometry, const AbstractLayout& layout) {
       const std::uint64_t last_level =
           layout.level_offset(layer, levels) +
           layout.level_units(levels) * unit_elements(layout.spec(), dim) * 2;
-      end = block.data + last_level;
+      end = block.data;
       if (layout.spec().abstract == AbstractKind::kCodes)
-        end = block.data + code_bytes(layout.tokens(), code_count(layout.spec(), dim));
-      if (layout.spec().abstract == AbstractKind::kOwnCodes)
-        end = block.data + own_code_layout(layout.spec(), dim).size_bytes(layout.tokens());
+        end += code_bytes(layout.tokens(), code_count(layout.spec(), dim));
+      else if (layout.spec().abstract == AbstractKind::kOwnCodes)
+        end += own_code_layout(layout.spec(), dim).size_bytes(layout.tokens());
+      else if (layout.spec().abstract == AbstractKind::kBase)
+        end += (layout.tokens() + 31) / 32 * base_format(layout.spec(), shape)->chunk_bytes();
+      else
+        end += last_level;
     }
   }
   EXPECT_LE(end, layout.size_bytes());
@@ -82,9 +106,9 @@ void expect_tiles(const Geometry& geometry, const AbstractLayout& layout) {
 
 TEST(AbstractLayout, BlocksTileThePayload) {
   const Geometry geometry = samples::small_geometry();
-  for (const char* text : {"box/pages:16", "box:3/pages:8", "mean/clusters:16",
-                           "mean/sentences:128", "ball/pages:32", "codes:2/tokens",
-                           "own-codes:2/tokens"})
+  for (const char* text :
+       {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
+        "codes:2/tokens", "own-codes:2/tokens", "base:53/tokens"})
     for (const std::uint32_t tokens : {1u, 31u, 100u, 2048u}) {
       SCOPED_TRACE(std::string(text) + " " + std::to_string(tokens));
       const AbstractSpec spec = *parse_abstract_spec(text);
@@ -105,6 +129,23 @@ TEST(AbstractLayout, OnlyLayersWithKeysHaveBlocks) {
   EXPECT_EQ(AbstractLayout(geometry, AbstractSpec{}, 100, 0).size_bytes(), 0u);
 }
 
+TEST(AbstractLayout, LayersThatABaseRenditionCannotHaveGoWithout) {
+  Geometry geometry = samples::small_geometry();
+  const AbstractSpec spec = *parse_abstract_spec("base:44/tokens");
+  ASSERT_TRUE(AbstractLayout(geometry, spec, 100, 100).has_layer(0));
+  for (const bool transposed : {true, false}) {
+    Geometry other = geometry;
+    if (transposed)
+      other.layers[0].v_transposed = true;
+    else
+      other.layers[0].v_row_bytes = 3 * dtype_bytes(other.layers[0].dtype);
+    EXPECT_FALSE(AbstractLayout(other, spec, 100, 100).has_layer(0));
+    EXPECT_FALSE(base_format(spec, other.layers[0]));
+    EXPECT_TRUE(AbstractLayout(other, *parse_abstract_spec("box/pages:16"), 100, 7).has_layer(0));
+  }
+  EXPECT_FALSE(base_format(*parse_abstract_spec("codes:4/tokens"), geometry.layers[0]));
+}
+
 TEST(AbstractLayout, CodesAreAFewPerCent) {
   Geometry geometry;
   LayerGeometry layer;
@@ -116,6 +157,9 @@ TEST(AbstractLayout, CodesAreAFewPerCent) {
   const AbstractLayout layout(geometry, *parse_abstract_spec("codes:4/tokens"), 2048, 2048);
   EXPECT_LE(static_cast<double>(layout.size_bytes()),
             0.032 * static_cast<double>(geometry.token_bytes()) * 2048);
+  const AbstractLayout base(geometry, *parse_abstract_spec("base:44/tokens"), 2048, 2048);
+  EXPECT_LE(static_cast<double>(base.size_bytes()),
+            0.32 * static_cast<double>(geometry.token_bytes()) * 2048);
 }
 
 }  // namespace

@@ -67,9 +67,10 @@ class Daemon {
     options.daemon.socket_path = socket();
     options.daemon.host_bytes = 64ull << 20;
     options.daemon.leased_bytes_per_client_max = 16ull << 20;
-    options.daemon.abstracts_bytes = 16ull << 20;
+    options.daemon.abstracts_bytes = abstracts_bytes;
     options.daemon.io_backend = "threads";
     options.daemon.idle_seal_s = 0;
+    if (disk_bytes_max != 0) options.daemon.disk_bytes_max = disk_bytes_max;
     if (scarce_writes) options.daemon.disk_write_bytes_per_day = 1;
     auto server = Server::start(options);
     ASSERT_TRUE(server) << server.error().message();
@@ -84,7 +85,10 @@ class Daemon {
   void stop() { server_.reset(); }
   std::string socket() const { return root_ + "/run/kvtierd.sock"; }
 
-  bool scarce_writes = false;  // from the next start on
+  // From the next start on.
+  bool scarce_writes = false;
+  std::uint64_t abstracts_bytes = 16ull << 20;
+  std::uint64_t disk_bytes_max = 0;  // 0: as the default
 
  private:
   std::string root_;

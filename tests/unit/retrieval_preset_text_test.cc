@@ -87,6 +87,11 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     one.abstract = *parse_abstract_spec("mean/spans:64");
     one.scope = static_cast<ScopeKind>(i);
     there_and_back(one);
+    one = preset;
+    one.precision = *parse_abstract_spec("base:53/tokens");
+    one.exact_above = 0.25f;
+    one.refine = static_cast<RefineKind>(i);
+    there_and_back(one);
   }
 }
 
@@ -104,6 +109,8 @@ TEST(PresetText, ABaseIsStartedFromAndPartsReplaceItsOwn) {
   EXPECT_EQ(taken("base = \"codes\"\nabstract = \"codes:8\"").abstract.text(), "codes:8/tokens");
   EXPECT_EQ(taken("base = \"pqcache\"\nabstract = \"own-codes:4\"").abstract.text(),
             "own-codes:4/tokens");
+  EXPECT_TRUE(taken("base = \"progressive\"\nprecision = \"exact\"").precision.none());
+  EXPECT_EQ(taken("base = \"quest\"\nprecision = \"base:85\"").exact_above, 0.01f);
   EXPECT_EQ(taken("base = \"quest\"\ntrigger = \"every-n\"\nlevel = 4").level, 4.0f);
 }
 
@@ -114,7 +121,8 @@ TEST(PresetText, WhatIsUnknownIsAnsweredWithWhatThereIs) {
   expect_problem("base = \"quest\"\nbudget = \"some\"",
                  "budget = \"some\": choose one of all, kept, rows, ratio, mass (line 2)");
   expect_problem("trigger = 4", "trigger: choose one of every-step, every-n, cosine");
-  expect_problem("base = \"qest\"", "base is the name of a built-in preset: codes quest");
+  expect_problem("base = \"qest\"",
+                 "base is the name of a built-in preset: codes codes-lookahead progressive");
   expect_problem("base = \"\"", "base is the name of a built-in preset");
   expect_problem("base = \"quest\"\nabstract = \"cube\"", "an abstract is box, mean, ball, codes");
   expect_problem("base = \"quest\"\npartition = \"page:16\"", "units are pages, tokens");
@@ -129,6 +137,12 @@ TEST(PresetText, WhatIsUnknownIsAnsweredWithWhatThereIs) {
   expect_problem("base = \"quest\"\ncut = 1", "cut: must be true or false");
   expect_problem("base = \"quest\"\ndense_layers = 4000",
                  "dense_layers and flat_layers are at most 256");
+  for (const char* wrong : {"base:4", "base:47", "base:44/tokens", "codes:4", "4"})
+    expect_problem("base = \"codes\"\nprecision = \"" + std::string(wrong) + "\"",
+                   "precision = \"" + std::string(wrong) + "\": must be exact, or base");
+  expect_problem("base = \"progressive\"\nexact_above = \"much\"",
+                 "exact_above = \"much\": must be 0 to 1");
+  expect_problem("base = \"progressive\"\nrefine = \"later\"", "choose one of wait, behind");
   expect_problem("base = ", "line 1");
 }
 
@@ -136,11 +150,16 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("", "need an abstract to choose by");
   expect_problem("abstract = \"box\"", "an abstract needs a partition: tokens, or pages");
   expect_problem("partition = \"pages:16\"", "a partition needs an abstract: box");
-  expect_problem("base = \"quest\"\nabstract = \"codes:4\"", "codes are of single tokens");
+  expect_problem("base = \"quest\"\nabstract = \"codes:4\"", "codes and base are of single tokens");
   expect_problem("base = \"quest\"\nabstract = \"keys:4\"", "representative keys are not built");
   expect_problem("base = \"quest\"\nabstract = \"box:2\"", "levels of boxes are for search");
   expect_problem("base = \"quest\"\nbudget = \"kept\"", "choose nothing");
   expect_problem("base = \"quest\"\nbudget = \"ratio\"", "share is above 0");
+  expect_problem("base = \"codes\"\nabstract = \"base:44\"", "is a precision");
+  expect_problem("base = \"window\"\nprecision = \"base:44\"", "is of chosen rows");
+  expect_problem("base = \"progressive\"\nexact_above = 1.5", "0 to 1");
+  expect_problem("base = \"codes\"\nexact_above = 0.5", "exact_above and refine need a precision");
+  expect_problem("base = \"codes\"\nrefine = \"behind\"", "need a precision");
   expect_problem("base = \"quest\"\nshare = 0.5", "share needs budget \"ratio\" or \"mass\"");
   expect_problem("base = \"quest\"\nlevel = 0.5", "level needs trigger");
   expect_problem("base = \"quest\"\nbudget = \"mass\"\nshare = 0.5\ngroup = \"max\"",

@@ -172,6 +172,7 @@ void check_switched_off(const Seen& seen, std::vector<Finding>* findings) {
        "free space on the store's disk, or mend it (dmesg says what failed); the daemon tries "
        "again by itself"},
       {"abstracts of some segments: ", Grade::kSlow, "raise host.abstracts_bytes"},
+      {"base renditions of some segments: ", Grade::kSlow, "raise host.abstracts_bytes"},
       {"kernels: ", Grade::kSlow,
        "set daemon.kernels = \"auto\"; for a processor without vectors there is no mend"},
       {"admission: ", Grade::kInfo, "if you want it, set store.admission = true"},

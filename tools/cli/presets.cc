@@ -30,7 +30,7 @@ std::string with_number(const Json& preset, const char* word, const char* number
 void print_list(const Json& reply) {
   std::vector<std::vector<std::string>> rows = {{"NAME", "PARTITION", "ABSTRACT", "QUERY", "SEARCH",
                                                  "SCORE", "GROUP", "SCOPE", "BUDGET", "TRIGGER",
-                                                 "FROM"}};
+                                                 "FETCH", "PRECISION", "FROM"}};
   for (const Json& preset : reply["presets"]) {
     const bool before = text_of(preset, "query") == "step-before";
     rows.push_back(
@@ -38,7 +38,8 @@ void print_list(const Json& reply) {
          with_number(preset, "query", before ? "level" : nullptr), text_of(preset, "search"),
          text_of(preset, "score"), text_of(preset, "group"), text_of(preset, "scope"),
          with_number(preset, "budget", "share"),
-         with_number(preset, "trigger", before ? nullptr : "level"), text_of(preset, "from")});
+         with_number(preset, "trigger", before ? nullptr : "level"), text_of(preset, "fetch"),
+         with_number(preset, "precision", "exact_above"), text_of(preset, "from")});
   }
   print_table(rows);
 }

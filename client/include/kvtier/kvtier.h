@@ -251,12 +251,12 @@ typedef struct kvt_view_options {
   uint32_t sinks; /* first tokens, always attended; default 16 */
   uint32_t
       window; /* newest sealed tokens, always attended; default 64. The tail is always attended */
-  uint32_t wait_ms; /* how long a step waits where most abstracts must be loaded or built first;
-                       default 10000. What is missing then is fetched first until it comes */
-  uint64_t budget; /* rows per KV head and layer beside sinks, window, tail; 0: everything, exact;
-                      KVT_BUDGET_PROFILE: what the model's profile says, KVT_ERROR_NOT_FOUND where
-                      it has none */
-  uint64_t capacity;  /* rows that the slot cache holds per KV head and layer; 0: 2 x budget */
+  uint32_t wait_ms;  /* how long a step waits where most abstracts must be loaded or built first;
+                        default 10000. What is missing then is fetched first until it comes */
+  uint64_t budget;   /* rows per KV head and layer beside sinks, window, tail; 0: everything, exact;
+                        KVT_BUDGET_PROFILE: what the model's profile says, KVT_ERROR_NOT_FOUND where
+                        it has none */
+  uint64_t capacity; /* rows that the slot cache holds per KV head and layer; 0: 2 x budget */
   const char* preset; /* null: that of the model's profile (docs/retrieval.md), else the default. A
                          built-in of docs/retrieval.md or one of the user: a
                          name, or a path to a TOML file. KVT_ERROR_NOT_FOUND with all names, or
@@ -282,6 +282,16 @@ typedef struct kvt_view_stats {
   uint64_t rows_selected;  /* beside sinks and window */
   double mass_sum; /* over selections: estimated share of the attention mass beside sinks and window
                       that the chosen rows hold */
+  /* With a precision (presets such as progressive): */
+  uint64_t rows_base;      /* attended from their base rendition */
+  uint64_t rows_refined;   /* had more of the mass than the preset lets a base row have: fetched */
+  uint64_t steps_refined;  /* that waited for such rows */
+  uint64_t base_bytes;     /* mapped base renditions */
+  double base_mass_sum;    /* over steps: share of the attention mass that base renditions gave */
+  double base_error_sum;   /* over refined rows: how far their logits in the base were off */
+  uint64_t steps_repeated; /* done again: base renditions were moved while they were read */
+  uint64_t steps_waited;   /* of all: rows had to come from the daemon first */
+  uint64_t rows_waited;    /* of rows_fetched, those rows */
 } kvt_view_stats;
 
 /* The presets that views take, as JSON, freed with kvt_free: {"presets": [{"name", "from", parts}],
@@ -301,6 +311,14 @@ KVT_API void kvt_view_close(kvt_view* view);
  * cannot be had. */
 KVT_API kvt_status kvt_view_attend(kvt_view* view, uint32_t layer, uint32_t queries, const float* q,
                                    float scale, float* out, float* lse);
+/* What queries of `layer` will probably be at the next kvt_view_attend with one query, q:
+ * [query_heads][dim] f32: rows that they would choose come while the caller goes on, so that the
+ * step waits for few. A guess, from the input of the layer before through this layer's norm and
+ * query projection, is good enough: what is attended to does not depend on it. Of use with presets
+ * whose fetch is "ahead" (codes-lookahead), for which kvt_view_looks_ahead is 1; else nothing is
+ * done. Never waits. */
+KVT_API kvt_status kvt_view_look_ahead(kvt_view* view, uint32_t layer, const float* q, float scale);
+KVT_API int kvt_view_looks_ahead(const kvt_view* view);
 KVT_API kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out);
 
 /* ---- opaque keys: for store plug-ins

@@ -65,6 +65,11 @@ class View {
               float* lse = nullptr) {
     check(kvt_view_attend(handle_.get(), layer, queries, q, scale, out, lse));
   }
+  // See kvt_view_look_ahead.
+  void look_ahead(std::uint32_t layer, const float* q, float scale) {
+    check(kvt_view_look_ahead(handle_.get(), layer, q, scale));
+  }
+  bool looks_ahead() const noexcept { return kvt_view_looks_ahead(handle_.get()) != 0; }
   kvt_view_stats stats() const {
     kvt_view_stats out{};
     out.struct_size = sizeof out;

@@ -214,6 +214,15 @@ class ViewStats(TypedDict):
     units_missing: int
     rows_selected: int
     mass_sum: float
+    rows_base: int
+    rows_refined: int
+    steps_refined: int
+    base_bytes: int
+    base_mass_sum: float
+    base_error_sum: float
+    steps_repeated: int
+    steps_waited: int
+    rows_waited: int
 
 class View(_Closable):
     """One way to read a sequence: a preset and a budget."""
@@ -227,4 +236,10 @@ class View(_Closable):
     ) -> tuple[Any, Any]:
         """q: float32 [query_heads, dim] or [queries, query_heads, dim], the newest tokens. (out,
         log-sum-exp)."""
+    def look_ahead(self, layer: int, q: _Array, scale: float | None = None) -> None:
+        """q: float32 [query_heads, dim], a guess of the layer's next queries: what they would
+        choose comes meanwhile. Never waits, changes no result."""
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the preset makes use of look_ahead()."""
     def stats(self) -> ViewStats: ...

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Sequence as AnySequence
 from functools import partial
 from typing import Any
@@ -35,6 +36,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from . import look_ahead
 from .model_space import DTYPES, check_model, fingerprint, layers_of, open_space
 from .token_table import TokenTable, boundaries
 
@@ -132,6 +134,7 @@ class KvtierCache(Cache):
         self.kv_dtype = _TORCH[kv_dtype]
         self._view_options = view
         self.view = sequence.view(**view)
+        self.looks_ahead = self.view.looks_ahead
         self._open = False
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
         super().__init__(layers=[KvtierLayer(self, i) for i in range(sequence.layer_count)])
@@ -234,6 +237,10 @@ class KvtierCache(Cache):
         self.view.attend(layer, q, scale, out)
         return out.to(query.dtype)[None, None]
 
+    def _look_ahead(self, layer: int, query: torch.Tensor, scale: float) -> None:
+        """[heads, dim]: a guess of what the layer's queries will be."""
+        self.view.look_ahead(layer, query.float().contiguous(), scale)
+
     def _read(
         self, layer: int, first: int, count: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -293,6 +300,7 @@ class _Join:
 
     cache: KvtierCache | None = None
     tokens: TokenTable | None = None  # None: not known
+    guesses: bool = True  # of what queries the next layer will have
 
 
 def _attention(
@@ -343,6 +351,9 @@ def install(model: torch.nn.Module, tokenizer: Any = None) -> None:
     for module in modules:
         module._kvtier = join
     model.base_model.register_forward_pre_hook(partial(_before_forward, join), with_kwargs=True)
+    join.guesses = look_ahead.can_guess(model)
+    if join.guesses:
+        look_ahead.register(model, join)
 
 
 def _before_forward(join: _Join, model: torch.nn.Module, args: tuple, kwargs: dict) -> None:
@@ -351,6 +362,12 @@ def _before_forward(join: _Join, model: torch.nn.Module, args: tuple, kwargs: di
     join.cache = cache if isinstance(cache, KvtierCache) else None
     if join.cache is None:
         return
+    if join.cache.looks_ahead and not join.guesses:
+        warnings.warn(
+            f"{type(model).__name__}: its layers are not built as Llama's, so nothing is known of "
+            "the next layer's queries, and every step waits for the rows that it lacks",
+            stacklevel=2,
+        )
     implementation = model.config._attn_implementation
     if implementation != "kvtier":  # its attention would see the new tokens alone
         raise ValueError(

@@ -33,7 +33,8 @@ class Raw:
 @dataclass(frozen=True)
 class LowBit:
     """Affine, smallest and largest of a group of 32: K per channel over 32 tokens, V per token over
-    32 channels (KIVI, arXiv 2402.02750), scale and offset in 16 bits."""
+    32 channels (KIVI, arXiv 2402.02750), scale and offset in 16 bits, rounded so that the group
+    stays between its ends."""
 
     bits_k: int = 4
     bits_v: int = 4
@@ -89,7 +90,15 @@ def affine(x: torch.Tensor, bits: int, group: int) -> torch.Tensor:
     length = x.shape[-1]
     padded = torch.nn.functional.pad(x, (0, -length % group), mode="replicate")
     parts = padded.unflatten(-1, (-1, group))
-    low = parts.amin(-1, keepdim=True).half().float()
-    step = ((parts.amax(-1, keepdim=True) - low) / (2**bits - 1)).half().float()
-    code = ((parts - low) / step.clamp_min(1e-8)).round().clamp(0, 2**bits - 1)
+    low = half(parts.amin(-1, keepdim=True), up=False)
+    step = half((parts.amax(-1, keepdim=True) - low) / (2**bits - 1), up=True)
+    code = ((parts - low) * torch.where(step > 0, 1 / step, 0)).round().clamp(0, 2**bits - 1)
     return (code * step + low).flatten(-2)[..., :length]
+
+
+def half(x: torch.Tensor, up: bool) -> torch.Tensor:
+    """The nearest number of 16 bits that is not below x, or not above."""
+    rounded = x.half()
+    wrong = rounded.float() < x if up else rounded.float() > x
+    toward = torch.full_like(rounded, torch.inf if up else -torch.inf)
+    return torch.where(wrong, rounded.nextafter(toward), rounded).float()

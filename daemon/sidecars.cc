@@ -1,0 +1,319 @@
+// Sidecars: the files that abstracts come from and go to. Checksums, copies and encoding are
+// workers' work: a base rendition has a third of the bytes of its segment.
+#include <algorithm>
+#include <cinttypes>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "daemon/abstracts.h"
+#include "daemon/codebooks.h"
+#include "daemon/engine_state.h"
+#include "daemon/reclaim.h"
+#include "tiers/sidecar_format.h"
+
+namespace kvtier {
+namespace {
+
+// Base sidecars that are read at once: each has a buffer of its own.
+constexpr std::uint32_t kBaseLoadsMax = 2;
+
+SidecarHeader header_of(const Segment& segment, std::uint32_t lane) {
+  SidecarHeader header;
+  header.segment = segment.row.id;
+  header.fingerprint = segment.space->row.digest;
+  header.kind = segment.space->row.abstracts[lane];
+  header.version = kAbstractVersion;
+  header.tokens = segment.row.tokens;
+  return header;
+}
+
+// ---- load ----
+
+struct SidecarRead {
+  SegmentId segment;
+  std::uint32_t lane = 0;
+  FileId file;
+  AlignedBuffer bytes;
+  std::size_t left = 0;  // requests
+  bool failed = false;
+  bool base = false;
+  // What the file must say, and what lies in it then.
+  SidecarHeader wanted;
+  std::uint64_t codebook = 0;
+  AbstractSpec spec;
+  const Geometry* geometry = nullptr;
+  Result<ByteSpan> payload = error(Code::kIo);
+};
+using ReadPtr = std::shared_ptr<SidecarRead>;
+
+Result<ByteSpan> parse_sidecar(const SidecarRead& read) {
+  const ByteSpan bytes = read.bytes.span();
+  const SidecarHeader& wanted = read.wanted;
+  KVT_TRY(const SidecarHeader header, parse_sidecar_header(bytes));
+  if (header.segment != wanted.segment || header.fingerprint != wanted.fingerprint ||
+      header.kind != wanted.kind || header.version != wanted.version ||
+      header.tokens != wanted.tokens || header.units == 0 || header.units > header.tokens)
+    return error(Code::kCorrupt, "the sidecar is of another segment");
+  const AbstractLayout layout(*read.geometry, read.spec, header.tokens, header.units);
+  if ((!read.spec.by_tokens() && header.units != read.spec.units_of(header.tokens)) ||
+      header.payload_bytes != layout.size_bytes() ||
+      layout.size_bytes() > bytes.size() - kSidecarHeaderBytes)
+    return error(Code::kCorrupt, "the sidecar has another length than its segment says");
+  const ByteSpan payload = bytes.subspan(static_cast<std::size_t>(kSidecarHeaderBytes),
+                                         static_cast<std::size_t>(layout.size_bytes()));
+  KVT_TRY_VOID(check_sidecar_payload(header, payload));
+  AbstractHeader inside;
+  std::memcpy(&inside, payload.data(), sizeof(inside));
+  if (inside.spec != wanted.kind || inside.tokens != header.tokens ||
+      inside.units != header.units || inside.version != kAbstractVersion ||
+      inside.codebook != read.codebook)
+    return error(Code::kCorrupt, "the sidecar is of another codebook or version");
+  return payload;
+}
+
+std::uint64_t wanted_codebook(const Segment& segment, AbstractSpec spec) {
+  return spec.abstract == AbstractKind::kCodes ? codebook_id(*segment.space, spec) : 0;
+}
+
+void next_base_load(EngineState& engine);
+
+void sidecar_parsed(EngineState& engine, const ReadPtr& read) {
+  Segment* segment = find_segment(engine, read->segment);
+  KVT_CHECK(segment != nullptr);  // busy
+  --segment->busy;
+  if (read->base) --engine.abstract_table.base_loads;
+  if (read->payload && read->codebook == wanted_codebook(*segment, read->spec)) {
+    ++engine.metrics.abstracts_loaded;
+    install_abstract(engine, *segment, read->lane, {read, *read->payload});
+  } else {
+    KVT_LOG(kInfo, "segment %" PRIx64 ": sidecar is damaged, abstracts are built again",
+            read->segment.value);
+    queue_build(engine, *segment, read->lane);
+  }
+  next_base_load(engine);
+}
+
+void sidecar_read(EngineState& engine, const ReadPtr& read) {
+  engine.io->io().close(read->file);
+  if (read->failed) return sidecar_parsed(engine, read);
+  const Segment* segment = find_segment(engine, read->segment);
+  KVT_CHECK(segment != nullptr);  // busy
+  read->wanted = header_of(*segment, read->lane);
+  read->spec = segment->space->lane_spec(read->lane);
+  read->codebook = wanted_codebook(*segment, read->spec);
+  read->geometry = &segment->space->row.geometry;
+  run_on_worker(
+      engine, [read] { read->payload = parse_sidecar(*read); },
+      [&engine, read] { sidecar_parsed(engine, read); });
+}
+
+// Pieces, so that rows that somebody waits for can go between those of a base rendition.
+void submit_read(EngineState& engine, const ReadPtr& read) {
+  const std::uint64_t bytes = read->bytes.size_bytes();
+  std::vector<IoRequest> requests;
+  for (std::uint64_t at = 0; at < bytes; at += kReadBytesMax) {
+    IoRequest request;
+    request.op = IoOp::kRead;
+    request.priority = read->base ? IoPriority::kPrefetch : IoPriority::kDemand;
+    request.file = read->file;
+    request.offset = at;
+    request.pieces.push_back(
+        {read->bytes.data() + at, std::min<std::uint64_t>(kReadBytesMax, bytes - at)});
+    request.done = [&engine, read](Result<void> result) {
+      read->failed = read->failed || !result;
+      if (--read->left == 0) sidecar_read(engine, read);
+    };
+    requests.push_back(std::move(request));
+  }
+  read->left = requests.size();
+  for (IoRequest& request : requests) engine.io->submit(std::move(request));
+}
+
+// The next base renditions that wait, where they are still wanted.
+void next_base_load(EngineState& engine) {
+  AbstractTable& table = engine.abstract_table;
+  while (table.base_loads < kBaseLoadsMax && !table.base_waiting.empty()) {
+    const auto [id, lane] = table.base_waiting.front();
+    table.base_waiting.pop_front();
+    Segment* segment = find_segment(engine, id);
+    if (segment != nullptr && !segment->condemned && lane_of(*segment, lane).wants != 0) {
+      load_sidecar(engine, *segment, lane);
+      continue;
+    }
+    if (segment != nullptr) lane_of(*segment, lane).state = AbstractState::kAbsent;
+    settle_lane(engine, id, lane);
+  }
+}
+
+}  // namespace
+
+void load_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane) {
+  lane_of(segment, lane).state = AbstractState::kWorking;
+  if (segment.state != SegmentState::kOnDisk) return queue_build(engine, segment, lane);
+  Io& io = engine.io->io();
+  const Result<FileId> file =
+      io.open(sidecar_path(segment.row.id, segment.space->row.abstracts[lane]),
+              {.mode = OpenMode::kRead, .direct = engine.options.direct_io});
+  if (!file) return queue_build(engine, segment, lane);
+  const Result<std::uint64_t> size = io.size_bytes(*file);
+  if (!size || *size < kSidecarHeaderBytes || *size % kDiskAlign != 0 ||
+      *size > kSidecarHeaderBytes + kSidecarPayloadBytesMax) {
+    io.close(*file);
+    return queue_build(engine, segment, lane);
+  }
+  note_file(engine, segment, lane);
+  auto read = std::make_shared<SidecarRead>();
+  read->segment = segment.row.id;
+  read->lane = lane;
+  read->file = *file;
+  read->bytes = AlignedBuffer::unfilled(*size);
+  read->base = is_base(segment, lane);
+  if (read->base) ++engine.abstract_table.base_loads;
+  ++segment.busy;
+  submit_read(engine, read);
+}
+
+void queue_base_load(EngineState& engine, Segment& segment, std::uint32_t lane) {
+  lane_of(segment, lane).state = AbstractState::kWorking;
+  engine.abstract_table.base_waiting.emplace_back(segment.row.id, lane);
+  next_base_load(engine);
+}
+
+// ---- write ----
+
+namespace {
+
+struct SidecarWrite {
+  SegmentId segment;
+  std::uint32_t lane = 0;
+  SidecarHeader header;
+  KeptBytes payload;  // until it is encoded
+  std::string path, part;
+  FileId file;
+  AlignedBuffer bytes;
+  std::size_t left = 0;
+  bool failed = false;
+  std::function<void(bool)> done;
+};
+using WritePtr = std::shared_ptr<SidecarWrite>;
+
+void end_write(const SidecarWrite& write, bool written) {
+  if (write.done) write.done(written);
+}
+
+// Whole, it takes the place of the one before; a part of one would count as damage.
+void close_write(EngineState& engine, const SidecarWrite& write) {
+  Io& io = engine.io->io();
+  io.close(write.file);
+  Segment* segment = find_segment(engine, write.segment);
+  const bool wanted = !write.failed && segment != nullptr && !segment->condemned;
+  const bool written = wanted && io.rename(write.part, write.path);
+  if (written)
+    note_file(engine, *segment, write.lane);
+  else
+    static_cast<void>(io.unlink(write.part));
+  end_write(write, written);
+}
+
+// Worker.
+void encode(SidecarWrite& write) {
+  AbstractHeader inside;
+  std::memcpy(&inside, write.payload.bytes.data(), sizeof(inside));
+  write.header.units = inside.units;
+  const std::vector<std::byte> bytes = encode_sidecar(write.header, write.payload.bytes);
+  write.bytes = AlignedBuffer(bytes.size());
+  std::memcpy(write.bytes.data(), bytes.data(), bytes.size());
+}
+
+void begin_write(EngineState& engine, const WritePtr& write) {
+  write->payload = {};
+  const Segment* segment = find_segment(engine, write->segment);
+  if (segment == nullptr || segment->condemned) return end_write(*write, false);
+  Io& io = engine.io->io();
+  const Result<FileId> file =
+      io.open(write->part, {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
+  if (!file) return end_write(*write, false);
+  write->file = *file;
+  const std::uint64_t size = write->bytes.size_bytes();
+  engine.metrics.sidecar_bytes += size;
+  std::vector<IoRequest> requests;
+  for (std::uint64_t at = 0; at < size; at += kReadBytesMax) {
+    IoRequest request;
+    request.op = IoOp::kWrite;
+    request.priority = IoPriority::kBackground;
+    request.file = *file;
+    request.offset = at;
+    request.pieces.push_back(
+        {write->bytes.data() + at, std::min<std::uint64_t>(kReadBytesMax, size - at)});
+    request.done = [&engine, write](Result<void> written) {
+      write->failed = write->failed || !written;
+      if (--write->left == 0) close_write(engine, *write);
+    };
+    requests.push_back(std::move(request));
+  }
+  write->left = requests.size();
+  for (IoRequest& request : requests) engine.io->submit(std::move(request));
+}
+
+// Base renditions are large, and quickly made again: they never take the room of anything exact.
+bool has_disk_room(const EngineState& engine, const Segment& segment, std::uint32_t lane,
+                   std::uint64_t bytes) {
+  return !is_base(segment, lane) || store_bytes(engine) + bytes <= engine.options.disk_bytes_max;
+}
+
+}  // namespace
+
+void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, KeptBytes payload,
+                   std::function<void(bool)> done) {
+  const std::uint64_t bytes = payload.bytes.size();
+  // Left out, it is built again when it is wanted.
+  if (segment.state != SegmentState::kOnDisk || engine.read_only ||
+      bytes > kSidecarPayloadBytesMax || !has_disk_room(engine, segment, lane, bytes) ||
+      !may_write_optional(engine, bytes)) {
+    if (done) done(false);
+    return;
+  }
+  auto write = std::make_shared<SidecarWrite>();
+  write->segment = segment.row.id;
+  write->lane = lane;
+  write->header = header_of(segment, lane);
+  write->payload = std::move(payload);
+  write->path = sidecar_path(segment.row.id, segment.space->row.abstracts[lane]);
+  write->part = sidecar_part_path(write->path, engine.abstract_table.next_part++);
+  write->done = std::move(done);
+  run_on_worker(
+      engine, [write] { encode(*write); }, [&engine, write] { begin_write(engine, write); });
+}
+
+// ---- room ----
+
+void drop_file(EngineState& engine, Segment& segment, std::uint32_t lane) {
+  static_cast<void>(
+      engine.io->io().unlink(sidecar_path(segment.row.id, segment.space->row.abstracts[lane])));
+  SegmentAbstract& abstract = lane_of(segment, lane);
+  if (abstract.has_file) engine.segments.sidecar_bytes -= file_bytes_of(segment, lane);
+  abstract.has_file = false;
+}
+
+bool drop_coldest_base(EngineState& engine) {
+  Segment* coldest = nullptr;
+  std::uint32_t coldest_lane = 0;
+  for (const auto& [id, segment] : engine.segments.all)
+    for (std::uint32_t lane = 0; lane < segment->abstracts.size(); ++lane) {
+      const SegmentAbstract& abstract = segment->abstracts[lane];
+      if (!abstract.has_file || abstract.wants != 0 || abstract.state == AbstractState::kWorking ||
+          !is_base(*segment, lane))
+        continue;
+      const auto order = [](const Segment& one) {
+        return std::pair(one.row.last_used_unix_ns, ~one.row.id.value);
+      };
+      if (coldest != nullptr && order(*coldest) <= order(*segment)) continue;
+      coldest = segment.get();
+      coldest_lane = lane;
+    }
+  if (coldest != nullptr) drop_file(engine, *coldest, coldest_lane);
+  return coldest != nullptr;
+}
+
+}  // namespace kvtier
