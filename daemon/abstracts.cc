@@ -83,26 +83,28 @@ void refuse(EngineState& engine, Segment& segment, std::uint32_t lane) {
   }
 }
 
-// Sets the lane's offset; where there is none, the lane is refused.
-bool take_place(EngineState& engine, Segment& segment, std::uint32_t lane, std::uint64_t bytes) {
+// A place in the arena, which nobody is shown yet; UINT64_MAX where there is none and the lane is
+// refused.
+std::uint64_t take_place(EngineState& engine, Segment& segment, std::uint32_t lane,
+                         std::uint64_t bytes) {
   const bool base = is_base(segment, lane);
   Result<std::uint64_t> offset = error(Code::kFull);
   if (!base || base_fits(engine, bytes)) offset = engine.abstracts->allocate(bytes);
   if (!offset) {
     refuse(engine, segment, lane);
-    return false;
+    return UINT64_MAX;
   }
-  lane_of(segment, lane).offset = *offset;
   if (base) engine.abstract_table.base_bytes += bytes;
-  return true;
+  return *offset;
 }
 
-// What was copied there may be shown. Views see by `placement` that the same place was left and
-// taken again meanwhile.
-void make_ready(EngineState& engine, SegmentAbstract* abstract) {
+// What was copied there may be shown: directories have the offset from here on. Views see by
+// `placement` that the same place was left and taken again meanwhile.
+void make_ready(EngineState& engine, SegmentAbstract* abstract, std::uint64_t offset) {
   const std::uint64_t placement = engine.abstract_table.next_placement++;
-  std::memcpy(engine.abstracts->data(abstract->offset) + offsetof(AbstractHeader, placement),
-              &placement, sizeof(placement));
+  std::memcpy(engine.abstracts->data(offset) + offsetof(AbstractHeader, placement), &placement,
+              sizeof(placement));
+  abstract->offset = offset;
   abstract->state = AbstractState::kReady;
 }
 
@@ -289,10 +291,10 @@ void install_sealed(EngineState& engine, Segment& segment, const SealedAbstract&
   if (built.failed || built.payload.empty()) return;
   ++engine.metrics.abstracts_built;
   write_sidecar(engine, segment, built.lane, {keeper, built.payload});
-  if (!take_place(engine, segment, built.lane, built.payload.size())) return;
-  SegmentAbstract& abstract = lane_of(segment, built.lane);
-  std::memcpy(engine.abstracts->data(abstract.offset), built.payload.data(), built.payload.size());
-  make_ready(engine, &abstract);
+  const std::uint64_t place = take_place(engine, segment, built.lane, built.payload.size());
+  if (place == UINT64_MAX) return;
+  std::memcpy(engine.abstracts->data(place), built.payload.data(), built.payload.size());
+  make_ready(engine, &lane_of(segment, built.lane), place);
 }
 
 void release_unwanted(EngineState& engine, Segment& segment) {
@@ -336,12 +338,12 @@ void drop_abstract(EngineState& engine, Segment& segment, std::uint32_t lane) {
 
 namespace {
 
-void installed(EngineState& engine, SegmentId id, std::uint32_t lane) {
+void installed(EngineState& engine, SegmentId id, std::uint32_t lane, std::uint64_t place) {
   Segment* segment = find_segment(engine, id);
   KVT_CHECK(segment != nullptr);  // busy
   --segment->busy;
   SegmentAbstract& abstract = lane_of(*segment, lane);
-  make_ready(engine, &abstract);
+  make_ready(engine, &abstract, place);
   if (abstract.wants == 0 || segment->condemned)
     free_abstract(engine, *segment, lane, &abstract);
   else
@@ -359,16 +361,16 @@ void install_abstract(EngineState& engine, Segment& segment, std::uint32_t lane,
   const SegmentId id = segment.row.id;
   abstract.state = AbstractState::kAbsent;
   settle_promise(engine, id, lane);
-  if (abstract.wants == 0 || segment.condemned ||
-      !take_place(engine, segment, lane, payload.bytes.size()))
-    return settle_lane(engine, id, lane);
+  if (abstract.wants == 0 || segment.condemned) return settle_lane(engine, id, lane);
+  const std::uint64_t place = take_place(engine, segment, lane, payload.bytes.size());
+  if (place == UINT64_MAX) return settle_lane(engine, id, lane);
   abstract.state = AbstractState::kWorking;
   ++segment.busy;
-  std::byte* const target = engine.abstracts->data(abstract.offset);
+  std::byte* const target = engine.abstracts->data(place);
   run_on_worker(
       engine,
       [target, payload] { std::memcpy(target, payload.bytes.data(), payload.bytes.size()); },
-      [&engine, id, lane, payload] { installed(engine, id, lane); });
+      [&engine, id, lane, place, payload] { installed(engine, id, lane, place); });
 }
 
 }  // namespace kvtier

@@ -85,6 +85,7 @@ TEST_F(UserPresets, AFileDecodesAsTheBuiltInThatItCopies) {
       EXPECT_EQ(stats.selections, built_in.selections);
       EXPECT_EQ(stats.rows_selected, built_in.rows_selected);
       EXPECT_EQ(stats.rows_fetched, built_in.rows_fetched);
+      EXPECT_EQ(stats.steps_repeated, 0u) << "nothing moves here";
       EXPECT_EQ(stats.units_scored, built_in.units_scored);
       EXPECT_EQ(stats.mass_sum, built_in.mass_sum);
     }
