@@ -17,7 +17,6 @@ Result<void> View::attend_budget(const AttendStep& step) {
   const bool late = take_coming(step.layer);
   const std::uint64_t waited_before = stats_.rows_waited;
   const auto ready = select_rows(step, caches);
-  if (late || stats_.rows_waited != waited_before) ++stats_.steps_waited;
   if (!ready) {
     for (SlotCache& cache : *caches) cache.abandon();
     layer_queries_[step.layer].forget();
@@ -29,7 +28,9 @@ Result<void> View::attend_budget(const AttendStep& step) {
     KVT_TRY_VOID(attend_cached(step, head, (*caches)[head]));
   }
   if (preset_.fetch == FetchKind::kBehind) send_for(step, step.q);
-  return has_base() ? attend_base_rows(step, caches) : Result<void>();
+  const auto done = has_base() ? attend_base_rows(step, caches) : Result<void>();
+  if (late || stats_.rows_waited != waited_before) ++stats_.steps_waited;
+  return done;
 }
 
 // One query: it sees all that is stored.
