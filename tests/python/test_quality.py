@@ -90,7 +90,7 @@ def test_the_daemon_and_the_reference_agree(tmp_path):
     "arguments, says",
     [
         (["--engine", "reference", "--preset", "queste"], "no such preset: queste; there are"),
-        (["--preset", "queste"], "no such preset: codes, quest, mean"),
+        (["--preset", "queste"], "no such preset: codes, codes-lookahead, progressive"),
         (["--preset", "full,./nowhere.toml"], "cannot read ./nowhere.toml"),
         (["--text", "nowhere.txt"], "no such text: nowhere.txt"),
         (["--budget", "0"], "--budget 0: numbers of rows above 0"),
