@@ -124,10 +124,12 @@ Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const floa
     return error_with(Code::kInvalid, "%u queries: give 1 to %u", queries, kPieceTokensMax);
   KVT_TRY(AttendStep step, check_step(layer, queries, q, scale, out, lse));
   sequence_->observe_queries(layer, queries, q);
+  int moves = 0;
+  bool lost = false;  // a daemon that is lost while one moves things has its own attempt
   for (int attempt = 0;; ++attempt) {
     const auto fresh = sequence_->refresh(Patience::kQuick);
     // Without a daemon, what is in tail and slot caches can still serve.
-    if (!fresh && (fresh.error().code != Code::kDaemonLost || attempt > 0)) return fresh;
+    if (!fresh && (fresh.error().code != Code::kDaemonLost || lost)) return fresh;
     clear_error_text();
     step.visible = sequence_->visible(layer);
     if (queries > step.visible)
@@ -141,15 +143,16 @@ Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const floa
       KVT_TRY(const bool moved, base_moved());
       if (moved) {
         discard_attempt(before);
-        if (attempt < kMovedMax) continue;
+        if (++moves <= kMovedMax) continue;
         return error(Code::kBusy,
                      "base renditions move faster than they can be read: try again when kvtier "
                      "reindex is done, or use a preset without a precision");
       }
     }
-    if (done || done.error().code != Code::kDaemonLost || attempt > 0 ||
+    if (done || done.error().code != Code::kDaemonLost || lost ||
         !sequence_->connection()->lost())
       return done;
+    lost = true;
   }
 }
 
