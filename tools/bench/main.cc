@@ -193,8 +193,9 @@ int main(int argc, char** argv) {
   context.replay = arguments.replay;
   context.daemon_path = beside_us("kvtierd");
   context.python_path = arguments.python.empty() ? find_python() : arguments.python;
-  if (arguments.directory.empty()) arguments.directory = std::filesystem::current_path();
-  std::string pattern = arguments.directory + "/kvtier-bench.XXXXXX";
+  if (arguments.directory.empty()) arguments.directory = ".";
+  // Absolute: the daemon has another working directory.
+  std::string pattern = std::filesystem::absolute(arguments.directory) / "kvtier-bench.XXXXXX";
   if (::mkdtemp(pattern.data()) == nullptr) {
     std::perror("kvtier-bench: cannot make a scratch directory");
     return 1;
