@@ -292,15 +292,20 @@ constexpr const char* kMendDamage = "kvtier verify names what is damaged, kvtier
 void check_damage(const Json& stats, std::vector<Finding>* findings) {
   if (!stats.contains("damage")) return;
   const Json& damage = stats["damage"];
-  const auto add = [&](std::uint64_t count, const char* what) {
+  const auto add = [&](std::uint64_t count, const char* one, const char* many) {
     if (count != 0)
-      findings->push_back({Grade::kBad, "stored data", std::to_string(count) + what, kMendDamage});
+      findings->push_back({Grade::kBad, "stored data",
+                           std::to_string(count) + (count == 1 ? one : many), kMendDamage});
   };
-  add(number_of(damage, "segments_damaged_now"), " segments are damaged or missing");
-  add(number_of(damage, "rows_damaged"), " rows of the catalogue were damaged at start");
-  add(number_of(damage, "logs_torn"), " tail logs were found torn or damaged since start");
+  add(number_of(damage, "segments_damaged_now"), " segment is damaged or missing",
+      " segments are damaged or missing");
+  add(number_of(damage, "rows_damaged"), " row of the catalogue was damaged at start",
+      " rows of the catalogue were damaged at start");
+  add(number_of(damage, "logs_torn"), " tail log was found torn or damaged since start",
+      " tail logs were found torn or damaged since start");
   if (stats.contains("objects") && stats["objects"].contains("misses"))
     add(number_of(stats["objects"]["misses"], "checksum"),
+        " value of an opaque key was found damaged since start",
         " values of opaque keys were found damaged since start");
 }
 
