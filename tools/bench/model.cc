@@ -68,10 +68,11 @@ Result<SequencePtr> open_sequence(kvt_space* space, const std::string& name, boo
   return SequencePtr(sequence);
 }
 
-Result<ViewPtr> open_view(kvt_sequence* sequence, std::uint64_t budget) {
+Result<ViewPtr> open_view(kvt_sequence* sequence, std::uint64_t budget, const char* preset) {
   kvt_view_options options;
   kvt_view_options_init(&options);
-  options.preset = "quest";
+  options.preset = preset;
+  options.wait_ms = 600'000;  // abstracts that are built only now
   options.budget = budget;
   kvt_view* view = nullptr;
   KVT_TRY_VOID(check(kvt_view_open(sequence, &options, &view)));

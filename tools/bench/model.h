@@ -54,7 +54,8 @@ using ViewPtr = std::unique_ptr<kvt_view, CloseView>;
 [[nodiscard]] Result<SequencePtr> open_sequence(kvt_space* space, const std::string& name,
                                                 bool writable);
 // `budget` 0: everything.
-[[nodiscard]] Result<ViewPtr> open_view(kvt_sequence* sequence, std::uint64_t budget);
+[[nodiscard]] Result<ViewPtr> open_view(kvt_sequence* sequence, std::uint64_t budget,
+                                        const char* preset = "quest");
 
 // Random rows of one piece, written to all layers of `sequence`, again and again until `tokens` are
 // there.
