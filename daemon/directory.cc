@@ -38,8 +38,12 @@ void write_entry(std::byte* base, std::size_t index, const SequencePart& part) {
                        {},
                        0};
   const std::vector<SegmentAbstract>& abstracts = part.segment->abstracts;
-  for (std::uint32_t lane = 0; lane < kSpaceAbstractsMax; ++lane)
+  for (std::uint32_t lane = 0; lane < kSpaceAbstractsMax; ++lane) {
     entry.abstract_offsets[lane] = lane < abstracts.size() ? abstracts[lane].offset : kNoAbstract;
+    // What a worker still writes is shown to nobody.
+    KVT_CHECK(entry.abstract_offsets[lane] == kNoAbstract ||
+              abstracts[lane].state == AbstractState::kReady);
+  }
   copy_to_shared<SharedOrder::kRelease>(
       base + sizeof(DirectoryHeader) + index * sizeof(DirectoryEntry), &entry, sizeof(entry));
 }
