@@ -145,6 +145,7 @@ void publish_new_log(EngineState& engine, const Job& job) {
   const std::uint64_t before = sequence.row.log_generation;
   sequence.row.log_generation = job->header.generation;
   sequence.row.last_used_unix_ns = engine.wall_ns();
+  sequence.row.provisional = false;
   sequence.in_catalogue = true;
   CatalogueBatch batch;
   batch.put_sequence(sequence.row);
@@ -334,7 +335,7 @@ void start_commit(EngineState& engine, StoredSequence& sequence, const TailWork&
   if (work.count < log.tokens || (log.tokens != 0 && work.half != log.half))
     return refuse(Code::kInvalid, "a commit names fewer tokens than are committed");
   const bool nothing_new = work.count == log.tokens && !log.suspect;
-  if (nothing_new && sequence.row_durable) {
+  if (nothing_new && sequence.row_durable && !sequence.row.provisional) {
     if (work.done) work.done(TailResult{0, sequence.tokens()});
     return work_finished(engine, sequence);
   }

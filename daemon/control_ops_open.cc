@@ -140,8 +140,7 @@ void op_create(EngineState& engine, Session& session, ControlRequest request, Co
                  const Result<NewSequence> wanted = parse_new(engine, body, "name", *target);
                  if (!wanted) return done(error(wanted.error()));
                  StoredSequence& sequence = make_sequence(engine, *target, *wanted, match->parts);
-                 if (!wanted->name.empty() && !wanted->is_private)
-                   post_sequence_row(engine, sequence, false, [](Result<void>) {});
+                 post_new_row(engine, sequence);
                  start_new_sequence(engine, session_id, sequence, true, match_json(*match), done);
                });
 }
@@ -256,8 +255,7 @@ void fork_now(EngineState& engine, ForkRequest fork) {
   StoredSequence& made =
       make_sequence(engine, *source.space, fork.wanted, parts_up_to(source, tokens));
   if (session->data) {
-    if (!made.row.name.empty() && !made.is_private)
-      post_sequence_row(engine, made, false, [](Result<void>) {});
+    post_new_row(engine, made);
     return start_new_sequence(engine, fork.session, made, fork.write, Json::object(),
                               std::move(fork.done));
   }

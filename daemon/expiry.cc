@@ -12,6 +12,18 @@ namespace {
 
 constexpr std::uint64_t kSecond = 1'000'000'000ull;
 constexpr std::uint64_t kCheckEvery = 10 * kSecond;
+// How long what nobody but a client of an earlier daemon knows of waits for that client.
+constexpr std::uint64_t kProvisionalNs = 24 * 3600 * kSecond;
+
+bool ends_by_itself(const StoredSequence& sequence) {
+  return sequence.row.provisional || (sequence.row.expires_unix_s != 0 && !sequence.row.pinned);
+}
+
+bool has_ended(const EngineState& engine, const StoredSequence& sequence) {
+  const SequenceRow& row = sequence.row;
+  return row.provisional ? row.last_used_unix_ns + kProvisionalNs <= engine.wall_ns()
+                         : row.expires_unix_s <= engine.wall_ns() / kSecond;
+}
 
 // A catalogue that refused a batch takes no more until it was opened again.
 void resume_catalogue(EngineState& engine) {
@@ -46,10 +58,8 @@ std::size_t run_timers(EngineState& engine) {
   update_write_budget(engine);
   engine.next_timer_ns = engine.now_ns() + kCheckEvery;
   std::vector<SequenceId> expired;
-  const std::uint64_t now_s = engine.wall_ns() / kSecond;
   for (const auto& [id, sequence] : engine.sequences.all) {
-    const SequenceRow& row = sequence->row;
-    if (row.expires_unix_s == 0 || row.expires_unix_s > now_s || row.pinned || sequence->removed ||
+    if (!ends_by_itself(*sequence) || !has_ended(engine, *sequence) || sequence->removed ||
         sequence->internal)
       continue;
     if (sequence->open.empty() && !sequence->working && sequence->busy == 0) expired.push_back(id);
@@ -65,8 +75,7 @@ std::uint64_t next_timer(const EngineState& engine) {
   if (engine.read_only && !engine.resuming) return engine.next_resume_ns;
   const std::uint64_t upkeep = next_upkeep(engine);
   for (const auto& [id, sequence] : engine.sequences.all) {
-    if (sequence->row.expires_unix_s != 0 && !sequence->row.pinned)
-      return std::min(engine.next_timer_ns, upkeep);
+    if (ends_by_itself(*sequence)) return std::min(engine.next_timer_ns, upkeep);
   }
   return upkeep;
 }

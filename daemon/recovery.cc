@@ -226,6 +226,8 @@ void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
     tokens += part.visible_tokens;
   }
   sequence.row = std::move(row);
+  // Its client has a day from now on to come back for it (expiry.cc).
+  if (sequence.row.provisional) sequence.row.last_used_unix_ns = engine.wall_ns();
   if (cut) {
     KVT_LOG(kWarn, "sequence %" PRIx64 " is cut to %" PRIu64 " tokens: a segment of it is missing",
             sequence.row.id.value, tokens);

@@ -161,6 +161,7 @@ void write_catalogue(EngineState& engine, const Job& job) {
   sequence.row.parts.push_back({job->row.id, job->count});
   sequence.row.log_generation = 0;
   sequence.row.last_used_unix_ns = engine.wall_ns();
+  sequence.row.provisional = false;
   sequence.in_catalogue = true;
   CatalogueBatch batch;
   batch.put_segment(job->row);

@@ -174,9 +174,16 @@ void learn_chain(EngineState& engine, StoredSequence& sequence, MetaDone done) {
       });
 }
 
+void post_new_row(EngineState& engine, StoredSequence& sequence) {
+  if (sequence.is_private || engine.read_only) return;
+  sequence.row.provisional = sequence.row.name.empty();
+  post_sequence_row(engine, sequence, false, [](Result<void>) {});
+}
+
 void post_sequence_row(EngineState& engine, StoredSequence& sequence, bool sync, MetaDone done) {
   KVT_CHECK(!sequence.is_private);
   sequence.in_catalogue = true;
+  if (sync) sequence.row.provisional = false;
   CatalogueBatch batch;
   batch.put_sequence(sequence.row);
   batch.put_number("next_sequence", engine.sequences.reserved_until);
@@ -205,8 +212,17 @@ void forget_sequence(EngineState& engine, StoredSequence& sequence) {
 void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence) {
   if (!sequence.open.empty() || sequence.busy != 0 || sequence.working || sequence.writer_coming)
     return;
+  if (sequence.removed) return;
+  if (sequence.in_catalogue && sequence.row.provisional) {
+    // A daemon that stops has not been told that its clients are done.
+    if (engine.draining) return;
+    CatalogueBatch batch;
+    batch.remove_sequence(sequence.row.id);
+    post_batch(engine, std::move(batch), false, [](Result<void>) {});
+    return forget_sequence(engine, sequence);
+  }
   const bool keep = sequence.in_catalogue || (sequence.is_private && !sequence.row.name.empty());
-  if (!keep && !sequence.removed) forget_sequence(engine, sequence);
+  if (!keep) forget_sequence(engine, sequence);
 }
 
 void forget_evicted_sequence(EngineState& engine, StoredSequence& sequence) {

@@ -177,7 +177,10 @@ void append_part(EngineState& engine, StoredSequence& sequence, Segment& segment
 // Makes `chain` and `open_ids` known; may read metadata.
 void learn_chain(EngineState& engine, StoredSequence& sequence, MetaDone done);
 
-// Posts the row as it is now. `sync`: `done` when it is durable.
+// Of a new sequence, unsynced, so that its client finds it again where the daemon dies. A nameless
+// one is provisional: the row goes at close, unless something was sealed or committed meanwhile.
+void post_new_row(EngineState& engine, StoredSequence& sequence);
+// Posts the row as it is now. `sync`: `done` when it is durable, and it is provisional no more.
 void post_sequence_row(EngineState& engine, StoredSequence& sequence, bool sync, MetaDone done);
 // Removes an in-memory sequence that is in nobody's way: nameless, closed and never stored.
 void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence);

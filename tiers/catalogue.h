@@ -65,6 +65,7 @@ struct SequenceRow {
   std::vector<Part> parts;
   std::uint64_t log_generation = 0;  // tail log that belongs to it; 0: none
   bool pinned = false;
+  bool provisional = false;          // nameless and never sealed or committed: nobody else knows it
   std::uint64_t expires_unix_s = 0;  // 0: never
   std::uint64_t created_unix_ns = 0;
   std::uint64_t last_used_unix_ns = 0;

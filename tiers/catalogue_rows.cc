@@ -192,12 +192,19 @@ Result<SegmentRow> decode_segment(std::string_view key, ByteSpan value) {
   return row;
 }
 
+namespace {
+
+constexpr unsigned kPinned = 1, kProvisional = 2;  // flags of a sequence's row
+
+}  // namespace
+
 std::vector<std::byte> encode(std::string_view key, const SequenceRow& row) {
   KVT_CHECK(row.name.size() <= kNameBytesMax && row.parts.size() <= kSequenceSegmentsMax);
   ByteWriter writer = begin();
   writer.write(row.space);
   writer.write(row.log_generation);
-  writer.write(static_cast<std::uint8_t>(row.pinned));
+  writer.write(static_cast<std::uint8_t>((row.pinned ? kPinned : 0) |
+                                         (row.provisional ? kProvisional : 0)));
   writer.write(row.expires_unix_s);
   writer.write(row.created_unix_ns);
   writer.write(row.last_used_unix_ns);
@@ -217,15 +224,16 @@ Result<SequenceRow> decode_sequence(std::string_view key, ByteSpan value) {
   ByteReader reader(fields);
   row.space = reader.read<SpaceId>();
   row.log_generation = reader.read<std::uint64_t>();
-  const auto pinned = reader.read<std::uint8_t>();
-  row.pinned = pinned == 1;
+  const auto flags = reader.read<std::uint8_t>();
+  row.pinned = (flags & kPinned) != 0;
+  row.provisional = (flags & kProvisional) != 0;
   row.expires_unix_s = reader.read<std::uint64_t>();
   row.created_unix_ns = reader.read<std::uint64_t>();
   row.last_used_unix_ns = reader.read<std::uint64_t>();
   if (!read_text(&reader, kNameBytesMax, &row.name)) return malformed();
   const auto count = reader.read<std::uint32_t>();
   constexpr std::size_t kPartBytes = sizeof(std::uint64_t) + sizeof(std::uint32_t);
-  if (!reader.ok() || pinned > 1 || count > kSequenceSegmentsMax ||
+  if (!reader.ok() || flags > (kPinned | kProvisional) || count > kSequenceSegmentsMax ||
       reader.remaining() != count * kPartBytes)
     return malformed();
   row.parts.resize(count);

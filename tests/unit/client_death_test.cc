@@ -115,12 +115,50 @@ TEST_F(DaemonDeath, ACommittedForkIsThereWithoutATokenOfItsOwn) {
   model.expect_equal(fork);
   model.expect_equal(matched);
   std::vector<kvt_token> records(1);
-  EXPECT_EQ(kvt_sequence_tokens(uncommitted, 0, 1, records.data()), KVT_ERROR_NOT_FOUND);
+  KVT_EXPECT_OK(kvt_sequence_tokens(uncommitted, 1999, 1, records.data()));
   KVT_ASSERT_OK(kvt_sequence_commit(fork));
   KVT_EXPECT_OK(kvt_sequence_close(fork));
   KVT_EXPECT_OK(kvt_sequence_close(matched));
   kvt_sequence_close(uncommitted);
   KVT_EXPECT_OK(kvt_sequence_close(trunk));
+  kvt_space_close(space);
+}
+
+// Nobody but the client knows of such a sequence: it goes on, and leaves nothing behind where
+// nothing was added to it.
+TEST_F(DaemonDeath, ANamelessSequenceGoesOnWithWhatWasNeverCommitted) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* trunk = create_sequence(space, "trunk");
+  Model model(shape);
+  model.append_many(trunk, 1, 2500);
+  KVT_ASSERT_OK(kvt_sequence_close(trunk));
+  kvt_match match{};
+  kvt_sequence* chat = create_sequence(space, nullptr, model.ids(), &match);
+  ASSERT_EQ(match.tokens, 2500u);
+  model.append_many(chat, 90000, 30);
+  const auto sequences = [&] {
+    return request(Json{{"op", "stats"}})["disk"]["sequences"].get<std::uint64_t>();
+  };
+  for (const bool crash : {true, false}) {
+    EXPECT_EQ(sequences(), 2u);
+    crash ? daemon_->kill() : daemon_->stop();
+    daemon_->start();
+    model.expect_equal(chat);
+    model.append_many(chat, crash ? 91000 : 92000, 30);
+    model.expect_equal(chat);
+  }
+  KVT_EXPECT_OK(kvt_sequence_close(chat));
+  EXPECT_EQ(sequences(), 2u) << "its tokens were sealed";
+  kvt_sequence* look = create_sequence(space, nullptr, model.ids(), &match);
+  EXPECT_EQ(match.tokens, model.tokens().size());
+  EXPECT_EQ(sequences(), 3u);
+  KVT_EXPECT_OK(kvt_sequence_close(look));
+  daemon_->kill();
+  daemon_->start();
+  kvt_space_close(space);
+  space = open_space(shape);  // with a connection to the new daemon
+  EXPECT_EQ(sequences(), 2u);
   kvt_space_close(space);
 }
 
