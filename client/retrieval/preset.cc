@@ -83,7 +83,8 @@ Result<void> validate_precision(const Preset& preset) {
     return error(Code::kInvalid, "precision is \"exact\" or a base rendition, as \"base:44\"");
   if (preset.budget == BudgetKind::kAll || preset.budget == BudgetKind::kKept)
     return error(Code::kInvalid,
-                 "a precision is of chosen rows: its budget is \"rows\", \"ratio\" or \"mass\"");
+                 "a precision is of chosen rows: its budget is \"rows\", \"ratio\", \"mass\" or "
+                 "\"entropy\"");
   if (!(preset.exact_above >= 0.0f && preset.exact_above <= 1.0f))
     return error(Code::kInvalid, "exact_above is a share of the mass: 0 to 1");
   return {};
@@ -120,7 +121,8 @@ Result<void> Preset::validate() const {
   const bool chooses = budget != BudgetKind::kAll && budget != BudgetKind::kKept;
   if (chooses && abstract.none())
     return error(Code::kInvalid,
-                 "budget \"rows\", \"ratio\" and \"mass\" need an abstract to choose by");
+                 "budget \"rows\", \"ratio\", \"mass\" and \"entropy\" need an abstract to choose "
+                 "by");
   if (!chooses && !abstract.none())
     return error(Code::kInvalid,
                  "budget \"all\" and \"kept\" choose nothing: their abstract is \"none\"");
@@ -134,11 +136,12 @@ Result<void> Preset::validate() const {
   if (scope == ScopeKind::kLayer && trigger == TriggerKind::kCosineHead)
     return error(Code::kInvalid,
                  "scope \"layer\" chooses for all heads at once: its trigger is \"cosine\"");
-  const bool has_share = budget == BudgetKind::kRatio || budget == BudgetKind::kMass;
-  if (has_share && !(share > 0.0f && share <= 1.0f))
+  const bool by_mass = budget == BudgetKind::kMass || budget == BudgetKind::kEntropy;
+  if ((by_mass || budget == BudgetKind::kRatio) && !(share > 0.0f && share <= 1.0f))
     return error(Code::kInvalid, "share is above 0 and at most 1");
-  if (budget == BudgetKind::kMass && group != GroupMode::kMeanSoftmax)
-    return error(Code::kInvalid, "a budget of mass needs group \"mean-softmax\"");
+  if (by_mass && group != GroupMode::kMeanSoftmax)
+    return error(Code::kInvalid,
+                 "budget \"mass\" and \"entropy\" need masses: group \"mean-softmax\"");
   if (search == SearchKind::kTree &&
       (abstract.abstract != AbstractKind::kBox || abstract.parameter == 0))
     return error(Code::kInvalid,

@@ -23,7 +23,7 @@ constexpr std::array kSearches = {"flat", "tree"};
 constexpr std::array kScores = {"plain", "count"};
 constexpr std::array kGroups = {"max", "mean-softmax", "mean-score", "max-softmax"};
 constexpr std::array kScopes = {"head", "layer"};
-constexpr std::array kBudgets = {"all", "kept", "rows", "ratio", "mass"};
+constexpr std::array kBudgets = {"all", "kept", "rows", "ratio", "mass", "entropy"};
 constexpr std::array kTriggers = {"every-step",  "every-n",  "cosine",
                                   "cosine-head", "boundary", "turn"};
 constexpr std::array kFetches = {"demand", "ahead", "behind"};
@@ -63,7 +63,10 @@ constexpr std::array kParts = {
     Part{"group", &Preset::group, kGroups},
     Part{"scope", &Preset::scope, kScopes},
     Part{"budget", &Preset::budget, kBudgets},
-    Part{kShare, &Preset::share, {}, "above 0, at most 1: of budget \"ratio\" or \"mass\""},
+    Part{kShare,
+         &Preset::share,
+         {},
+         "above 0, at most 1: of budget \"ratio\", \"mass\" or \"entropy\""},
     Part{"cut", &Preset::cut, {}, "true or false"},
     Part{"trigger", &Preset::trigger, kTriggers},
     Part{kLevel,
@@ -192,7 +195,8 @@ Result<void> settle_abstract(const Given& given, Preset* preset, std::string* pr
 }
 
 bool has_share(const Preset& preset) {
-  return preset.budget == BudgetKind::kRatio || preset.budget == BudgetKind::kMass;
+  return preset.budget == BudgetKind::kRatio || preset.budget == BudgetKind::kMass ||
+         preset.budget == BudgetKind::kEntropy;
 }
 bool has_level(const Preset& preset) {
   return (preset.trigger != TriggerKind::kEveryStep && preset.trigger != TriggerKind::kBoundary) ||
@@ -212,7 +216,7 @@ Result<void> settle_numbers(const Given& given, Preset* preset, std::string* pro
   }
 
   if (given.share && !has_share(*preset))
-    *problem = "share needs budget \"ratio\" or \"mass\"";
+    *problem = "share needs budget \"ratio\", \"mass\" or \"entropy\"";
   else if (given.level && !has_level(*preset))
     *problem =
         "level needs trigger \"every-n\", \"cosine\", \"cosine-head\" or \"turn\", or query "

@@ -19,6 +19,29 @@ bool is_kept(std::span<const TokenRange> kept, std::uint64_t token) {
   return kept_in(kept, 0, token, token + 1) != 0;
 }
 
+// How widely estimated masses are spread over rows, those of a unit having the same each.
+class Spread {
+ public:
+  void add(float mass, std::uint32_t rows) {
+    if (!(mass < kFetchScore)) missing_rows_ += rows;
+    if (!(mass > kLeast && mass < kFetchScore)) return;
+    total_ += static_cast<double>(mass);
+    weighted_ += static_cast<double>(mass * std::log(mass / static_cast<float>(rows)));
+  }
+  // Rows of a uniform distribution with the same entropy, from `least` on, and on top of them those
+  // whose mass nobody knows.
+  [[nodiscard]] std::uint64_t rows(std::uint64_t least) const {
+    const double even = total_ > 0.0 ? std::exp(std::log(total_) - weighted_ / total_) : 0.0;
+    return std::max(least, static_cast<std::uint64_t>(std::llround(even))) + missing_rows_;
+  }
+
+ private:
+  static constexpr float kLeast = 1e-30f;  // less counts for nothing, and has no logarithm per row
+  double total_ = 0.0;
+  double weighted_ = 0.0;  // sum of mass times log(mass of a row)
+  std::uint64_t missing_rows_ = 0;
+};
+
 }  // namespace
 
 Result<void> Selector::check_input(const SelectInput& input) {
@@ -281,6 +304,17 @@ std::uint64_t Selector::rows_allowed(const SelectInput& input) const {
   return std::min(rows, input.budget_rows);
 }
 
+// Of budget "entropy": rows that these scores are worth, `rows_of(i)` of them those of score i.
+template <class RowsOf>
+std::uint64_t Selector::rows_worth(const SelectInput& input, std::span<const float> scores,
+                                   const RowsOf& rows_of) const {
+  if (preset_->budget != BudgetKind::kEntropy) return input.budget_rows;
+  Spread spread;
+  for (std::size_t i = 0; i < scores.size(); ++i) spread.add(scores[i], rows_of(i));
+  const double least = static_cast<double>(preset_->share) * static_cast<double>(input.budget_rows);
+  return std::min(spread.rows(static_cast<std::uint64_t>(std::llround(least))), input.budget_rows);
+}
+
 // Lists the units that are not kept anyway, and moves their scores together.
 void Selector::collect(const SelectInput& input, std::span<float> scores) {
   candidates_.clear();
@@ -337,7 +371,7 @@ void Selector::collect_grains(const SelectInput& input, std::span<float> scores)
 
 // The best units, whole, while they fit; the first that does not ends it, and is cut where the
 // preset says so or units are grains: how rows travel makes a budget no smaller. With a budget of
-// mass, until they hold it.
+// mass or entropy, until they hold the mass or have the rows; a cut makes the latter exact.
 Result<void> Selector::choose_units(const SelectInput& input, std::span<float> scores,
                                     Selection* out) {
   const std::uint64_t count = candidates_.size();
@@ -354,10 +388,14 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
   KVT_TRY_VOID(kernels_->top_k(args, nullptr));
   const bool masses = preset_->group == GroupMode::kMeanSoftmax;
   const bool cut = preset_->cut || preset_->abstract.partition == PartitionKind::kTokens;
+  const std::uint64_t worth =
+      rows_worth(input, scores.first(candidates_.size()),
+                 [this](std::size_t i) { return candidates_[i].cost; });
+  if (cut) left = std::min(left, worth);
   double total = 0.0, taken = 0.0;
   for (std::uint64_t i = 0; i < count && masses; ++i)
     if (scores[i] < kFetchScore) total += static_cast<double>(scores[i]);
-  for (std::uint64_t i = 0; i < found; ++i) {
+  for (std::uint64_t i = 0, rows = 0; i < found && rows < worth; ++i) {
     const Candidate& unit = candidates_[best_[i]];
     if (unit.cost > left) {
       if (cut) mark_first(input, unit, left);
@@ -367,6 +405,7 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
         taken >= static_cast<double>(preset_->share) * total && scores[best_[i]] < kFetchScore)
       break;
     left -= unit.cost;
+    rows += unit.cost;
     if (scores[best_[i]] < kFetchScore) taken += static_cast<double>(scores[best_[i]]);
     mark_unit(input, unit);
   }
@@ -392,7 +431,8 @@ Result<void> Selector::choose_tokens(const SelectInput& input, std::span<float> 
   TopKArgs args;
   args.scores = scores.data();
   args.count = &count;
-  args.k = std::min(count - kept, rows_allowed(input));
+  args.k = std::min({count - kept, rows_allowed(input),
+                     rows_worth(input, scores, [](std::size_t) { return 1u; })});
   args.ordered = by_mass;
   args.out_count = &found;
   make_room(&best_, args.k);

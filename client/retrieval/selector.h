@@ -80,6 +80,9 @@ class Selector {
                                std::uint64_t known, float* out);
   void add_counts(const SelectInput& input);
   std::uint64_t rows_allowed(const SelectInput& input) const;
+  template <class RowsOf>
+  std::uint64_t rows_worth(const SelectInput& input, std::span<const float> scores,
+                           const RowsOf& rows_of) const;
   void collect(const SelectInput& input, std::span<float> scores);
   void collect_grains(const SelectInput& input, std::span<float> scores);
   // Of candidates_, whose scores come first in `scores`.

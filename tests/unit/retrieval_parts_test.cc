@@ -277,6 +277,51 @@ TEST(Budgets, RatioAndMass) {
   EXPECT_EQ(mass.select(coded.input(4))->tokens.size(), 4u);
 }
 
+// Eight equal tokens hold nearly all: their entropy is that of eight rows.
+TEST(Budgets, EntropyGivesAFlatHeadMoreThanAPeakedOne) {
+  Preset preset = preset_of("codes:4/tokens");
+  preset.budget = BudgetKind::kEntropy;
+  preset.share = 0.05f;
+  Selector selector(kernels(), &preset);
+  std::vector<std::uint8_t> values(64, 0);
+  for (std::size_t t = 0; t < 8; ++t) values[t * 8] = 15;
+  Coded peaked(values);
+  EXPECT_EQ(selector.select(peaked.input(40))->tokens.size(), 8u);
+  EXPECT_EQ(selector.select(peaked.input(5))->tokens.size(), 5u) << "at most the view's budget";
+  preset.share = 0.5f;
+  EXPECT_EQ(selector.select(peaked.input(40))->tokens.size(), 20u) << "a share of it the floor";
+  preset.share = 0.05f;
+  Coded flat(std::vector<std::uint8_t>(64, 3));
+  EXPECT_EQ(selector.select(flat.input(40))->tokens.size(), 40u);
+  SelectInput input = peaked.input(40);
+  const TokenRange kept[] = {{0, 2}, {56, 64}};  // two of the eight
+  input.kept = kept;
+  EXPECT_EQ(selector.select(input)->tokens.size(), 6u + 10u) << "what is kept does not count";
+  input = peaked.input(40);
+  input.codebook = nullptr;
+  EXPECT_EQ(selector.select(input)->tokens.size(), 40u) << "nobody knows what they are worth";
+}
+
+// The mass of a unit lies on its rows alike. Units are taken whole until the rows are reached.
+TEST(Budgets, EntropyOfUnitsIsThatOfTheirRows) {
+  Preset preset = preset_of("mean/sentences:128");
+  preset.budget = BudgetKind::kEntropy;
+  preset.share = 0.01f;
+  Selector selector(kernels(), &preset);
+  Line line({100, 100 + std::log(2.0f), 0, 0}, {0, 4, 12, 40, 90});
+  const auto rows = [&](std::uint64_t budget) {
+    return selector.select(line.input(budget))->tokens.size();
+  };
+  EXPECT_EQ(rows(50), 12u) << "4 and 8 rows with a mass of 1/12 each";
+  EXPECT_EQ(rows(11), 8u) << "the second does not fit";
+  line = Line({100, 80, 0, 0}, {0, 4, 12, 40, 90});
+  EXPECT_EQ(rows(50), 4u);
+  preset.share = 0.2f;
+  EXPECT_EQ(rows(50), 12u) << "a floor of 10 rows, in whole units";
+  preset.cut = true;
+  EXPECT_EQ(rows(50), 10u);
+}
+
 TEST(Scopes, ALayersScoresAreAddedUp) {
   const Preset preset = preset_of("mean/pages:2");
   Selector selector(kernels(), &preset);

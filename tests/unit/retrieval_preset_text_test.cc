@@ -44,7 +44,9 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
   preset.level = 0.75f;
   preset.trigger = TriggerKind::kEveryStep;
   const auto there_and_back = [](Preset wanted) {
-    if (wanted.budget != BudgetKind::kRatio && wanted.budget != BudgetKind::kMass) wanted.share = 0;
+    if (wanted.budget != BudgetKind::kRatio && wanted.budget != BudgetKind::kMass &&
+        wanted.budget != BudgetKind::kEntropy)
+      wanted.share = 0;
     if (wanted.trigger == TriggerKind::kEveryN) wanted.level = 3.0f;
     const bool has_level =
         wanted.query == QueryKind::kStepBefore ||
@@ -61,7 +63,7 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     one.trigger = static_cast<TriggerKind>(i);
     there_and_back(one);
   }
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 6; ++i) {
     Preset one = preset;
     one.budget = static_cast<BudgetKind>(i);
     there_and_back(one);
@@ -119,7 +121,7 @@ TEST(PresetText, WhatIsUnknownIsAnsweredWithWhatThereIs) {
                  "unknown key 'budgte'; a preset has base, partition, abstract");
   expect_problem("[part]\nbudget = \"rows\"", "unknown key 'part.budget'");
   expect_problem("base = \"quest\"\nbudget = \"some\"",
-                 "budget = \"some\": choose one of all, kept, rows, ratio, mass (line 2)");
+                 "budget = \"some\": choose one of all, kept, rows, ratio, mass, entropy (line 2)");
   expect_problem("trigger = 4", "trigger: choose one of every-step, every-n, cosine");
   expect_problem("base = \"qest\"",
                  "base is the name of a built-in preset: codes codes-lookahead progressive");
@@ -160,10 +162,13 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("base = \"progressive\"\nexact_above = 1.5", "0 to 1");
   expect_problem("base = \"codes\"\nexact_above = 0.5", "exact_above and refine need a precision");
   expect_problem("base = \"codes\"\nrefine = \"behind\"", "need a precision");
-  expect_problem("base = \"quest\"\nshare = 0.5", "share needs budget \"ratio\" or \"mass\"");
+  expect_problem("base = \"quest\"\nshare = 0.5", "share needs budget \"ratio\", \"mass\" or");
   expect_problem("base = \"quest\"\nlevel = 0.5", "level needs trigger");
   expect_problem("base = \"quest\"\nbudget = \"mass\"\nshare = 0.5\ngroup = \"max\"",
                  "mean-softmax");
+  expect_problem("base = \"leoam\"\nbudget = \"entropy\"\nshare = 0.5",
+                 "need masses: group \"mean-softmax\"");
+  expect_problem("base = \"quest\"\nbudget = \"entropy\"", "share is above 0");
   expect_problem("base = \"quest\"\nscore = \"count\"", "units of unequal length");
   expect_problem("base = \"louiskv\"\nscope = \"layer\"", "clusters are of one KV head each");
   expect_problem("base = \"quest\"\nscope = \"layer\"\ntrigger = \"cosine-head\"\nlevel = 0.5",

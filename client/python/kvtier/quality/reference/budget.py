@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ class Tokens:
         return of_rows(taken & free, units)
 
     @staticmethod
-    def _cut(order: torch.Tensor, before: torch.Tensor, units: Units, rows: int) -> torch.Tensor:
+    def _cut(order: torch.Tensor, before: torch.Tensor, units: Units, rows: Any) -> torch.Tensor:
         start = torch.zeros_like(before).scatter_(-1, order, before)  # rows of better units
         room = of_rows(rows - start, units)
         return room > fit(place_in_unit(units), room)
@@ -68,6 +69,32 @@ class TopP(Tokens):
         needed = mass.cumsum(-1) - mass < self.p * mass.sum(-1, keepdim=True)
         enough = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order, needed)
         return chosen & of_rows(enough, units)
+
+
+@dataclass(frozen=True)
+class Entropy(Tokens):
+    """As many rows as a uniform distribution would have whose entropy is that of the weights, a
+    unit's being spread evenly over its rows: from `floor` of the rows given up to all of them.
+    Whole units until there are so many, or `cut`. Ours; the idea of more rows for flat heads is
+    ActQKV's (arXiv 2502.13542). Needs weights that are probabilities."""
+
+    floor: float = 0.25
+
+    def choose(self, weights: torch.Tensor, units: Units, rows: int) -> torch.Tensor:
+        cost = fit(units.cost, weights)
+        mass = weights.double().masked_fill(cost == 0, 0)
+        mass = mass / mass.sum(-1, keepdim=True)
+        even = torch.special.xlogy(-mass, mass / cost.clamp_min(1)).sum(-1, keepdim=True).exp()
+        wanted = even.round().long().clamp(round(self.floor * rows), rows)  # [S, n, 1]
+        free = cost > 0
+        order = mass.masked_fill(~free, -1).argsort(stable=True, dim=-1, descending=True)
+        cost = cost.expand(weights.shape).gather(-1, order)
+        until = cost.cumsum(-1)
+        if self.cut and units.of_row is not None:
+            return self._cut(order, until - cost, units, wanted)
+        enough = (until <= rows) & (until - cost < wanted)
+        taken = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order, enough)
+        return of_rows(taken & free, units)
 
 
 def best_rows(weights: torch.Tensor, free: torch.Tensor, rows: int) -> torch.Tensor:

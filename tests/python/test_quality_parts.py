@@ -1,0 +1,86 @@
+"""Parts that no built-in preset has, read from a user's file by the daemon, against the in-memory
+reference: the same rows chosen, so the same attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import layers
+from test_quality_daemon import BUDGET, DIM, GROUP, HEADS, STEPS, STORED
+from test_quality_daemon import boundaries, own, rows  # noqa: F401  (fixtures)
+
+from kvtier.quality.reference import PRESETS, Preset, Reference
+from kvtier.quality.reference import abstract, budget, partition
+
+SCALE = DIM**-0.5
+FLAGS = boundaries(STORED + STEPS)
+
+
+def attended(own: Any, rows: Any, preset: str) -> tuple[torch.Tensor, dict[str, Any]]:
+    """What the daemon's view attends to, step by step, [STEPS, HEADS * GROUP, DIM], and its
+    statistics."""
+    keys, values, queries = rows
+    space = own.client.open_space(
+        model="parts",
+        runtime="pytest",
+        layers=layers(count=1, kv_heads=HEADS, query_heads=HEADS * GROUP, dim=DIM),
+        preset=preset,
+    )
+    sequence = space.create(name="parts")
+    sequence.append(list(range(STORED)), flags=FLAGS[:STORED].tolist())
+    sequence.write(0, 0, keys[:, :STORED].contiguous(), values[:, :STORED].contiguous())
+    sequence.finish_piece()
+    sequence.commit()
+    sequence.close()
+    fork = space.open("parts", writable=False).fork(STORED)
+    view = fork.view(budget=BUDGET, preset=preset)
+    outputs = []
+    for step in range(STEPS):
+        at = slice(STORED + step, STORED + step + 1)
+        fork.append([at.start], flags=FLAGS[at].tolist())
+        fork.write(0, 0, keys[:, at].contiguous(), values[:, at].contiguous())
+        out, _ = view.attend(0, queries[step].contiguous(), SCALE)
+        outputs.append(torch.as_tensor(out).clone())
+    stats = view.stats()
+    fork.close()
+    return torch.stack(outputs), stats
+
+
+def wanted(rows: Any, preset: Preset) -> tuple[torch.Tensor, Reference]:
+    keys, values, queries = rows
+    reference = Reference(preset, BUDGET, STORED, FLAGS, layers=1)
+    out = reference.attend(0, queries.transpose(0, 1), keys, values, SCALE)
+    return out.transpose(0, 1), reference
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_entropy_gives_each_head_its_own_number_of_rows(own, rows, toml, cut):
+    floor = 0.1
+    rows = (*rows[:2], 3 * rows[2])  # some heads look at few rows
+    path = toml(
+        'base = "mean"\npartition = "pages:4"\nbudget = "entropy"\n'
+        f"share = {floor}\ncut = {str(cut).lower()}\n"
+    )
+    got, stats = attended(own, rows, path)
+    part = budget.Entropy(cut=cut, floor=floor)
+    want, reference = wanted(rows, Preset("", partition.Pages(4), abstract.Mean(), budget=part))
+    assert float((got - want).abs().max()) < 1e-4
+    tally = reference.tally
+    assert stats["rows_fetched"] == tally.first_rows + tally.rows_entered
+    # Neither the floor nor the budget at every step.
+    chosen = stats["rows_selected"] / stats["selections"]
+    assert floor * BUDGET + 4 < chosen < 0.9 * BUDGET
+    full, _ = wanted(rows, PRESETS["full"])
+    assert float((got - full).abs().amax((1, 2)).min()) > 1e-3
