@@ -72,6 +72,12 @@ class Selector {
     std::uint32_t cost = 0;
   };
 
+  // Grows, never shrinks: scratch is reused from step to step.
+  template <class T>
+  static void make_room(std::vector<T>* scratch, std::uint64_t count) {
+    if (scratch->size() < count) scratch->resize(static_cast<std::size_t>(count));
+  }
+
   Result<void> check_input(const SelectInput& input);
   Result<void> score_segment(const SelectInput& input, const SegmentExtent& segment, float* out);
   Result<void> make_tables(const SelectInput& input);
