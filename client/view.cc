@@ -200,7 +200,7 @@ ViewStats View::stats() const {
       (entries_.capacity() + touches_.capacity()) * sizeof(FetchEntry) +
       first_wanted_.capacity() * sizeof(std::uint32_t) +
       (sources_.capacity() + targets_.capacity() + pages_.capacity()) * sizeof(std::uint64_t) +
-      (places_.capacity() + cold_.capacity()) * sizeof(std::uint32_t) +
+      (places_.capacity() + cold_.capacity() + held_.capacity()) * sizeof(std::uint32_t) +
       (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity()) *
           sizeof(float);
   for (const auto& [layer, coming] : coming_)

@@ -156,6 +156,11 @@ class View {
   Result<void> attend_budget(const AttendStep& step);
   Result<std::vector<SlotCache>*> caches_of(const AttendStep& step);
   Result<void> select_rows(const AttendStep& step, std::vector<SlotCache>* caches);
+  std::span<const std::uint32_t> chosen_by(const AttendStep& step, std::uint32_t head,
+                                           const SlotCache& cache);
+  // Trigger "mass": what the head (of scope "layer": all heads) has chosen serves on.
+  Result<bool> still_holds(const SelectInput& input, std::span<const float> scores,
+                           std::span<const std::uint32_t> chosen);
   Result<void> select_heads(const AttendStep& step, LayerQuery* query,
                             std::vector<SlotCache>* caches);
   Result<void> select_layer(const AttendStep& step, LayerQuery* query,
@@ -292,6 +297,7 @@ class View {
   // Scratch, reused.
   std::array<TokenRange, 2> kept_;
   std::vector<float> layer_scores_;
+  std::vector<std::uint32_t> held_;
   std::vector<SegmentExtent> extents_;
   std::vector<std::vector<SegmentExtent>> head_extents_;
   std::vector<SelectInput> tree_heads_;

@@ -79,12 +79,38 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
   return wanted_.empty() ? Result<void>() : fetch_rows(step, caches);
 }
 
+// What a head attends to: with a precision, not only what its slot cache has exactly.
+std::span<const std::uint32_t> View::chosen_by(const AttendStep& step, std::uint32_t head,
+                                               const SlotCache& cache) {
+  if (has_base()) return chosen_[step.layer][head].tokens;
+  held_.resize(static_cast<std::size_t>(cache.row_count()));
+  for (std::size_t i = 0; i < held_.size(); ++i) held_[i] = cache.selected(i);
+  return held_;
+}
+
+Result<bool> View::still_holds(const SelectInput& input, std::span<const float> scores,
+                               std::span<const std::uint32_t> chosen) {
+  KVT_TRY(const Selection now, selector_.weigh(input, scores, chosen));
+  const bool holds = 1.0f - now.mass <= preset_.level;
+  if (holds) {
+    stats_.units_scored += now.units_scored * input.summed_heads;
+    stats_.units_missing += now.units_missing * input.summed_heads;
+  }
+  return holds;
+}
+
 Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
                                 std::vector<SlotCache>* caches) {
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     if (!query->due(head)) continue;
     const SelectInput input = select_input(step, query->vectors(), head);
-    KVT_TRY(const Selection selection, selector_.select(input));
+    KVT_TRY(const std::span<float> scores, selector_.scores_of(input));
+    if (preset_.trigger == TriggerKind::kMass && query->has_chosen(head)) {
+      const auto chosen = chosen_by(step, head, (*caches)[head]);
+      KVT_TRY(const bool holds, still_holds(input, scores, chosen));
+      if (holds) continue;
+    }
+    KVT_TRY(const Selection selection, selector_.choose(input, scores));
     KVT_TRY_VOID(take_selection(step, head, selection, &(*caches)[head]));
     query->chosen(head);
   }
@@ -106,6 +132,11 @@ Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
   }
   SelectInput input = select_input(step, query->vectors(), 0);
   input.summed_heads = step.kv_heads;
+  if (preset_.trigger == TriggerKind::kMass && query->has_chosen(0)) {
+    const auto chosen = chosen_by(step, 0, caches->front());
+    KVT_TRY(const bool holds, still_holds(input, layer_scores_, chosen));
+    if (holds) return {};
+  }
   KVT_TRY(const Selection selection, selector_.choose(input, layer_scores_));
   return take_for_all(step, selection, query, caches);
 }

@@ -142,6 +142,12 @@ Result<void> Preset::validate() const {
   if (by_mass && group != GroupMode::kMeanSoftmax)
     return error(Code::kInvalid,
                  "budget \"mass\" and \"entropy\" need masses: group \"mean-softmax\"");
+  if (trigger == TriggerKind::kMass && (!chooses || group != GroupMode::kMeanSoftmax))
+    return error(Code::kInvalid,
+                 "trigger \"mass\" needs masses of what can be chosen: group \"mean-softmax\" and "
+                 "budget \"rows\", \"ratio\", \"mass\" or \"entropy\"");
+  if (trigger == TriggerKind::kMass && !(level > 0.0f && level < 1.0f))
+    return error(Code::kInvalid, "level of trigger \"mass\" is a share above 0 and below 1");
   if (search == SearchKind::kTree &&
       (abstract.abstract != AbstractKind::kBox || abstract.parameter == 0))
     return error(Code::kInvalid,

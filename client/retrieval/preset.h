@@ -70,6 +70,9 @@ enum class TriggerKind : std::uint8_t {
   kBoundary = 4,    // after a token that ends a sentence
   kTurn = 5,        // mean over the layer's query heads of cos(query, query of the step before)
                     // below `level` (LouisKV, arXiv 2510.11292, section 4.1)
+  // Where the rows of the last choice leave more than `level` of the mass outside, by the scores of
+  // this step. It scores at every step, so it saves fetches and the choice, not the scoring.
+  kMass = 6,
 };
 
 // What happens to a row that must be exact and is not.

@@ -24,8 +24,8 @@ constexpr std::array kScores = {"plain", "count"};
 constexpr std::array kGroups = {"max", "mean-softmax", "mean-score", "max-softmax"};
 constexpr std::array kScopes = {"head", "layer"};
 constexpr std::array kBudgets = {"all", "kept", "rows", "ratio", "mass", "entropy"};
-constexpr std::array kTriggers = {"every-step",  "every-n",  "cosine",
-                                  "cosine-head", "boundary", "turn"};
+constexpr std::array kTriggers = {"every-step", "every-n", "cosine", "cosine-head",
+                                  "boundary",   "turn",    "mass"};
 constexpr std::array kFetches = {"demand", "ahead", "behind"};
 constexpr std::array kRefines = {"wait", "behind"};
 
@@ -72,8 +72,8 @@ constexpr std::array kParts = {
     Part{kLevel,
          &Preset::level,
          {},
-         "steps of trigger \"every-n\"; a cosine above -1, at most 1, of the other triggers and of "
-         "query \"step-before\""},
+         "steps of trigger \"every-n\"; a share above 0, below 1, of \"mass\"; a cosine above -1, "
+         "at most 1, of the other triggers and of query \"step-before\""},
     Part{"fetch", &Preset::fetch, kFetches},
     Part{"residency_percent", &Preset::residency_percent, {}, "0 to 10000, of the budget"},
     Part{kPrecision,
@@ -219,8 +219,8 @@ Result<void> settle_numbers(const Given& given, Preset* preset, std::string* pro
     *problem = "share needs budget \"ratio\", \"mass\" or \"entropy\"";
   else if (given.level && !has_level(*preset))
     *problem =
-        "level needs trigger \"every-n\", \"cosine\", \"cosine-head\" or \"turn\", or query "
-        "\"step-before\"";
+        "level needs trigger \"every-n\", \"cosine\", \"cosine-head\", \"turn\" or \"mass\", or "
+        "query \"step-before\"";
   else if (given.flat_layers && !has_levels(*preset))
     *problem = "flat_layers needs search \"tree\"";
   else if ((given.exact_above || given.refine) && !has_precision(*preset))

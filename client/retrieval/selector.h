@@ -54,8 +54,15 @@ class Selector {
   // The best units by these scores. `scores`: as score() gave them for these extents, or sums of
   // them over heads; empty for presets that score nothing. They are used as scratch.
   [[nodiscard]] Result<Selection> choose(const SelectInput& input, std::span<float> scores);
-  // Both, by the preset's search.
+  // Scores by the preset's search for one head, as choose() wants them.
+  [[nodiscard]] Result<std::span<float>> scores_of(const SelectInput& input);
+  // Both.
   [[nodiscard]] Result<Selection> select(const SelectInput& input);
+  // An earlier selection of the same extents and kept ranges, `tokens`, as these scores see it: its
+  // `mass` is what its rows hold now, those of a unit having the same each. Units without a score
+  // count for nothing, and without any the mass is 1.
+  [[nodiscard]] Result<Selection> weigh(const SelectInput& input, std::span<const float> scores,
+                                        std::span<const std::uint32_t> tokens);
 
   // The preset takes scores into account at all.
   [[nodiscard]] bool scores_units() const noexcept {
@@ -70,6 +77,12 @@ class Selector {
     std::uint32_t segment = 0;
     std::uint32_t unit = 0;
     std::uint32_t cost = 0;
+  };
+
+  // Of a unit's visible tokens, those that are not kept: all, and the marked ones.
+  struct UnitRows {
+    std::uint32_t free = 0;
+    std::uint32_t marked = 0;
   };
 
   // Grows, never shrinks: scratch is reused from step to step.
@@ -94,7 +107,12 @@ class Selector {
   // Of candidates_, whose scores come first in `scores`.
   Result<void> choose_units(const SelectInput& input, std::span<float> scores, Selection* out);
   Result<void> choose_tokens(const SelectInput& input, std::span<float> scores, Selection* out);
+  double weigh_units(const SelectInput& input, std::span<const float> scores) const;
+  // Where all kept tokens are marked.
+  UnitRows rows_of(const SelectInput& input, const Candidate& unit) const;
+  void clear_marks();
   void mark(std::uint64_t first, std::uint64_t last);
+  [[nodiscard]] std::uint32_t marked_in(std::uint64_t first, std::uint64_t last) const;
   TokenRange range_of(const SelectInput& input, const Candidate& unit) const;
   template <class F>
   void for_each_member(const SelectInput& input, const Candidate& unit, const F& f) const;

@@ -37,19 +37,21 @@ class Spread {
 
 }  // namespace
 
+Result<std::span<float>> Selector::scores_of(const SelectInput& input) {
+  if (!scores_units() || input.budget_rows == 0) return std::span<float>();
+  const bool tree = preset_->search == SearchKind::kTree && !input.flat;
+  return tree ? score_tree({&input, 1}) : score(input);
+}
+
 Result<Selection> Selector::select(const SelectInput& input) {
-  std::span<float> scores;
-  if (scores_units() && input.budget_rows > 0) {
-    const bool tree = preset_->search == SearchKind::kTree && !input.flat;
-    KVT_TRY(scores, tree ? score_tree({&input, 1}) : score(input));
-  }
+  KVT_TRY(const std::span<float> scores, scores_of(input));
   return choose(input, scores);
 }
 
 Result<Selection> Selector::choose(const SelectInput& input, std::span<float> scores) {
   KVT_TRY_VOID(check_input(input));
   Selection out = scores.empty() ? Selection{} : tally_;
-  chosen_.assign(static_cast<std::size_t>((end_token_ + 63) / 64), 0);
+  clear_marks();
   if (preset_->budget == BudgetKind::kAll) mark(0, end_token_);
   if (!scores.empty()) {
     if (scores.size() != units_) return error(Code::kInvalid, "scores of other segments");
@@ -223,6 +225,92 @@ Result<void> Selector::choose_tokens(const SelectInput& input, std::span<float> 
   }
   if (masses && total > 0.0) out->mass = static_cast<float>(std::min(1.0, taken / total));
   return {};
+}
+
+// ---- weigh --------------------------------------------------------------------------------------
+
+Result<Selection> Selector::weigh(const SelectInput& input, std::span<const float> scores,
+                                  std::span<const std::uint32_t> tokens) {
+  KVT_TRY_VOID(check_input(input));
+  if (scores.size() != units_) return error(Code::kInvalid, "scores of other segments");
+  if (!tokens.empty() && tokens.back() >= end_token_)
+    return error(Code::kInvalid, "a selection of other segments");
+  Selection out = tally_;
+  out.tokens = tokens;
+  if (out.units_scored == 0) return out;
+  if (preset_->abstract.partition != PartitionKind::kTokens) {
+    clear_marks();
+    for (const std::uint32_t token : tokens) mark(token, token + 1);
+    for (const TokenRange& range : input.kept) mark(range.first, std::min(range.last, end_token_));
+    out.mass = static_cast<float>(weigh_units(input, scores));
+    return out;
+  }
+  // Masses add up to 1 per head, so that only tokens that are selected or kept are looked at.
+  double total = static_cast<double>(input.summed_heads), held = 0.0;
+  const auto mass_of = [&](std::uint64_t token) {
+    const float mass = scores[static_cast<std::size_t>(token)];
+    return mass < kFetchScore ? static_cast<double>(mass) : 0.0;
+  };
+  for (const TokenRange& range : input.kept)
+    for (std::uint64_t t = range.first; t < std::min(range.last, end_token_); ++t)
+      total -= mass_of(t);
+  for (const std::uint32_t token : tokens)
+    if (!is_kept(input.kept, token)) held += mass_of(token);
+  if (total > 0.0) out.mass = static_cast<float>(std::min(1.0, held / total));
+  return out;
+}
+
+double Selector::weigh_units(const SelectInput& input, std::span<const float> scores) const {
+  double total = 0.0, held = 0.0;
+  std::size_t at = 0;
+  for (std::uint32_t s = 0; s < input.segments.size(); ++s) {
+    const std::uint32_t units = unit_count(input.segments[s], preset_->abstract);
+    for (std::uint32_t u = 0; u < units; ++u, ++at) {
+      if (!(scores[at] < kFetchScore)) continue;
+      const UnitRows rows = rows_of(input, {s, u, 0});
+      if (rows.free == 0) continue;
+      total += static_cast<double>(scores[at]);
+      held += static_cast<double>(scores[at]) * rows.marked / rows.free;
+    }
+  }
+  return total > 0.0 ? held / total : 1.0;
+}
+
+Selector::UnitRows Selector::rows_of(const SelectInput& input, const Candidate& unit) const {
+  UnitRows out;
+  const SegmentExtent& segment = input.segments[unit.segment];
+  if (segment.data != nullptr && segment.members != nullptr) {
+    for_each_member(input, unit, [&](std::uint64_t t) {
+      if (is_kept(input.kept, t)) return;
+      ++out.free;
+      out.marked += marked_in(t, t + 1);
+    });
+    return out;
+  }
+  const TokenRange range = range_of(input, unit);
+  const auto kept = static_cast<std::uint32_t>(kept_in(input.kept, 0, range.first, range.last));
+  out.free = static_cast<std::uint32_t>(range.last - range.first) - kept;
+  out.marked = marked_in(range.first, range.last) - kept;
+  return out;
+}
+
+// ---- marks --------------------------------------------------------------------------------------
+
+void Selector::clear_marks() {
+  chosen_.assign(static_cast<std::size_t>((end_token_ + 63) / 64), 0);
+}
+
+std::uint32_t Selector::marked_in(std::uint64_t first, std::uint64_t last) const {
+  std::uint32_t count = 0;
+  while (first < last) {
+    const std::uint64_t end = std::min(last, (first / 64 + 1) * 64);
+    const std::uint64_t from_first = chosen_[static_cast<std::size_t>(first / 64)] >> first % 64;
+    const std::uint64_t bits = end - first;
+    count += static_cast<std::uint32_t>(
+        std::popcount(bits == 64 ? from_first : from_first & ((std::uint64_t{1} << bits) - 1)));
+    first = end;
+  }
+  return count;
 }
 
 void Selector::mark(std::uint64_t first, std::uint64_t last) {

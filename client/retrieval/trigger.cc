@@ -76,6 +76,7 @@ double LayerQuery::cosine(const std::vector<float>& other, std::uint32_t first,
 bool LayerQuery::fires(const Preset& preset, std::uint32_t kv_head) const {
   switch (preset.trigger) {
     case TriggerKind::kEveryStep:
+    case TriggerKind::kMass:  // asks the scores, when they are there (View::still_holds)
       return true;
     case TriggerKind::kEveryN:
       return static_cast<float>(chosen_[kv_head] - 1) >= preset.level;

@@ -25,6 +25,10 @@ class LayerQuery {
   // The KV head chooses anew at this step; always so where it never has. What other heads choose
   // meanwhile changes nothing.
   [[nodiscard]] bool due(std::uint32_t kv_head) const noexcept { return due_[kv_head]; }
+  // It has chosen before, and nothing made that void.
+  [[nodiscard]] bool has_chosen(std::uint32_t kv_head) const noexcept {
+    return chosen_[kv_head] != 0;
+  }
   // Vectors to score with, [query_heads][dim]; valid until the next observe().
   [[nodiscard]] const float* vectors() const noexcept { return vectors_; }
   // The head has chosen: its queries are the anchor of the cosine triggers.

@@ -12,7 +12,7 @@ from test_quality_daemon import BUDGET, DIM, GROUP, HEADS, STEPS, STORED
 from test_quality_daemon import boundaries, own, rows  # noqa: F401  (fixtures)
 
 from kvtier.quality.reference import PRESETS, Preset, Reference
-from kvtier.quality.reference import abstract, budget, partition
+from kvtier.quality.reference import abstract, budget, partition, trigger
 
 SCALE = DIM**-0.5
 FLAGS = boundaries(STORED + STEPS)
@@ -84,3 +84,23 @@ def test_entropy_gives_each_head_its_own_number_of_rows(own, rows, toml, cut):
     assert floor * BUDGET + 4 < chosen < 0.9 * BUDGET
     full, _ = wanted(rows, PRESETS["full"])
     assert float((got - full).abs().amax((1, 2)).min()) > 1e-3
+
+
+def test_mass_outside_makes_a_head_choose_anew(own, rows, toml):
+    level = 0.4
+    path = toml(
+        f'base = "mean"\npartition = "pages:4"\ntrigger = "mass"\nlevel = {level}\ncut = true\n'
+    )
+    got, stats = attended(own, rows, path)
+    part = Preset(
+        "",
+        partition.Pages(4),
+        abstract.Mean(),
+        budget=budget.Tokens(cut=True),
+        trigger=trigger.Mass(level),
+    )
+    want, reference = wanted(rows, part)
+    assert float((got - want).abs().max()) < 1e-4
+    assert stats["selections"] == reference.tally.head_selections
+    assert stats["rows_fetched"] == reference.tally.first_rows + reference.tally.rows_entered
+    assert HEADS < stats["selections"] < 0.8 * HEADS * STEPS

@@ -65,6 +65,14 @@ class UserPresets : public ClientTest {
     return all;
   }
 
+  // The figures of preset "mean" when both full halves of the tail are sealed.
+  kvt_view_stats settle() {
+    const std::uint64_t steps = 3 * shape_.layers * shape_.kv_heads;
+    kvt_view_stats stats{};
+    for (int i = 0; i < 500 && stats.units_scored != steps * 4096 / 16; ++i) decode("mean", &stats);
+    return stats;
+  }
+
   const TestShape shape_;
   Model model_{shape_};
   std::string before_, folder_;
@@ -93,11 +101,25 @@ TEST_F(UserPresets, AFileDecodesAsTheBuiltInThatItCopies) {
 }
 
 TEST_F(UserPresets, PartsAct) {
-  kvt_view_stats every, fourth, third;
-  decode("mean", &every);
+  kvt_view_stats every = settle(), fourth, third;
   write("seldom", "base = \"mean\"\ntrigger = \"every-n\"\nlevel = 2\n");
   decode("seldom", &fourth);
   EXPECT_EQ(fourth.selections * 3, every.selections * 2) << "steps 1 and 3 of three";
+  // Scored at every step, chosen anew only where too much is outside.
+  kvt_view_stats lax, strict;
+  write("lax", "base = \"mean\"\ntrigger = \"mass\"\nlevel = 0.999\n");
+  decode("lax", &lax);
+  EXPECT_EQ(lax.selections * 3, every.selections) << "the first step only";
+  EXPECT_EQ(lax.units_scored, every.units_scored);
+  EXPECT_LT(lax.rows_fetched, every.rows_fetched);
+  write("strict", "base = \"mean\"\ntrigger = \"mass\"\nlevel = 0.000001\n");
+  decode("strict", &strict);
+  EXPECT_EQ(strict.selections, every.selections);
+  EXPECT_EQ(strict.rows_selected, every.rows_selected);
+  write("together", "base = \"mean\"\nscope = \"layer\"\ntrigger = \"mass\"\nlevel = 0.999\n");
+  decode("together", &lax);
+  EXPECT_EQ(lax.selections * 3, every.selections);
+  EXPECT_EQ(lax.units_scored, every.units_scored);
   write("less", "base = \"mean\"\nbudget = \"ratio\"\nshare = 0.01\n");
   decode("less", &third);
   EXPECT_LE(third.rows_selected, 48 * third.selections) << "a hundredth of 4500";

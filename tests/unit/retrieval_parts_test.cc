@@ -322,6 +322,61 @@ TEST(Budgets, EntropyOfUnitsIsThatOfTheirRows) {
   EXPECT_EQ(rows(50), 10u);
 }
 
+// ---- an earlier selection, weighed anew ----
+
+float mass_of(Selector* selector, const SelectInput& input, std::vector<std::uint32_t> tokens) {
+  const auto scores = selector->score(input);
+  EXPECT_TRUE(scores);
+  const auto now = selector->weigh(input, *scores, tokens);
+  EXPECT_TRUE(now);
+  EXPECT_EQ(now->tokens.data(), tokens.data());
+  return now->mass;
+}
+
+TEST(Weigh, OfUnitsByTheShareOfTheirRows) {
+  const Preset preset = preset_of("mean/sentences:128");
+  Selector selector(kernels(), &preset);
+  Line line({std::log(4.0f), 0, 0}, {0, 4, 8, 12});  // masses 4, 1, 1 of 6
+  EXPECT_NEAR(mass_of(&selector, line.input(4), {0, 1, 2, 3}), 4.0 / 6, 1e-3);
+  EXPECT_NEAR(mass_of(&selector, line.input(4), {0, 4, 5, 6, 7}), 2.0 / 6, 1e-3);
+  EXPECT_NEAR(mass_of(&selector, line.input(4), {}), 0.0, 1e-6);
+  SelectInput input = line.input(4);
+  const TokenRange kept[] = {{0, 2}, {8, 12}};  // half of the first, all of the last
+  input.kept = kept;
+  EXPECT_NEAR(mass_of(&selector, input, {0, 1, 8, 9, 10, 11}), 0.0, 1e-6) << "kept ones count not";
+  EXPECT_NEAR(mass_of(&selector, input, {0, 1, 3, 8, 9, 10, 11}), 2.0 / 5, 1e-3);
+  const auto chosen = selector.select(input);
+  ASSERT_TRUE(chosen);
+  EXPECT_NEAR(mass_of(&selector, input, tokens_of(*chosen)), chosen->mass, 1e-6);
+}
+
+TEST(Weigh, OfClustersByTheirMembers) {
+  const Preset preset = preset_of("mean/clusters:2");
+  Selector selector(kernels(), &preset);
+  Line line({std::log(2.0f), 0, std::log(3.0f)}, {0, 2, 4, 6}, {0, 5, 1, 3, 2, 4});
+  EXPECT_NEAR(mass_of(&selector, line.input(2), {2, 4}), 3.0 / 6, 1e-3);
+  EXPECT_NEAR(mass_of(&selector, line.input(2), {0, 2}), 2.5 / 6, 1e-3);
+}
+
+TEST(Weigh, OfSingleTokens) {
+  const Preset preset = preset_of("codes:4/tokens");
+  Selector selector(kernels(), &preset);
+  std::vector<std::uint8_t> values(64, 0);
+  for (std::size_t t = 0; t < 8; ++t) values[t * 8] = 15;
+  Coded coded(values);
+  EXPECT_NEAR(mass_of(&selector, coded.input(4), {0, 1, 16, 24}), 3.0 / 8, 1e-3);
+  SelectInput input = coded.input(4);
+  const TokenRange kept[] = {{0, 2}, {50, 64}};
+  input.kept = kept;
+  EXPECT_NEAR(mass_of(&selector, input, {0, 1, 16, 24, 50}), 2.0 / 6, 1e-3);
+  input.codebook = nullptr;
+  EXPECT_EQ(mass_of(&selector, input, {0, 1}), 1.0f) << "nobody knows better";
+  const std::uint32_t beyond[] = {64};
+  const auto scores = selector.score(input);
+  ASSERT_TRUE(scores);
+  EXPECT_EQ(selector.weigh(input, *scores, beyond).error().code, Code::kInvalid);
+}
+
 TEST(Scopes, ALayersScoresAreAddedUp) {
   const Preset preset = preset_of("mean/pages:2");
   Selector selector(kernels(), &preset);
@@ -394,6 +449,15 @@ TEST(Triggers, BehindASentence) {
   EXPECT_EQ(steps.step({1, 0, 1, 0}, true), Due({false, false})) << "its closing token";
   EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true})) << "the first of the next";
   EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({false, false}));
+}
+
+TEST(Triggers, ByMassAsksTheScoresOfEveryStep) {
+  Steps steps(TriggerKind::kMass, 0.3f);
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true}));
+  EXPECT_TRUE(steps.query.has_chosen(0) && steps.query.has_chosen(1));
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true}));
+  steps.query.forget();
+  EXPECT_FALSE(steps.query.has_chosen(0)) << "nothing to be weighed";
 }
 
 TEST(Triggers, OtherStoredTokensChooseAnew) {

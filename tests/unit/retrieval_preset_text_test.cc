@@ -58,7 +58,7 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     }
     EXPECT_EQ(taken(preset_toml(wanted)), wanted) << preset_toml(wanted);
   };
-  for (int i = 0; i < 6; ++i) {
+  for (int i = 0; i < 7; ++i) {
     Preset one = preset;
     one.trigger = static_cast<TriggerKind>(i);
     there_and_back(one);
@@ -178,6 +178,10 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("base = \"quest\"\nsearch = \"tree\"", "needs boxes with levels");
   expect_problem("base = \"louiskv\"\nlevel = nan", "a cosine is above -1");
   expect_problem("base = \"quest\"\ntrigger = \"every-n\"\nlevel = inf", "1 to 1000000 steps");
+  expect_problem("base = \"quest\"\ntrigger = \"mass\"\nlevel = 1", "a share above 0 and below 1");
+  expect_problem("base = \"quest\"\ntrigger = \"mass\"\nlevel = 0.5\ngroup = \"max\"",
+                 "group \"mean-softmax\" and budget \"rows\", \"ratio\", \"mass\" or");
+  expect_problem("base = \"window\"\ntrigger = \"mass\"\nlevel = 0.5", "what can be chosen");
   expect_problem("base = \"quest\"\nbudget = \"ratio\"\nshare = 1.5", "share is above 0");
 }
 

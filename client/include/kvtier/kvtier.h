@@ -277,7 +277,7 @@ typedef struct kvt_view_stats {
   uint64_t wait_ns;        /* waited for the daemon */
   uint64_t client_bytes;   /* private memory of this view: slot cache, tables, buffers */
   uint64_t abstract_bytes; /* mapped abstracts that it scores */
-  uint64_t units_scored;   /* over all selections */
+  uint64_t units_scored;   /* over all selections, and steps at which trigger "mass" reuses one */
   uint64_t units_missing;  /* of them, without an abstract: taken as wanted */
   uint64_t rows_selected;  /* beside sinks and window */
   double mass_sum; /* over selections: estimated share of the attention mass beside sinks and window

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .budget import fit, of_rows
 from .layer import Layer
 from .presets import Preset
 from .tally import Tally
@@ -110,7 +111,7 @@ class Reference:
         kept = layer.kept[:, None]
         if self.preset.attends == "kept" or bool(kept.all()):
             return None, kept.expand(-1, new, -1)
-        anchors = self.preset.trigger.anchors(layer)[:, -new:]
+        anchors = self._anchors(layer)[:, -new:]
         at, where = anchors.unique(return_inverse=True)
         chosen = self._choose(layer, at)
         if len(anchors) == 1:
@@ -118,6 +119,14 @@ class Reference:
         else:  # heads choose at steps of their own
             wanted = torch.stack([chosen[h, where[h]] for h in range(layer.heads)])
         return anchors, wanted | repeated(kept, len(wanted))
+
+    def _anchors(self, layer: Layer) -> torch.Tensor:
+        trigger = self.preset.trigger
+        if not getattr(trigger, "by_mass", False):
+            return trigger.anchors(layer)
+        steps = torch.arange(layer.steps)
+        mass = self._mass(layer, steps).masked_fill(layer.kept[:, None], 0)
+        return trigger.anchors(layer, mass, self._choose(layer, steps))
 
     def _choose(self, layer: Layer, steps: torch.Tensor, query: Any = None) -> torch.Tensor:
         """bool [S, len(steps), C]: the choice with the queries of these steps."""
@@ -210,6 +219,7 @@ class Reference:
         tally, fetch = self.tally, self.preset.fetch
         steps = torch.arange(layer.steps)[-new:]
         tally.selections += int((anchors == steps).any(0).sum())
+        tally.head_selections += int((anchors == steps).sum()) * (layer.heads // len(anchors))
         if layer.steps == new:
             units, vectors = self._abstracts(layer)
             tally.count_bytes(layer, units, vectors)
@@ -228,17 +238,16 @@ class Reference:
         return wanted
 
     def _mass(self, layer: Layer, steps: torch.Tensor) -> torch.Tensor:
-        """[H, len(steps), C]: the estimated share of the attention mass of each row, for presets
-        whose units are single rows."""
+        """[S, len(steps), C]: the estimated share of the attention mass of each row. What a unit
+        has lies on its rows that are not kept, on each alike."""
         units, vectors = self._abstracts(layer)
-        if getattr(units, "of_row", 0) is not None:
-            raise ValueError("only single rows can be left out of a step")
         queries = self.preset.query.of(layer)[:, :, steps]
         parts = [
             self.preset.group.of(self.preset.score.of(q, vectors, layer.scale), layer.scale)
             for q in queries.split(BLOCK, 2)
         ]
-        return torch.cat(parts, 1)
+        weights = torch.cat(parts, 1)
+        return of_rows(weights / fit(units.cost, weights).clamp_min(1), units)
 
 
 def repeated(x: torch.Tensor, selections: int) -> torch.Tensor:

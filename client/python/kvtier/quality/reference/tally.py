@@ -23,6 +23,7 @@ class Tally:
     layer_steps: int = 0
     rows_attended: int = 0  # of the stored ones
     selections: int = 0  # layers x steps at which something was chosen
+    head_selections: int = 0  # the same by KV head
     first_rows: int = 0  # that entered at the first step
     rows_entered: int = 0  # at all others
     rows_waited: int = 0

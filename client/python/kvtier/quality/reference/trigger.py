@@ -61,6 +61,25 @@ class Delimiter:
 
 
 @dataclass(frozen=True)
+class Mass:
+    """Selects where the rows of the last selection leave more than `level` of the estimated mass of
+    the rows that are not kept outside (ours). `mass` [S, n, C]: of each of these rows, by the
+    scores of each step; `chosen` bool [S, n, C]: what each step would select."""
+
+    level: float
+    by_mass: bool = True
+
+    def anchors(self, layer: Layer, mass: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        anchors = torch.zeros(len(mass), layer.steps, dtype=torch.int64)
+        for s in range(len(mass)):
+            for i in range(1, layer.steps):
+                anchor = int(anchors[s, i - 1])
+                held = float(mass[s, i][chosen[s, anchor]].sum() / mass[s, i].sum())
+                anchors[s, i] = i if 1 - held > self.level else anchor
+        return anchors
+
+
+@dataclass(frozen=True)
 class Speculate:
     """The selection of the step before; a KV head whose group's mean cos(q_{t-1}, q_t) falls below
     `below` takes its own, and waits for it (FreeKV, arXiv 2505.13109, fine-grained correction)."""
