@@ -167,6 +167,8 @@ Result<void> View::run_step(const AttendStep& step) {
     prompted_ = true;
     steps_to_touch_.clear();
   }
+  if (preset_.query == QueryKind::kLayerBefore && step.queries == 1)
+    layer_before_.observe({step.layer, step.visible, step.kv_heads * step.group, step.dim}, step.q);
   KVT_TRY_VOID(attend_tail(step));
   if (sequence_->tail_first() != 0) {
     KVT_TRY_VOID(exact ? attend_sealed(step) : attend_budget(step));
@@ -194,6 +196,7 @@ ViewStats View::stats() const {
   for (const auto& [layer, caches] : caches_)
     for (const SlotCache& cache : caches) out.client_bytes += cache.memory_bytes();
   for (const auto& [layer, query] : layer_queries_) out.client_bytes += query.memory_bytes();
+  out.client_bytes += layer_before_.memory_bytes();
   out.client_bytes +=
       layer_scores_.capacity() * sizeof(float) + extents_.capacity() * sizeof(SegmentExtent) +
       wanted_.capacity() * sizeof(WantedRow) +

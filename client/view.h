@@ -276,6 +276,7 @@ class View {
       caches_;                                                   // by layer; one cache per KV head
   std::unordered_map<std::uint32_t, LayerQuery> layer_queries_;  // by layer
   std::unordered_map<std::uint32_t, ComingRows> coming_;         // by layer
+  LayerBefore layer_before_;
   std::unordered_map<std::uint32_t, std::uint32_t> steps_to_touch_;  // by layer
   bool prompted_ = true;  // no touch was sent since several queries came at once
   // The last fetch was read from disk in large part; so is the first one, as far as one knows.

@@ -66,7 +66,8 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
   LayerQuery& query = layer_queries_[step.layer];
   if (step.attempt == 0)
     query.observe(preset_, {step.q, step.kv_heads, step.group, step.dim,
-                            ends_sentence(step.visible - 1), sequence_->tail_first()});
+                            ends_sentence(step.visible - 1), sequence_->tail_first(),
+                            layer_before_.queries()});
   else
     query.forget();
   KVT_TRY_VOID(refresh_abstracts());

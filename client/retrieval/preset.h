@@ -33,6 +33,9 @@ enum class QueryKind : std::uint8_t {
   // Those of the step before: what they choose can be fetched behind that step. A KV head whose
   // queries turned (mean cosine to them below `level`) has its own (FreeKV, arXiv 2505.13109).
   kStepBefore = 2,
+  // Those of the layer below in this step: what they choose is known a layer ahead. The lowest
+  // layer has its own.
+  kLayerBefore = 3,
 };
 enum class SearchKind : std::uint8_t {
   kFlat = 0,

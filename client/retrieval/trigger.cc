@@ -2,8 +2,26 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace kvtier {
+
+void LayerBefore::observe(const Step& step, const float* q) {
+  if (step.layer != now_.step.layer || step.tokens != now_.step.tokens) std::swap(before_, now_);
+  now_.step = step;
+  now_.q.assign(q, q + std::size_t{step.query_heads} * step.dim);
+}
+
+const float* LayerBefore::queries() const noexcept {
+  const Step &below = before_.step, &here = now_.step;
+  const bool same_step = below.tokens == here.tokens && below.layer < here.layer;
+  const bool same_shape = below.query_heads == here.query_heads && below.dim == here.dim;
+  return same_step && same_shape ? before_.q.data() : nullptr;
+}
+
+std::uint64_t LayerBefore::memory_bytes() const noexcept {
+  return (before_.q.capacity() + now_.q.capacity()) * sizeof(float);
+}
 
 void LayerQuery::observe(const Preset& preset, const Step& step) {
   if (step.kv_heads != kv_heads_ || step.group != group_ || step.dim != dim_) {
@@ -25,6 +43,8 @@ void LayerQuery::observe(const Preset& preset, const Step& step) {
   for (std::uint32_t head = 0; head < kv_heads_; ++head)
     due_[head] = chosen_[head] == 0 || fires(preset, head);
   if (preset.query == QueryKind::kStepBefore) take_step_before(preset);
+  if (preset.query == QueryKind::kLayerBefore && step.layer_before != nullptr)
+    vectors_ = step.layer_before;
   if (preset.query == QueryKind::kStepBefore || preset.trigger == TriggerKind::kTurn) {
     before_.assign(step.q, step.q + anchor_.size());
     has_before_ = true;

@@ -1,5 +1,5 @@
 // Trigger and query: when a layer chooses anew, and with which vectors. State of one layer of one
-// view; all query heads. One thread.
+// view, and what passes from layer to layer; all query heads. One thread.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,30 @@
 
 namespace kvtier {
 
+// Queries of the layer below, for presets that score with them. Of one view.
+class LayerBefore {
+ public:
+  struct Step {
+    std::uint32_t layer = 0;
+    std::uint64_t tokens = 0;  // that the step sees: another number is another step
+    std::uint32_t query_heads = 0;
+    std::uint32_t dim = 0;
+  };
+  // When a layer begins a step; again for the same one changes no answer. `q` is copied.
+  void observe(const Step& step, const float* q);
+  // [query_heads][dim] of the nearest layer below that this step has seen, where its shape is the
+  // same; else null. Valid until the next observe().
+  [[nodiscard]] const float* queries() const noexcept;
+  [[nodiscard]] std::uint64_t memory_bytes() const noexcept;
+
+ private:
+  struct Seen {
+    Step step;
+    std::vector<float> q;
+  };
+  Seen before_, now_;
+};
+
 class LayerQuery {
  public:
   struct Step {
@@ -19,6 +43,7 @@ class LayerQuery {
     std::uint32_t dim = 0;
     bool boundary = false;            // its token ends a sentence
     std::uint64_t stored_tokens = 0;  // with another number than before every head chooses anew
+    const float* layer_before = nullptr;  // as q, of the layer below; null: none, or not wanted
   };
   // Once per step and layer, before the others.
   void observe(const Preset& preset, const Step& step);

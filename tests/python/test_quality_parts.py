@@ -12,46 +12,66 @@ from test_quality_daemon import BUDGET, DIM, GROUP, HEADS, STEPS, STORED
 from test_quality_daemon import boundaries, own, rows  # noqa: F401  (fixtures)
 
 from kvtier.quality.reference import PRESETS, Preset, Reference
-from kvtier.quality.reference import abstract, budget, partition, trigger
+from kvtier.quality.reference import abstract, budget, partition, query, trigger
 
 SCALE = DIM**-0.5
 FLAGS = boundaries(STORED + STEPS)
 
 
-def attended(own: Any, rows: Any, preset: str) -> tuple[torch.Tensor, dict[str, Any]]:
-    """What the daemon's view attends to, step by step, [STEPS, HEADS * GROUP, DIM], and its
-    statistics."""
+def shifted(rows: Any, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys, values and queries of a layer: other ones than those below."""
     keys, values, queries = rows
+    return keys.roll(layer * 37, 1), values.roll(layer * 11, 1), queries.roll(layer, 1)
+
+
+def stored(own: Any, rows: Any, preset: str, count: int) -> Any:
+    """A sequence of the daemon's with the first STORED rows in each of `count` layers."""
     space = own.client.open_space(
         model="parts",
         runtime="pytest",
-        layers=layers(count=1, kv_heads=HEADS, query_heads=HEADS * GROUP, dim=DIM),
+        layers=layers(count=count, kv_heads=HEADS, query_heads=HEADS * GROUP, dim=DIM),
         preset=preset,
     )
     sequence = space.create(name="parts")
     sequence.append(list(range(STORED)), flags=FLAGS[:STORED].tolist())
-    sequence.write(0, 0, keys[:, :STORED].contiguous(), values[:, :STORED].contiguous())
+    write(sequence, rows, count, slice(0, STORED))
     sequence.finish_piece()
     sequence.commit()
     sequence.close()
-    fork = space.open("parts", writable=False).fork(STORED)
+    return space.open("parts", writable=False).fork(STORED)
+
+
+def write(sequence: Any, rows: Any, count: int, at: slice) -> None:
+    for layer in range(count):
+        keys, values, _ = shifted(rows, layer)
+        sequence.write(layer, 0, keys[:, at].contiguous(), values[:, at].contiguous())
+
+
+def attended(
+    own: Any, rows: Any, preset: str, count: int = 1
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """What the daemon's view attends to in the topmost of `count` layers, step by step,
+    [STEPS, HEADS * GROUP, DIM], and its statistics."""
+    fork = stored(own, rows, preset, count)
     view = fork.view(budget=BUDGET, preset=preset)
     outputs = []
     for step in range(STEPS):
         at = slice(STORED + step, STORED + step + 1)
         fork.append([at.start], flags=FLAGS[at].tolist())
-        fork.write(0, 0, keys[:, at].contiguous(), values[:, at].contiguous())
-        out, _ = view.attend(0, queries[step].contiguous(), SCALE)
+        write(fork, rows, count, at)
+        for layer in range(count):
+            out, _ = view.attend(layer, shifted(rows, layer)[2][step].contiguous(), SCALE)
         outputs.append(torch.as_tensor(out).clone())
     stats = view.stats()
     fork.close()
     return torch.stack(outputs), stats
 
 
-def wanted(rows: Any, preset: Preset) -> tuple[torch.Tensor, Reference]:
-    keys, values, queries = rows
-    reference = Reference(preset, BUDGET, STORED, FLAGS, layers=1)
-    out = reference.attend(0, queries.transpose(0, 1), keys, values, SCALE)
+def wanted(rows: Any, preset: Preset, count: int = 1) -> tuple[torch.Tensor, Reference]:
+    reference = Reference(preset, BUDGET, STORED, FLAGS, layers=count)
+    for layer in range(count):
+        keys, values, queries = shifted(rows, layer)
+        out = reference.attend(layer, queries.transpose(0, 1), keys, values, SCALE)
     return out.transpose(0, 1), reference
 
 
@@ -104,3 +124,14 @@ def test_mass_outside_makes_a_head_choose_anew(own, rows, toml):
     assert stats["selections"] == reference.tally.head_selections
     assert stats["rows_fetched"] == reference.tally.first_rows + reference.tally.rows_entered
     assert HEADS < stats["selections"] < 0.8 * HEADS * STEPS
+
+
+def test_a_layer_chooses_by_the_queries_of_the_layer_below(own, rows, toml):
+    path = toml('base = "mean"\npartition = "pages:4"\nquery = "layer-before"\n')
+    got, stats = attended(own, rows, path, count=2)
+    part = Preset("", partition.Pages(4), abstract.Mean(), query=query.PreviousLayer())
+    want, reference = wanted(rows, part, count=2)
+    assert float((got - want).abs().max()) < 1e-4
+    assert stats["rows_fetched"] == reference.tally.first_rows + reference.tally.rows_entered
+    other, _ = wanted(rows, Preset("", partition.Pages(4), abstract.Mean()), count=2)
+    assert float((got - other).abs().amax((1, 2)).min()) > 1e-3

@@ -505,5 +505,38 @@ TEST(Queries, OfTheStepBeforeWhereTheyDidNotTurn) {
   EXPECT_EQ(vectors(), (std::vector<float>{0.9f, 0.3f, 0, 1}));
 }
 
+TEST(Queries, OfTheLayerBelowWhereThereIsOne) {
+  LayerQuery query;
+  Preset preset;
+  preset.query = QueryKind::kLayerBefore;
+  const std::vector<float> own = {1, 2, 3, 4}, below = {5, 6, 7, 8};
+  query.observe(preset, {own.data(), 2, 1, 2, false, 100, below.data()});
+  EXPECT_EQ(query.vectors(), below.data());
+  query.observe(preset, {own.data(), 2, 1, 2, false, 100, nullptr});
+  EXPECT_EQ(query.vectors(), own.data());
+  preset.query = QueryKind::kCurrent;
+  query.observe(preset, {own.data(), 2, 1, 2, false, 100, below.data()});
+  EXPECT_EQ(query.vectors(), own.data());
+}
+
+TEST(Queries, PassFromLayerToLayerWithinAStep) {
+  LayerBefore layers;
+  const auto before = [&](std::uint32_t layer, std::uint64_t tokens, std::vector<float> q) {
+    layers.observe({layer, tokens, 1, static_cast<std::uint32_t>(q.size())}, q.data());
+    const float* found = layers.queries();
+    return found == nullptr ? std::vector<float>() : std::vector<float>(found, found + q.size());
+  };
+  using Q = std::vector<float>;
+  EXPECT_EQ(before(0, 10, {1, 1}), Q());
+  EXPECT_EQ(before(1, 10, {2, 2}), Q({1, 1}));
+  EXPECT_EQ(before(1, 10, {2, 2}), Q({1, 1})) << "the same layer once more, after a failure";
+  EXPECT_EQ(before(3, 10, {3, 3}), Q({2, 2})) << "the layer between is none of this view's";
+  EXPECT_EQ(before(4, 10, {3, 3, 3, 3}), Q()) << "another shape";
+  EXPECT_EQ(before(0, 11, {4, 4}), Q()) << "another step";
+  EXPECT_EQ(before(0, 12, {5, 5}), Q());
+  EXPECT_EQ(before(1, 12, {6, 6}), Q({5, 5}));
+  EXPECT_EQ(before(2, 13, {7, 7}), Q()) << "a step that begins in the middle";
+}
+
 }  // namespace
 }  // namespace kvtier

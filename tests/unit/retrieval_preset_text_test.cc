@@ -68,7 +68,7 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     one.budget = static_cast<BudgetKind>(i);
     there_and_back(one);
   }
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 4; ++i) {
     Preset one = preset;
     one.query = static_cast<QueryKind>(i);
     there_and_back(one);
