@@ -162,7 +162,7 @@ Result<void> View::run_step(const AttendStep& step) {
   std::fill_n(step.out, rows_out * step.v_dim, 0.0f);
   std::fill_n(step.lse, rows_out, -std::numeric_limits<float>::infinity());
   const bool exact = options_.budget == 0 || preset_.budget == BudgetKind::kAll ||
-                     step.queries > 1 || step.layer < preset_.dense_layers;
+                     (step.queries > 1 && !chooses_for(step)) || step.layer < preset_.dense_layers;
   if (step.queries > 1 && !prompted_) {
     prompted_ = true;
     steps_to_touch_.clear();
@@ -171,7 +171,7 @@ Result<void> View::run_step(const AttendStep& step) {
     layer_before_.observe({step.layer, step.visible, step.kv_heads * step.group, step.dim}, step.q);
   KVT_TRY_VOID(attend_tail(step));
   if (sequence_->tail_first() != 0) {
-    KVT_TRY_VOID(exact ? attend_sealed(step) : attend_budget(step));
+    KVT_TRY_VOID(exact ? attend_sealed(step) : attend_blocks(step));
   }
   ++stats_.steps;
   return {};
@@ -198,7 +198,8 @@ ViewStats View::stats() const {
   for (const auto& [layer, query] : layer_queries_) out.client_bytes += query.memory_bytes();
   out.client_bytes += layer_before_.memory_bytes();
   out.client_bytes +=
-      layer_scores_.capacity() * sizeof(float) + extents_.capacity() * sizeof(SegmentExtent) +
+      (layer_scores_.capacity() + block_scores_.capacity()) * sizeof(float) +
+      extents_.capacity() * sizeof(SegmentExtent) +
       wanted_.capacity() * sizeof(WantedRow) +
       (entries_.capacity() + touches_.capacity()) * sizeof(FetchEntry) +
       first_wanted_.capacity() * sizeof(std::uint32_t) +

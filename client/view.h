@@ -4,11 +4,12 @@
 // With a budget, one step of a layer is: choose tokens per KV head from the abstracts (Selector),
 // see which of them the slot caches lack, fetch the chunks of those with one request for all heads,
 // copy the rows, release; then attend over slot cache and tail, merged by log-sum-exp. Without one,
-// and for several queries, stored chunks stream by in batches and are attended to where they lie
-// (view_exact.cc). With a precision, chosen rows that the slot caches lack are attended to where
-// their base rendition lies mapped, and of these only the few that have much of the mass are
-// fetched (view_precision.cc). Memory does not grow with the sequence but for tables of 4 bytes per
-// unit and 32 per segment. One thread at a time, together with its sequence.
+// and for several queries unless a preset chooses for blocks of them, stored chunks stream by in
+// batches and are attended to where they lie (view_exact.cc). With a precision, chosen rows that
+// the slot caches lack are attended to where their base rendition lies mapped, and of these only
+// the few that have much of the mass are fetched (view_precision.cc). Memory does not grow with the
+// sequence but for tables of 4 bytes per unit and 32 per segment. One thread at a time, together
+// with its sequence.
 #pragma once
 
 #include <array>
@@ -88,6 +89,17 @@ struct AttendStep {
   [[nodiscard]] std::uint64_t limit(std::uint32_t i) const noexcept {
     return visible - (queries - 1 - i);
   }
+  // Queries [first, first + count) as a step of their own.
+  [[nodiscard]] AttendStep part(std::uint32_t first, std::uint32_t count) const noexcept {
+    AttendStep out = *this;
+    const std::uint64_t heads = std::uint64_t{first} * kv_heads * group;
+    out.queries = count;
+    out.q += heads * dim;
+    out.out += heads * v_dim;
+    out.lse += heads;
+    out.visible = limit(first + count - 1);
+    return out;
+  }
 };
 
 class View {
@@ -151,8 +163,14 @@ class View {
   Result<void> run_step(const AttendStep& step);
   // The attempt counts for nothing; what it fetched was fetched all the same.
   void discard_attempt(const ViewStats& before) noexcept;
+  // Several queries choose what they attend to: all of them see everything that is stored.
+  [[nodiscard]] bool chooses_for(const AttendStep& step) const noexcept {
+    return preset_.query == QueryKind::kBlock && step.limit(0) >= sequence_->tail_first();
+  }
 
   // view_budget.cc
+  // Cut into blocks of queries that choose together, one alone or several.
+  Result<void> attend_blocks(const AttendStep& step);
   Result<void> attend_budget(const AttendStep& step);
   Result<std::vector<SlotCache>*> caches_of(const AttendStep& step);
   Result<void> select_rows(const AttendStep& step, std::vector<SlotCache>* caches);
@@ -173,6 +191,8 @@ class View {
   // `vectors`: [query_heads][dim].
   SelectInput select_input(const AttendStep& step, const float* vectors, std::uint32_t head);
   [[nodiscard]] std::array<TokenRange, 2> kept_ranges() const noexcept;
+  // Scores of a head, as its selector has them; of a block, those of all its queries in one.
+  Result<std::span<float>> scores_of(const AttendStep& step, SelectInput* input);
   Result<void> take_selection(const AttendStep& step, std::uint32_t head,
                               const Selection& selection, SlotCache* cache);
   // Rows [0, row_count) of the cache's selection.
@@ -297,7 +317,7 @@ class View {
 
   // Scratch, reused.
   std::array<TokenRange, 2> kept_;
-  std::vector<float> layer_scores_;
+  std::vector<float> layer_scores_, block_scores_;
   std::vector<std::uint32_t> held_;
   std::vector<SegmentExtent> extents_;
   std::vector<std::vector<SegmentExtent>> head_extents_;

@@ -1,4 +1,4 @@
-// View: attention of one query over the rows that the preset chooses.
+// View: attention of one query, or of a block of them, over the rows that the preset chooses.
 #include <algorithm>
 
 #include "client/view.h"
@@ -8,8 +8,18 @@ namespace {
 
 constexpr std::uint32_t kDiskGrainTokens = 16;
 constexpr std::uint64_t kFromDiskShare = 8;  // an eighth of what was fetched
+// Queries that choose together. Each is scored by itself, so a block costs as many selections.
+constexpr std::uint32_t kBlockQueries = 64;
 
 }  // namespace
+
+Result<void> View::attend_blocks(const AttendStep& step) {
+  for (std::uint32_t first = 0; first < step.queries; first += kBlockQueries) {
+    const std::uint32_t count = std::min(kBlockQueries, step.queries - first);
+    KVT_TRY_VOID(attend_budget(step.part(first, count)));
+  }
+  return {};
+}
 
 Result<void> View::attend_budget(const AttendStep& step) {
   KVT_TRY(std::vector<SlotCache> * caches, caches_of(step));
@@ -33,11 +43,11 @@ Result<void> View::attend_budget(const AttendStep& step) {
   return done;
 }
 
-// One query: it sees all that is stored.
+// Every query sees all that is stored.
 Result<void> View::attend_cached(const AttendStep& step, std::uint32_t head,
                                  const SlotCache& cache) {
   if (cache.row_count() == 0) return {};
-  return attend_block(step, head, cache.rows(), 0, 1, 0, cache.row_count());
+  return attend_run(step, head, cache.rows(), 0, cache.row_count());
 }
 
 Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
@@ -61,15 +71,19 @@ Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
   return &caches;
 }
 
-// A head whose trigger does not fire keeps what its slot cache has selected.
+// A head whose trigger does not fire keeps what its slot cache has selected. A block always
+// chooses, and the step behind it does so by its own query.
 Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
   LayerQuery& query = layer_queries_[step.layer];
-  if (step.attempt == 0)
+  if (step.queries > 1) {
+    query.begin_block(step.q, step.kv_heads);
+  } else if (step.attempt == 0) {
     query.observe(preset_, {step.q, step.kv_heads, step.group, step.dim,
                             ends_sentence(step.visible - 1), sequence_->tail_first(),
                             layer_before_.queries()});
-  else
+  } else {
     query.forget();
+  }
   KVT_TRY_VOID(refresh_abstracts());
   wanted_.clear();
   KVT_TRY_VOID(preset_.scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
@@ -104,8 +118,8 @@ Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
                                 std::vector<SlotCache>* caches) {
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     if (!query->due(head)) continue;
-    const SelectInput input = select_input(step, query->vectors(), head);
-    KVT_TRY(const std::span<float> scores, selector_.scores_of(input));
+    SelectInput input = select_input(step, query->vectors(), head);
+    KVT_TRY(const std::span<float> scores, scores_of(step, &input));
     if (preset_.trigger == TriggerKind::kMass && query->has_chosen(head)) {
       const auto chosen = chosen_by(step, head, (*caches)[head]);
       KVT_TRY(const bool holds, still_holds(input, scores, chosen));
@@ -126,13 +140,13 @@ Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
     return select_tree(step, query, caches);
   layer_scores_.clear();
   for (std::uint32_t head = 0; head < step.kv_heads && selector_.scores_units(); ++head) {
-    KVT_TRY(const std::span<float> scores,
-            selector_.score(select_input(step, query->vectors(), head)));
+    SelectInput input = select_input(step, query->vectors(), head);
+    KVT_TRY(const std::span<float> scores, scores_of(step, &input));
     if (head == 0) layer_scores_.assign(scores.size(), 0.0f);
     for (std::size_t i = 0; i < scores.size(); ++i) layer_scores_[i] += scores[i];
   }
   SelectInput input = select_input(step, query->vectors(), 0);
-  input.summed_heads = step.kv_heads;
+  input.summed_heads = step.kv_heads * step.queries;
   if (preset_.trigger == TriggerKind::kMass && query->has_chosen(0)) {
     const auto chosen = chosen_by(step, 0, caches->front());
     KVT_TRY(const bool holds, still_holds(input, layer_scores_, chosen));
@@ -165,6 +179,23 @@ Result<void> View::take_for_all(const AttendStep& step, const Selection& selecti
   return {};
 }
 
+Result<std::span<float>> View::scores_of(const AttendStep& step, SelectInput* input) {
+  if (step.queries == 1) return selector_.scores_of(*input);
+  const bool largest =
+      preset_.group == GroupMode::kMax || preset_.group == GroupMode::kMaxSoftmax;
+  for (std::uint32_t i = 0; i < step.queries; ++i) {
+    KVT_TRY(const std::span<float> scores, selector_.scores_of(*input));
+    if (i == 0) block_scores_.assign(scores.size(), largest ? kNeverScore : 0.0f);
+    for (std::size_t unit = 0; unit < scores.size(); ++unit) {
+      float& joined = block_scores_[unit];
+      joined = largest ? std::max(joined, scores[unit]) : joined + scores[unit];
+    }
+    input->queries += std::uint64_t{step.kv_heads} * step.group * step.dim;
+  }
+  input->summed_heads = step.queries;
+  return std::span<float>(block_scores_);
+}
+
 std::array<TokenRange, 2> View::kept_ranges() const noexcept {
   const std::uint64_t end = sequence_->tail_first();
   const std::uint64_t sinks_end = std::min<std::uint64_t>(options_.sinks, end);
@@ -195,8 +226,8 @@ SelectInput View::select_input(const AttendStep& step, const float* vectors, std
 Result<void> View::take_selection(const AttendStep& step, std::uint32_t head,
                                   const Selection& selection, SlotCache* cache) {
   ++stats_.selections;
-  stats_.units_scored += selection.units_scored;
-  stats_.units_missing += selection.units_missing;
+  stats_.units_scored += selection.units_scored * step.queries;
+  stats_.units_missing += selection.units_missing * step.queries;
   stats_.rows_selected += selection.tokens.size() - selection.kept_rows;
   stats_.mass_sum += static_cast<double>(selection.mass);
   if (has_base()) {

@@ -81,6 +81,8 @@ Result<void> validate_precision(const Preset& preset) {
   KVT_TRY_VOID(preset.precision.validate());
   if (preset.precision.abstract != AbstractKind::kBase)
     return error(Code::kInvalid, "precision is \"exact\" or a base rendition, as \"base:44\"");
+  if (preset.query == QueryKind::kBlock)
+    return error(Code::kInvalid, "query \"block\" goes with precision \"exact\"");
   if (preset.budget == BudgetKind::kAll || preset.budget == BudgetKind::kKept)
     return error(Code::kInvalid,
                  "a precision is of chosen rows: its budget is \"rows\", \"ratio\", \"mass\" or "
@@ -155,6 +157,9 @@ Result<void> Preset::validate() const {
                  "\"pages:16\", for example");
   if (search == SearchKind::kTree && group != GroupMode::kMeanScore)
     return error(Code::kInvalid, "search \"tree\" needs group \"mean-score\"");
+  if (query == QueryKind::kBlock && search != SearchKind::kFlat)
+    return error(Code::kInvalid,
+                 "query \"block\" adds up the scores of every unit: its search is \"flat\"");
   if (query == QueryKind::kStepBefore && trigger != TriggerKind::kEveryStep)
     return error(Code::kInvalid, "query \"step-before\" goes with trigger \"every-step\"");
   if (trigger == TriggerKind::kEveryN && !(level >= 1.0f && level <= 1e6f))

@@ -36,6 +36,10 @@ enum class QueryKind : std::uint8_t {
   // Those of the layer below in this step: what they choose is known a layer ahead. The lowest
   // layer has its own.
   kLayerBefore = 3,
+  // Of several queries in one call, as of a question over a stored document, all together: a block
+  // of them chooses once, by the mean of its queries' scores, with a group of maxima the largest.
+  // One query alone is as kCurrent. Every other kind attends exactly where there are several.
+  kBlock = 4,
 };
 enum class SearchKind : std::uint8_t {
   kFlat = 0,

@@ -18,7 +18,7 @@ using Member =
                  RefineKind Preset::*, float Preset::*, bool Preset::*, std::uint32_t Preset::*>;
 
 // The words of a part, in the order of its enum's numbers.
-constexpr std::array kQueries = {"current", "sentence", "step-before", "layer-before"};
+constexpr std::array kQueries = {"current", "sentence", "step-before", "layer-before", "block"};
 constexpr std::array kSearches = {"flat", "tree"};
 constexpr std::array kScores = {"plain", "count"};
 constexpr std::array kGroups = {"max", "mean-softmax", "mean-score", "max-softmax"};

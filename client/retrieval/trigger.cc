@@ -35,6 +35,7 @@ void LayerQuery::observe(const Preset& preset, const Step& step) {
   }
   if (step.stored_tokens != stored_tokens_) forget();
   stored_tokens_ = step.stored_tokens;
+  block_ = false;
   after_boundary_ = boundary_;
   boundary_ = step.boundary;
   q_ = vectors_ = step.q;
@@ -60,6 +61,13 @@ void LayerQuery::observe(const Preset& preset, const Step& step) {
   }
   if (step.boundary) sum_count_ = 0;
   vectors_ = mean_.data();
+}
+
+void LayerQuery::begin_block(const float* q, std::uint32_t kv_heads) {
+  block_ = true;
+  vectors_ = q;
+  chosen_.assign(kv_heads, 0);
+  due_.assign(kv_heads, true);
 }
 
 // Heads whose queries turned keep this step's.
@@ -115,6 +123,7 @@ bool LayerQuery::fires(const Preset& preset, std::uint32_t kv_head) const {
 }
 
 void LayerQuery::chosen(std::uint32_t kv_head) {
+  if (block_) return;
   chosen_[kv_head] = 1;
   const std::size_t first = std::size_t{kv_head} * group_ * dim_;
   std::copy_n(q_ + first, std::size_t{group_} * dim_,

@@ -47,6 +47,9 @@ class LayerQuery {
   };
   // Once per step and layer, before the others.
   void observe(const Preset& preset, const Step& step);
+  // In place of observe() for several queries that choose together, of which `q` is the first:
+  // every head chooses, and again at the next step, which has nothing of this choice.
+  void begin_block(const float* q, std::uint32_t kv_heads);
   // The KV head chooses anew at this step; always so where it never has. What other heads choose
   // meanwhile changes nothing.
   [[nodiscard]] bool due(std::uint32_t kv_head) const noexcept { return due_[kv_head]; }
@@ -79,6 +82,7 @@ class LayerQuery {
   std::uint32_t group_ = 0;
   std::uint32_t dim_ = 0;
   std::uint64_t stored_tokens_ = 0;
+  bool block_ = false;
   bool boundary_ = false;
   bool after_boundary_ = false;    // the step before ended a sentence
   std::uint32_t sum_count_ = 0;    // steps in sum_

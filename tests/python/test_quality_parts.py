@@ -12,7 +12,7 @@ from test_quality_daemon import BUDGET, DIM, GROUP, HEADS, STEPS, STORED
 from test_quality_daemon import boundaries, own, rows  # noqa: F401  (fixtures)
 
 from kvtier.quality.reference import PRESETS, Preset, Reference
-from kvtier.quality.reference import abstract, budget, partition, query, trigger
+from kvtier.quality.reference import abstract, budget, group, partition, query, trigger
 
 SCALE = DIM**-0.5
 FLAGS = boundaries(STORED + STEPS)
@@ -135,3 +135,35 @@ def test_a_layer_chooses_by_the_queries_of_the_layer_below(own, rows, toml):
     assert stats["rows_fetched"] == reference.tally.first_rows + reference.tally.rows_entered
     other, _ = wanted(rows, Preset("", partition.Pages(4), abstract.Mean()), count=2)
     assert float((got - other).abs().amax((1, 2)).min()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("mean-softmax", group.MeanSoftmax()),
+        ("max", group.MaxScore()),
+        ("max-softmax", group.MaxSoftmax()),
+    ],
+)
+def test_a_block_of_queries_chooses_once(own, rows, toml, name, part):
+    keys, values, queries = rows
+    path = toml(f'base = "mean"\npartition = "pages:4"\nquery = "block"\ngroup = "{name}"\n')
+    fork = stored(own, rows, path, 1)
+    view = fork.view(budget=BUDGET, preset=path)
+    preset = Preset("", partition.Pages(4), abstract.Mean(), query=query.Block(), group=part)
+    reference = Reference(preset, BUDGET, STORED, FLAGS, layers=1)
+    full = Reference(PRESETS["full"], BUDGET, STORED, FLAGS, layers=1)
+    first = 0
+    for count in (6, 1, 5):  # a question, a token, another question
+        at = slice(STORED + first, STORED + first + count)
+        fork.append(list(range(at.start, at.stop)), flags=FLAGS[at].tolist())
+        write(fork, rows, 1, at)
+        q = queries[first : first + count].contiguous()
+        got = torch.as_tensor(view.attend(0, q, SCALE)[0])
+        seen = (q.transpose(0, 1), keys[:, : at.stop], values[:, : at.stop], SCALE)
+        assert float((got - reference.attend(0, *seen).transpose(0, 1)).abs().max()) < 1e-4
+        exact = full.attend(0, *seen).transpose(0, 1)
+        assert float((got - exact).abs().amax((1, 2)).min()) > 1e-3
+        first += count
+    assert view.stats()["selections"] == 3 * HEADS
+    fork.close()

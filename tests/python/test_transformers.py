@@ -133,6 +133,24 @@ def test_a_question_over_stored_rows_is_read_piece_by_piece(
         cache.close()
 
 
+def test_a_question_goes_through_a_view_that_chooses_for_blocks(
+    model, model_space, stored, text_ids, full_logits, tmp_path
+):
+    """Full attention's logits where the budget is above what is stored, and only there."""
+    preset = tmp_path / "blocks.toml"
+    preset.write_text('base = "mean"\nquery = "block"\n')
+    for budget, exact in ((4096, True), (64, False)):
+        view = {"budget": budget, "sinks": 4, "window": 8, "preset": str(preset)}
+        cache = adapter.attach(model_space, text_ids[: PREFILLED + 1], **view)
+        cache.crop(PREFILLED)
+        logits = adapter.prefill(model, cache, text_ids[: PREFILLED + 60], piece=40)
+        assert (differ(logits, full_logits[PREFILLED + 59]) < TOLERANCE) == exact
+        config = model.config  # two pieces, each a choice per layer and KV head
+        heads = config.num_key_value_heads * config.num_hidden_layers
+        assert cache.view.stats()["selections"] == 2 * heads
+        cache.close()
+
+
 def test_fork_and_truncate(model, model_space, stored, text_ids, full_logits):
     cache = adapter.attach(model_space, text_ids[:PREFILLED])
     fork = cache.fork(300)

@@ -126,6 +126,41 @@ TEST_F(UserPresets, PartsAct) {
   EXPECT_GT(third.rows_selected, 0u);
 }
 
+// Several queries: exact, but where the preset chooses for blocks of at most 64 of them.
+TEST_F(UserPresets, ABlockOfQueriesChoosesOnce) {
+  settle();
+  write("exact", "base = \"mean\"\n");
+  write("blocks", "base = \"mean\"\nquery = \"block\"\ntrigger = \"every-n\"\nlevel = 1000\n");
+  const auto after = [&](const char* preset, const std::vector<std::uint32_t>& calls) {
+    kvt_view* view = nullptr;
+    KVT_EXPECT_OK(open(preset, &view));
+    for (const std::uint32_t queries : calls) {
+      std::vector<float> q(std::size_t{queries} * shape_.query_heads * shape_.dim);
+      for (std::size_t i = 0; i < q.size(); ++i)
+        q[i] = element(7, 0, static_cast<std::uint32_t>(i), 2, 0);
+      std::vector<float> out(q.size());
+      KVT_EXPECT_OK(kvt_view_attend(view, 0, queries, q.data(), 0.25f, out.data(), nullptr));
+    }
+    kvt_view_stats stats{};
+    stats.struct_size = sizeof stats;
+    KVT_EXPECT_OK(kvt_view_get_stats(view, &stats));
+    kvt_view_close(view);
+    return stats;
+  };
+  EXPECT_EQ(after("exact", {3}).selections, 0u);
+  const kvt_view_stats one = after("blocks", {1}), three = after("blocks", {3});
+  EXPECT_EQ(one.selections, shape_.kv_heads);
+  EXPECT_EQ(three.selections, shape_.kv_heads);
+  EXPECT_EQ(three.rows_selected, one.rows_selected);
+  EXPECT_EQ(three.units_scored, 3 * one.units_scored);
+  EXPECT_EQ(after("blocks", {64}).selections, shape_.kv_heads);
+  EXPECT_EQ(after("blocks", {130}).selections, 3 * shape_.kv_heads);
+  EXPECT_EQ(after("blocks", {1, 1}).selections, shape_.kv_heads);
+  EXPECT_EQ(after("blocks", {1, 3, 1, 1}).selections, 3 * shape_.kv_heads);
+  // The first of these queries sees less than what is stored: exact.
+  EXPECT_EQ(after("blocks", {1000}).selections, 0u);
+}
+
 TEST_F(UserPresets, WhatIsWrongReachesTheCaller) {
   kvt_view* view = nullptr;
   const auto refused = [&](const char* preset, kvt_status status, const char* says) {

@@ -505,6 +505,22 @@ TEST(Queries, OfTheStepBeforeWhereTheyDidNotTurn) {
   EXPECT_EQ(vectors(), (std::vector<float>{0.9f, 0.3f, 0, 1}));
 }
 
+TEST(Queries, ABlockChoosesAndServesNoStepBehindIt) {
+  Steps steps(TriggerKind::kEveryN, 100);
+  steps.preset.query = QueryKind::kBlock;
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true}));
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({false, false}));
+  const std::vector<float> first = {1, 2, 3, 4};
+  steps.query.begin_block(first.data(), 2);
+  EXPECT_EQ(steps.query.vectors(), first.data());
+  for (std::uint32_t head = 0; head < 2; ++head) {
+    EXPECT_TRUE(steps.query.due(head) && !steps.query.has_chosen(head));
+    steps.query.chosen(head);
+  }
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true}));
+  EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({false, false}));
+}
+
 TEST(Queries, OfTheLayerBelowWhereThereIsOne) {
   LayerQuery query;
   Preset preset;

@@ -68,7 +68,7 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     one.budget = static_cast<BudgetKind>(i);
     there_and_back(one);
   }
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 5; ++i) {
     Preset one = preset;
     one.query = static_cast<QueryKind>(i);
     there_and_back(one);
@@ -174,6 +174,8 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("base = \"quest\"\nscope = \"layer\"\ntrigger = \"cosine-head\"\nlevel = 0.5",
                  "for all heads at once");
   expect_problem("base = \"leoam\"\nsearch = \"flat\"", "levels of boxes are for search");
+  expect_problem("base = \"leoam\"\nquery = \"block\"", "its search is \"flat\"");
+  expect_problem("base = \"progressive\"\nquery = \"block\"", "precision \"exact\"");
   expect_problem("base = \"quest\"\nflat_layers = 2", "flat_layers needs search \"tree\"");
   expect_problem("base = \"quest\"\nsearch = \"tree\"", "needs boxes with levels");
   expect_problem("base = \"louiskv\"\nlevel = nan", "a cosine is above -1");

@@ -307,7 +307,8 @@ KVT_API void kvt_view_close(kvt_view* view);
 /* Attention of `queries` consecutive newest tokens over the sequence, each causal (the last query
  * sees everything, the one before it one token less). q: [queries][query_heads][dim] f32,
  * contiguous; out the same; lse: [queries] [query_heads] f32 or null. One query: as the view's
- * preset and budget say. Several: exact. KVT_ERROR_DAEMON_LOST within 200 ms where a missing row
+ * preset and budget say. Several: exact, but with a preset whose query is "block" as preset and
+ * budget say, a choice for each 64 of them. KVT_ERROR_DAEMON_LOST within 200 ms where a missing row
  * cannot be had. */
 KVT_API kvt_status kvt_view_attend(kvt_view* view, uint32_t layer, uint32_t queries, const float* q,
                                    float scale, float* out, float* lse);

@@ -14,7 +14,7 @@ How it works. A model's attention hands K and V of the new tokens to `Cache.upda
 them into the sequence and keeps nothing, and then calls the attention function with q. One new
 token: the view attends, in C++, over as many rows as its budget allows. Several: exact attention
 over the stored rows, read piece by piece into two buffers of 2,048 rows, merged with the causal
-part over the new ones by log-sum-exp.
+part over the new ones by log-sum-exp; or through the view, where its preset chooses for blocks.
 
 Limits, each an error that says so: batch 1, no padding, full-attention layers, CPU tensors, at most
 1,024 new tokens in one forward (`prefill` cuts longer ones). One thread at a time per model.
@@ -135,6 +135,7 @@ class KvtierCache(Cache):
         self._view_options = view
         self.view = sequence.view(**view)
         self.looks_ahead = self.view.looks_ahead
+        self._blocks = _chooses_for_blocks(view.get("preset") or "", view.get("budget", 0))
         self._open = False
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
         super().__init__(layers=[KvtierLayer(self, i) for i in range(sequence.layer_count)])
@@ -231,11 +232,11 @@ class KvtierCache(Cache):
         self.sequence.write(layer, position - self._base, k, v)
 
     def _attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
-        """[1, heads, 1, dim] -> [1, 1, heads, dim], as the view's budget says."""
-        q = query[0, :, 0].detach().float().contiguous()
+        """[1, heads, n, dim] -> [1, n, heads, dim], as the view's preset and budget say."""
+        q = query[0].transpose(0, 1).detach().float().contiguous()
         out = torch.empty_like(q)
         self.view.attend(layer, q, scale, out)
-        return out.to(query.dtype)[None, None]
+        return out.to(query.dtype)[None]
 
     def _look_ahead(self, layer: int, query: torch.Tensor, scale: float) -> None:
         """[heads, dim]: a guess of what the layer's queries will be."""
@@ -287,6 +288,13 @@ class KvtierCache(Cache):
         self.sequence.observe_queries(layer, newest.detach().float().contiguous())
 
 
+def _chooses_for_blocks(preset: str, budget: int) -> bool:
+    """The view attends to several new tokens by its budget, too."""
+    from . import presets
+
+    return bool(preset and budget) and presets(preset)["presets"][0]["query"] == "block"
+
+
 def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float):
     """Attention and its log-sum-exp, both per query; as many heads in k as in q."""
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -323,7 +331,7 @@ def _attention(
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     index = module.layer_idx
     with torch.no_grad():
-        if query.shape[2] == 1:
+        if query.shape[2] == 1 or join.cache._blocks:
             return join.cache._attend(index, query, scale), None
         return join.cache._exact(index, query, key, value, scale), None
 

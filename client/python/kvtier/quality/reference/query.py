@@ -4,9 +4,11 @@ guess of a layer's queries that attention.py makes one layer before."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from .group import MaxScore, MaxSoftmax
 from .layer import Layer
 
 
@@ -51,6 +53,23 @@ class PreviousLayer:
 
     def of(self, layer: Layer) -> torch.Tensor:
         return layer.queries if layer.previous_queries is None else layer.previous_queries
+
+
+@dataclass(frozen=True)
+class Block:
+    """The queries of one call choose once together: by the mean of their weights, where a group
+    takes the largest score by the largest. At most engine.BLOCK of them."""
+
+    ahead: bool = False
+
+    def of(self, layer: Layer) -> torch.Tensor:
+        return layer.queries
+
+    def join(self, weights: torch.Tensor, group: Any) -> torch.Tensor:
+        """[S, n, U], the same for all n."""
+        largest = isinstance(group, MaxScore | MaxSoftmax)
+        joined = weights.amax(1, keepdim=True) if largest else weights.mean(1, keepdim=True)
+        return joined.expand_as(weights)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ class Flat:
         self, queries: torch.Tensor, units: Any, vectors: Any, preset: Any, layer: Layer, rows: int
     ) -> torch.Tensor:
         scores = preset.score.of(queries, vectors, layer.scale)
-        return preset.budget.choose(preset.group.of(scores, layer.scale), units, rows)
+        weights = preset.group.of(scores, layer.scale)
+        if hasattr(preset.query, "join"):
+            weights = preset.query.join(weights, preset.group)
+        return preset.budget.choose(weights, units, rows)
 
 
 @dataclass(frozen=True)
