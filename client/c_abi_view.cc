@@ -124,7 +124,10 @@ kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
                                 from.base_error_sum,
                                 from.steps_repeated,
                                 from.steps_waited,
-                                from.rows_waited};
+                                from.rows_waited,
+                                from.bound_steps,
+                                from.bound_sum,
+                                from.bound_max};
     std::memcpy(out, &all, std::min<std::size_t>(size, sizeof all));
     return {};
   });

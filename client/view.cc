@@ -173,6 +173,7 @@ Result<void> View::run_step(const AttendStep& step) {
   if (sequence_->tail_first() != 0) {
     KVT_TRY_VOID(exact ? attend_sealed(step) : attend_blocks(step));
   }
+  if (!exact) count_bound(step);
   ++stats_.steps;
   return {};
 }
@@ -205,6 +206,7 @@ ViewStats View::stats() const {
       first_wanted_.capacity() * sizeof(std::uint32_t) +
       (sources_.capacity() + targets_.capacity() + pages_.capacity()) * sizeof(std::uint64_t) +
       (places_.capacity() + cold_.capacity() + held_.capacity()) * sizeof(std::uint32_t) +
+      missed_.capacity() * sizeof(float) +
       (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity()) *
           sizeof(float);
   for (const auto& [layer, coming] : coming_)

@@ -69,6 +69,11 @@ struct ViewStats {
   std::uint64_t steps_repeated = 0;  // base renditions were moved while they were read
   std::uint64_t steps_waited = 0;    // rows had to come from the daemon first
   std::uint64_t rows_waited = 0;     // such rows
+  // Steps at which the abstracts bound the share of the attention mass that was missed, and these
+  // bounds: the sum of the means over the query heads, and the largest of any.
+  std::uint64_t bound_steps = 0;
+  double bound_sum = 0.0;
+  double bound_max = 0.0;
 };
 
 // What one attend call is about.
@@ -188,6 +193,8 @@ class View {
                            std::vector<SlotCache>* caches);
   Result<void> take_for_all(const AttendStep& step, const Selection& selection, LayerQuery* query,
                             std::vector<SlotCache>* caches);
+  // After all rows of the step: what it can have missed.
+  void count_bound(const AttendStep& step);
   // `vectors`: [query_heads][dim].
   SelectInput select_input(const AttendStep& step, const float* vectors, std::uint32_t head);
   [[nodiscard]] std::array<TokenRange, 2> kept_ranges() const noexcept;
@@ -319,6 +326,8 @@ class View {
   std::array<TokenRange, 2> kept_;
   std::vector<float> layer_scores_, block_scores_;
   std::vector<std::uint32_t> held_;
+  std::vector<float> missed_;        // bounds of this step's selections, [query_heads]
+  std::uint32_t bounded_heads_ = 0;  // KV heads that have theirs
   std::vector<SegmentExtent> extents_;
   std::vector<std::vector<SegmentExtent>> head_extents_;
   std::vector<SelectInput> tree_heads_;

@@ -1,5 +1,6 @@
 // View: attention of one query, or of a block of them, over the rows that the preset chooses.
 #include <algorithm>
+#include <cmath>
 
 #include "client/view.h"
 
@@ -86,6 +87,8 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
   }
   KVT_TRY_VOID(refresh_abstracts());
   wanted_.clear();
+  missed_.resize(std::size_t{step.kv_heads} * step.group);
+  bounded_heads_ = 0;
   KVT_TRY_VOID(preset_.scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
                                                   : select_heads(step, &query, caches));
   if (has_base()) {
@@ -116,9 +119,12 @@ Result<bool> View::still_holds(const SelectInput& input, std::span<const float> 
 
 Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
                                 std::vector<SlotCache>* caches) {
+  // Only a step's own queries say what it misses, and only exact rows what it does not.
+  const bool own = preset_.query == QueryKind::kCurrent || preset_.query == QueryKind::kBlock;
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     if (!query->due(head)) continue;
     SelectInput input = select_input(step, query->vectors(), head);
+    input.bound = own && step.queries == 1 && !has_base();
     KVT_TRY(const std::span<float> scores, scores_of(step, &input));
     if (preset_.trigger == TriggerKind::kMass && query->has_chosen(head)) {
       const auto chosen = chosen_by(step, head, (*caches)[head]);
@@ -196,6 +202,22 @@ Result<std::span<float>> View::scores_of(const AttendStep& step, SelectInput* in
   return std::span<float>(block_scores_);
 }
 
+// What was attended to is known exactly, the tail included; what was not, by its bound.
+void View::count_bound(const AttendStep& step) {
+  if (bounded_heads_ != step.kv_heads) return;
+  bounded_heads_ = 0;
+  double sum = 0.0;
+  for (std::size_t head = 0; head < missed_.size(); ++head) {
+    if (missed_[head] == kNeverScore) continue;
+    const double ahead = static_cast<double>(step.lse[head] - missed_[head]);
+    const double share = 1.0 / (1.0 + std::exp(ahead));
+    sum += share;
+    stats_.bound_max = std::max(stats_.bound_max, share);
+  }
+  ++stats_.bound_steps;
+  stats_.bound_sum += sum / static_cast<double>(missed_.size());
+}
+
 std::array<TokenRange, 2> View::kept_ranges() const noexcept {
   const std::uint64_t end = sequence_->tail_first();
   const std::uint64_t sinks_end = std::min<std::uint64_t>(options_.sinks, end);
@@ -230,6 +252,11 @@ Result<void> View::take_selection(const AttendStep& step, std::uint32_t head,
   stats_.units_missing += selection.units_missing * step.queries;
   stats_.rows_selected += selection.tokens.size() - selection.kept_rows;
   stats_.mass_sum += static_cast<double>(selection.mass);
+  if (!selection.missed.empty()) {
+    std::copy(selection.missed.begin(), selection.missed.end(),
+              missed_.begin() + static_cast<std::ptrdiff_t>(head * step.group));
+    ++bounded_heads_;
+  }
   if (has_base()) {
     std::vector<ChosenRows>& heads = chosen_[step.layer];
     heads.resize(step.kv_heads);

@@ -86,6 +86,9 @@ nb::dict view_stats(View& self) {
   d["steps_repeated"] = stats.steps_repeated;
   d["steps_waited"] = stats.steps_waited;
   d["rows_waited"] = stats.rows_waited;
+  d["bound_steps"] = stats.bound_steps;
+  d["bound_sum"] = stats.bound_sum;
+  d["bound_max"] = stats.bound_max;
   return d;
 }
 

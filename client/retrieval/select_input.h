@@ -50,6 +50,7 @@ struct SelectInput {
   std::uint32_t grain_tokens = 1;
   std::uint32_t summed_heads = 1;  // whose scores were added up
   bool flat = false;               // every unit is scored, whatever the preset's search
+  bool bound = false;              // Selection::missed is wanted
 };
 
 // Units of a segment that have a score: those that visible tokens belong to, and all clusters.

@@ -42,6 +42,10 @@ Result<std::span<float>> Selector::score(const SelectInput& input) {
       place += unit_count(segment, preset_->abstract);
     }
   }
+  const AbstractKind kind = preset_->abstract.abstract;
+  bounded_ = input.bound && preset_->score == ScoreKind::kPlain &&
+             (kind == AbstractKind::kBox || kind == AbstractKind::kBall);
+  if (bounded_) make_room(&weights_, units_);
   if (preset_->score == ScoreKind::kCount) add_counts(input);
   GroupScoresArgs group;
   group.scores = scores_.data();
@@ -50,13 +54,14 @@ Result<std::span<float>> Selector::score(const SelectInput& input) {
   group.queries = input.query_count;
   group.mode = preset_->group;
   group.scale = input.scale;
-  group.out = scores_.data();
+  group.out = bounded_ ? weights_.data() : scores_.data();
   KVT_TRY_VOID(kernels_->group_scores(group, nullptr));
-  return std::span<float>(scores_.data(), static_cast<std::size_t>(units_));
+  return std::span<float>(group.out, static_cast<std::size_t>(units_));
 }
 
 Result<std::span<float>> Selector::score_tree(std::span<const SelectInput> heads) {
   tally_ = {};
+  bounded_ = false;
   if (heads.empty()) return error(Code::kInvalid, "a selection has 1 head or more");
   for (const SelectInput& head : heads) KVT_TRY_VOID(check_input(head));
   make_room(&scores_, units_);

@@ -9,7 +9,8 @@
 // Two steps, so that a selection for a whole layer can add up the scores of its heads: score(),
 // then choose() over the scores of the same extents. One selector serves all layers and heads of a
 // view in turn. Its scratch grows with the longest sequence seen (4 bytes per unit and query head,
-// 12 per candidate) and is reused: no allocation per step after the first. One thread.
+// 12 per candidate; with bounds 12 per unit more) and is reused: no allocation per step after the
+// first. One thread.
 #pragma once
 
 #include <cstddef>
@@ -35,6 +36,10 @@ struct Selection {
   // Estimated share of the attention mass over stored tokens that are not kept which the chosen
   // ones hold. 1 where the group's scores are not masses.
   float mass = 1.0f;
+  // Where asked for: of each query, an upper bound of the logarithm of the attention mass (the sum
+  // of exp(scale * q . k)) of all rows that are not among `tokens`; -infinity: there are none.
+  // Empty where the scores bound no key (selector_bound.cc). Valid as `tokens` are.
+  std::span<const float> missed;
 };
 
 class Selector {
@@ -92,6 +97,7 @@ class Selector {
   }
 
   Result<void> check_input(const SelectInput& input);
+  Result<void> bound_missed(const SelectInput& input, Selection* out);
   Result<void> score_segment(const SelectInput& input, const SegmentExtent& segment, float* out);
   Result<void> make_tables(const SelectInput& input);
   Result<void> score_codes(const SelectInput& input);
@@ -127,7 +133,9 @@ class Selector {
   std::uint64_t units_ = 0;      // of all segments
   TreeSearch tree_;
   Selection tally_;            // what score() counted
+  bool bounded_ = false;       // scores_ bound the products of keys, and are as they were scored
   std::vector<float> scores_;  // [query][unit]
+  std::vector<float> weights_, left_, masses_, missed_;  // of bounds
   std::vector<float> moved_;   // queries in the codebook's coordinates
   std::vector<float> tables_;  // of codes; of own codes, a segment's at a time
   std::vector<std::uint64_t> pieces_, piece_starts_;

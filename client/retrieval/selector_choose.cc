@@ -70,6 +70,7 @@ Result<Selection> Selector::choose(const SelectInput& input, std::span<float> sc
     out.kept_rows += last - range.first;
   }
   emit(&out);
+  if (bounded_ && !scores.empty()) KVT_TRY_VOID(bound_missed(input, &out));
   return out;
 }
 
@@ -373,7 +374,9 @@ void Selector::emit(Selection* out) {
 }
 
 std::uint64_t Selector::memory_bytes() const noexcept {
-  return (scores_.capacity() + moved_.capacity() + tables_.capacity()) * sizeof(float) +
+  return (scores_.capacity() + moved_.capacity() + tables_.capacity() + weights_.capacity() +
+          left_.capacity() + masses_.capacity() + missed_.capacity()) *
+             sizeof(float) +
          (pieces_.capacity() + piece_starts_.capacity() + chosen_.capacity()) *
              sizeof(std::uint64_t) +
          tree_.memory_bytes() + candidates_.capacity() * sizeof(Candidate) +

@@ -12,7 +12,7 @@ from test_quality_daemon import BUDGET, DIM, GROUP, HEADS, STEPS, STORED
 from test_quality_daemon import boundaries, own, rows  # noqa: F401  (fixtures)
 
 from kvtier.quality.reference import PRESETS, Preset, Reference
-from kvtier.quality.reference import abstract, budget, group, partition, query, trigger
+from kvtier.quality.reference import abstract, budget, group, partition, query, score, trigger
 
 SCALE = DIM**-0.5
 FLAGS = boundaries(STORED + STEPS)
@@ -167,3 +167,19 @@ def test_a_block_of_queries_chooses_once(own, rows, toml, name, part):
         first += count
     assert view.stats()["selections"] == 3 * HEADS
     fork.close()
+
+
+@pytest.mark.parametrize("kind", ["box", "ball"])
+def test_what_a_step_misses_is_bounded(own, rows, toml, kind):
+    path = toml(f'base = "quest"\npartition = "pages:4"\nabstract = "{kind}"\n')
+    _, stats = attended(own, rows, path)
+    part = abstract.Box() if kind == "box" else abstract.MeanRadius()
+    preset = Preset("", partition.Pages(4), part, score=score.UpperBound())
+    reference = Reference(preset, BUDGET, STORED, FLAGS, layers=1, bounds=True)
+    keys, values, queries = rows
+    reference.attend(0, queries.transpose(0, 1), keys, values, SCALE)
+    tally = reference.tally
+    assert stats["bound_steps"] == tally.bound_steps == STEPS
+    assert stats["bound_sum"] == pytest.approx(tally.bound_sum, rel=1e-3)
+    assert stats["bound_max"] == pytest.approx(tally.bound_max, rel=1e-3)
+    assert 0 < stats["bound_sum"] / STEPS < stats["bound_max"] <= 1

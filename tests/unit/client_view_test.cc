@@ -1,5 +1,6 @@
 // Views against attention in double precision, and against a brute-force selection.
 #include <algorithm>
+#include <cstring>
 #include <random>
 #include <set>
 
@@ -238,6 +239,63 @@ TEST_P(ViewTest, ABudgetReadsWhatTheAbstractsSay) {
       shape.layers * shape.kv_heads * cache_rows * (2 * shape.row_bytes() + 64 + 128) + (1 << 20));
   EXPECT_EQ(leased_bytes(), 0u);
   kvt_view_close(view);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(space);
+}
+
+// What full attention says that a step missed is below the bound that boxes and balls give.
+TEST_P(ViewTest, WhatAStepMissesIsBounded) {
+  const TestShape shape = GetParam();
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "long");
+  Model model(shape);
+  model.append_many(sequence, 1, 4500);
+  KVT_ASSERT_OK(kvt_sequence_close(sequence));
+  sequence = open_sequence(space, "long", true);
+  model.append(sequence, 90000, 3);
+  kvt_view* full = open_view(sequence, 0);
+  std::vector<float> out(shape.query_heads * shape.dim), some(shape.query_heads), all(some);
+  for (const char* preset : {"quest", "arkvale", "mean"}) {
+    kvt_view* view = open_view(sequence, 512, preset);
+    kvt_view_stats last = stats(view);
+    for (std::uint32_t step = 0; step < 6; ++step) {
+      SCOPED_TRACE(std::string(preset) + ", step " + std::to_string(step));
+      const std::uint32_t layer = step % shape.layers;
+      const std::vector<float> q = random_queries(shape, 1, 300 + step);
+      KVT_ASSERT_OK(kvt_view_attend(full, layer, 1, q.data(), 0.25f, out.data(), all.data()));
+      KVT_ASSERT_OK(kvt_view_attend(view, layer, 1, q.data(), 0.25f, out.data(), some.data()));
+      double mean = 0.0, largest = 0.0;
+      for (std::size_t i = 0; i < all.size(); ++i) {
+        const double missed = 1.0 - std::exp(static_cast<double>(some[i] - all[i]));
+        mean += missed / static_cast<double>(all.size());
+        largest = std::max(largest, missed);
+      }
+      const kvt_view_stats now = stats(view);
+      EXPECT_GT(mean, 0.1);
+      EXPECT_EQ(now.bound_steps, last.bound_steps + (preset == std::string("mean") ? 0 : 1));
+      if (now.bound_steps != 0) {
+        EXPECT_GE(now.bound_sum - last.bound_sum, mean - 1e-5);
+        EXPECT_LE(now.bound_sum - last.bound_sum, 1.0);
+        EXPECT_GE(now.bound_max, largest - 1e-5);
+      }
+      last = now;
+    }
+    kvt_view_close(view);
+  }
+  kvt_view* view = open_view(sequence, 8000, "quest");
+  KVT_ASSERT_OK(kvt_view_attend(view, 0, 1, random_queries(shape, 1, 1).data(), 0.25f, out.data(),
+                                some.data()));
+  EXPECT_EQ(stats(view).bound_steps, 1u);
+  EXPECT_EQ(stats(view).bound_sum, 0.0) << "nothing was left out";
+  // A caller of the first version, whose struct ended before the bounds.
+  kvt_view_stats old;
+  std::memset(&old, 0x5A, sizeof old);
+  old.struct_size = 0;
+  KVT_EXPECT_OK(kvt_view_get_stats(view, &old));
+  EXPECT_EQ(old.steps, 1u);
+  EXPECT_EQ(old.bound_steps, 0x5A5A5A5A5A5A5A5Aull);
+  kvt_view_close(view);
+  kvt_view_close(full);
   KVT_EXPECT_OK(kvt_sequence_close(sequence));
   kvt_space_close(space);
 }

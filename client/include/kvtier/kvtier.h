@@ -292,6 +292,11 @@ typedef struct kvt_view_stats {
   uint64_t steps_repeated; /* done again: base renditions were moved while they were read */
   uint64_t steps_waited;   /* of all: rows had to come from the daemon first */
   uint64_t rows_waited;    /* of rows_fetched, those rows */
+  /* Where the abstract bounds its keys (box, ball) and a step chose by its own queries: how much of
+   * the attention mass it can have missed, whatever the text. docs/retrieval.md */
+  uint64_t bound_steps; /* steps with such a bound */
+  double bound_sum;     /* over them: its mean over the query heads, 0 to 1 */
+  double bound_max;     /* the largest of any step and query head */
 } kvt_view_stats;
 
 /* The presets that views take, as JSON, freed with kvt_free: {"presets": [{"name", "from", parts}],

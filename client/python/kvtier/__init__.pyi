@@ -223,6 +223,9 @@ class ViewStats(TypedDict):
     steps_repeated: int
     steps_waited: int
     rows_waited: int
+    bound_steps: int
+    bound_sum: float
+    bound_max: float
 
 class View(_Closable):
     """One way to read a sequence: a preset and a budget."""

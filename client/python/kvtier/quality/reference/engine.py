@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .bound import missed
 from .budget import fit, of_rows
 from .layer import Layer
 from .presets import Preset
@@ -42,6 +43,7 @@ class Reference:
     track: bool = True  # count what enters the slot cache
     # (layer, share of the mass of each stored row [H, new, C]): called where single rows are chosen
     seen: Callable[[Layer, torch.Tensor], None] | None = None
+    bounds: bool = False  # bound the mass that is missed: every step chooses, by bounds of keys
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.preset, self.capacity)
@@ -68,6 +70,10 @@ class Reference:
         if anchors is not None:
             wanted = self._fetch(layer, anchors, wanted, new)
         self.tally.count_steps(layer, wanted, new)
+        if self.bounds:
+            units, vectors = self._abstracts(layer)
+            scores = self.preset.score.of(layer.queries[:, :, -new:], vectors, scale)
+            self.tally.count_bound(missed(layer, units, scores, wanted, new))
         return self._attend(layer, wanted, new)
 
     def _layer(

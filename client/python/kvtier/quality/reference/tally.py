@@ -31,6 +31,9 @@ class Tally:
     layer_steps_waited: int = 0
     hot_rows: int = 0  # attended exactly because of their mass
     hot_rows_entered: int = 0  # of them, not hot in the steps before
+    bound_steps: int = 0  # layers x steps whose missed mass was bounded
+    bound_sum: float = 0.0  # of them, the mean over query heads
+    bound_max: float = 0.0  # the largest of any query head
     abstract_bytes: float = 0.0  # on the device, with what precision keeps there
     _wanted: dict[int, list[torch.Tensor]] = field(default_factory=dict, repr=False)
     _guessed: dict[int, list[torch.Tensor]] = field(default_factory=dict, repr=False)
@@ -88,6 +91,12 @@ class Tally:
             counts = counts[:, 1:]
         self.rows_waited += int(counts.sum()) * (layer.heads // len(waited))
         self.layer_steps_waited += int((counts.sum(0) > 0).sum())
+
+    def count_bound(self, missed: torch.Tensor) -> None:
+        """[H, g, new]"""
+        self.bound_steps += missed.shape[2]
+        self.bound_sum += float(missed.mean((0, 1)).sum())
+        self.bound_max = max(self.bound_max, float(missed.max()))
 
     def count_hot(self, index: int, hot: torch.Tensor) -> None:
         """bool [H, b, C] of the newest b steps."""
