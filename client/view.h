@@ -23,6 +23,7 @@
 #include "client/device/slot_cache.h"
 #include "client/ipc/deadline.h"
 #include "client/mapped_lane.h"
+#include "client/retrieval/choice_width.h"
 #include "client/retrieval/selector.h"
 #include "client/retrieval/trigger.h"
 #include "client/sequence.h"
@@ -211,12 +212,13 @@ class View {
   Result<void> gather(const AttendStep& step, const Fetch& fetch, std::uint64_t first_entry,
                       std::uint64_t entries, std::vector<SlotCache>* caches);
   Result<void> flush_gather(const LayerGeometry& shape, SlotCache* cache);
-  // Memory gives rows, a disk chunks: where chunks had to be read, neighbours are worth taking.
   void account(const AttendStep& step, const FetchTally& tally) noexcept;
 
   // view_ahead.cc
   // Sends for the rows that `vectors` choose and the layer's slot caches lack.
   void send_for(const AttendStep& step, const float* vectors);
+  Result<std::span<const std::uint32_t>> likely_rows(const AttendStep& step, const float* vectors,
+                                                     std::uint32_t head);
   // Rows that were sent for and have come, of all layers.
   void collect_coming();
   // Those of the layer are in the slot caches afterwards, or are not: then the step fetches those
@@ -306,8 +308,8 @@ class View {
   LayerBefore layer_before_;
   std::unordered_map<std::uint32_t, std::uint32_t> steps_to_touch_;  // by layer
   bool prompted_ = true;  // no touch was sent since several queries came at once
-  // The last fetch was read from disk in large part; so is the first one, as far as one knows.
-  bool from_disk_ = true;
+  std::unordered_map<std::uint32_t, ChoiceWidth> widths_;  // by layer
+  bool from_disk_ = true;  // the last fetch of any layer: a layer's first choice knows no better
 
   // The abstracts, and the base renditions of a precision, on the connection that was told.
   std::weak_ptr<Connection> told_;

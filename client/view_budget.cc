@@ -7,8 +7,6 @@
 namespace kvtier {
 namespace {
 
-constexpr std::uint32_t kDiskGrainTokens = 16;
-constexpr std::uint64_t kFromDiskShare = 8;  // an eighth of what was fetched
 // Queries that choose together. Each is scored by itself, so a block costs as many selections.
 constexpr std::uint32_t kBlockQueries = 64;
 
@@ -79,9 +77,9 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
   if (step.queries > 1) {
     query.begin_block(step.q, step.kv_heads);
   } else if (step.attempt == 0) {
-    query.observe(preset_, {step.q, step.kv_heads, step.group, step.dim,
-                            ends_sentence(step.visible - 1), sequence_->tail_first(),
-                            layer_before_.queries()});
+    query.observe(preset_,
+                  {step.q, step.kv_heads, step.group, step.dim, ends_sentence(step.visible - 1),
+                   sequence_->tail_first(), layer_before_.queries()});
   } else {
     query.forget();
   }
@@ -187,8 +185,7 @@ Result<void> View::take_for_all(const AttendStep& step, const Selection& selecti
 
 Result<std::span<float>> View::scores_of(const AttendStep& step, SelectInput* input) {
   if (step.queries == 1) return selector_.scores_of(*input);
-  const bool largest =
-      preset_.group == GroupMode::kMax || preset_.group == GroupMode::kMaxSoftmax;
+  const bool largest = preset_.group == GroupMode::kMax || preset_.group == GroupMode::kMaxSoftmax;
   for (std::uint32_t i = 0; i < step.queries; ++i) {
     KVT_TRY(const std::span<float> scores, selector_.scores_of(*input));
     if (i == 0) block_scores_.assign(scores.size(), largest ? kNeverScore : 0.0f);
@@ -241,7 +238,8 @@ SelectInput View::select_input(const AttendStep& step, const float* vectors, std
   input.budget_rows = options_.budget;
   input.flat = step.layer < preset_.flat_layers;
   // Base renditions are read row by row, wherever exact ones lie.
-  input.grain_tokens = from_disk_ && !has_base() ? kDiskGrainTokens : 1;
+  const ChoiceWidth& width = widths_.try_emplace(step.layer, ChoiceWidth(from_disk_)).first->second;
+  input.grain_tokens = has_base() ? 1 : width.tokens();
   return input;
 }
 
@@ -335,7 +333,8 @@ Result<void> View::fetch_rows(const AttendStep& step, std::vector<SlotCache>* ca
 void View::account(const AttendStep& step, const FetchTally& tally) noexcept {
   const std::uint64_t fetched_bytes =
       tally.chunks * sequence_->space().geometry().chunk_bytes(step.layer);
-  from_disk_ = tally.bytes_disk * kFromDiskShare > fetched_bytes;
+  from_disk_ = ChoiceWidth::much_from_disk(tally.bytes_disk, fetched_bytes);
+  widths_[step.layer].observe(from_disk_);
   stats_.chunks_fetched += tally.chunks;
   stats_.bytes_disk += tally.bytes_disk;
   stats_.wait_ns += tally.wait_ns;

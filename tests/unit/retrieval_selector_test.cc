@@ -6,6 +6,7 @@
 #include <numeric>
 #include <set>
 
+#include "client/retrieval/choice_width.h"
 #include "client/retrieval/selector.h"
 #include "kernels/registry.h"
 #include "tests/unit/kernels_fixtures.h"
@@ -389,6 +390,30 @@ TEST(Presets, CacheRows) {
   EXPECT_EQ(quest.cache_rows(1024, 80, 10), 1104u) << "one selection must fit";
   EXPECT_EQ(quest.cache_rows(16, 80, 0), 96u);
   EXPECT_EQ((*find_preset("window"))->cache_rows(1024, 80, 0), 80u);
+}
+
+// ---- the width of a choice ----
+
+TEST(ChoiceWidth, ALayerThatReadsFromDiskChoosesRunsAndSwitchesBackLaterAndLater) {
+  ChoiceWidth width;
+  EXPECT_EQ(width.tokens(), ChoiceWidth::kRunTokens) << "nothing is known yet";
+  width.observe(false);
+  EXPECT_EQ(width.tokens(), 1u);
+  for (std::uint32_t wait = 2; wait <= 2 * ChoiceWidth::kCalmFetchesMax; wait *= 2) {
+    width.observe(true);
+    std::uint32_t calm = 0;
+    for (; width.tokens() != 1; ++calm) width.observe(false);
+    EXPECT_EQ(calm, std::min(wait, ChoiceWidth::kCalmFetchesMax));
+  }
+  width.observe(true);
+  for (int i = 0; i < 1000; ++i) {
+    width.observe(true);
+    width.observe(false);
+    EXPECT_EQ(width.tokens(), ChoiceWidth::kRunTokens) << "calm once is not calm for long";
+  }
+  EXPECT_TRUE(ChoiceWidth::much_from_disk(126, 1000));
+  EXPECT_FALSE(ChoiceWidth::much_from_disk(125, 1000));
+  EXPECT_FALSE(ChoiceWidth::much_from_disk(0, 0));
 }
 
 }  // namespace

@@ -6,15 +6,15 @@
 
 #include "client/chunk_range.h"
 #include "client/device/slot_cache.h"
+#include "client/retrieval/choice_width.h"
 #include "kernels/base_layout.h"
 
 namespace kvtier::bench {
 namespace {
 
 constexpr std::uint32_t kPage = 32;
-constexpr std::uint32_t kDiskRun = 16;   // as client/view_budget.cc: runs where much is from disk
+constexpr std::uint32_t kDiskRun = ChoiceWidth::kRunTokens;
 constexpr std::uint32_t kTouchSteps = 8;  // as client/view_touch.cc
-constexpr std::uint64_t kFromDiskShare = 8;
 constexpr std::uint64_t kStampEach = 64;  // chunks between two whose stamp is looked at
 constexpr double kStreamFromDisk = 0.75;
 
@@ -41,7 +41,11 @@ struct LayerClock {
 class Replayer {
  public:
   Replayer(const Trace& trace, Policy policy, ReplayStore store)
-      : trace_(trace), shape_(trace.shape), policy_(policy), store_(std::move(store)) {}
+      : trace_(trace),
+        shape_(trace.shape),
+        policy_(policy),
+        store_(std::move(store)),
+        widths_(trace.shape.layers) {}
 
   Result<void> make_caches() {
     if (policy_ == Policy::kPages) return {};
@@ -129,7 +133,8 @@ class Replayer {
     selecting_.push_back(index);
     device_bytes_ += static_cast<double>(shape_.tokens) * dim_of(shape_) * kCodeBytesPerDim;
     const std::size_t runs = shape_.lane_of(kDiskRun);
-    const bool in_runs = policy_ == Policy::kRuns || (policy_ == Policy::kRows && from_disk_);
+    const bool in_runs =
+        policy_ == Policy::kRuns || (policy_ == Policy::kRows && widths_[layer].tokens() > 1);
     if (in_runs && runs < shape_.granules.size())
       expand(trace_.units(step, layer, head, runs), kDiskRun);
     else
@@ -215,15 +220,15 @@ class Replayer {
             const auto entry = static_cast<std::size_t>(first + i);
             rows += static_cast<std::uint64_t>(std::popcount(entries_[entry].row_mask));
             if (entry % kStampEach != 0) continue;
-            KVT_TRY_VOID(check_stamp(fetch.chunk(static_cast<std::size_t>(i), options.slot_bytes),
-                                     entry));
+            KVT_TRY_VOID(
+                check_stamp(fetch.chunk(static_cast<std::size_t>(i), options.slot_bytes), entry));
           }
           clock->arrives(static_cast<double>(rows * shape_.row_bytes));
           return {};
         }));
     disk_bytes_ += tally.bytes_disk;
-    from_disk_ = tally.bytes_disk * kFromDiskShare >
-                 tally.chunks * store_.geometry().chunk_bytes(layer);
+    widths_[layer].observe(ChoiceWidth::much_from_disk(
+        tally.bytes_disk, tally.chunks * store_.geometry().chunk_bytes(layer)));
     return {};
   }
 
@@ -263,7 +268,7 @@ class Replayer {
   ReplayStore store_;
   std::vector<SlotCache> caches_, exact_;  // [layers][kv_heads]
   PolicyRun run_;
-  bool from_disk_ = true;
+  std::vector<ChoiceWidth> widths_;  // by layer
   std::uint64_t disk_bytes_ = 0;
   double ready_bytes_ = 0;   // in host memory: they can go at once
   double device_bytes_ = 0;  // read in device memory
@@ -299,9 +304,8 @@ Result<PolicyRun> run_policy(const Context& context, const std::string& store, c
   return replayer.finish(trace.shape.steps - first_step);
 }
 
-Result<double> run_stream(const Context& context, const std::string& store,
-                          const TraceShape& shape, std::uint32_t first_layer,
-                          std::uint32_t layers) {
+Result<double> run_stream(const Context& context, const std::string& store, const TraceShape& shape,
+                          std::uint32_t first_layer, std::uint32_t layers) {
   KVT_TRY(const ReplayStore opened,
           ReplayStore::open(context, store, shape, arena_bytes_of(shape, Policy::kRows)));
   const double start = seconds_now();
