@@ -11,6 +11,13 @@
 #include "client/view.h"
 
 namespace kvtier {
+namespace {
+
+// With a precision: a guess that gives a row half the share above which it must be exact is enough
+// to send for it. The guess and the codes are off by about a factor of two both ways.
+constexpr float kLikelyExact = 0.5f;
+
+}  // namespace
 
 Result<void> View::look_ahead(std::uint32_t layer, const float* q, float scale) {
   if (!looks_ahead()) return {};
@@ -33,11 +40,9 @@ void View::send_for(const AttendStep& step, const float* vectors) {
   wanted_.clear();
   bool whole = true;
   for (std::uint32_t head = 0; head < step.kv_heads && whole; ++head) {
-    const auto selection = selector_.select(select_input(step, vectors, head));
-    whole = selection.has_value();
-    if (!whole) break;
-    stats_.units_scored += selection->units_scored;
-    const auto missing = caches[head].select(selection->tokens);
+    const auto likely = likely_rows(step, vectors, head);
+    const auto missing =
+        likely ? caches[head].select(*likely) : Result<SlotCache::Missing>(error(likely.error()));
     whole = missing.has_value();
     if (whole) want_rows(step, head, *missing);
   }
@@ -56,6 +61,22 @@ void View::send_for(const AttendStep& step, const float* vectors) {
     for (SlotCache& cache : caches) cache.abandon();
     clear_error_text();
   }
+}
+
+// What `vectors` choose; with a precision, only what of it will have to be exact: its other rows
+// are in the base rendition already.
+Result<std::span<const std::uint32_t>> View::likely_rows(const AttendStep& step,
+                                                         const float* vectors, std::uint32_t head) {
+  const SelectInput input = select_input(step, vectors, head);
+  KVT_TRY(const std::span<float> scores, selector_.scores_of(input));
+  KVT_TRY(const Selection selection, selector_.choose(input, scores));
+  stats_.units_scored += selection.units_scored;
+  if (!has_base()) return selection.tokens;
+  held_.clear();
+  const float least = preset_.exact_above * kLikelyExact;
+  for (const std::uint32_t token : selection.tokens)
+    if (scores[token] >= least) held_.push_back(token);
+  return std::span<const std::uint32_t>(held_);
 }
 
 // What has come gives its memory and its lease back soon, whichever layer is next.

@@ -19,6 +19,11 @@ std::vector<Preset> make_presets() {
        .abstract = units("codes:4/tokens"),
        .residency_percent = 100,
        .precision = units("base:44/tokens")},
+      {.name = "progressive-lookahead",
+       .abstract = units("codes:4/tokens"),
+       .fetch = FetchKind::kAhead,
+       .residency_percent = 100,
+       .precision = units("base:44/tokens")},
       {.name = "quest", .abstract = units("box/pages:16")},
       {.name = "mean", .abstract = units("mean/pages:16")},
       {.name = "sentencekv",
@@ -96,10 +101,17 @@ Result<void> validate_precision(const Preset& preset) {
 Result<void> validate_fetch(const Preset& preset) {
   if (preset.fetch == FetchKind::kDemand) return {};
   if (preset.abstract.none() || preset.trigger != TriggerKind::kEveryStep ||
-      preset.scope != ScopeKind::kHead || !preset.precision.none())
+      preset.scope != ScopeKind::kHead)
     return error(Code::kInvalid,
-                 "fetch \"ahead\" and \"behind\" need an abstract, trigger \"every-step\", scope "
-                 "\"head\" and precision \"exact\"");
+                 "fetch \"ahead\" and \"behind\" need an abstract, trigger \"every-step\" and "
+                 "scope \"head\"");
+  if (preset.fetch == FetchKind::kBehind && !preset.precision.none())
+    return error(Code::kInvalid, "fetch \"behind\" goes with precision \"exact\"");
+  if (!preset.precision.none() && (preset.abstract.partition != PartitionKind::kTokens ||
+                                   preset.group != GroupMode::kMeanSoftmax))
+    return error(Code::kInvalid,
+                 "fetch \"ahead\" with a precision sends for rows with much of the mass: it needs "
+                 "partition \"tokens\" and group \"mean-softmax\"");
   if (preset.fetch == FetchKind::kAhead && preset.query != QueryKind::kCurrent)
     return error(Code::kInvalid, "fetch \"ahead\" goes with query \"current\"");
   if (preset.fetch == FetchKind::kBehind && preset.query != QueryKind::kStepBefore)
@@ -185,8 +197,9 @@ Result<const Preset*> find_preset(std::string_view name) {
   for (const Preset& preset : all_presets())
     if (name == preset.name) return &preset;
   return error(Code::kNotFound,
-               "no such preset: codes, codes-lookahead, progressive, quest, mean, sentencekv, "
-               "louiskv, clusters, leoam, freekv, arkvale, pqcache, window or full");
+               "no such preset: codes, codes-lookahead, progressive, progressive-lookahead, quest, "
+               "mean, sentencekv, louiskv, clusters, leoam, freekv, arkvale, pqcache, window or "
+               "full");
 }
 
 }  // namespace kvtier

@@ -93,6 +93,7 @@ enum class FetchKind : std::uint8_t {
   // What the caller's guess of the layer's queries would choose comes while the layer before
   // computes (kvt_view_look_ahead; InfiniGen, arXiv 2406.19707, section 4.3, guesses so). The step
   // then chooses with its own queries and waits for the rest: what is attended to does not change.
+  // With a precision, only of rows that will have to be exact.
   kAhead = 1,
   // What the step's queries choose comes behind the step, for the next one (FreeKV, arXiv
   // 2505.13109, section 3.2, speculative retrieval). With query kStepBefore.

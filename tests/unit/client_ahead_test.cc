@@ -2,8 +2,6 @@
 // depends on them, whatever was guessed and whatever happens meanwhile.
 #include <gtest/gtest.h>
 
-#include <cmath>
-
 #include "tests/unit/client_fixture.h"
 
 namespace kvtier {
@@ -11,7 +9,7 @@ namespace {
 
 using namespace testing;
 
-constexpr float kScale = 0.25f;
+constexpr float kScale = kStepScale;
 constexpr double kClose = 2e-5;
 constexpr std::uint64_t kStored = 4500;
 
@@ -41,40 +39,12 @@ class Ahead : public ClientTest {
     return view;
   }
   std::vector<float> queries(std::uint32_t step, std::uint32_t layer) const {
-    std::vector<float> q(shape_.query_heads * shape_.dim);
-    for (std::size_t i = 0; i < q.size(); ++i)
-      q[i] = element(7 + step, layer, static_cast<std::uint32_t>(i), 2, 0);
-    return q;
+    return step_queries(shape_, step, layer);
   }
-  // Every layer; before it, the queries of step `guess`.
-  static constexpr std::uint32_t kNoGuess = UINT32_MAX;
   std::vector<float> step(kvt_view* view, std::uint32_t number, std::uint32_t guess = kNoGuess) {
-    std::vector<float> all, out(shape_.query_heads * shape_.dim);
-    for (std::uint32_t layer = 0; layer < shape_.layers; ++layer) {
-      if (guess != kNoGuess)
-        KVT_EXPECT_OK(kvt_view_look_ahead(view, layer, queries(guess, layer).data(), kScale));
-      KVT_EXPECT_OK(kvt_view_attend(view, layer, 1, queries(number, layer).data(), kScale,
-                                    out.data(), nullptr));
-      all.insert(all.end(), out.begin(), out.end());
-    }
-    return all;
+    return run_step(shape_, view, number, guess);
   }
-  static kvt_view_stats stats(const kvt_view* view) {
-    kvt_view_stats out{};
-    out.struct_size = sizeof out;
-    KVT_EXPECT_OK(kvt_view_get_stats(view, &out));
-    return out;
-  }
-  static double distance(const std::vector<float>& a, const std::vector<float>& b) {
-    EXPECT_EQ(a.size(), b.size());
-    double far = 0.0;
-    for (std::size_t i = 0; i < a.size(); ++i) {
-      const double apart = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-      if (std::isnan(apart)) return apart;  // less than nothing
-      far = std::max(far, apart);
-    }
-    return far;
-  }
+  static kvt_view_stats stats(const kvt_view* view) { return stats_of(view); }
 
   const TestShape shape_;
   Model model_{shape_};

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -55,6 +56,52 @@ inline float element(std::uint64_t token, std::uint32_t layer, std::uint32_t hea
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
   return static_cast<float>(static_cast<std::int64_t>((x ^ (x >> 31)) % 1023) - 511) / 256.0f;
+}
+
+// The largest difference; NaN where there is one.
+inline double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double far = 0.0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double apart = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+    if (std::isnan(apart)) return apart;  // less than nothing
+    far = std::max(far, apart);
+  }
+  return far;
+}
+
+inline kvt_view_stats stats_of(const kvt_view* view) {
+  kvt_view_stats out{};
+  out.struct_size = sizeof out;
+  KVT_EXPECT_OK(kvt_view_get_stats(view, &out));
+  return out;
+}
+
+// The queries of a step in a layer, [query head][dim].
+inline std::vector<float> step_queries(const TestShape& shape, std::uint32_t step,
+                                       std::uint32_t layer) {
+  std::vector<float> q(shape.query_heads * shape.dim);
+  for (std::size_t i = 0; i < q.size(); ++i)
+    q[i] = element(7 + step, layer, static_cast<std::uint32_t>(i), 2, 0);
+  return q;
+}
+
+// One step of every layer, [layer][query head][dim]; before each, where given, a guess: the queries
+// of step `guess`.
+constexpr float kStepScale = 0.25f;
+constexpr std::uint32_t kNoGuess = UINT32_MAX;
+inline std::vector<float> run_step(const TestShape& shape, kvt_view* view, std::uint32_t step = 0,
+                                   std::uint32_t guess = kNoGuess) {
+  std::vector<float> all, out(shape.query_heads * shape.dim);
+  for (std::uint32_t layer = 0; layer < shape.layers; ++layer) {
+    if (guess != kNoGuess)
+      KVT_EXPECT_OK(
+          kvt_view_look_ahead(view, layer, step_queries(shape, guess, layer).data(), kStepScale));
+    KVT_EXPECT_OK(kvt_view_attend(view, layer, 1, step_queries(shape, step, layer).data(),
+                                  kStepScale, out.data(), nullptr));
+    all.insert(all.end(), out.begin(), out.end());
+  }
+  return all;
 }
 
 class Daemon {

@@ -21,7 +21,7 @@ using namespace testing;
 
 constexpr std::uint64_t kStored = 4500, kTail = 4;  // segments of 2048, 2048 and 404 tokens
 constexpr std::uint32_t kSinks = 16, kWindow = 64;
-constexpr float kScale = 0.25f;
+constexpr float kScale = kStepScale;
 
 class Precision : public ClientTest {
  protected:
@@ -78,28 +78,12 @@ class Precision : public ClientTest {
     KVT_EXPECT_OK(kvt_view_open(sequence_, &options, &view));
     return view;
   }
-  std::vector<float> queries(std::uint32_t layer) const {
-    std::vector<float> q(shape_.query_heads * shape_.dim);
-    for (std::size_t i = 0; i < q.size(); ++i)
-      q[i] = element(7, layer, static_cast<std::uint32_t>(i), 2, 0);
-    return q;
+  std::vector<float> queries(std::uint32_t layer) const { return step_queries(shape_, 0, layer); }
+  std::vector<float> step(kvt_view* view, std::uint32_t number = 0,
+                          std::uint32_t guess = kNoGuess) {
+    return run_step(shape_, view, number, guess);
   }
-  // One step of every layer: [layer][query head][dim].
-  std::vector<float> step(kvt_view* view) {
-    std::vector<float> all, out(shape_.query_heads * shape_.dim);
-    for (std::uint32_t layer = 0; layer < shape_.layers; ++layer) {
-      KVT_EXPECT_OK(
-          kvt_view_attend(view, layer, 1, queries(layer).data(), kScale, out.data(), nullptr));
-      all.insert(all.end(), out.begin(), out.end());
-    }
-    return all;
-  }
-  static kvt_view_stats stats(const kvt_view* view) {
-    kvt_view_stats out{};
-    out.struct_size = sizeof out;
-    KVT_EXPECT_OK(kvt_view_get_stats(view, &out));
-    return out;
-  }
+  static kvt_view_stats stats(const kvt_view* view) { return stats_of(view); }
 
   // ---- what is expected
 
@@ -193,16 +177,6 @@ class Precision : public ClientTest {
       }
     }
   }
-  static double distance(const std::vector<float>& a, const std::vector<float>& b) {
-    EXPECT_EQ(a.size(), b.size());
-    double far = 0.0;
-    for (std::size_t i = 0; i < a.size(); ++i) {
-      const double apart = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-      if (std::isnan(apart)) return apart;  // less than nothing
-      far = std::max(far, apart);
-    }
-    return far;
-  }
 
   const TestShape shape_;
   Model model_{shape_};
@@ -264,6 +238,45 @@ TEST_F(Precision, RowsWithMuchOfTheMassAreExactAtOnce) {
   step(view);
   EXPECT_LE(stats(view).rows_refined, wanted.hot + 2) << "they stay in the slot cache";
   kvt_view_close(view);
+}
+
+TEST_F(Precision, RowsThatWillBeExactComeAhead) {
+  store();
+  kvt_view* plain = open_view(preset("exact_above = 0.003"), kStored);
+  kvt_view* ahead = open_view(preset("exact_above = 0.003\nfetch = \"ahead\""), kStored);
+  EXPECT_EQ(kvt_view_looks_ahead(ahead), 1);
+  EXPECT_LT(distance(step(plain), step(ahead)), kClose);
+  const kvt_view_stats first = stats(ahead);
+  EXPECT_EQ(first.rows_refined, stats(plain).rows_refined);
+  const double rough = distance(expected(1.0f).out, expected(0.0f).out);
+  for (std::uint32_t i = 1; i < 9; ++i)
+    EXPECT_LT(distance(step(plain, i), step(ahead, i, i)), rough) << i;
+  const kvt_view_stats seen = stats(ahead), without = stats(plain);
+  ASSERT_GT(without.rows_refined, first.rows_refined + 32);
+  // Codes are rough, so that some rows of a right guess are still found late.
+  EXPECT_LT(seen.rows_refined - first.rows_refined,
+            (without.rows_refined - first.rows_refined) / 4);
+  EXPECT_LT(seen.steps_waited, without.steps_waited);
+  EXPECT_GT(seen.rows_fetched, without.rows_fetched) << "those that are exact without need, too";
+  EXPECT_LT(seen.rows_fetched, 4 * without.rows_fetched) << "and not all that are chosen";
+  EXPECT_LT(seen.rows_base, without.rows_base);
+  kvt_view_close(plain);
+  kvt_view_close(ahead);
+}
+
+TEST_F(Precision, AWrongGuessLeavesTheRightRowsExact) {
+  store();
+  kvt_view* plain = open_view(preset("exact_above = 0.003"), kStored);
+  kvt_view* ahead = open_view(preset("exact_above = 0.003\nfetch = \"ahead\""), kStored);
+  step(plain);
+  step(ahead);
+  const double rough = distance(expected(1.0f).out, expected(0.0f).out);
+  for (std::uint32_t i = 1; i < 9; ++i)
+    EXPECT_LT(distance(step(plain, i), step(ahead, i, 100 + i)), rough) << i;
+  EXPECT_GT(stats(ahead).rows_refined, stats(plain).rows_refined / 2);
+  EXPECT_GT(stats(ahead).rows_fetched, stats(plain).rows_fetched);
+  kvt_view_close(plain);
+  kvt_view_close(ahead);
 }
 
 TEST_F(Precision, BehindTheyAreExactInTheNextStep) {

@@ -320,9 +320,9 @@ KVT_API kvt_status kvt_view_attend(kvt_view* view, uint32_t layer, uint32_t quer
 /* What queries of `layer` will probably be at the next kvt_view_attend with one query, q:
  * [query_heads][dim] f32: rows that they would choose come while the caller goes on, so that the
  * step waits for few. A guess, from the input of the layer before through this layer's norm and
- * query projection, is good enough: what is attended to does not depend on it. Of use with presets
- * whose fetch is "ahead" (codes-lookahead), for which kvt_view_looks_ahead is 1; else nothing is
- * done. Never waits. */
+ * query projection, is good enough: the choice does not depend on it. Of use with presets whose
+ * fetch is "ahead" (codes-lookahead, progressive-lookahead), for which kvt_view_looks_ahead is 1;
+ * else nothing is done. Never waits. */
 KVT_API kvt_status kvt_view_look_ahead(kvt_view* view, uint32_t layer, const float* q, float scale);
 KVT_API int kvt_view_looks_ahead(const kvt_view* view);
 KVT_API kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out);

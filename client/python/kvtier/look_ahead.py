@@ -1,7 +1,7 @@
-"""For presets whose rows come a layer ahead (codes-lookahead): what queries the next layer will
-probably have. The guess is the input of a layer, through the next layer's norm and query
-projection (InfiniGen, arXiv 2406.19707, section 4.3): residual streams change little from layer to
-layer. What is attended to does not depend on it."""
+"""For presets whose rows come a layer ahead (codes-lookahead, progressive-lookahead): what queries
+the next layer will probably have. The guess is the input of a layer, through the next layer's norm
+and query projection (InfiniGen, arXiv 2406.19707, section 4.3): residual streams change little from
+layer to layer. What is chosen does not depend on it."""
 
 from __future__ import annotations
 
