@@ -1,3 +1,4 @@
+#include "base/check.h"
 #include "client/view.h"
 
 #include <algorithm>
@@ -161,19 +162,22 @@ Result<void> View::run_step(const AttendStep& step) {
       static_cast<std::uint64_t>(step.queries) * step.kv_heads * step.group;
   std::fill_n(step.out, rows_out * step.v_dim, 0.0f);
   std::fill_n(step.lse, rows_out, -std::numeric_limits<float>::infinity());
-  const bool exact = options_.budget == 0 || preset_.budget == BudgetKind::kAll ||
-                     (step.queries > 1 && !chooses_for(step)) || step.layer < preset_.dense_layers;
   if (step.queries > 1 && !prompted_) {
     prompted_ = true;
     steps_to_touch_.clear();
   }
+  // While it waits, a seal may end and the tail begin later: what is stored and what is in the tail
+  // is fixed only from here on.
+  if (!exact(step) && sequence_->tail_first() != 0) KVT_TRY_VOID(refresh_abstracts());
+  const std::uint64_t stored = sequence_->tail_first();
   if (preset_.query == QueryKind::kLayerBefore && step.queries == 1)
     layer_before_.observe({step.layer, step.visible, step.kv_heads * step.group, step.dim}, step.q);
   KVT_TRY_VOID(attend_tail(step));
-  if (sequence_->tail_first() != 0) {
-    KVT_TRY_VOID(exact ? attend_sealed(step) : attend_blocks(step));
+  if (stored != 0) {
+    KVT_TRY_VOID(exact(step) ? attend_sealed(step) : attend_blocks(step));
   }
-  if (!exact) count_bound(step);
+  KVT_CHECK(sequence_->tail_first() == stored);
+  if (!exact(step)) count_bound(step);
   ++stats_.steps;
   return {};
 }

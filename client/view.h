@@ -174,6 +174,11 @@ class View {
     return preset_.query == QueryKind::kBlock && step.limit(0) >= sequence_->tail_first();
   }
 
+  [[nodiscard]] bool exact(const AttendStep& step) const noexcept {
+    return options_.budget == 0 || preset_.budget == BudgetKind::kAll ||
+           (step.queries > 1 && !chooses_for(step)) || step.layer < preset_.dense_layers;
+  }
+
   // view_budget.cc
   // Cut into blocks of queries that choose together, one alone or several.
   Result<void> attend_blocks(const AttendStep& step);

@@ -83,7 +83,6 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
   } else {
     query.forget();
   }
-  KVT_TRY_VOID(refresh_abstracts());
   wanted_.clear();
   missed_.resize(std::size_t{step.kv_heads} * step.group);
   bounded_heads_ = 0;

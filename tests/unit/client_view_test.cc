@@ -422,5 +422,34 @@ TEST_P(Views, RefuseWhatCannotBe) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Views, ::testing::Values(TestShape{}));
 
+
+// The first step waits for codes, and meanwhile the seal of the newest rows ends: each row counts
+// once, as of the tail or as stored.
+TEST_F(Views, ASealThatEndsWhileAStepWaitsChangesNothing) {
+  const TestShape shape;
+  for (int round = 0; round < 5; ++round) {
+    // A space without a codebook: training one takes longer than a seal.
+    kvt_space* space = open_space(shape, ("waits" + std::to_string(round)).c_str(), "codes");
+    kvt_sequence* sequence = create_sequence(space, nullptr);
+    kvt_view_options options;
+    kvt_view_options_init(&options);
+    options.budget = 8192;
+    options.preset = "codes";
+    kvt_view *view = nullptr, *all = nullptr;
+    KVT_ASSERT_OK(kvt_view_open(sequence, &options, &view));
+    Model model(shape);
+    model.append_many(sequence, 1, 2048);
+    KVT_ASSERT_OK(kvt_sequence_commit(sequence));  // a full half is sealed
+    model.append_many(sequence, 10000, 2048);      // and this one is under way
+    const std::vector<float> got = run_step(shape, view);
+    options.budget = 0;
+    KVT_ASSERT_OK(kvt_view_open(sequence, &options, &all));
+    EXPECT_LT(distance(got, run_step(shape, all)), 1e-5) << round;
+    kvt_view_close(view);
+    kvt_view_close(all);
+    KVT_EXPECT_OK(kvt_sequence_close(sequence));
+    kvt_space_close(space);
+  }
+}
 }  // namespace
 }  // namespace kvtier::testing
