@@ -1,10 +1,10 @@
-#include "base/check.h"
 #include "client/view.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "base/check.h"
 #include "client/last_error.h"
 #include "client/preset_files.h"
 #include "client/profiles.h"
@@ -13,6 +13,7 @@
 namespace kvtier {
 namespace {
 
+constexpr std::uint32_t kShownQueries = 64;
 constexpr int kMovedMax = 8;  // a rebuild moves them once per segment, and takes its time
 
 // The preset and the budget that the model's profile names, where the caller does not.
@@ -124,7 +125,12 @@ Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const floa
   if (queries == 0 || queries > kPieceTokensMax)
     return error_with(Code::kInvalid, "%u queries: give 1 to %u", queries, kPieceTokensMax);
   KVT_TRY(AttendStep step, check_step(layer, queries, q, scale, out, lse));
-  sequence_->observe_queries(layer, queries, q);
+  // The newest, as of a prompt that comes in one call: a codebook is of all positions.
+  const std::uint32_t shown = std::min(queries, kShownQueries);
+  sequence_->observe_queries(
+      layer, shown,
+      q + static_cast<std::uint64_t>(queries - shown) * step.kv_heads * step.group * step.dim);
+  observed_ = false;
   int moves = 0;
   bool lost = false;  // a daemon that is lost while one moves things has its own attempt
   for (int attempt = 0;; ++attempt) {
@@ -150,8 +156,7 @@ Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const floa
                      "reindex is done, or use a preset without a precision");
       }
     }
-    if (done || done.error().code != Code::kDaemonLost || lost ||
-        !sequence_->connection()->lost())
+    if (done || done.error().code != Code::kDaemonLost || lost || !sequence_->connection()->lost())
       return done;
     lost = true;
   }
@@ -162,10 +167,12 @@ Result<void> View::run_step(const AttendStep& step) {
       static_cast<std::uint64_t>(step.queries) * step.kv_heads * step.group;
   std::fill_n(step.out, rows_out * step.v_dim, 0.0f);
   std::fill_n(step.lse, rows_out, -std::numeric_limits<float>::infinity());
-  if (step.queries > 1 && !prompted_) {
+  if (step.queries > 1 && step.visible != prompt_end_) {
+    prompt_end_ = step.visible;  // its further layers are of the same prompt
     prompted_ = true;
     steps_to_touch_.clear();
   }
+  bounded_heads_ = 0;
   // While it waits, a seal may end and the tail begin later: what is stored and what is in the tail
   // is fixed only from here on.
   if (!exact(step) && sequence_->tail_first() != 0) KVT_TRY_VOID(refresh_abstracts());
@@ -204,12 +211,12 @@ ViewStats View::stats() const {
   out.client_bytes += layer_before_.memory_bytes();
   out.client_bytes +=
       (layer_scores_.capacity() + block_scores_.capacity()) * sizeof(float) +
-      extents_.capacity() * sizeof(SegmentExtent) +
-      wanted_.capacity() * sizeof(WantedRow) +
+      extents_.capacity() * sizeof(SegmentExtent) + wanted_.capacity() * sizeof(WantedRow) +
       (entries_.capacity() + touches_.capacity()) * sizeof(FetchEntry) +
       first_wanted_.capacity() * sizeof(std::uint32_t) +
       (sources_.capacity() + targets_.capacity() + pages_.capacity()) * sizeof(std::uint64_t) +
-      (places_.capacity() + cold_.capacity() + held_.capacity()) * sizeof(std::uint32_t) +
+      (places_.capacity() + cold_.capacity() + held_.capacity() + likely_.capacity()) *
+          sizeof(std::uint32_t) +
       missed_.capacity() * sizeof(float) +
       (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity()) *
           sizeof(float);

@@ -87,6 +87,7 @@ struct AttendStep {
   float* lse = nullptr;       // [queries][query_heads]
   std::uint64_t visible = 0;  // tokens that the last query sees
   int attempt = 0;            // above 0: the same step once more
+  bool block = false;         // of queries that choose together, be it one
   std::uint32_t kv_heads = 0;
   std::uint32_t group = 0;  // query heads per KV head
   std::uint32_t dim = 0;
@@ -182,7 +183,8 @@ class View {
   // view_budget.cc
   // Cut into blocks of queries that choose together, one alone or several.
   Result<void> attend_blocks(const AttendStep& step);
-  Result<void> attend_budget(const AttendStep& step);
+  // Whether it waited for rows.
+  Result<bool> attend_budget(const AttendStep& step);
   Result<std::vector<SlotCache>*> caches_of(const AttendStep& step);
   Result<void> select_rows(const AttendStep& step, std::vector<SlotCache>* caches);
   std::span<const std::uint32_t> chosen_by(const AttendStep& step, std::uint32_t head,
@@ -280,8 +282,9 @@ class View {
   [[nodiscard]] bool ends_sentence(std::uint64_t token) const;
 
   // view_touch.cc
-  // Tells the daemon which rows the layer's heads have chosen, at the first step after a prompt and
-  // then every kTouchSteps: what is used here stays in its memory, and `kvtier explain` shows it.
+  // Tells the daemon which rows the layer's heads have chosen, for each block of queries, at the
+  // first step after a prompt and then every kTouchSteps: what is used here stays in its memory,
+  // and `kvtier explain` shows it.
   void touch_rows(const AttendStep& step, const std::vector<SlotCache>& caches);
   void touch_head(const AttendStep& step, std::uint32_t head, const SlotCache& cache);
   void send_touches();
@@ -312,7 +315,9 @@ class View {
   std::unordered_map<std::uint32_t, ComingRows> coming_;         // by layer
   LayerBefore layer_before_;
   std::unordered_map<std::uint32_t, std::uint32_t> steps_to_touch_;  // by layer
-  bool prompted_ = true;  // no touch was sent since several queries came at once
+  std::uint64_t prompt_end_ = 0;  // tokens at the last call of several queries
+  bool prompted_ = true;          // no touch was sent since then
+  bool observed_ = false;         // layer_queries_ have this call's queries
   std::unordered_map<std::uint32_t, ChoiceWidth> widths_;  // by layer
   bool from_disk_ = true;  // the last fetch of any layer: a layer's first choice knows no better
 
@@ -332,7 +337,7 @@ class View {
   // Scratch, reused.
   std::array<TokenRange, 2> kept_;
   std::vector<float> layer_scores_, block_scores_;
-  std::vector<std::uint32_t> held_;
+  std::vector<std::uint32_t> held_, likely_;
   std::vector<float> missed_;        // bounds of this step's selections, [query_heads]
   std::uint32_t bounded_heads_ = 0;  // KV heads that have theirs
   std::vector<SegmentExtent> extents_;

@@ -72,11 +72,12 @@ Result<std::span<const std::uint32_t>> View::likely_rows(const AttendStep& step,
   KVT_TRY(const Selection selection, selector_.choose(input, scores));
   stats_.units_scored += selection.units_scored;
   if (!has_base()) return selection.tokens;
-  held_.clear();
+  likely_.clear();
+  if (preset_.exact_above >= 1.0f) return std::span<const std::uint32_t>();  // nothing has to be
   const float least = preset_.exact_above * kLikelyExact;
   for (const std::uint32_t token : selection.tokens)
-    if (scores[token] >= least) held_.push_back(token);
-  return std::span<const std::uint32_t>(held_);
+    if (scores[token] >= least && scores[token] < kFetchScore) likely_.push_back(token);
+  return std::span<const std::uint32_t>(likely_);
 }
 
 // What has come gives its memory and its lease back soon, whichever layer is next.

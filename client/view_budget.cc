@@ -13,14 +13,18 @@ constexpr std::uint32_t kBlockQueries = 64;
 }  // namespace
 
 Result<void> View::attend_blocks(const AttendStep& step) {
+  bool waited = false;
   for (std::uint32_t first = 0; first < step.queries; first += kBlockQueries) {
-    const std::uint32_t count = std::min(kBlockQueries, step.queries - first);
-    KVT_TRY_VOID(attend_budget(step.part(first, count)));
+    AttendStep part = step.part(first, std::min(kBlockQueries, step.queries - first));
+    part.block = step.queries > 1;
+    KVT_TRY(const bool part_waited, attend_budget(part));
+    waited = waited || part_waited;
   }
+  if (waited) ++stats_.steps_waited;
   return {};
 }
 
-Result<void> View::attend_budget(const AttendStep& step) {
+Result<bool> View::attend_budget(const AttendStep& step) {
   KVT_TRY(std::vector<SlotCache> * caches, caches_of(step));
   collect_coming();
   const bool late = take_coming(step.layer);
@@ -29,7 +33,7 @@ Result<void> View::attend_budget(const AttendStep& step) {
   if (!ready) {
     for (SlotCache& cache : *caches) cache.abandon();
     layer_queries_[step.layer].forget();
-    return ready;
+    return error(ready.error());
   }
   for (SlotCache& cache : *caches) cache.complete();
   if (step.attempt == 0) touch_rows(step, *caches);
@@ -37,9 +41,8 @@ Result<void> View::attend_budget(const AttendStep& step) {
     KVT_TRY_VOID(attend_cached(step, head, (*caches)[head]));
   }
   if (preset_.fetch == FetchKind::kBehind) send_for(step, step.q);
-  const auto done = has_base() ? attend_base_rows(step, caches) : Result<void>();
-  if (late || stats_.rows_waited != waited_before) ++stats_.steps_waited;
-  return done;
+  if (has_base()) KVT_TRY_VOID(attend_base_rows(step, caches));
+  return late || stats_.rows_waited != waited_before;
 }
 
 // Every query sees all that is stored.
@@ -74,9 +77,10 @@ Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
 // chooses, and the step behind it does so by its own query.
 Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
   LayerQuery& query = layer_queries_[step.layer];
-  if (step.queries > 1) {
+  if (step.block) {
     query.begin_block(step.q, step.kv_heads);
-  } else if (step.attempt == 0) {
+  } else if (!observed_) {
+    observed_ = true;
     query.observe(preset_,
                   {step.q, step.kv_heads, step.group, step.dim, ends_sentence(step.visible - 1),
                    sequence_->tail_first(), layer_before_.queries()});
@@ -85,7 +89,6 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
   }
   wanted_.clear();
   missed_.resize(std::size_t{step.kv_heads} * step.group);
-  bounded_heads_ = 0;
   KVT_TRY_VOID(preset_.scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
                                                   : select_heads(step, &query, caches));
   if (has_base()) {
@@ -121,7 +124,7 @@ Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     if (!query->due(head)) continue;
     SelectInput input = select_input(step, query->vectors(), head);
-    input.bound = own && step.queries == 1 && !has_base();
+    input.bound = own && !step.block && !has_base();
     KVT_TRY(const std::span<float> scores, scores_of(step, &input));
     if (preset_.trigger == TriggerKind::kMass && query->has_chosen(head)) {
       const auto chosen = chosen_by(step, head, (*caches)[head]);
@@ -183,7 +186,7 @@ Result<void> View::take_for_all(const AttendStep& step, const Selection& selecti
 }
 
 Result<std::span<float>> View::scores_of(const AttendStep& step, SelectInput* input) {
-  if (step.queries == 1) return selector_.scores_of(*input);
+  if (!step.block) return selector_.scores_of(*input);
   const bool largest = preset_.group == GroupMode::kMax || preset_.group == GroupMode::kMaxSoftmax;
   for (std::uint32_t i = 0; i < step.queries; ++i) {
     KVT_TRY(const std::span<float> scores, selector_.scores_of(*input));
@@ -332,8 +335,10 @@ Result<void> View::fetch_rows(const AttendStep& step, std::vector<SlotCache>* ca
 void View::account(const AttendStep& step, const FetchTally& tally) noexcept {
   const std::uint64_t fetched_bytes =
       tally.chunks * sequence_->space().geometry().chunk_bytes(step.layer);
-  from_disk_ = ChoiceWidth::much_from_disk(tally.bytes_disk, fetched_bytes);
-  widths_[step.layer].observe(from_disk_);
+  if (tally.chunks != 0) {
+    from_disk_ = ChoiceWidth::much_from_disk(tally.bytes_disk, fetched_bytes);
+    widths_[step.layer].observe(from_disk_);
+  }
   stats_.chunks_fetched += tally.chunks;
   stats_.bytes_disk += tally.bytes_disk;
   stats_.wait_ns += tally.wait_ns;

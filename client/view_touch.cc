@@ -12,7 +12,7 @@ constexpr std::uint32_t kTouchSteps = 8;
 
 void View::touch_rows(const AttendStep& step, const std::vector<SlotCache>& caches) {
   std::uint32_t& left = steps_to_touch_[step.layer];
-  if (left != 0) {
+  if (left != 0 && !step.block) {
     --left;
     return;
   }

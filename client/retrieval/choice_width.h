@@ -3,7 +3,8 @@
 // Memory gives rows, a disk chunks: what has to be read from disk is better taken in runs. What
 // runs have brought is in memory, and the tokens that would be chosen singly are not, so each
 // switch to tokens is paid for with reads. A layer that had to go back to runs therefore stays with
-// them twice as long the next time, up to kCalmFetchesMax fetches that read little from disk.
+// them twice as long the next time, up to kCalmFetchesMax fetches that read little from disk; one
+// that has then chosen tokens for so many fetches is trusted more again.
 #pragma once
 
 #include <algorithm>
@@ -27,6 +28,7 @@ class ChoiceWidth {
     if (much_from_disk && !runs_) wanted_ = std::min(2 * wanted_, kCalmFetchesMax);
     calm_ = much_from_disk ? 0 : calm_ + 1;
     runs_ = calm_ < wanted_;
+    if (calm_ >= wanted_ + kCalmFetchesMax) calm_ = wanted_ = std::max(1u, wanted_ / 2);
   }
   [[nodiscard]] std::uint32_t tokens() const noexcept { return runs_ ? kRunTokens : 1; }
 

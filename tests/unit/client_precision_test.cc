@@ -264,6 +264,17 @@ TEST_F(Precision, RowsThatWillBeExactComeAhead) {
   kvt_view_close(ahead);
 }
 
+TEST_F(Precision, WithEverythingExactWhatComesAheadChangesNothing) {
+  store();
+  kvt_view* plain = open_view(preset("exact_above = 0"), 256);
+  kvt_view* ahead = open_view(preset("exact_above = 0\nfetch = \"ahead\""), 256);
+  for (std::uint32_t i = 0; i < 6; ++i)
+    EXPECT_LT(distance(step(plain, i), step(ahead, i, i % 2 == 0 ? i : 100 + i)), kClose) << i;
+  EXPECT_LT(stats(ahead).rows_refined, stats(plain).rows_refined);
+  kvt_view_close(plain);
+  kvt_view_close(ahead);
+}
+
 TEST_F(Precision, AWrongGuessLeavesTheRightRowsExact) {
   store();
   kvt_view* plain = open_view(preset("exact_above = 0.003"), kStored);

@@ -70,6 +70,7 @@ class UserPresets : public ClientTest {
     const std::uint64_t steps = 3 * shape_.layers * shape_.kv_heads;
     kvt_view_stats stats{};
     for (int i = 0; i < 500 && stats.units_scored != steps * 4096 / 16; ++i) decode("mean", &stats);
+    EXPECT_EQ(stats.units_scored, steps * 4096 / 16);
     return stats;
   }
 
@@ -155,10 +156,60 @@ TEST_F(UserPresets, ABlockOfQueriesChoosesOnce) {
   EXPECT_EQ(three.units_scored, 3 * one.units_scored);
   EXPECT_EQ(after("blocks", {64}).selections, shape_.kv_heads);
   EXPECT_EQ(after("blocks", {130}).selections, 3 * shape_.kv_heads);
+  EXPECT_EQ(after("blocks", {65}).selections, 2 * shape_.kv_heads) << "the last one alone";
+  write("boxes", "base = \"quest\"\nquery = \"block\"\n");
+  EXPECT_EQ(after("boxes", {1}).bound_steps, 1u);
+  EXPECT_EQ(after("boxes", {65}).bound_steps, 0u) << "no bound of several queries";
   EXPECT_EQ(after("blocks", {1, 1}).selections, shape_.kv_heads);
   EXPECT_EQ(after("blocks", {1, 3, 1, 1}).selections, 3 * shape_.kv_heads);
   // The first of these queries sees less than what is stored: exact.
   EXPECT_EQ(after("blocks", {1000}).selections, 0u);
+}
+
+// With a budget for everything, blocks attend to what exact attention does, each query as far as it
+// sees; and what they chose is told of every layer.
+TEST_F(UserPresets, BlocksOfQueriesAttendToWhatTheyChose) {
+  settle();
+  kvt_view_options options;
+  kvt_view_options_init(&options);
+  const auto attend = [&](std::uint64_t budget, const std::string& preset, std::uint32_t layer) {
+    options.budget = budget;
+    options.preset = preset.c_str();
+    kvt_view* view = nullptr;
+    KVT_EXPECT_OK(kvt_view_open(sequence_, &options, &view));
+    std::vector<float> q(std::size_t{65} * shape_.query_heads * shape_.dim), out(q.size());
+    for (std::size_t i = 0; i < q.size(); ++i)
+      q[i] = element(7, layer, static_cast<std::uint32_t>(i), 2, 0);
+    KVT_EXPECT_OK(kvt_view_attend(view, layer, 65, q.data(), 0.25f, out.data(), nullptr));
+    kvt_view_close(view);
+    return out;
+  };
+  const std::vector<float> exact = attend(0, "codes", 1);
+  for (const char* base : {"mean", "quest", "codes", "mean\"\nscope = \"layer"}) {
+    const std::string file =
+        write("all", "base = \"" + std::string(base) + "\"\nquery = \"block\"\n");
+    EXPECT_LT(distance(attend(8192, file, 1), exact), 1e-5) << base;
+    EXPECT_GT(distance(attend(64, file, 1), exact), 1e-3) << base;
+  }
+}
+
+TEST_F(UserPresets, WhatBlocksChoseIsToldOfEveryLayer) {
+  settle();
+  const std::string file = write("told", "base = \"mean\"\nquery = \"block\"\n");
+  kvt_view* view = nullptr;
+  KVT_ASSERT_OK(open(file.c_str(), &view));
+  std::vector<float> q(std::size_t{130} * shape_.query_heads * shape_.dim), out(q.size());
+  for (std::size_t i = 0; i < q.size(); ++i)
+    q[i] = element(7, 0, static_cast<std::uint32_t>(i), 2, 0);
+  for (std::uint32_t layer = 0; layer < shape_.layers; ++layer)
+    KVT_ASSERT_OK(kvt_view_attend(view, layer, 130, q.data(), 0.25f, out.data(), nullptr));
+  const Json told = request({{"op", "reads"}, {"target", "long"}, {"first", 0}, {"count", 4096}});
+  std::uint64_t rows = 0;
+  for (const Json& group : told["groups"])
+    for (const Json& count : group["counts"]) rows += count.get<std::uint64_t>();
+  EXPECT_EQ(rows, std::uint64_t{3} * 128 * shape_.kv_heads * shape_.layers)
+      << told.dump().substr(0, 300);
+  kvt_view_close(view);
 }
 
 TEST_F(UserPresets, WhatIsWrongReachesTheCaller) {

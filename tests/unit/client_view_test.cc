@@ -1,8 +1,10 @@
 // Views against attention in double precision, and against a brute-force selection.
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <random>
 #include <set>
+#include <thread>
 
 #include "tests/unit/client_fixture.h"
 
@@ -290,10 +292,12 @@ TEST_P(ViewTest, WhatAStepMissesIsBounded) {
   // A caller of the first version, whose struct ended before the bounds.
   kvt_view_stats old;
   std::memset(&old, 0x5A, sizeof old);
-  old.struct_size = 0;
-  KVT_EXPECT_OK(kvt_view_get_stats(view, &old));
-  EXPECT_EQ(old.steps, 1u);
-  EXPECT_EQ(old.bound_steps, 0x5A5A5A5A5A5A5A5Aull);
+  for (const std::uint32_t size : {0u, 192u}) {
+    old.struct_size = size;
+    KVT_EXPECT_OK(kvt_view_get_stats(view, &old));
+    EXPECT_EQ(old.steps, 1u);
+    EXPECT_EQ(old.bound_steps, 0x5A5A5A5A5A5A5A5Aull);
+  }
   kvt_view_close(view);
   kvt_view_close(full);
   KVT_EXPECT_OK(kvt_sequence_close(sequence));
@@ -422,7 +426,6 @@ TEST_P(Views, RefuseWhatCannotBe) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Views, ::testing::Values(TestShape{}));
 
-
 // The first step waits for codes, and meanwhile the seal of the newest rows ends: each row counts
 // once, as of the tail or as stored.
 TEST_F(Views, ASealThatEndsWhileAStepWaitsChangesNothing) {
@@ -451,5 +454,46 @@ TEST_F(Views, ASealThatEndsWhileAStepWaitsChangesNothing) {
     kvt_space_close(space);
   }
 }
+
+// The daemon dies while the first step waits for codes: the step is done again, by its queries.
+TEST_F(Views, ADaemonThatDiesWhileAStepWaitsChangesNothing) {
+  const TestShape shape;
+  for (int round = 0; round < 6; ++round) {
+    kvt_space* space = open_space(shape, ("dies" + std::to_string(round)).c_str(), "codes");
+    kvt_sequence* sequence = create_sequence(space, nullptr);
+    kvt_view_options options;
+    kvt_view_options_init(&options);
+    options.budget = 8192;
+    options.preset = "codes";
+    kvt_view *view = nullptr, *all = nullptr;
+    KVT_ASSERT_OK(kvt_view_open(sequence, &options, &view));
+    Model model(shape);
+    model.append_many(sequence, 1, 2048 + 30);
+    KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+    std::thread fate([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(8 * round));
+      daemon_->kill();
+      daemon_->start();
+    });
+    std::vector<float> got;
+    for (std::uint32_t layer = 0; layer < shape.layers; ++layer) {
+      std::vector<float> q = step_queries(shape, 0, layer), out(q.size());
+      kvt_status status = KVT_ERROR_DAEMON_LOST;
+      for (int i = 0; i < 1000 && status == KVT_ERROR_DAEMON_LOST; ++i)
+        status = kvt_view_attend(view, layer, 1, q.data(), kStepScale, out.data(), nullptr);
+      KVT_EXPECT_OK(status);
+      got.insert(got.end(), out.begin(), out.end());
+    }
+    fate.join();
+    options.budget = 0;
+    KVT_ASSERT_OK(kvt_view_open(sequence, &options, &all));
+    EXPECT_LT(distance(got, run_step(shape, all)), 1e-5) << round;
+    kvt_view_close(view);
+    kvt_view_close(all);
+    KVT_EXPECT_OK(kvt_sequence_close(sequence));
+    kvt_space_close(space);
+  }
+}
+
 }  // namespace
 }  // namespace kvtier::testing

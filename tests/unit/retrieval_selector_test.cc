@@ -411,6 +411,12 @@ TEST(ChoiceWidth, ALayerThatReadsFromDiskChoosesRunsAndSwitchesBackLaterAndLater
     width.observe(false);
     EXPECT_EQ(width.tokens(), ChoiceWidth::kRunTokens) << "calm once is not calm for long";
   }
+  // Each kCalmFetchesMax fetches of tokens halve the time.
+  for (std::uint32_t i = 0; i < 3 * ChoiceWidth::kCalmFetchesMax; ++i) width.observe(false);
+  width.observe(true);
+  std::uint32_t calm = 0;
+  for (; width.tokens() != 1; ++calm) width.observe(false);
+  EXPECT_EQ(calm, 2 * ChoiceWidth::kCalmFetchesMax / 4);
   EXPECT_TRUE(ChoiceWidth::much_from_disk(126, 1000));
   EXPECT_FALSE(ChoiceWidth::much_from_disk(125, 1000));
   EXPECT_FALSE(ChoiceWidth::much_from_disk(0, 0));

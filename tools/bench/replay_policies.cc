@@ -44,8 +44,7 @@ class Replayer {
       : trace_(trace),
         shape_(trace.shape),
         policy_(policy),
-        store_(std::move(store)),
-        widths_(trace.shape.layers) {}
+        store_(std::move(store)) {}
 
   Result<void> make_caches() {
     if (policy_ == Policy::kPages) return {};
@@ -64,6 +63,7 @@ class Replayer {
 
   Result<void> step(std::uint32_t step, bool counted) {
     for (std::uint32_t layer = 0; layer < shape_.layers; ++layer) {
+      if (widths_.size() == layer) widths_.emplace_back(from_disk_);
       entries_.clear();
       first_tokens_.clear();
       ready_bytes_ = device_bytes_ = 0;
@@ -227,8 +227,9 @@ class Replayer {
           return {};
         }));
     disk_bytes_ += tally.bytes_disk;
-    widths_[layer].observe(ChoiceWidth::much_from_disk(
-        tally.bytes_disk, tally.chunks * store_.geometry().chunk_bytes(layer)));
+    from_disk_ = ChoiceWidth::much_from_disk(
+        tally.bytes_disk, tally.chunks * store_.geometry().chunk_bytes(layer));
+    widths_[layer].observe(from_disk_);
     return {};
   }
 
@@ -268,7 +269,8 @@ class Replayer {
   ReplayStore store_;
   std::vector<SlotCache> caches_, exact_;  // [layers][kv_heads]
   PolicyRun run_;
-  std::vector<ChoiceWidth> widths_;  // by layer
+  std::vector<ChoiceWidth> widths_;  // by layer, begun as View begins them
+  bool from_disk_ = true;
   std::uint64_t disk_bytes_ = 0;
   double ready_bytes_ = 0;   // in host memory: they can go at once
   double device_bytes_ = 0;  // read in device memory

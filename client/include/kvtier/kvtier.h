@@ -268,7 +268,7 @@ typedef struct kvt_view_stats {
   uint32_t struct_size;
   uint32_t reserved;
   uint64_t steps;          /* attend calls */
-  uint64_t selections;     /* of them, with a new selection */
+  uint64_t selections;     /* new choices, one per KV head; of several queries, per block of them */
   uint64_t rows_attended;  /* over all KV heads */
   uint64_t rows_fetched;   /* copied into the slot cache */
   uint64_t chunks_fetched; /* entries of fetch requests */

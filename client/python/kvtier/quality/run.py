@@ -272,7 +272,7 @@ def means(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         n = len(group)
         mean = {"text": "mean", "engine": engine, "preset": preset, "budget": budget}
         for key in group[0]:
-            if isinstance(group[0][key], (int, float)) and key not in mean:
+            if key not in mean and all(isinstance(row[key], (int, float)) for row in group):
                 mean[key] = sum(row[key] for row in group) / n
         for key in ("kl", "dppl_pct"):
             low, high = f"{key}_low", f"{key}_high"

@@ -238,6 +238,8 @@ class Reference:
             guessed = self._choose(layer, steps, fetch.query)
         late = tally.enter(layer, anchors, wanted, guessed, new)
         if fetch.wait_above:
+            if getattr(self._abstracts(layer)[0], "of_row", 0) is not None:
+                raise ValueError("only single rows can be left out of a step")
             behind = late & (self._mass(layer, steps) < fetch.wait_above) & ~layer.kept[:, None]
             wanted, late = wanted & ~behind, late & ~behind
         tally.count_waiting(layer, late, new)
