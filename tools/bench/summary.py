@@ -94,6 +94,7 @@ def story_rows(path):
     yield f"of the prefill | {judged(cold / story['prefill_s'], 0.01, '.4f')}"
     yield f"tokens forwarded on resume | {story['tokens_forwarded_on_resume']}"
     yield f"greedy tokens, budget = all, equal to full attention | {'yes' if story['tokens_equal_budget_all'] else '**no**'}"
+    yield f"largest difference of a logit from full attention, budget = all, 128 tokens | {judged(story['logits_apart_budget_all'], 1e-3, '.1e')}"
     yield (f"perplexity, last 128 tokens | full {perplexity['full']:.4f}, all {perplexity['all']:.4f}, "
            f"budget {story['budget_tokens']}: {perplexity['budget']:.4f}")
     yield f"tokens per second | full {tokens['full']:.2f}, all {tokens['all']:.2f}, budget {tokens['budget']:.2f}"

@@ -48,14 +48,25 @@ def greedy(
     return tokens, count / (time.monotonic() - start)
 
 
-def score(model: Any, cache: Any, ids: list[int], first: int, logits: Any, progress: Step) -> float:
-    """Perplexity of ids[first:], one step each; `logits`: after ids[first - 1]."""
-    total = 0.0
+def score(
+    model: Any,
+    cache: Any,
+    ids: list[int],
+    first: int,
+    logits: Any,
+    progress: Step,
+    full: Any = None,
+) -> tuple[float, float]:
+    """Perplexity of ids[first:], one step each; `logits`: after ids[first - 1]. And the largest
+    difference of any logit from `full`, those of full attention from there on."""
+    total, apart = 0.0, 0.0
     for i in range(first, len(ids)):
+        if full is not None:
+            apart = max(apart, float((logits.reshape(-1) - full[i - first]).abs().max()))
         total += negative_log_likelihood(logits, ids[i])
         logits = step(model, cache, ids[i])
         progress(i + 1 - first, len(ids) - first)
-    return math.exp(total / (len(ids) - first))
+    return math.exp(total / (len(ids) - first)), apart
 
 
 def full_attention(settings: Settings, model: Any, prompt: story_model.Prompt) -> dict[str, Any]:
@@ -93,9 +104,10 @@ def full_attention(settings: Settings, model: Any, prompt: story_model.Prompt) -
             file.flush()
             os.fsync(file.fileno())
     with Step(f"full attention: {settings.tokens} tokens") as decoding:
-        logits = adapter.prefill(model, cache, context + prompt.tail)
-        tokens, rate = greedy(model, cache, logits, settings.tokens, decoding)
+        after = adapter.prefill(model, cache, context + prompt.tail)
+        tokens, rate = greedy(model, cache, after, settings.tokens, decoding)
     return {
+        "logits": logits[:keep],
         "perplexity": math.exp(total / keep),
         "tokens": tokens,
         "tokens_per_s": rate,
@@ -106,10 +118,10 @@ def full_attention(settings: Settings, model: Any, prompt: story_model.Prompt) -
 
 
 def everything(
-    settings: Settings, model: Any, tokenizer: Any, prompt: story_model.Prompt
+    settings: Settings, model: Any, tokenizer: Any, prompt: story_model.Prompt, full: Any
 ) -> dict[str, Any]:
     """kvtier, the whole context attended: the document is stored as it is read, then the same
-    greedy tokens."""
+    greedy tokens. `full`: the logits of full attention before the scored tokens."""
     import kvtier
 
     from .. import transformers as adapter
@@ -124,7 +136,7 @@ def everything(
         logits = adapter.prefill(model, cache, prompt.context[:first], progress=reading)
         cache.commit()
     with Step(f"kvtier, all rows: last {settings.scored_tokens} tokens of the document") as scoring:
-        perplexity = score(model, cache, prompt.context, first, logits, scoring)
+        perplexity, apart = score(model, cache, prompt.context, first, logits, scoring, full)
     with Step(f"kvtier, all rows: {settings.tokens} tokens in a fork") as decoding:
         fork = cache.fork()
         logits = adapter.prefill(model, fork, prompt.context + prompt.tail)
@@ -135,6 +147,7 @@ def everything(
     machine.stop_daemon(client)
     return {
         "perplexity": perplexity,
+        "logits_apart": apart,
         "tokens": tokens,
         "tokens_per_s": rate,
         "prefill_s": reading.seconds,
@@ -167,7 +180,7 @@ def on_a_budget(
         found = cache.length
         before = machine.daemon_io(pid)["read_bytes"]
         logits = adapter.prefill(model, cache, prompt.context[:first])
-        perplexity = score(model, cache, prompt.context, first, logits, scoring)
+        perplexity, _ = score(model, cache, prompt.context, first, logits, scoring)
         decoded += machine.daemon_io(pid)["read_bytes"] - before
         cache.close()
     cache = adapter.resume(space, NAME, budget=settings.budget)
@@ -208,6 +221,7 @@ def main(path: str) -> None:
     room = model.config.max_position_embeddings - max(settings.tokens, settings.answer_tokens)
     prompt = story_model.make_prompt(tokenizer, settings.document, settings.question, room)
     full = full_attention(settings, model, prompt)
+    logits = full.pop("logits")
     gc.collect()
 
     from .. import transformers as adapter
@@ -220,7 +234,7 @@ def main(path: str) -> None:
         "document_tokens": prompt.document_tokens,
         "context_tokens": len(prompt.context),
         "full": full,
-        "all": everything(settings, model, tokenizer, prompt),
+        "all": everything(settings, model, tokenizer, prompt, logits),
         "budget": on_a_budget(settings, model, tokenizer, prompt),
         "arena_bytes": settings.small_arena_bytes,
         "parameters": sum(p.numel() for p in model.parameters()),

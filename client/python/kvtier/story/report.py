@@ -21,6 +21,7 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
             "kvtier_ram": resume["kvtier_ram_s"],
         },
         "tokens_equal_budget_all": full["tokens"] == everything["tokens"],
+        "logits_apart_budget_all": everything["logits_apart"],
         "perplexity": {
             "full": full["perplexity"],
             "all": everything["perplexity"],
@@ -97,6 +98,10 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
         ("first token: kvtier, from memory (a fork)", f"{first['kvtier_ram']:.2f} s"),
         ("", ""),
         (f"{d['greedy_tokens']} greedy tokens, kvtier with all rows", f"{equal} as full attention"),
+        (
+            f"  largest difference of a logit, {settings.scored_tokens} tokens",
+            f"{f['logits_apart_budget_all']:.1e}",
+        ),
         (
             "perplexity: full / all rows / " + f"{f['budget_tokens']:,} rows",
             " / ".join(f"{f['perplexity'][k]:.3f}" for k in ("full", "all", "budget")),
