@@ -256,7 +256,7 @@ TEST_F(Precision, RowsThatWillBeExactComeAhead) {
   // Codes are rough, so that some rows of a right guess are still found late.
   EXPECT_LT(seen.rows_refined - first.rows_refined,
             (without.rows_refined - first.rows_refined) / 4);
-  EXPECT_LT(seen.steps_waited, without.steps_waited);
+  EXPECT_LT(seen.steps_refined, without.steps_refined);
   EXPECT_GT(seen.rows_fetched, without.rows_fetched) << "those that are exact without need, too";
   EXPECT_LT(seen.rows_fetched, 4 * without.rows_fetched) << "and not all that are chosen";
   EXPECT_LT(seen.rows_base, without.rows_base);
