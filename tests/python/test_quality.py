@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import PATHS
 
-from kvtier.quality import metrics, run, texts, tune
+from kvtier.quality import daemon, metrics, prefix, run, texts, tune
 from kvtier.quality.__main__ import main
 
 KEYS = {
@@ -127,6 +127,13 @@ def test_a_text_that_is_too_short(loaded):
     plan.eval = 8
     context, rest = run.cut(plan, judge, plan.texts[0])
     assert len(rest) == 9 and len(context) >= 256
+
+
+def test_a_context_is_known_by_its_tokens():
+    """Another prefix may lie where one lay that was let go."""
+    one, other = (prefix.Prefix(ids, None, None, None, None) for ids in ([1, 2, 3], [1, 2, 4]))
+    assert daemon.name_of(one) != daemon.name_of(other)
+    assert daemon.name_of(one) == daemon.name_of(prefix.Prefix([1, 2, 3], None, None, None, None))
 
 
 def test_built_in_texts_are_long_enough(loaded):

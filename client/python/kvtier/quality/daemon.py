@@ -7,6 +7,7 @@ written as the prefix has them, so nothing is prefilled twice and both engines s
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -31,6 +32,13 @@ WAIT_MS = 600_000  # what is measured is the choice, not how soon a worker has b
 
 class NotThere(Exception):
     """The daemon does not know a preset, or cannot run it."""
+
+
+def name_of(prefix: Prefix) -> str:
+    """Of its tokens: a prefix that is let go may leave its place in memory, and with it its id(),
+    to the next one."""
+    digest = hashlib.blake2b(repr(prefix.ids).encode(), digest_size=12).hexdigest()
+    return f"context-{digest}"
 
 
 def check(preset: str) -> None:
@@ -105,7 +113,7 @@ class Daemon:
     def store(self, judge: Judge, prefix: Prefix, progress: Progress) -> str:
         """Writes the prefix as a sealed sequence, once, and returns its name."""
         space = self.space(judge)
-        name = f"context-{id(prefix):x}"
+        name = name_of(prefix)
         if name in self._stored:
             return name
         flags = judge.boundaries()[torch.tensor(prefix.ids)]
