@@ -10,6 +10,14 @@ from typing import Any, TextIO
 
 from . import report
 
+TIMES = """
+How long: a text is read once, 6,144 tokens in half a minute on two cores (kept in
+~/.cache/kvtier-quality for the next run), and the two calibration texts as well. Then every preset
+and budget takes a step of about a tenth of a second per evaluated token: 512 of a text, 1,477 of
+--needles and --tasks together (three contexts). Answers to needles and tasks are counted against
+those of full attention; a line of JSON holds one preset and budget:
+    kvtier-quality --needles --tasks --preset codes,quest --budget 512 --json rows.jsonl
+"""
 QUICK = ("window", "quest", "louiskv", "sentencekv", "codes")
 
 
@@ -17,6 +25,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "kvtier-quality",
         description="What a retrieval preset costs in quality, on a real model and any text.",
+        epilog=TIMES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--text", action="append", help="a file, or prose, code, dialogue; may be repeated")
@@ -28,8 +38,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--eval", type=int, default=512, help="evaluated tokens behind them (%(default)s)")
     add("--matrix", choices=("quick", "full"), help="three texts, budgets 256 and 1024, presets")
     add("--tune", type=float, metavar="KL", help="find the cheapest preset and budget below it")
-    add("--needles", action="store_true", help="hidden facts instead of running text")
-    add("--tasks", action="store_true", help="context-intensive tasks instead of running text")
+    add("--needles", action="store_true", help="hidden facts instead of running text (see below)")
+    add("--tasks", action="store_true", help="tasks that read much of the context, instead of it")
     add("--sinks", type=int, default=16, help="first tokens, always kept (%(default)s)")
     add("--window", type=int, default=64, help="last stored tokens, always kept (%(default)s)")
     add("--capacity", type=int, default=0, help="rows of the slot cache (default: the preset's)")
@@ -111,21 +121,31 @@ def plan_of(arguments: argparse.Namespace):
     )
 
 
-def show(rows, table: bool, file: TextIO | None, probes: bool) -> list[dict[str, Any]]:
-    shown = []
-    write = report.probe_line if probes else report.line
-    if table:
-        print(report.head(probes))
+def show(rows, table: bool, file: TextIO | None, look: report.Look) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = []
     for row in rows:
+        if table and not shown:
+            print(look.head(row))
         shown.append(row)
         if table:
-            print(write(row), flush=True)
+            print(look.line(row), flush=True)
         if file is not None:
             file.write(report.as_json(row) + "\n")
             file.flush()
-    if table:
-        print(report.PROBES_EXPLAINED if probes else report.EXPLAINED)
+    if table and shown:
+        print(look.explained)
     return shown
+
+
+def measured(plan, judge, options: argparse.Namespace):
+    """(rows, their table)"""
+    from . import asking, run, tune
+
+    if plan.probes:
+        return asking.rows_of(plan, judge), report.ANSWERS
+    if options.tune:
+        return tune.tune(plan, judge, options.tune), report.DIVERGENCES
+    return run.run(plan, judge), report.DIVERGENCES
 
 
 def tuned(plan, judge, bound: float, rows) -> int:
@@ -164,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join([*PRESETS, *(p["name"] for p in own if p["from"] != "built-in")]))
         return 0
     from ..story.progress import Step
-    from . import daemon, model, run, trace, tune
+    from . import daemon, model, probes, run, trace
 
     try:
         plan = plan_of(options)
@@ -173,13 +193,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.trace:
             trace.record(plan, judge, Path(options.trace))
             return 0
-        probes = bool(plan.probes)
-        rows = tune.tune(plan, judge, options.tune) if options.tune else run.run(plan, judge)
+        rows, look = measured(plan, judge, options)
         if options.json in (None, "-"):
-            rows = show(rows, options.json is None, sys.stdout if options.json else None, probes)
+            rows = show(rows, options.json is None, sys.stdout if options.json else None, look)
         else:
             with open(options.json, "w", encoding="utf-8") as file:
-                rows = show(rows, True, file, probes)
+                rows = show(rows, True, file, look)
         if options.plots:
             from . import plots
 
@@ -187,7 +206,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"picture: {picture}", file=sys.stderr)
         if options.tune:
             return tuned(plan, judge, options.tune, rows)
-    except (FileNotFoundError, KeyError, run.TooShort, trace.NotRows, daemon.NotThere) as error:
+    except (
+        *(FileNotFoundError, KeyError, run.TooShort, probes.NoRoom),
+        *(trace.NotRows, daemon.NotThere),
+    ) as error:
         print(error.args[0] if error.args else error, file=sys.stderr)
         return 2
     return 0

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .probes import Probe, Writer
-
-ASK = "\n\nAs the text says: "
+from .probes import ASK, Context, Probe, Writer, hide
 
 SINGLE = (
     ("The sealed letter from Dr Hallam lies in the drawer of the", " walnut cupboard"),
@@ -44,33 +42,31 @@ VALUES = (
 )
 
 
-def build(tokenizer: Any, text: str, context: int) -> list[Probe]:
-    """Contexts of exactly `context` tokens."""
-    return [
-        _single(tokenizer, text, context),
-        _keys(tokenizer, text, context),
-        _values(tokenizer, text, context),
-    ]
+def build(tokenizer: Any, text: str, length: int) -> list[Context]:
+    """One context of `length` tokens with all of them."""
+    probes = [_single(tokenizer), _keys(tokenizer), _values(tokenizer)]
+    return [hide(tokenizer, text, probes, length)]
 
 
-def _single(tokenizer: Any, text: str, context: int) -> Probe:
-    facts = [f"{fact}{answer}." for fact, answer in SINGLE]
+def _asked(tokenizer: Any, name: str, told: list[tuple[str, str]]) -> Probe:
+    """A question to each fact by itself."""
+    facts = [f"{begin}{answer}." for begin, answer in told]
     questions = [
-        Writer(tokenizer).given(ASK + fact).scored(answer).question() for fact, answer in SINGLE
+        Writer(tokenizer).given(ASK + begin).scored(answer).question() for begin, answer in told
     ]
-    return Probe("needle-single", hide(tokenizer, text, facts, context), questions)
+    return Probe(name, "needles", facts, questions, one_each=True)
 
 
-def _keys(tokenizer: Any, text: str, context: int) -> Probe:
+def _single(tokenizer: Any) -> Probe:
+    return _asked(tokenizer, "single", list(SINGLE))
+
+
+def _keys(tokenizer: Any) -> Probe:
     told = [(f"Under the bed of {who} lies {article}", what) for who, article, what in KEYS]
-    facts = [f"{begin}{what}." for begin, what in told]
-    questions = [
-        Writer(tokenizer).given(ASK + begin).scored(what).question() for begin, what in told
-    ]
-    return Probe("needle-keys", hide(tokenizer, text, facts, context), questions)
+    return _asked(tokenizer, "keys", told)
 
 
-def _values(tokenizer: Any, text: str, context: int) -> Probe:
+def _values(tokenizer: Any) -> Probe:
     told = [
         (f"In the {where} the cook Morwenna hid {article}", what) for where, article, what in VALUES
     ]
@@ -78,28 +74,4 @@ def _values(tokenizer: Any, text: str, context: int) -> Probe:
     writer = Writer(tokenizer)
     for begin, what in told:
         writer.given(ASK + begin).scored(what).given(".")
-    return Probe("needle-values", hide(tokenizer, text, facts, context), [writer.question()])
-
-
-def hide(tokenizer: Any, text: str, facts: list[str], context: int) -> list[int]:
-    """The text with the facts at even depths, each a paragraph of its own, cut to `context` tokens.
-    A text that is too short begins anew."""
-
-    def ids(part: str) -> list[int]:
-        return tokenizer(part, add_special_tokens=False).input_ids
-
-    hidden = [ids(f"\n\n{fact}") for fact in facts]
-    room = context - sum(map(len, hidden))
-    paragraphs = [ids(f"\n\n{p.strip()}") for p in text.split("\n\n") if p.strip()]
-    out: list[int] = []
-    taken, next_fact, at = 0, 0, 0
-    while taken < room:
-        if next_fact < len(facts) and taken >= room * (next_fact + 0.5) / len(facts):
-            out += hidden[next_fact]
-            next_fact += 1
-            continue
-        part = paragraphs[at % len(paragraphs)][: room - taken]
-        out, taken, at = out + part, taken + len(part), at + 1
-    for rest in hidden[next_fact:]:  # a last paragraph that was long
-        out += rest
-    return out
+    return Probe("values", "needles", facts, [writer.question()], one_each=True)

@@ -5,6 +5,9 @@ tokens is the likeliest one, which is what greedy decoding would have written; b
 negative log likelihood of the scored tokens. All of a question's tokens go through the preset one
 step each, the question too. What full attention does not get cannot be asked of a preset, so hits
 are counted against those of full attention.
+
+Several probes are asked of one context, which is read and stored once: `hide` spreads the facts of
+each over all of it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+ASK = "\n\nAs the text says: "
+LEAST_TEXT = 0.25  # of a context; facts take the rest at most
+
+
+class NoRoom(Exception):
+    """A context is too short for what has to be hidden in it."""
 
 
 @dataclass
@@ -24,8 +34,17 @@ class Question:
 @dataclass
 class Probe:
     name: str
-    context: list[int]
+    kind: str  # "needles" or "tasks"
+    facts: list[str]  # to be hidden
     questions: list[Question]
+    one_each: bool = False  # item i asks for fact i
+    depths: list[float] = field(default_factory=list)  # of the facts, once they are hidden
+
+
+@dataclass
+class Context:
+    ids: list[int]
+    probes: list[Probe]
 
 
 @dataclass
@@ -67,16 +86,87 @@ class Writer:
         return Question(self.ids, self.items)
 
 
-def summary(answers: Answers, full: Answers) -> dict[str, Any]:
+def hide(tokenizer: Any, text: str, probes: list[Probe], length: int) -> Context:
+    """The text with the facts of each probe at even depths, each a paragraph of its own, cut to
+    `length` tokens. A text that is too short begins anew. NoRoom where the facts fill it."""
+
+    def ids(part: str) -> list[int]:
+        return tokenizer(f"\n\n{part}", add_special_tokens=False).input_ids
+
+    # The probes take turns: at one depth lies one fact.
+    told = sorted(
+        ((i + (p + 1) / (len(probes) + 1)) / len(probe.facts), p, ids(fact))
+        for p, probe in enumerate(probes)
+        for i, fact in enumerate(probe.facts)
+    )
+    room = length - sum(len(fact) for _, _, fact in told)
+    if room < LEAST_TEXT * length:
+        raise NoRoom(
+            f"the facts of {', '.join(probe.name for probe in probes)} take {length - room} "
+            f"tokens: a context of {length} is too short, take at least "
+            f"{round((length - room) / (1 - LEAST_TEXT)) + 1}"
+        )
+    paragraphs = [ids(p.strip()) for p in text.split("\n\n") if p.strip()]
+    if not paragraphs:
+        raise NoRoom("the text is empty: nothing can be hidden in it")
+    for probe in probes:
+        probe.depths = []
+    out: list[int] = []
+    taken, at = 0, 0
+    while taken < room or told:
+        if told and (taken >= room or taken >= told[0][0] * room):
+            _, p, fact = told.pop(0)
+            probes[p].depths.append(len(out) / length)
+            out += fact
+            continue
+        part = paragraphs[at % len(paragraphs)][: room - taken]
+        out, taken, at = out + part, taken + len(part), at + 1
+    return Context(out, probes)
+
+
+def summary(probe: Probe, answers: Answers, full: Answers) -> dict[str, Any]:
     both = sum(a and b for a, b in zip(answers.hits, full.hits))
-    return {
+    figures = {
+        "kind": probe.kind,
         "items": len(full.hits),
         "hits_full": sum(full.hits),
         "hits": sum(answers.hits),
         "hits_of_full": both,
-        "score_full": sum(full.hits) / len(full.hits),
-        "score": sum(answers.hits) / len(full.hits),
-        "score_of_full": both / max(1, sum(full.hits)),
         "nll": sum(answers.nll) / len(answers.nll),
         "nll_full": sum(full.nll) / len(full.nll),
+    }
+    if probe.one_each:
+        told = zip(answers.hits, full.hits, probe.depths)
+        figures["lost_at"] = [round(depth, 2) for hit, should, depth in told if should and not hit]
+    return figures
+
+
+# ---- what a goal is stated in --------------------------------------------------------------------
+
+GOALS = {"needles": 1.0, "tasks": 0.95}  # of full attention's hits
+TASKS_LEAST = 3  # of those that are judged
+JUDGED_FROM = 0.5  # full attention's own score: a task that it does not master says little
+
+
+def verdict(figures: dict[str, dict[str, Any]], kind: str) -> dict[str, Any]:
+    """Over the probes of one kind, each of which counts alike."""
+    judged = [
+        name
+        for name, one in figures.items()
+        if one["kind"] == kind
+        and one["hits_full"] > 0
+        and (kind == "needles" or one["hits_full"] >= JUDGED_FROM * one["items"])
+    ]
+    of = [figures[name] for name in judged]
+    n = max(1, len(of))
+    share = sum(one["hits_of_full"] / one["hits_full"] for one in of) / n
+    enough = len(of) >= (TASKS_LEAST if kind == "tasks" else 1)
+    return {
+        "judged": judged,
+        "hits_full": sum(one["hits_full"] for one in of),
+        "hits_of_full": sum(one["hits_of_full"] for one in of),
+        "share_of_full": share,
+        "nll_change": sum(one["nll"] - one["nll_full"] for one in of) / n,
+        "goal": GOALS[kind],
+        "held": enough and share >= GOALS[kind],
     }

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+Row = dict[str, Any]
 
 COLUMNS = (
     ("text", 14),
@@ -21,44 +25,27 @@ COLUMNS = (
 )
 
 
-PROBE_COLUMNS = (
-    ("text", 14),
-    ("engine", 9),
-    ("preset", 16),
-    ("budget", 6),
-    ("probe", 14),
-    ("of full's hits", 14),
-    ("full", 10),
-    ("NLL", 6),
-    ("full's", 6),
-)
+@dataclass
+class Look:
+    """How rows are shown."""
+
+    head: Callable[[Row], str]  # of the first row
+    line: Callable[[Row], str]
+    explained: str
 
 
-def head(probe: bool = False) -> str:
-    columns = PROBE_COLUMNS if probe else COLUMNS
-    return "  ".join(f"{name:<{width}}" for name, width in columns).rstrip()
+def head(_: Row) -> str:
+    return _cells([name for name, _ in COLUMNS], COLUMNS)
 
 
-def probe_line(row: dict[str, Any]) -> str:
-    cells = (
-        row["text"],
-        row["engine"],
-        row["preset"],
-        "" if row["budget"] is None else str(row["budget"]),
-        row["probe"],
-        f"{row['hits_of_full']} of {row['hits_full']}",
-        f"{row['hits_full']} of {row['items']}",
-        f"{row['nll']:.3f}",
-        f"{row['nll_full']:.3f}",
-    )
-    return "  ".join(
-        f"{cell[:width]:<{width}}" for cell, (_, width) in zip(cells, PROBE_COLUMNS)
-    ).rstrip()
+def _cells(cells: list[str], columns: Any) -> str:
+    parts = (f"{cell[:width]:<{width}}" for cell, (_, width) in zip(cells, columns))
+    return "  ".join(parts).rstrip()
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: Row) -> str:
     low, high = row["dppl_pct_low"], row["dppl_pct_high"]
-    cells = (
+    cells = [
         row["text"],
         row["engine"],
         row["preset"],
@@ -71,10 +58,8 @@ def line(row: dict[str, Any]) -> str:
         f"{row['rows_entered']:.1f}",
         f"{100 * row['steps_waited']:.0f} %",
         f"{row['ms_per_step']:.0f}",
-    )
-    return "  ".join(
-        f"{cell[:width]:<{width}}" for cell, (_, width) in zip(cells, COLUMNS)
-    ).rstrip()
+    ]
+    return _cells(cells, COLUMNS)
 
 
 EXPLAINED = """
@@ -83,12 +68,55 @@ full attention; top-1: tokens whose likeliest successor is the same. device: abs
 tables, resident: slot cache, window and sinks, both over the KV of the context at 16 bit. rows in:
 rows entering the slot cache per step and KV head after the first step; waited: layer-steps that
 had to wait for a row."""
+DIVERGENCES = Look(head, line, EXPLAINED)
+
+
+# ---- needles and tasks ---------------------------------------------------------------------------
+
+PROBE_COLUMNS = (("text", 14), ("engine", 9), ("preset", 16), ("budget", 6))
+KIND_COLUMNS = (("kept", 18), ("NLL", 7))
+
+
+def probe_head(row: Row) -> str:
+    """Of a table whose rows have the kinds and the probes of this one."""
+    kinds = [f"{kind}: kept" for kind in ("needles", "tasks") if kind in row]
+    names = [name for name, _ in PROBE_COLUMNS]
+    for kind in kinds:
+        names += [kind, "NLL"]
+    return _cells([*names, *row["probes"]], _probe_columns(row))
+
+
+def probe_line(row: Row) -> str:
+    budget = "" if row["budget"] is None else str(row["budget"])
+    cells = [row["text"], row["engine"], row["preset"], budget]
+    for kind in ("needles", "tasks"):
+        if kind in row:
+            one = row[kind]
+            verdict = "held" if one["held"] else "missed"
+            cells += [f"{100 * one['share_of_full']:.1f} % {verdict}", f"{one['nll_change']:+.3f}"]
+    for one in row["probes"].values():
+        cells.append(f"{one['hits_of_full']}/{one['hits_full']}/{one['items']}")
+    return _cells(cells, _probe_columns(row))
+
+
+def _probe_columns(row: Row) -> list[tuple[str, int]]:
+    kinds = sum(kind in row for kind in ("needles", "tasks"))
+    return [*PROBE_COLUMNS, *(KIND_COLUMNS * kinds), *((name, 11) for name in row["probes"])]
 
 
 PROBES_EXPLAINED = """
-of full's hits: answers that full attention gives and the preset gives too; full: answers that full
-attention gives, of all; NLL: of the true answer's tokens, beside that of full attention."""
+kept: of the answers that full attention gives, those that the preset gives too; the goal is all of
+the needles and 95 % of the tasks, mean of those that full attention does by half (three or more).
+NLL: of the right answers' tokens, change against full attention. Each probe: answers that both
+give / that full attention gives / all."""
+ANSWERS = Look(probe_head, probe_line, PROBES_EXPLAINED)
 
 
-def as_json(row: dict[str, Any]) -> str:
-    return json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+def as_json(row: Row) -> str:
+    return json.dumps(_rounded(row))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return round(value, 6) if isinstance(value, float) else value

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..story.progress import Step
-from . import books, daemon, evaluate, metrics, needles, prefix, probes, tasks, texts
+from . import books, daemon, evaluate, metrics, prefix, texts
 from .model import Judge
 from .reference import PRESETS, find
 
@@ -28,7 +28,7 @@ class Plan:
     context: int | None = None  # None: CONTEXT, or what the text has
     eval: int = 512
     engines: list[str] = field(default_factory=lambda: ["daemon"])
-    probes: list[str] = field(default_factory=list)  # "needles", "tasks": asked instead of text
+    probes: list[str] = field(default_factory=list)  # "needles", "tasks": see asking.py
     skip: bool = False  # a preset that the daemon does not have: say so and go on
     settings: evaluate.Settings = field(default_factory=evaluate.Settings)
 
@@ -80,14 +80,10 @@ def calibrate(
 
 
 def run(plan: Plan, judge: Judge) -> Iterator[dict[str, Any]]:
-    """One row per text, engine, preset and budget, and means over the texts; or, of probes, one
-    row per probe as well."""
+    """One row per text, engine, preset and budget, and means over the texts."""
     rows = []
     with ExitStack() as stack:
         own = stack.enter_context(daemon.Daemon()) if "daemon" in plan.engines else None
-        if plan.probes:
-            yield from _probes(plan, judge, own)
-            return
         parts = [(text, *cut(plan, judge, text)) for text in plan.texts]
         positions = max(len(c) + len(rest) for _, c, rest in parts)
         made = calibrate(plan, judge, positions, own)
@@ -180,72 +176,6 @@ def _text(
                 yield measure(plan, judge, reading, engine, name, budget, made, own)
             except daemon.NotThere as error:
                 left_out(plan, error)
-
-
-def _probes(plan: Plan, judge: Judge, own: daemon.Daemon | None) -> Iterator[dict[str, Any]]:
-    context = CONTEXT if plan.context is None else plan.context
-    made = calibrate(plan, judge, min(judge.longest, context + 1024), own)
-    for text in plan.texts:
-        asked: list[probes.Probe] = []
-        for kind in plan.probes:
-            builder = needles if kind == "needles" else tasks
-            asked += builder.build(judge.tokenizer, text.content, context)
-        for probe in asked:
-            with Step(f"{text.name}, {probe.name}: reading") as step:
-                stored = prefix.read(judge, probe.context, step)
-
-            def full(ids: list[int]) -> torch.Tensor:
-                return evaluate.forward(judge, stored, ids, None, lambda done, total: None)
-
-            with Step(f"{text.name}, {probe.name}: full attention") as step:
-                best = _ask(probe, full, step)
-            for engine, name, budget, way in _ways(plan, judge, stored, made, own):
-                label = f"{text.name}, {probe.name}: {name}" + (f" {budget}" if budget else "")
-                try:
-                    with Step(f"{label}, {engine}") as step:
-                        figures = probes.summary(_ask(probe, way, step), best)
-                        step.note = f"{figures['hits_of_full']} of {figures['hits_full']}"
-                except daemon.NotThere as error:
-                    left_out(plan, error)
-                    continue
-                yield {
-                    "text": text.name,
-                    "engine": engine,
-                    "preset": name,
-                    "budget": budget,
-                    "context": stored.length,
-                    "probe": probe.name,
-                } | figures
-
-
-def _ask(probe: probes.Probe, way: Any, step: Any) -> probes.Answers:
-    answers = probes.Answers()
-    for i, question in enumerate(probe.questions):
-        answers.add(question, way(question.ids[:-1]))
-        step(i + 1, len(probe.questions))
-    return answers
-
-
-def _ways(
-    plan: Plan, judge: Judge, stored: prefix.Prefix, made: Any, own: daemon.Daemon | None
-) -> Iterator[tuple[str, str, int | None, Any]]:
-    """(engine, preset, budget, function of ids that gives the logits after each)."""
-
-    def quiet(done: int, total: int) -> None:
-        pass
-
-    for name, budget in cases(plan):
-        settings = evaluate.of_budget(plan.settings, budget or 0)
-        for engine in plan.engines:
-
-            def way(ids: list[int]) -> torch.Tensor:
-                if engine == "daemon":
-                    return daemon.logits_of(own, judge, stored, ids, name, settings, quiet)
-                one = evaluate.reference_of(judge, stored, ids, name, settings, made)
-                one.track = False
-                return evaluate.forward(judge, stored, ids, one, quiet)
-
-            yield engine, name, budget, way
 
 
 def left_out(plan: Plan, error: Exception) -> None:

@@ -1,11 +1,12 @@
 """Context-intensive tasks: much of the context has to be read to answer, a little of it at a time.
 Presets that find one needle may fail here (arXiv 2604.08426).
 
-`copy`: a register of records in the middle of the text, its fields written out again record by
-record. `passage`: a paragraph, word for word. `list`: the words of a long list. `collect`:
-sentences that are scattered over the whole text, gathered in another order. `majority`: what was
-reported most often of each place, where reports are scattered and contradict each other: nothing
-but the sum of them tells. Everything is invented from fixed seeds.
+One context holds what stands together: `copy`: a register of records, its fields written out again
+record by record. `passage`: a paragraph, word for word. `list`: the words of a long list. Another
+what is scattered over the whole text: `collect`: sentences, gathered in another order. `majority`:
+what was reported most often of each place, where reports contradict each other: nothing but the
+sum of them tells. `count`: how often something was told; two places show the form of the answer.
+Everything is invented from fixed seeds.
 """
 
 from __future__ import annotations
@@ -14,10 +15,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from .needles import hide
-from .probes import Probe, Question, Writer
-
-ASK = "\n\nAs the text says: "
+from .probes import ASK, Context, Probe, Question, Writer, hide
 
 FIRST = (
     "Ada Boris Clara Dmitri Elena Farid Greta Hugo Ines Jonas Karin Leo Mina Nils Olga Pavel Rosa "
@@ -65,6 +63,11 @@ PLACES = "Arlen Borum Corvo Dell Esk Farrow Gorm Hythe Islay Jarrow Kelso Lorn".
 WEATHER = "rainy sunny foggy windy snowy stormy".split()
 
 
+BELLS = "Ashby Brill Cray Dunster Ely Frome Goole Hexham Ilkley Kendal".split()
+TIMES = ("two", "three", "four", "five")
+RECORDS = 14
+
+
 @dataclass
 class Record:
     name: str
@@ -78,23 +81,25 @@ class Record:
         return f"{self.name} bought {bought} for {self.price} crowns."
 
 
-def build(tokenizer: Any, text: str, context: int) -> list[Probe]:
-    """Contexts of about `context` tokens each."""
-    probes = []
-    for name, (facts, question) in {
-        "copy": _copy(tokenizer),
-        "passage": _passage(tokenizer),
-        "list": _list(tokenizer),
-        "collect": _collect(tokenizer),
-        "majority": _majority(tokenizer),
-    }.items():
-        probes.append(Probe(name, hide(tokenizer, text, facts, context), [question]))
-    return probes
+def build(tokenizer: Any, text: str, length: int) -> list[Context]:
+    """Two contexts of `length` tokens."""
+    groups = (
+        {"copy": _copy, "passage": _passage, "list": _list},
+        {"collect": _collect, "majority": _majority, "count": _count},
+    )
+    return [
+        hide(tokenizer, text, [_probe(name, *of(tokenizer)) for name, of in group.items()], length)
+        for group in groups
+    ]
+
+
+def _probe(name: str, facts: list[str], question: Question) -> Probe:
+    return Probe(name, "tasks", facts, [question])
 
 
 def _copy(tokenizer: Any) -> tuple[list[str], Question]:
     chance = random.Random(11)
-    names = chance.sample([f"{a} {b}" for a in FIRST for b in LAST], 18)
+    names = chance.sample([f"{a} {b}" for a in FIRST for b in LAST], RECORDS)
     records = [
         Record(
             name,
@@ -156,4 +161,19 @@ def _majority(tokenizer: Any) -> tuple[list[str], Question]:
     writer = Writer(tokenizer)
     for place in asked:
         writer.given(f"\n\nIn {place} it was").scored(f" {mostly[place]}").given(".")
+    return facts, writer.question()
+
+
+def _count(tokenizer: Any) -> tuple[list[str], Question]:
+    chance = random.Random(13)
+    heard = {place: TIMES[i % len(TIMES)] for i, place in enumerate(BELLS)}
+    facts = []
+    for place, times in heard.items():
+        facts += [f"The bell of {place} rang."] * (2 + TIMES.index(times))
+    chance.shuffle(facts)
+    writer = Writer(tokenizer)
+    for i, (place, times) in enumerate(heard.items()):
+        writer.given(f"\n\nIn all the bell of {place} rang")
+        writer = writer.given(f" {times}") if i < 2 else writer.scored(f" {times}")
+        writer.given(" times.")
     return facts, writer.question()
