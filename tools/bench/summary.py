@@ -4,7 +4,8 @@
     build/bin/kvtier-bench all --quick --json bench.json
     tools/quickstart --json quickstart.json
     build/bin/kvtier-bench replay --json replay.json
-    tools/bench/summary.py bench.json [quickstart.json|- [replay.json]] > docs/benchmarks.md
+    .venv/bin/kvtier-quality --decode --json decode.json
+    tools/bench/summary.py bench.json [quickstart.json|- [replay.json|- [decode.json]]] > docs/benchmarks.md
 """
 import json
 import os
@@ -110,7 +111,7 @@ def print_figures(path):
 
 
 def main():
-    if len(sys.argv) not in (2, 3, 4):
+    if len(sys.argv) not in (2, 3, 4, 5):
         sys.exit(__doc__)
     print("# Benchmarks\n")
     print(f"Made by `tools/bench/summary.py`. Machine: {machine()}. Commit {commit()}.\n")
@@ -123,9 +124,10 @@ def main():
         print("| what | measured |\n|---|---|")
         for row in story_rows(sys.argv[2]):
             print(f"| {row} |")
-    if len(sys.argv) > 3:
-        print("\n## `kvtier-bench replay`\n")
-        print_figures(sys.argv[3])
+    for title, path in zip(("kvtier-bench replay", "kvtier-quality --decode"), sys.argv[3:]):
+        if path != "-":
+            print(f"\n## `{title}`\n")
+            print_figures(path)
 
 
 if __name__ == "__main__":

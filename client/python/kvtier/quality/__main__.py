@@ -17,6 +17,8 @@ and budget takes a step of about a tenth of a second per evaluated token: 512 of
 --needles and --tasks together (three contexts). Answers to needles and tasks are counted against
 those of full attention; a line of JSON holds one preset and budget:
     kvtier-quality --needles --tasks --preset codes,quest --budget 512 --json rows.jsonl
+--decode takes two minutes: the default preset at a budget of 1,024 against the fastest exact path
+in the same process, in turn; whole steps and their attention.
 """
 QUICK = ("window", "quest", "louiskv", "sentencekv", "codes")
 
@@ -38,6 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--eval", type=int, default=512, help="evaluated tokens behind them (%(default)s)")
     add("--matrix", choices=("quick", "full"), help="three texts, budgets 256 and 1024, presets")
     add("--tune", type=float, metavar="KL", help="find the cheapest preset and budget below it")
+    add("--decode", action="store_true", help="time of a decode step of 7,168 tokens (see below)")
     add("--needles", action="store_true", help="hidden facts instead of running text (see below)")
     add("--tasks", action="store_true", help="tasks that read much of the context, instead of it")
     add("--sinks", type=int, default=16, help="first tokens, always kept (%(default)s)")
@@ -68,6 +71,11 @@ def problem(arguments: argparse.Namespace) -> str | None:
         return "--tune measures KL on running text: leave out --needles, --tasks and --matrix"
     if arguments.tune and arguments.engine != "daemon":
         return "--tune measures what the daemon runs: leave out --engine"
+    others = ("needles", "tasks", "matrix", "tune", "trace", "plots")
+    if arguments.decode and any(getattr(arguments, name) for name in others):
+        return f"--decode measures time: leave out --{', --'.join(others)}"
+    if arguments.decode and (len(budgets) > 1 or arguments.engine != "daemon"):
+        return "--decode measures what the daemon runs, at one budget"
     if arguments.plots and (arguments.needles or arguments.tasks):
         return "--plots shows KL: leave out --needles and --tasks"
     if arguments.trace and (arguments.needles or arguments.tasks or arguments.matrix):
@@ -94,6 +102,8 @@ def plan_of(arguments: argparse.Namespace):
     if arguments.tune:
         presets = arguments.preset.split(",") if arguments.preset else list(tune.PRESETS)
         budgets = arguments.budget.split(",") if arguments.budget else list(tune.BUDGETS)
+    if arguments.decode:
+        names = arguments.text or list(texts.BUILT_IN)  # one after the other
     if arguments.matrix:
         names = arguments.text or list(texts.BUILT_IN)
         budgets = ["256", "1024"]
@@ -139,8 +149,10 @@ def show(rows, table: bool, file: TextIO | None, look: report.Look) -> list[dict
 
 def measured(plan, judge, options: argparse.Namespace):
     """(rows, their table)"""
-    from . import asking, run, tune
+    from . import asking, decode, run, tune
 
+    if options.decode:
+        return decode.rows_of(plan, judge), decode.LOOK
     if plan.probes:
         return asking.rows_of(plan, judge), report.ANSWERS
     if options.tune:
