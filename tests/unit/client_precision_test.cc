@@ -243,23 +243,27 @@ TEST_F(Precision, RowsWithMuchOfTheMassAreExactAtOnce) {
 TEST_F(Precision, RowsThatWillBeExactComeAhead) {
   store();
   // Fine codes: these keys are random, and rough codes mistake too many.
-  const std::string parts = "abstract = \"codes:2\"\nexact_above = 0.003\n";
+  const std::string parts = "abstract = \"codes:2\"\nexact_above = 0.006\n";
   kvt_view* plain = open_view(preset(parts), kStored);
   kvt_view* ahead = open_view(preset(parts + "fetch = \"ahead\""), kStored);
   EXPECT_EQ(kvt_view_looks_ahead(ahead), 1);
   EXPECT_LT(distance(step(plain), step(ahead)), kClose);
   const kvt_view_stats first = stats(ahead);
   EXPECT_EQ(first.rows_refined, stats(plain).rows_refined);
-  const double rough = distance(expected(1.0f).out, expected(0.0f).out);
-  for (std::uint32_t i = 1; i < 9; ++i)
+  const double rough = 3 * distance(expected(1.0f).out, expected(0.0f).out);
+  for (std::uint32_t i = 1; i < 9; ++i) {
     EXPECT_LT(distance(step(plain, i), step(ahead, i, i)), rough) << i;
+    if (i == 1) {
+      EXPECT_LT(stats(ahead).rows_fetched, kStored * shape_.layers * shape_.kv_heads / 2)
+          << "not all that are chosen";
+    }
+  }
   const kvt_view_stats seen = stats(ahead), without = stats(plain);
-  ASSERT_GT(without.rows_refined, first.rows_refined + 32);
+  ASSERT_GT(without.rows_refined, first.rows_refined + 12);
   // Some rows of a right guess are still found late.
   EXPECT_LT(seen.rows_refined - first.rows_refined,
             (without.rows_refined - first.rows_refined) / 2);
   EXPECT_GT(seen.rows_fetched, without.rows_fetched) << "those that are exact without need, too";
-  EXPECT_LT(seen.rows_fetched, 4 * without.rows_fetched) << "and not all that are chosen";
   EXPECT_LT(seen.rows_base, without.rows_base);
   kvt_view_close(plain);
   kvt_view_close(ahead);
@@ -282,10 +286,11 @@ TEST_F(Precision, AWrongGuessLeavesTheRightRowsExact) {
   kvt_view* ahead = open_view(preset("exact_above = 0.003\nfetch = \"ahead\""), kStored);
   step(plain);
   step(ahead);
-  const double rough = distance(expected(1.0f).out, expected(0.0f).out);
+  const std::uint64_t first = stats(ahead).rows_refined;
+  const double rough = 3 * distance(expected(1.0f).out, expected(0.0f).out);
   for (std::uint32_t i = 1; i < 9; ++i)
     EXPECT_LT(distance(step(plain, i), step(ahead, i, 100 + i)), rough) << i;
-  EXPECT_GT(stats(ahead).rows_refined, stats(plain).rows_refined / 2);
+  EXPECT_GT(stats(ahead).rows_refined, first + 4) << "what the guesses did not bring";
   EXPECT_GT(stats(ahead).rows_fetched, stats(plain).rows_fetched);
   kvt_view_close(plain);
   kvt_view_close(ahead);
