@@ -252,6 +252,12 @@ void publish(EngineState& engine, const CalibrationPtr& job) {
   });
 }
 
+// No row names it.
+void drop_codebook_file(EngineState& engine, const CalibrationPtr& job, const Result<void>& why) {
+  static_cast<void>(engine.io->io().unlink(codebook_path(job->space->row.id, job->made->id)));
+  end_calibration(engine, job, why.error());
+}
+
 void write_codebook(EngineState& engine, const CalibrationPtr& job) {
   if (job->keep_in_memory || engine.read_only) {
     job->keep_in_memory = true;
@@ -280,12 +286,11 @@ void write_codebook(EngineState& engine, const CalibrationPtr& job) {
     sync.file = file;
     sync.done = [&engine, job, file, written](Result<void> synced) {
       engine.io->io().close(file);
-      const Result<void> all = !written  ? written
-                               : !synced ? synced
-                                         : engine.io->io().sync_directory("codebooks");
-      if (all) return publish(engine, job);
-      static_cast<void>(engine.io->io().unlink(codebook_path(job->space->row.id, job->made->id)));
-      end_calibration(engine, job, all.error());
+      if (!written || !synced) return drop_codebook_file(engine, job, written ? synced : written);
+      sync_directory(engine, "codebooks", IoPriority::kWriteBack,
+                     [&engine, job](Result<void> named) {
+                       named ? publish(engine, job) : drop_codebook_file(engine, job, named);
+                     });
     };
     engine.io->submit(std::move(sync));
   };

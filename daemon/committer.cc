@@ -136,12 +136,6 @@ void remove_log_file(EngineState& engine, SequenceId sequence, TailLog& log, Log
 // New generation: the row that names it must be durable before the commit is acknowledged.
 void publish_new_log(EngineState& engine, const Job& job) {
   StoredSequence& sequence = *engine.sequences.all.at(job->sequence);
-  const Result<void> synced = KVT_FAULT("log.created") ? error(Code::kIo, "injected")
-                                                       : engine.io->io().sync_directory("logs");
-  if (!synced) {
-    abandon_file(engine, *job);
-    return finish(engine, job, synced);
-  }
   const std::uint64_t before = sequence.row.log_generation;
   sequence.row.log_generation = job->header.generation;
   sequence.row.last_used_unix_ns = engine.wall_ns();
@@ -167,6 +161,17 @@ void publish_new_log(EngineState& engine, const Job& job) {
   });
 }
 
+// And its name before the row.
+void name_new_log(EngineState& engine, const Job& job) {
+  const auto named = [&engine, job](Result<void> result) {
+    if (result) return publish_new_log(engine, job);
+    abandon_file(engine, *job);
+    finish(engine, job, result);
+  };
+  if (KVT_FAULT("log.created")) return named(error(Code::kIo, "injected"));
+  sync_directory(engine, "logs", IoPriority::kCommit, named);
+}
+
 void sync_commit(EngineState& engine, const Job& job, Result<void> written) {
   if (written && KVT_FAULT("commit.appended")) written = error(Code::kIo, "injected");
   if (!written) {
@@ -179,7 +184,7 @@ void sync_commit(EngineState& engine, const Job& job, Result<void> written) {
   sync.file = job->file;
   sync.done = [&engine, job](Result<void> synced) {
     if (synced && KVT_FAULT("commit.synced")) synced = error(Code::kIo, "injected");
-    if (synced && job->new_file) return publish_new_log(engine, job);
+    if (synced && job->new_file) return name_new_log(engine, job);
     if (!synced && job->new_file) abandon_file(engine, *job);
     finish(engine, job, synced);
   };

@@ -173,6 +173,16 @@ void run_on_worker(EngineState& engine, std::function<void()> job, std::function
       });
 }
 
+void sync_directory(EngineState& engine, const char* directory, IoPriority priority,
+                    std::function<void(Result<void>)> done) {
+  IoRequest sync;
+  sync.op = IoOp::kSyncDirectory;
+  sync.priority = priority;
+  sync.directory = directory;
+  sync.done = std::move(done);
+  engine.io->submit(std::move(sync));
+}
+
 void post_batch(EngineState& engine, CatalogueBatch batch, bool sync,
                 std::function<void(Result<void>)> done) {
   ++engine.batches_outstanding;

@@ -2,10 +2,10 @@
 // every decision.
 //
 // One thread calls everything here. Clock, disk, catalogue, executor and randomness come from
-// outside: kvtierd gives the real ones, the simulation virtual ones. Nothing blocks but recover():
-// work that takes long goes to the executor and answers through the mailbox, disk work through the
-// Io; step() runs what has arrived. Everything that a client sends was copied before it comes here,
-// and is checked here before it is used.
+// outside: kvtierd gives the real ones, the simulation virtual ones. Nothing blocks but recover()
+// and the making and unlinking of names: work that takes long goes to the executor and answers
+// through the mailbox, disk work through the Io; step() runs what has arrived. Everything that a
+// client sends was copied before it comes here, and is checked here before it is used.
 #pragma once
 
 #include <cstdint>

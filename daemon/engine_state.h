@@ -78,6 +78,10 @@ struct EngineState {
 
 // Runs `job` on a worker, then `done` on the engine's thread.
 void run_on_worker(EngineState& engine, std::function<void()> job, std::function<void()> done);
+// Makes the names in a directory of the store durable, however long the disk takes; `done` from a
+// later step, as of any request to the disk.
+void sync_directory(EngineState& engine, const char* directory, IoPriority priority,
+                    std::function<void(Result<void>)> done);
 // Writes a batch in order with all others; `done` on the engine's thread.
 void post_batch(EngineState& engine, CatalogueBatch batch, bool sync,
                 std::function<void(Result<void>)> done);

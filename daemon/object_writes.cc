@@ -168,12 +168,10 @@ void end_publication(EngineState& engine, const PublicationPtr& publication,
   publish_objects(engine);
 }
 
-// The names of new files must be durable before rows name them. The sets that fail leave the group.
-void sync_names(EngineState& engine, Publication* publication) {
-  const auto is_set = [](const ObjectJobPtr& job) { return job->op == Op::kObjectSet; };
-  if (std::none_of(publication->jobs.begin(), publication->jobs.end(), is_set)) return;
-  const Result<void> synced = engine.io->io().sync_directory("objects");
-  if (synced) return;
+bool is_set(const ObjectJobPtr& job) { return job->op == Op::kObjectSet; }
+
+// The sets leave the group: nobody may name their files.
+void fail_sets(EngineState& engine, Publication* publication, const Status& status) {
   std::vector<ObjectJobPtr> failed, kept;
   for (ObjectJobPtr& job : publication->jobs)
     (is_set(job) ? failed : kept).push_back(std::move(job));
@@ -181,9 +179,30 @@ void sync_names(EngineState& engine, Publication* publication) {
   for (const ObjectJobPtr& job : failed) {
     bury_object(engine, *job->value);
     engine.objects.reserved_bytes -= file_bytes(*job);
-    log_failure(*job, synced.error());
-    end_object_write(engine, job, synced.error().code);
+    log_failure(*job, status);
+    end_object_write(engine, job, status.code);
   }
+}
+
+void write_rows(EngineState& engine, const PublicationPtr& publication) {
+  CatalogueBatch batch = rows_of(engine, *publication);
+  if (batch.empty()) return end_publication(engine, publication, {});
+  ++engine.metrics.objects.batches;
+  post_batch(engine, std::move(batch), true, [&engine, publication](Result<void> result) {
+    if (result && KVT_FAULT("object.published")) result = error(injected());
+    end_publication(engine, publication, result);
+  });
+}
+
+// The names of new files must be durable before rows name them.
+void sync_names(EngineState& engine, const PublicationPtr& publication) {
+  if (std::none_of(publication->jobs.begin(), publication->jobs.end(), is_set))
+    return write_rows(engine, publication);
+  sync_directory(engine, "objects", IoPriority::kWriteBack,
+                 [&engine, publication](Result<void> synced) {
+                   if (!synced) fail_sets(engine, publication.get(), synced.error());
+                   write_rows(engine, publication);
+                 });
 }
 
 }  // namespace
@@ -234,14 +253,7 @@ void publish_objects(EngineState& engine) {
   table.ready.erase(table.ready.begin(), end);
   table.settle = false;
   publication->settled = table.unsettled;
-  sync_names(engine, publication.get());
-  CatalogueBatch batch = rows_of(engine, *publication);
-  if (batch.empty()) return end_publication(engine, publication, {});
-  ++engine.metrics.objects.batches;
-  post_batch(engine, std::move(batch), true, [&engine, publication](Result<void> result) {
-    if (result && KVT_FAULT("object.published")) result = error(injected());
-    end_publication(engine, publication, result);
-  });
+  sync_names(engine, publication);
 }
 
 }  // namespace kvtier

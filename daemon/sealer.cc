@@ -206,9 +206,9 @@ void sync_file(EngineState& engine, const Job& job) {
   sync.done = [&engine, job](Result<void> synced) {
     if (!synced) return fail_seal(engine, job, synced.error());
     if (KVT_FAULT("seal.synced")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
-    const Result<void> directory = engine.io->io().sync_directory("segments");
-    if (!directory) return fail_seal(engine, job, directory.error());
-    write_catalogue(engine, job);
+    sync_directory(engine, "segments", IoPriority::kWriteBack, [&engine, job](Result<void> named) {
+      named ? write_catalogue(engine, job) : fail_seal(engine, job, named.error());
+    });
   };
   engine.io->submit(std::move(sync));
 }

@@ -165,7 +165,7 @@ Result<void> check_io_path(std::string_view path, bool root_allowed) {
 }
 
 Result<void> check_io_request(const IoRequest& request, bool direct, bool writable) {
-  if (request.op == IoOp::kSync) {
+  if (request.op == IoOp::kSync || request.op == IoOp::kSyncDirectory) {
     if (!request.pieces.empty()) return error(Code::kInvalid, "a sync has no pieces");
     return {};
   }

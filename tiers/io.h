@@ -32,7 +32,12 @@ enum class IoPriority : std::uint8_t {
 };
 inline constexpr std::size_t kIoPriorities = 5;
 
-enum class IoOp : std::uint8_t { kRead = 0, kWrite = 1, kSync = 2 };
+enum class IoOp : std::uint8_t {
+  kRead = 0,
+  kWrite = 1,
+  kSync = 2,           // fdatasync of a file
+  kSyncDirectory = 3,  // makes created, renamed and unlinked names in a directory durable
+};
 
 struct FileId {
   std::uint32_t value = 0;  // 0: none
@@ -52,7 +57,8 @@ struct IoRequest {
   IoPriority priority = IoPriority::kDemand;
   FileId file;
   std::uint64_t offset = 0;
-  std::vector<IoVec> pieces;  // at most kIoVecsMax; empty for kSync (fdatasync)
+  std::vector<IoVec> pieces;  // at most kIoVecsMax; empty for a sync
+  std::string directory;      // kSyncDirectory, which names no file; "": the root
   IoDone done;
 
   [[nodiscard]] std::uint64_t size_bytes() const noexcept {
@@ -76,7 +82,7 @@ struct OpenOptions {
 };
 
 struct IoStats {
-  std::uint64_t reads = 0, writes = 0, syncs = 0, errors = 0;
+  std::uint64_t reads = 0, writes = 0, syncs = 0, errors = 0;  // syncs: of files and directories
   std::uint64_t read_bytes = 0, written_bytes = 0;
   std::uint64_t fixed_reads = 0;  // through registered buffers
 };
@@ -97,7 +103,7 @@ class Io {
       std::string_view directory) = 0;  // names, sorted
   [[nodiscard]] virtual Result<void> rename(std::string_view from, std::string_view to) = 0;
   [[nodiscard]] virtual Result<void> unlink(std::string_view path) = 0;
-  // Makes created, renamed and unlinked names in the directory durable.
+  // As kSyncDirectory. May take as long as the disk likes: a thread that others wait for submits.
   [[nodiscard]] virtual Result<void> sync_directory(std::string_view path) = 0;
   // Bytes free for us on the file system.
   [[nodiscard]] virtual Result<std::uint64_t> free_bytes() = 0;

@@ -33,6 +33,10 @@ void FaultyIo::set_plan(FaultPlan plan) {
   data_count_ = namespace_count_ = hits_ = 0;
 }
 
+void FaultyIo::end_delays() {
+  for (Delayed& each : delayed_) each.polls = 0;
+}
+
 bool FaultyIo::hit(std::uint64_t index, std::uint64_t at) noexcept {
   if (index < at || index - at >= plan_.count) return false;
   ++hits_;
@@ -76,7 +80,8 @@ Result<std::uint64_t> FaultyIo::free_bytes() {
 }
 
 void FaultyIo::submit(IoRequest request) {
-  if (!hit(data_count_++, plan_.data_at)) {
+  const bool counts = !plan_.data_op || *plan_.data_op == request.op;
+  if (!counts || !hit(data_count_++, plan_.data_at)) {
     inner_->submit(std::move(request));
     return;
   }
@@ -87,7 +92,7 @@ void FaultyIo::submit(IoRequest request) {
   }
   const bool runs =
       plan_.kind == FaultKind::kLate ||
-      (plan_.kind == FaultKind::kShort && request.op != IoOp::kSync && halve(&request.pieces));
+      (plan_.kind == FaultKind::kShort && halve(&request.pieces));  // a sync has no half
   if (!runs) {
     failed_.push_back(std::move(request.done));
     signal();

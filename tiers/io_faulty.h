@@ -1,13 +1,14 @@
 // FaultyIo: an Io around another that fails, shortens or delays chosen operations. For tests that
 // let the n-th operation fail, n = 0, 1, 2 ... until a run passes untouched. One thread, as any Io.
 //
-// Data operations are counted in order of submit(), namespace operations in order of call; each
-// count has its own n.
+// Data operations are counted in order of submit() (those of one kind where the plan names it),
+// namespace operations in order of call; each count has its own n.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct FaultPlan {
   std::uint64_t count = 1;                  // how many are hit from there on; UINT64_MAX: all
   std::uint32_t delay_polls = 3;
   Status status{Code::kIo, 5, "injected fault"};
+  std::optional<IoOp> data_op = std::nullopt;  // only data operations of this kind count
 };
 
 class FaultyIo final : public Io {
@@ -39,6 +41,8 @@ class FaultyIo final : public Io {
 
   // Replaces the plan; the counts begin at 0 again.
   void set_plan(FaultPlan plan);
+  // Begins what is delayed with the next poll.
+  void end_delays();
   [[nodiscard]] std::uint64_t data_operations() const noexcept { return data_count_; }
   // Operations that were hit since the plan was set.
   [[nodiscard]] std::uint64_t hits() const noexcept { return hits_; }

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "base/fault.h"
 #include "base/log.h"
@@ -67,8 +68,12 @@ Result<FileId> FileTable::open(std::string_view path, OpenOptions options) {
   opened->path = name;
   opened->direct = options.direct;
   opened->writable = options.mode != OpenMode::kRead;
+  return add(std::move(opened));
+}
+
+FileId FileTable::add(std::unique_ptr<OpenFile> file) {
   const FileId id{next_++};
-  files_.emplace(id.value, std::move(opened));
+  files_.emplace(id.value, std::move(file));
   return id;
 }
 
@@ -164,7 +169,30 @@ Result<std::uint64_t> FileTable::free_bytes() const {
   return std::uint64_t{status.f_bavail} * status.f_frsize;
 }
 
-Result<OpenFile*> FileTable::admit(const IoRequest& request) const {
+// Opened anew for each sync: none is then refused for an earlier one that failed, and opening a
+// directory costs microseconds.
+Result<OpenFile*> FileTable::admit_directory(IoRequest& request) {
+  // Not the caller's to close at the end.
+  if (std::exchange(request.file, FileId{}).value != 0)
+    return error(Code::kInvalid, "a directory is synced by its name");
+  KVT_TRY_VOID(check_io_path(request.directory, true));
+  KVT_TRY_VOID(check_io_request(request, false, false));
+  if (KVT_FAULT("io.sync_directory")) return error(Code::kIo, "fault point io.sync_directory", EIO);
+  auto opened = std::make_unique<OpenFile>();
+  opened->fd = UniqueFd(
+      ::openat(root_.get(), c_path(request.directory).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!opened->fd.valid()) return error(failure("sync", request.directory, errno).error());
+  opened->path = c_path(request.directory);
+  request.file = add(std::move(opened));
+  return find(request.file);
+}
+
+void FileTable::release(const IoRequest& request) {
+  if (request.op == IoOp::kSyncDirectory) close(request.file);
+}
+
+Result<OpenFile*> FileTable::admit(IoRequest& request) {
+  if (request.op == IoOp::kSyncDirectory) return admit_directory(request);
   OpenFile* const file = find(request.file);
   if (file == nullptr) return error(Code::kInvalid, "the file is not open");
   KVT_TRY_VOID(check_io_request(request, file->direct, file->writable));
@@ -181,13 +209,15 @@ Result<OpenFile*> FileTable::admit(const IoRequest& request) const {
         return error(Code::kIo, "an earlier sync of this file failed: its data cannot be trusted");
       fault = KVT_FAULT("io.sync");
       break;
+    case IoOp::kSyncDirectory:
+      break;
   }
   if (fault) return error(failed(*file, request.op, EIO));
   return file;
 }
 
 Status FileTable::failed(OpenFile& file, IoOp op, int os_error) {
-  static constexpr const char* kWhat[] = {"read", "write", "sync"};
+  static constexpr const char* kWhat[] = {"read", "write", "sync", "sync"};
   const char* const what = kWhat[static_cast<int>(op)];
   if (op == IoOp::kSync) file.poisoned = true;
   KVT_LOG(kError, "%s of %s: %s", what, file.path.c_str(), std::strerror(os_error));
@@ -215,6 +245,7 @@ void FileIo::drain_event() const {
 
 void FileIo::end(IoRequest& request, Result<void> result) {
   --in_flight_;
+  files_.release(request);
   if (!result) {
     ++stats_.errors;
   } else if (request.op == IoOp::kRead) {

@@ -44,8 +44,9 @@ class FileTable {
   [[nodiscard]] Result<std::uint64_t> free_bytes() const;
 
   // The file of a request that may go to the kernel; checks the request, its fault point and the
-  // poison.
-  [[nodiscard]] Result<OpenFile*> admit(const IoRequest& request) const;
+  // poison. A directory is opened for its sync, as the request's file: release() closes it.
+  [[nodiscard]] Result<OpenFile*> admit(IoRequest& request);
+  void release(const IoRequest& request);
   // The status of a failed transfer or sync, logged; a failed sync poisons. Any thread.
   static Status failed(OpenFile& file, IoOp op, int os_error);
   // "direct I/O refused by the file system", or "".
@@ -53,6 +54,8 @@ class FileTable {
 
  private:
   explicit FileTable(UniqueFd root) : root_(std::move(root)) {}
+  [[nodiscard]] Result<OpenFile*> admit_directory(IoRequest& request);
+  FileId add(std::unique_ptr<OpenFile> file);
 
   UniqueFd root_;
   std::unordered_map<std::uint32_t, std::unique_ptr<OpenFile>> files_;

@@ -178,6 +178,11 @@ void SimIo::wait() {
 
 Result<void> SimIo::apply(const IoRequest& request) {
   KVT_TRY_VOID(alive());
+  if (request.op == IoOp::kSyncDirectory) {
+    if (request.file.value != 0) return error(Code::kInvalid, "a directory is synced by its name");
+    KVT_TRY_VOID(check_io_request(request, false, false));
+    return sync_directory(request.directory);
+  }
   KVT_TRY(File* const target, file(request.file));
   KVT_TRY_VOID(check_io_request(request, target->direct, target->writable));
   if (request.op == IoOp::kSync) return sync(*target);
@@ -227,6 +232,7 @@ void SimIo::count(const IoRequest& request, const Result<void>& result) {
       stats_.written_bytes += request.size_bytes();
       break;
     case IoOp::kSync:
+    case IoOp::kSyncDirectory:
       ++stats_.syncs;
       break;
   }

@@ -96,6 +96,10 @@ Result<void> transfer(const IoRequest& request, OpenFile& file) {
 }
 
 Result<void> run(const IoRequest& request, OpenFile& file) {
+  if (request.op == IoOp::kSyncDirectory) {
+    if (::fsync(file.fd.get()) != 0) return error(FileTable::failed(file, request.op, errno));
+    return {};
+  }
   if (request.op != IoOp::kSync) return transfer(request, file);
   if (file.poisoned)
     return error(Code::kIo, "an earlier sync of this file failed: its data cannot be trusted");

@@ -346,6 +346,8 @@ void UringIo::prepare(std::uint32_t index) {
   const int fd = in_slot ? operation.file->slot : operation.file->fd.get();
   if (operation.request.op == IoOp::kSync) {
     io_uring_prep_fsync(entry, fd, IORING_FSYNC_DATASYNC);
+  } else if (operation.request.op == IoOp::kSyncDirectory) {
+    io_uring_prep_fsync(entry, fd, 0);
   } else {
     const bool one_run = operation.rest.size() - operation.first == 1;
     const int buffer = one_run ? registered_buffer(operation.rest[operation.first]) : -1;
@@ -448,7 +450,7 @@ void UringIo::complete(std::uint32_t index, int result) {
     moved -= step;
     if (piece.iov_len == 0) ++operation.first;
   }
-  if (op == IoOp::kSync || operation.first == operation.rest.size()) {
+  if (operation.first == operation.rest.size()) {  // a sync has no pieces
     finish(index, {});
   } else if (!at_end) {
     again_.push_back(index);

@@ -43,6 +43,23 @@ TEST_P(IoSuite, FaultPointsOfNames) {
   EXPECT_TRUE(io_->unlink("g"));
 }
 
+TEST_P(IoSuite, AFailedSyncOfADirectoryIsForgotten) {
+  if (!GetParam().real) return;
+  const Disarmed disarmed;
+  ASSERT_TRUE(io_->make_directory("d"));
+  ASSERT_TRUE(arm_faults("io.sync_directory=fail"));
+  for (const Code expected : {Code::kIo, Code::kOk}) {
+    IoRequest request;
+    request.op = IoOp::kSyncDirectory;
+    request.directory = "d";
+    Code code = Code::kTimeout;
+    request.done = [&code](Result<void> result) { code = code_of(result); };
+    io_->submit(std::move(request));
+    drain();
+    EXPECT_EQ(code, expected);
+  }
+}
+
 TEST_P(IoSuite, AFailedSyncPoisonsTheFile) {
   if (!GetParam().real) return;
   const Disarmed disarmed;

@@ -298,6 +298,36 @@ TEST_P(IoSuite, NamesAreListedRenamedAndUnlinked) {
   EXPECT_GT(io_->free_bytes().value_or(0), 0u);
 }
 
+TEST_P(IoSuite, DirectoriesAreSyncedWithoutWaiting) {
+  ASSERT_TRUE(io_->make_directory("d"));
+  const FileId file = make_file("d/f", pattern(100, 1));
+  const std::uint64_t before = io_->stats().syncs;
+  const auto sync = [this](const char* directory, FileId with = {},
+                           std::vector<IoVec> pieces = {}) {
+    Code code = Code::kTimeout;
+    IoRequest request;
+    request.op = IoOp::kSyncDirectory;
+    request.directory = directory;
+    request.file = with;
+    request.pieces = std::move(pieces);
+    request.done = [&code](Result<void> result) { code = code_of(result); };
+    io_->submit(std::move(request));
+    EXPECT_EQ(code, Code::kTimeout) << "a callback inside submit()";
+    drain();
+    return code;
+  };
+  EXPECT_EQ(sync("d"), Code::kOk);
+  EXPECT_EQ(sync(""), Code::kOk);
+  EXPECT_EQ(io_->stats().syncs, before + 2);
+  EXPECT_EQ(sync("none"), Code::kNotFound);
+  EXPECT_EQ(sync("/tmp"), Code::kInvalid);
+  EXPECT_EQ(sync("d/../.."), Code::kInvalid);
+  std::byte byte{};
+  EXPECT_EQ(sync("d", {}, {{&byte, 1}}), Code::kInvalid);
+  EXPECT_EQ(sync("d", file), Code::kInvalid);
+  EXPECT_EQ(run(IoOp::kRead, file, 0, {{&byte, 1}}).code, Code::kOk) << "the caller's file is open";
+}
+
 TEST_P(IoSuite, AnOpenFileSurvivesRenameAndUnlink) {
   const auto bytes = pattern(9'000, 8);
   const FileId file = make_file("f", bytes);

@@ -28,6 +28,7 @@ Result<void> SimWorld::start() {
   ++epoch_;
   mailbox_ = std::make_unique<Mailbox>(false);
   io_ = make_sim_io(disk_, clock_);
+  if (wrap_io_) io_ = wrap_io_(std::move(io_));
   workers_ = std::make_unique<InlineExecutor>();
   catalogue_worker_ = std::make_unique<InlineExecutor>();
   CatalogueOptions catalogue;

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/executor.h"
@@ -30,6 +31,10 @@ class SimWorld {
 
   // Opens the catalogue and recovers an engine.
   [[nodiscard]] Result<void> start();
+  // From the next start() on the engine's Io is what this makes of the simulated one.
+  void wrap_io(std::function<std::unique_ptr<Io>(std::unique_ptr<Io>)> wrap) {
+    wrap_io_ = std::move(wrap);
+  }
   [[nodiscard]] bool running() const noexcept { return engine_ != nullptr; }
   // Power cut: everything in flight is lost, and what the disk's seed says of what was not synced.
   void crash();
@@ -57,6 +62,7 @@ class SimWorld {
   VirtualClock clock_;
   SimDisk disk_;
   std::unique_ptr<Mailbox> mailbox_;
+  std::function<std::unique_ptr<Io>(std::unique_ptr<Io>)> wrap_io_;
   std::unique_ptr<Io> io_;
   std::unique_ptr<Catalogue> catalogue_;
   std::unique_ptr<InlineExecutor> workers_, catalogue_worker_;

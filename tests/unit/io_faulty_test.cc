@@ -86,6 +86,38 @@ TEST_F(FaultyIoTest, CountHitsThatMany) {
   EXPECT_EQ(io_.hits(), 5u);
 }
 
+TEST_F(FaultyIoTest, OnlyOperationsOfOneKindCount) {
+  const FileId id = file();
+  io_.set_plan({.data_at = 1, .data_op = IoOp::kSync});
+  EXPECT_TRUE(write_fully(io_, id, 0, bytes_));
+  EXPECT_TRUE(sync_fully(io_, id));
+  EXPECT_TRUE(write_fully(io_, id, 0, bytes_));
+  EXPECT_FALSE(sync_fully(io_, id));
+  EXPECT_EQ(io_.hits(), 1u);
+}
+
+TEST_F(FaultyIoTest, DelaysEndWhenToldTo) {
+  io_.set_plan({.kind = FaultKind::kDelay,
+                .data_at = 0,
+                .delay_polls = UINT32_MAX,
+                .data_op = IoOp::kSyncDirectory});
+  bool done = false;
+  IoRequest request;
+  request.op = IoOp::kSyncDirectory;
+  request.done = [&done](Result<void> result) { done = result.has_value(); };
+  io_.submit(std::move(request));
+  for (int i = 0; i < 100; ++i) io_.poll();
+  EXPECT_FALSE(done);
+  EXPECT_EQ(disk_.syncs(), 0u);
+  io_.end_delays();
+  while (io_.in_flight() > 0) {
+    io_.poll();
+    io_.wait();
+  }
+  EXPECT_TRUE(done);
+  EXPECT_EQ(disk_.syncs(), 1u);
+}
+
 // What a caller does with it: publish a file by temporary name; at every n either the old or the
 // new contents are there.
 TEST_F(FaultyIoTest, TheLoopOverN) {

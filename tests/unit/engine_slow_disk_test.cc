@@ -1,0 +1,143 @@
+// A disk that takes its time with the names of new files: whoever waits for them waits, and nobody
+// else. The engine's Io is a faulty one over the simulated disk that holds what it is told to.
+#include <gtest/gtest.h>
+
+#include "tests/sim/sim_objects.h"
+#include "tests/unit/engine_fixture.h"
+#include "tiers/io_faulty.h"
+
+namespace kvtier {
+namespace {
+
+using sim::ObjectCall;
+using sim::SimClient;
+using sim::SimObjects;
+using sim::SimSequence;
+
+class EngineSlowDisk : public EngineFixture {
+ protected:
+  void SetUp() override {
+    world.wrap_io([this](std::unique_ptr<Io> io) {
+      auto made = std::make_unique<FaultyIo>(std::move(io));
+      disk = made.get();
+      return made;
+    });
+    EngineFixture::SetUp();
+    // Another client's sequence, all of it in memory.
+    reader = std::make_unique<SimClient>(world, "reader");
+    ids = make_ids(64);
+    in_memory = client->create(space, {}, "in memory");
+    seal(*in_memory, ids, 64);
+    world.settle();
+  }
+  void hold_directories() {
+    disk->set_plan({.kind = FaultKind::kDelay,
+                    .data_at = 0,
+                    .count = UINT64_MAX,
+                    .delay_polls = UINT32_MAX,
+                    .data_op = IoOp::kSyncDirectory});
+  }
+  // Turns until a directory is being synced, and shows that the other client is served meanwhile.
+  void expect_others_served() {
+    ASSERT_TRUE(world.run_until([this] { return disk->hits() != 0; }))
+        << "no directory is synced by a request";
+    auto sequence = reader->attach(space, "in memory", false);
+    ASSERT_NE(sequence, nullptr);
+    const auto directory = sequence->read_directory();
+    const auto hashes = sim::prefix_hashes(ids);
+    for (int round = 0; round < 20; ++round) {
+      const sim::FetchResult got =
+          reader->fetch(*sequence, SimClient::all_entries(directory, geometry));
+      ASSERT_EQ(got.completion.status, 0);
+      ASSERT_EQ(got.completion.bytes_disk, 0u);
+      for (const FetchEntry& entry : got.entries)
+        ASSERT_EQ(reader->check_chunk(entry, directory.entries[0], geometry, hashes), "");
+      reader->release(got.completion.value0);
+    }
+  }
+  void let_go() {
+    disk->set_plan({});
+    disk->end_delays();
+  }
+  std::uint64_t submit(Op op, const SimSequence& sequence) {
+    Submission request{};
+    request.op = static_cast<std::uint16_t>(op);
+    request.sequence = sequence.handle;
+    request.half = sequence.half;
+    request.count = sequence.count;
+    request.value1 = sequence.tokens_sealed;
+    return client->submit(request);
+  }
+
+  FaultyIo* disk = nullptr;
+  std::unique_ptr<SimClient> reader;
+  std::vector<std::uint32_t> ids;
+  std::unique_ptr<SimSequence> in_memory;
+};
+
+TEST_F(EngineSlowDisk, ASealAndAFirstCommitHoldUpNobodyElse) {
+  for (const Op op : {Op::kSeal, Op::kCommit}) {
+    const bool seals = op == Op::kSeal;
+    auto sequence = client->create(space, {}, seals ? "sealed" : "committed");
+    client->append(*sequence, geometry, make_ids(40, 3), 0, 40);
+    hold_directories();
+    const std::uint64_t asked = submit(op, *sequence);
+    expect_others_served();
+    Completion completion{};
+    EXPECT_FALSE(client->poll(asked, &completion)) << "acknowledged before its name was durable";
+    EXPECT_EQ(sequence->read_directory().tokens, 0u);
+    let_go();
+    EXPECT_EQ(client->wait(asked).status, 0);
+    world.settle();
+  }
+  crash();
+  for (const char* name : {"sealed", "committed"}) {
+    auto sequence = client->attach(space, name, true);
+    ASSERT_NE(sequence, nullptr) << name;
+    EXPECT_EQ(sequence->tokens_sealed + sequence->count, 40u) << name;
+  }
+}
+
+TEST_F(EngineSlowDisk, OpaqueKeysHoldUpNobodyElse) {
+  SimObjects objects(*client);
+  ASSERT_TRUE(objects.ready());
+  hold_directories();
+  ObjectCall call;
+  call.op = Op::kObjectSet;
+  call.key = "k";
+  call.value = std::string(9000, 'v');
+  objects.start(&call);
+  expect_others_served();
+  EXPECT_FALSE(objects.poll(&call));
+  let_go();
+  objects.wait(&call);
+  EXPECT_EQ(call.code, Code::kOk);
+  world.crash();
+  restart();
+  SimObjects after(*client);
+  EXPECT_EQ(after.call(Op::kObjectGet, "k").got, call.value);
+}
+
+TEST_F(EngineSlowDisk, ADirectoryThatCannotBeSyncedFailsWhatWaitsForIt) {
+  auto sequence = client->create(space, {}, "chat");
+  client->append(*sequence, geometry, make_ids(40, 3), 0, 40);
+  for (const Op op : {Op::kSeal, Op::kCommit}) {
+    disk->set_plan({.data_at = 0, .data_op = IoOp::kSyncDirectory});
+    EXPECT_EQ(client->wait(submit(op, *sequence)).status, static_cast<std::int32_t>(Code::kIo));
+    EXPECT_EQ(disk->hits(), 1u);
+    world.settle();
+    EXPECT_EQ(world.disk().list("segments")->size(), 1u) << "only the one in memory";
+    EXPECT_TRUE(world.disk().list("logs")->empty());
+  }
+  SimObjects objects(*client);
+  disk->set_plan({.data_at = 0, .data_op = IoOp::kSyncDirectory});
+  EXPECT_EQ(objects.call(Op::kObjectSet, "k", "v").code, Code::kIo);
+  world.settle();
+  EXPECT_TRUE(world.disk().list("objects")->empty());
+  disk->set_plan({});
+  EXPECT_EQ(client->wait(submit(Op::kSeal, *sequence)).status, 0);
+  EXPECT_EQ(objects.call(Op::kObjectSet, "k", "v").code, Code::kOk);
+}
+
+}  // namespace
+}  // namespace kvtier
