@@ -117,6 +117,27 @@ TEST_F(EngineAsyncTest, MetadataThatComesBackTwice) {
   }
 }
 
+// The files of this store are not where repair looks, so it finds every segment missing and cuts
+// the sequences that show it. One that is being removed stays removed.
+TEST_F(EngineAsyncTest, RepairBringsNothingBackThatIsBeingRemoved) {
+  std::uint32_t met = 0;
+  for (std::uint32_t round = 0; round < 12; ++round) {
+    const std::string name = "chat" + std::to_string(round);
+    auto chat = client->create(space, {}, name);
+    seal(*chat, make_ids(40, round), 40);
+    ASSERT_TRUE(close(*chat));
+    const auto repair = send(*client, {{"op", "repair"}});
+    const auto rm = send(*client, {{"op", "rm"}, {"target", name}});
+    world.settle();
+    ASSERT_TRUE(repair->ok()) << repair->status.message();
+    ASSERT_TRUE(rm->ok()) << rm->status.message();
+    met += repair->body["problems"].dump().find("in use") != std::string::npos;
+    crash();
+    EXPECT_EQ(client->attach(space, name, false), nullptr) << name << " is back";
+  }
+  EXPECT_GT(met, 0u) << "no repair met a removal";
+}
+
 // Nobody can name a sequence that an import or a compaction is at work on, and no timer takes it.
 TEST_F(EngineAsyncTest, InternalSequencesAreNobodys) {
   const auto ids = make_ids(100);
