@@ -364,6 +364,10 @@ void next_import(EngineState& engine, const ImportPtr& job) {
 // The file is sound: make its space and sequence, then seal run after run.
 void begin_import(EngineState& engine, const ImportPtr& job) {
   const ExportDescription& description = job->reader->description();
+  if (job->name.empty()) job->name = description.name;
+  if (const Result<void> fine = check_name(job->name); !job->name.empty() && !fine)
+    return job->done(error(refusal(Code::kInvalid, fine.error().message(),
+                                   ": import with another --name than the file has inside")));
   Result<SpaceRow> row = make_space_row(description.fingerprint, false);
   if (!row) return job->done(error(row.error()));
   row->abstracts = description.abstracts;
@@ -380,7 +384,6 @@ void begin_import(EngineState& engine, const ImportPtr& job) {
   Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(space);
   if (!tail) return job->done(error(tail.error()));
   job->tail = std::move(*tail);
-  if (job->name.empty()) job->name = description.name;
   if (engine.sequences.names.count(job->name) != 0)
     return job->done(error(Code::kExists, "the name is taken: import with another --name"));
   StoredSequence& sequence = new_sequence(engine, space, false);

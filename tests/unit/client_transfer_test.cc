@@ -8,7 +8,9 @@
 
 #include "base/fault.h"
 #include "kernels/geometry.h"
+#include "kernels/layout.h"
 #include "tests/unit/client_fixture.h"
+#include "tiers/export_format.h"
 
 namespace kvtier::testing {
 namespace {
@@ -163,6 +165,48 @@ TEST_F(Transfer, AnImportThatFailsLeavesNoName) {
   ASSERT_EQ(::mkfifo((root_ + "/pipe").c_str(), 0600), 0);  // nobody writes it
   EXPECT_EQ(status_of({{"op", "import"}, {"path", root_ + "/pipe"}}), KVT_ERROR_INVALID);
   kvt_space_close(space);
+}
+
+// One segment of ten tokens.
+void write_export(const std::string& path, const std::string& name) {
+  ExportDescription description;
+  description.fingerprint.model = "imported";
+  description.fingerprint.runtime = "test/1";
+  LayerGeometry layer;
+  layer.kv_heads = layer.query_heads = 1;
+  layer.k_row_bytes = layer.v_row_bytes = 64;
+  description.fingerprint.geometry.layers = {layer};
+  description.name = name;
+  description.tokens = 10;
+  description.segments = 1;
+  std::ofstream file(path, std::ios::binary);
+  ExportWriter writer(
+      [&](ByteSpan bytes) -> Result<void> {
+        file.write(reinterpret_cast<const char*>(bytes.data()),
+                   static_cast<std::streamsize>(bytes.size()));
+        return {};
+      },
+      CodecId::kRaw);
+  ASSERT_TRUE(writer.begin(description));
+  ASSERT_TRUE(writer.begin_segment({0, std::vector<TokenRecord>(10), {}, {}}));
+  const Geometry& geometry = description.fingerprint.geometry;
+  const std::vector<std::byte> chunk(static_cast<std::size_t>(geometry.chunk_bytes(0)));
+  for (std::uint32_t i = 0; i < PlaneLayout(geometry, 10).chunks_total(); ++i)
+    ASSERT_TRUE(writer.add_chunk(chunk));
+  ASSERT_TRUE(writer.finish());
+}
+
+TEST_F(Transfer, ANameInsideAFileIsCheckedAsAnyOther) {
+  const std::string file = root_ + "/in.kvx";
+  for (const char* name : {"a/b", "line\nbreak", "1234"}) {
+    write_export(file, name);
+    ASSERT_FALSE(HasFatalFailure());
+    EXPECT_EQ(status_of({{"op", "import"}, {"path", file}}), KVT_ERROR_INVALID) << name;
+    EXPECT_TRUE(request({{"op", "ls"}})["spaces"].empty()) << name;
+  }
+  EXPECT_EQ(request({{"op", "import"}, {"path", file}, {"name", "good"}})["name"], "good");
+  write_export(file, "fine");
+  EXPECT_EQ(request({{"op", "import"}, {"path", file}})["name"], "fine");
 }
 
 // The catalogue fails at each batch of a compaction in turn. The sequence is whole at once, after
