@@ -87,6 +87,17 @@ Result<Mapping> Mapping::map(int fd, std::size_t size_bytes, bool writable) {
   return mapping;
 }
 
+void Mapping::free_pages(std::size_t offset, std::size_t size_bytes) noexcept {
+  if (offset >= size_bytes_ || size_bytes > size_bytes_ - offset) return;
+  static_cast<void>(::madvise(data_ + offset, size_bytes, MADV_REMOVE));
+}
+
+std::uint64_t memfd_resident_bytes(int fd) noexcept {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) return 0;
+  return static_cast<std::uint64_t>(status.st_blocks) * 512;
+}
+
 Result<Memfd> make_memfd(const char* name, std::size_t size_bytes, MemfdAccess access, bool huge) {
   Memfd made;
   made.fd = UniqueFd(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));

@@ -56,6 +56,9 @@ class Mapping {
   [[nodiscard]] std::size_t size_bytes() const noexcept { return size_bytes_; }
   [[nodiscard]] bool valid() const noexcept { return data_ != nullptr; }
   void reset() noexcept;
+  // Frees the memory of whole pages in [offset, offset + size_bytes) for all who map the file; they
+  // read as zeros afterwards. Of a memfd, mapped writable. Where the kernel refuses, they stay.
+  void free_pages(std::size_t offset, std::size_t size_bytes) noexcept;
 
  private:
   std::byte* data_ = nullptr;
@@ -78,5 +81,7 @@ struct Memfd {
 // pages.
 [[nodiscard]] Result<Memfd> make_memfd(const char* name, std::size_t size_bytes, MemfdAccess access,
                                        bool huge);
+// Memory that the file takes now, whoever touched it. 0 where it cannot be told.
+[[nodiscard]] std::uint64_t memfd_resident_bytes(int fd) noexcept;
 
 }  // namespace kvtier

@@ -10,6 +10,7 @@ namespace kvtier {
 namespace {
 
 constexpr std::uint32_t kHalf = kSegmentTokensMax;
+constexpr std::uint32_t kStreamPieceTokens = 64;  // a smaller piece: decoding, not prefill
 
 // Copies `count` rows; both sides strided.
 void copy_rows(std::byte* target, std::uint64_t target_stride, const std::byte* source,
@@ -64,12 +65,15 @@ bool Tail::advance() noexcept {
   const std::uint64_t next = length();
   active_ = other;
   halves_[active_] = empty_half(next);
+  free_half_used_ = false;  // it is in use again
   return true;
 }
 
 void Tail::begin_piece(std::span<const TokenRecord> tokens, TokenTexts texts) {
   KVT_CHECK(!in_piece() && !tokens.empty() && tokens.size() <= kPieceTokensMax);
   KVT_CHECK(halves_needed(static_cast<std::uint32_t>(tokens.size())) == 0 && advance());
+  const bool spills = tokens.size() > kHalf - halves_[active_].tokens;
+  if (tokens.size() < kStreamPieceTokens && !spills) give_back_free_half();
   piece_tokens_ = static_cast<std::uint32_t>(tokens.size());
   piece_texts_ = std::move(texts);
   std::fill(written_.begin(), written_.end(), 0);
@@ -204,7 +208,23 @@ std::byte* Tail::v_row(std::uint32_t half, std::uint32_t place, std::uint32_t la
 
 void Tail::free_half(std::uint32_t index) noexcept {
   const std::uint64_t next = length();
-  halves_[index] = index == active_ ? empty_half(next) : Half{};
+  if (index == active_) {
+    halves_[index] = empty_half(next);
+    return give_back(index);
+  }
+  halves_[index] = Half{};
+  free_half_used_ = true;
+}
+
+void Tail::give_back(std::uint32_t half) noexcept {
+  memory_.free_pages(static_cast<std::size_t>(layout_->tokens_offset(half)),
+                     static_cast<std::size_t>(layout_->half_bytes));
+}
+
+void Tail::give_back_free_half() noexcept {
+  if (!free_half_used_ || has_older() || in_piece()) return;
+  free_half_used_ = false;
+  give_back(1 - active_);
 }
 
 void Tail::cut_active() noexcept {
@@ -228,6 +248,9 @@ void Tail::restart(std::uint64_t length) noexcept {
   active_ = 0;
   halves_ = {};
   halves_[0] = empty_half(length);
+  free_half_used_ = false;
+  give_back(0);
+  give_back(1);
 }
 
 void Tail::copy_tokens(std::uint64_t first, std::uint64_t last, TokenRecord* out) const noexcept {

@@ -7,6 +7,8 @@
 // The older half and the spill are never there at the same time: they are the same half. A half
 // leaves kFilling when it is full or sealed short; when its segment is visible it is kFree again.
 // Tokens of the piece in progress are not counted until the piece is complete in all full layers.
+// The memory of a sealed half is given back once the client no longer streams: while pieces are
+// large, both halves are soon filled again, and fresh pages cost as much as the copy.
 // Texts of tokens are no part of the shared memory: they are kept here, and told to the daemon
 // before it commits or seals a half. Only bookkeeping and rows: the Sequence talks to the daemon.
 // One thread.
@@ -114,6 +116,8 @@ class Tail {
   // The seal of a half completed: it is free; where it was the active one, it is filled from its
   // beginning.
   void free_half(std::uint32_t index) noexcept;
+  // The memory of a free half goes back to the system, if it was used since.
+  void give_back_free_half() noexcept;
   // Makes the active half kFull before it is full, so that it can be sealed. No piece in progress.
   void cut_active() noexcept;
   // Makes a free half the active one where the active is not kFilling; false if none is free.
@@ -130,6 +134,7 @@ class Tail {
   void replay(const Tail& old);
 
  private:
+  void give_back(std::uint32_t half) noexcept;
   void take_texts(std::uint32_t first, std::uint32_t count);  // of the piece, behind the half's
   void append_token(const Tail& old, std::uint64_t token, std::uint64_t first) noexcept;
   [[nodiscard]] bool written(std::uint32_t layer, std::uint32_t token) const noexcept {
@@ -143,6 +148,7 @@ class Tail {
   Mapping memory_;
   std::array<Half, 2> halves_;
   std::uint32_t active_ = 0;
+  bool free_half_used_ = false;  // the half that is not active holds pages that nobody reads
   std::uint32_t piece_tokens_ = 0;
   TokenTexts piece_texts_;
   std::vector<std::uint64_t> written_;  // [layer][kWords]: a bit per token of the piece

@@ -128,6 +128,7 @@ void op_show(EngineState& engine, Session&, ControlRequest request, ControlDone 
 
 Json host_json(const EngineState& engine) {
   const HostArenaStats arena = engine.arena->stats();
+  const TailSums tails = sum_tails(engine);
   return Json{{"arena_bytes", arena.size_bytes},
               {"used_bytes", arena.used_bytes},
               {"leased_bytes", arena.leased_bytes},
@@ -137,7 +138,10 @@ Json host_json(const EngineState& engine) {
               {"ghost_hits", arena.ghost_hits},
               {"pages", arena.pages},
               {"abstracts_arena_bytes", engine.abstracts->size_bytes()},
-              {"abstracts_used_bytes", engine.abstracts->used_bytes()}};
+              {"abstracts_used_bytes", engine.abstracts->used_bytes()},
+              {"tails", tails.count},
+              {"tail_bytes", tails.bytes},
+              {"tail_bytes_reserved", tails.reserved_bytes}};
 }
 
 // Bytes in segment files that no sequence can see.
@@ -381,6 +385,7 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
            {"arena_bytes", engine.options.host_bytes},
            {"abstracts_bytes", engine.options.abstracts_bytes},
            {"leased_bytes_per_client_max", engine.options.leased_bytes_per_client_max},
+           {"tail_bytes_max", engine.options.tail_bytes_max},
            {"fetch_entries_max", kFetchEntriesMax},
            {"objects_max", kObjectsMax},
            {"object_bytes_max", kObjectBytesMax},

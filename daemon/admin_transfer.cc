@@ -203,7 +203,7 @@ void describe_export(EngineState& engine, const ExportPtr& job, StoredSequence& 
     work_finished(engine, *engine.sequences.all.at(id));
   };
   if (sequence.row.log_generation == 0) return begin(0);
-  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*sequence.space);
+  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(engine, *sequence.space);
   if (!tail) return begin(error(tail.error()));
   job->tail = std::move(*tail);
   read_log(engine, sequence, job->tail, begin);
@@ -381,7 +381,7 @@ void begin_import(EngineState& engine, const ImportPtr& job) {
     batch.put_space(space.row);
     post_batch(engine, std::move(batch), false, [](Result<void>) {});
   }
-  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(space);
+  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(engine, space);
   if (!tail) return job->done(error(tail.error()));
   job->tail = std::move(*tail);
   if (engine.sequences.names.count(job->name) != 0)

@@ -235,7 +235,7 @@ void begin_run(EngineState& engine, const CompactionPtr& all, StoredSequence& ta
   run->target = target.row.id;
   run->before = target.row.parts;
   run->first_part = run->next_part = first_part;
-  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*target.space);
+  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(engine, *target.space);
   if (!tail) return all->done(error(tail.error()));
   run->tail = std::move(*tail);
   StoredSequence& scratch = new_sequence(engine, *target.space, false);

@@ -113,7 +113,7 @@ void start_new_sequence(EngineState& engine, SessionId session_id, StoredSequenc
     Session* session = find_session(engine, session_id);
     return reply(open_in_session(engine, *session, sequence, false, nullptr));
   }
-  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*sequence.space);
+  Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(engine, *sequence.space);
   if (!tail) {
     return reply(error(tail.error()));
   }
@@ -159,7 +159,7 @@ void attach_reader(EngineState& engine, SessionId session_id, SequenceId id, Con
   };
   if (sequence.log.loaded) return open({});
   // The tail log is read only to count its tokens.
-  const Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*sequence.space);
+  const Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(engine, *sequence.space);
   if (!tail) return done(error(tail.error()));
   load_log(engine, sequence, *tail, open);
 }
@@ -173,7 +173,7 @@ void attach_writer(EngineState& engine, SessionId session_id, SequenceId id, Con
     open ? done(info_reply(found, *open)) : done(error(open.error()));
     work_finished(engine, found);
   };
-  const Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*sequence.space);
+  const Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(engine, *sequence.space);
   if (!tail) return finish(error(tail.error()));
   load_log(engine, sequence, *tail,
            [&engine, session_id, id, tail = *tail, finish](Result<void> loaded) {

@@ -47,6 +47,9 @@ const std::vector<Key>& keys() {
        "memory for abstracts"},
       {"host.leased_bytes_per_client_max", &Options::leased_bytes_per_client_max, kMiB, kTiB,
        nullptr, "bytes that one client may hold under leases"},
+      {"host.tail_bytes_max", &Options::tail_bytes_max, 64 * kMiB, 64 * kTiB, nullptr,
+       "bytes to which the tails of all open sequences may grow, 4,096 tokens each; beyond it none "
+       "is opened for writing"},
       {"host.probation_percent", &Options::probation_percent, 10, 50, nullptr,
        "share of memory, and of the disk limit, for what was used only once"},
       {"host.huge_pages", &Options::huge_pages, 0, 1, nullptr, "ask for huge pages"},

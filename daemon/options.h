@@ -26,7 +26,8 @@ struct DaemonOptions {
   std::uint64_t host_bytes = 2ull << 30;         // host arena
   std::uint64_t abstracts_bytes = 256ull << 20;  // abstracts arena
   std::uint64_t leased_bytes_per_client_max = 512ull << 20;
-  std::uint32_t probation_percent = 40;  // of the eviction orders of memory and disk
+  std::uint64_t tail_bytes_max = 64ull << 30;  // of all open sequences
+  std::uint32_t probation_percent = 40;        // of the eviction orders of memory and disk
   bool huge_pages = true;
   // disk
   std::string io_backend = "auto";  // auto, io_uring, threads

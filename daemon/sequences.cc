@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "daemon/abstracts.h"
 #include "daemon/committer.h"
+#include "daemon/control_ops.h"
 #include "daemon/directory.h"
 #include "daemon/engine_state.h"
 #include "tiers/tail_log_format.h"
@@ -16,11 +17,35 @@ namespace {
 constexpr std::uint64_t kSequenceIdsReserved = 1024;
 }
 
-Result<std::shared_ptr<TailMemory>> make_tail_memory(const StoredSpace& space) {
+TailSums sum_tails(const EngineState& engine) {
+  TailSums sums;
+  for (const std::weak_ptr<TailMemory>& each : engine.sequences.tails) {
+    const std::shared_ptr<TailMemory> tail = each.lock();
+    if (tail == nullptr) continue;
+    ++sums.count;
+    sums.bytes += memfd_resident_bytes(tail->memory.fd.get());
+    sums.reserved_bytes += tail->layout->size_bytes();
+  }
+  return sums;
+}
+
+Result<std::shared_ptr<TailMemory>> make_tail_memory(EngineState& engine,
+                                                     const StoredSpace& space) {
+  std::vector<std::weak_ptr<TailMemory>>& tails = engine.sequences.tails;
+  std::erase_if(tails, [](const std::weak_ptr<TailMemory>& each) { return each.expired(); });
+  const TailSums sums = sum_tails(engine);
+  const std::uint64_t bytes = space.tail.size_bytes(), limit = engine.options.tail_bytes_max;
+  if (bytes > limit || sums.reserved_bytes > limit - bytes)
+    return error(refusal(
+        Code::kFull, "no memory for another tail: close a sequence or raise host.tail_bytes_max",
+        ": " + std::to_string(sums.count) + " sequences open for writing may take " +
+            std::to_string(sums.reserved_bytes) + " bytes, this one " + std::to_string(bytes) +
+            ", the limit is " + std::to_string(limit)));
   auto tail = std::make_shared<TailMemory>();
   tail->layout = &space.tail;
   KVT_TRY(tail->memory, make_memfd("kvtier-tail", static_cast<std::size_t>(space.tail.size_bytes()),
                                    MemfdAccess::kSharedWrite, false));
+  tails.push_back(tail);
   return tail;
 }
 

@@ -43,7 +43,15 @@ struct TailMemory {
     return memory.mapping.data() + layout->plane_offset(half);
   }
 };
-[[nodiscard]] Result<std::shared_ptr<TailMemory>> make_tail_memory(const StoredSpace& space);
+// kFull where the tails that there are and this one may grow above host.tail_bytes_max.
+[[nodiscard]] Result<std::shared_ptr<TailMemory>> make_tail_memory(EngineState& engine,
+                                                                   const StoredSpace& space);
+struct TailSums {
+  std::uint64_t count = 0;
+  std::uint64_t bytes = 0;           // in memory now, whoever wrote them
+  std::uint64_t reserved_bytes = 0;  // to which they may grow
+};
+[[nodiscard]] TailSums sum_tails(const EngineState& engine);
 
 struct SequencePart {
   Segment* segment = nullptr;  // counted in sequence_refs
@@ -154,8 +162,9 @@ struct SequenceTable {
   std::uint64_t reserved_until = 1;  // ids below are promised to the catalogue
   std::uint64_t next_log = 1;        // generations, over all sequences
   std::uint32_t next_serial = 1;
-  std::vector<AlignedBuffer> commit_buffers;  // committer.cc's, to be used again
-  std::uint64_t commit_bytes_reserved = 0;    // of commits under way
+  std::vector<std::weak_ptr<TailMemory>> tails;  // some may be gone
+  std::vector<AlignedBuffer> commit_buffers;     // committer.cc's, to be used again
+  std::uint64_t commit_bytes_reserved = 0;       // of commits under way
 };
 
 [[nodiscard]] StoredSequence* find_sequence(EngineState& engine, SequenceId id);

@@ -11,7 +11,7 @@ void seal_stored_tail(EngineState& engine, SequenceId id, MetaDone done) {
     done(result);
     work_finished(engine, *engine.sequences.all.at(id));
   };
-  const Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(*sequence.space);
+  const Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(engine, *sequence.space);
   if (!tail) return finish(error(tail.error()));
   load_log(engine, sequence, *tail, [&engine, id, done, finish, tail = *tail](Result<void> loaded) {
     StoredSequence& found = *engine.sequences.all.at(id);

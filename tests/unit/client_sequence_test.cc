@@ -375,6 +375,33 @@ TEST_F(Sequences, AFullHalfIsAlwaysAdmitted) {
   kvt_space_close(space);
 }
 
+// As a chat does: a long prompt, then token by token.
+TEST_F(Sequences, TheMemoryOfASealedHalfGoesBackWhileDecoding) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "chat");
+  Model model(shape);
+  model.append_many(sequence, 1, 2100);
+  const auto tail_bytes = [this] {
+    const Json host = request({{"op", "stats"}})["host"];
+    EXPECT_EQ(host["tails"], 1);
+    EXPECT_LE(host["tail_bytes"].get<std::uint64_t>(),
+              host["tail_bytes_reserved"].get<std::uint64_t>());
+    return host["tail_bytes"].get<std::uint64_t>();
+  };
+  const std::uint64_t half = 2048ull * shape.layers * shape.kv_heads * 2 * shape.row_bytes();
+  EXPECT_GT(tail_bytes(), half);
+  for (std::uint32_t i = 0; i < 500 && tail_bytes() >= half; ++i) {  // until the seal is done
+    model.append(sequence, 5000 + i, 1);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  EXPECT_LT(tail_bytes(), half);
+  model.expect_equal(sequence);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  EXPECT_EQ(request({{"op", "stats"}})["host"]["tails"], 0);
+  kvt_space_close(space);
+}
+
 TEST_F(Sequences, AForkedChildIsTold) {
   const TestShape shape;
   kvt_space* space = open_space(shape);

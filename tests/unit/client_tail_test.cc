@@ -156,5 +156,44 @@ TEST(Tail, TruncateKeepsThePlaces) {
   EXPECT_EQ(tail.length(), 1000u);
 }
 
+// Nothing that was sealed is kept in memory while a client decodes; while it streams, both halves
+// are used again and again.
+TEST(Tail, ASealedHalfIsGivenBackWhenPiecesAreSmall) {
+  Fixture fixture;
+  Memfd made = *make_memfd("tail", fixture.layout.size_bytes(), MemfdAccess::kSharedWrite, false);
+  Tail tail(&fixture.geometry, &fixture.layout, std::move(made.mapping), 0, 0);
+  const auto resident = [&made] { return memfd_resident_bytes(made.fd.get()); };
+  const auto append = [&tail](std::uint32_t count) {
+    begin(&tail, count);
+    const Rows rows(static_cast<std::uint32_t>(tail.length()), count);
+    tail.write(0, 0, count, rows.rows, rows.rows);
+    tail.finish_piece();
+  };
+  const std::uint64_t half = fixture.layout.half_bytes;
+  for (int i = 0; i < 3; ++i) append(1000);
+  tail.free_half(0);
+  append(64);  // it may go on like this
+  EXPECT_GT(resident(), half);
+  append(1);
+  EXPECT_LT(resident(), half);
+  EXPECT_GT(resident(), 0u);
+  expect_tokens(tail, 3065);
+  const std::uint64_t before = resident();
+  append(1);
+  EXPECT_EQ(resident(), before);
+  // A small piece that needs both halves finds them.
+  append(1000);
+  append(4096 - 4066 - 2);
+  EXPECT_EQ(tail.half(tail.active()).tokens, 2046u);
+  append(5);
+  expect_tokens(tail, 4099);
+  tail.free_half(1);
+  append(1);
+  EXPECT_LT(resident(), half);
+  expect_tokens(tail, 4100);
+  tail.restart(10);
+  EXPECT_EQ(resident(), 0u);
+}
+
 }  // namespace
 }  // namespace kvtier

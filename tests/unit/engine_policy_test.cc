@@ -371,5 +371,31 @@ TEST_F(EnginePolicyTest, ACutNeedsNoRoom) {
   EXPECT_EQ(client->check_tail(*chat, geometry, ids, 0, 33), "");
 }
 
+// What clients write has a bound of its own, over all of them.
+TEST_F(EnginePolicyTest, TailsHaveALimit) {
+  auto first = client->create(space, {}, "first");
+  ASSERT_NE(first, nullptr);
+  const std::uint64_t one = stats()["host"]["tail_bytes_reserved"].get<std::uint64_t>();
+  EXPECT_EQ(stats()["host"]["tails"], 1);
+  EXPECT_GT(one, 0u);
+  state().options.tail_bytes_max = 2 * one;
+  seal(*first, make_ids(60), 60);
+  auto second = client->create(space, {}, "second");
+  ASSERT_NE(second, nullptr);
+  Reply reply;
+  EXPECT_EQ(client->create(space, {}, "third", false, &reply), nullptr);
+  EXPECT_EQ(reply.status.code, Code::kFull);
+  EXPECT_NE(std::string(reply.status.message()).find("host.tail_bytes_max"), std::string::npos)
+      << reply.status.message();
+  EXPECT_EQ(find_sequence_by_name(state(), "third"), nullptr) << "it was not opened";
+  ASSERT_NE(client->attach(space, "first", false), nullptr) << "reading needs no tail";
+  ASSERT_TRUE(close(*second));
+  EXPECT_EQ(stats()["host"]["tails"], 1);
+  EXPECT_NE(client->create(space, {}, "third"), nullptr);
+  EXPECT_EQ(client->attach(space, "second", true, &reply), nullptr);
+  EXPECT_EQ(reply.status.code, Code::kFull);
+  EXPECT_EQ(stats()["limits"]["tail_bytes_max"], 2 * one);
+}
+
 }  // namespace
 }  // namespace kvtier

@@ -41,6 +41,11 @@ void print_where(const Json& stats) {
                      bytes_of(host, "abstracts_used_bytes") + " of " +
                      bytes_of(host, "abstracts_arena_bytes") + "; pages of " +
                      text_of(host, "pages"));
+  if (host.contains("tails") && number_of(host, "tails") != 0)
+    line("tails", count_of(host, "tails") +
+                      " of sequences open for writing: " + bytes_of(host, "tail_bytes") +
+                      " in memory, at most " + bytes_of(host, "tail_bytes_reserved") + " of " +
+                      bytes_of(stats["limits"], "tail_bytes_max"));
   line("disk", bytes_of(disk, "store_bytes") + " of " + bytes_of(disk, "limit_bytes") + " in " +
                    count_of(disk, "segments") + " segments of " + count_of(disk, "sequences") +
                    " sequences (" + bytes_of(disk, "dead_bytes") + " dead); " +
