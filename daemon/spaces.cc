@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/limits.h"
+#include "daemon/control_ops.h"
 #include "daemon/engine_state.h"
 
 namespace kvtier {
@@ -24,8 +25,28 @@ StoredSpace& add_space(EngineState& engine, SpaceRow row) {
   return *space;
 }
 
+namespace {
+
+// The state of other layers comes as snapshots. Files have a place for them, but no client can hand
+// one over, and no match looks where one is: a prefix would come back without that state.
+Result<void> check_layers(const Geometry& geometry) {
+  for (std::size_t i = 0; i < geometry.layers.size(); ++i) {
+    if (geometry.layers[i].kind == LayerKind::kFull) continue;
+    const bool window = geometry.layers[i].kind == LayerKind::kSlidingWindow;
+    return error(refusal(Code::kUnsupported,
+                         "only models whose layers all keep K and V of every token can be stored",
+                         ": layer " + std::to_string(i) +
+                             (window ? " attends to a sliding window" : " is recurrent") +
+                             ", and a stored prefix would come back without its state"));
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, bool private_only) {
   KVT_TRY_VOID(fingerprint.geometry.validate());
+  KVT_TRY_VOID(check_layers(fingerprint.geometry));
   SpaceRow row;
   row.digest = fingerprint_digest(fingerprint);
   row.id = SpaceId{row.digest.low != 0 ? row.digest.low : 1};

@@ -47,6 +47,7 @@ struct StoredSpace {
 // Adds a space from its row, or gives the one that is there.
 StoredSpace& add_space(EngineState& engine, SpaceRow row);
 // The row that a request describes: digest and id computed. No abstracts yet.
+// kUnsupported where a layer needs snapshots.
 [[nodiscard]] Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, bool private_only);
 // The lane of these abstracts, made where it is new (the caller stores the row then). kFull at
 // kSpaceAbstractsMax; kInvalid for none.

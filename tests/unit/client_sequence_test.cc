@@ -191,6 +191,33 @@ TEST_F(Sequences, SpacesNeverMeet) {
   kvt_space_close(two);
 }
 
+// A stored prefix would come back without the state of such a layer.
+TEST_F(Sequences, LayersThatNeedSnapshotsAreRefused) {
+  std::vector<kvt_layer> layers(2);
+  for (kvt_layer& layer : layers) {
+    layer.dtype = KVT_DTYPE_F32;
+    layer.kv_heads = layer.query_heads = 1;
+    layer.k_row_bytes = layer.v_row_bytes = 64;
+  }
+  kvt_space_options options;
+  kvt_space_options_init(&options);
+  options.model = "hybrid";
+  options.runtime = "test/1";
+  options.layers = layers.data();
+  options.layer_count = 2;
+  for (const bool window : {true, false}) {
+    layers[1].kind = window ? 1 : 2;
+    kvt_space* space = nullptr;
+    EXPECT_EQ(kvt_space_open(client_, &options, &space), KVT_ERROR_UNSUPPORTED);
+    EXPECT_EQ(space, nullptr);
+    EXPECT_NE(std::string(kvt_last_error())
+                  .find(window ? "layer 1 attends to a sliding window" : "layer 1 is recurrent"),
+              std::string::npos)
+        << kvt_last_error();
+  }
+  EXPECT_TRUE(request({{"op", "ls"}})["spaces"].empty());
+}
+
 TEST_F(Sequences, WrongArgumentsSayWhatToDo) {
   const TestShape shape;
   kvt_space* space = open_space(shape);

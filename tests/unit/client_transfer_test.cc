@@ -168,14 +168,16 @@ TEST_F(Transfer, AnImportThatFailsLeavesNoName) {
 }
 
 // One segment of ten tokens.
-void write_export(const std::string& path, const std::string& name) {
+void write_export(const std::string& path, const std::string& name,
+                  LayerKind last = LayerKind::kFull) {
   ExportDescription description;
   description.fingerprint.model = "imported";
   description.fingerprint.runtime = "test/1";
   LayerGeometry layer;
   layer.kv_heads = layer.query_heads = 1;
   layer.k_row_bytes = layer.v_row_bytes = 64;
-  description.fingerprint.geometry.layers = {layer};
+  description.fingerprint.geometry.layers = {layer, layer};
+  description.fingerprint.geometry.layers[1].kind = last;
   description.name = name;
   description.tokens = 10;
   description.segments = 1;
@@ -207,6 +209,14 @@ TEST_F(Transfer, ANameInsideAFileIsCheckedAsAnyOther) {
   EXPECT_EQ(request({{"op", "import"}, {"path", file}, {"name", "good"}})["name"], "good");
   write_export(file, "fine");
   EXPECT_EQ(request({{"op", "import"}, {"path", file}})["name"], "fine");
+}
+
+TEST_F(Transfer, AFileWhoseLayersNeedSnapshotsIsRefused) {
+  const std::string file = root_ + "/in.kvx";
+  write_export(file, "hybrid", LayerKind::kSnapshot);
+  ASSERT_FALSE(HasFatalFailure());
+  EXPECT_EQ(status_of({{"op", "import"}, {"path", file}}), KVT_ERROR_UNSUPPORTED);
+  EXPECT_TRUE(request({{"op", "ls"}})["spaces"].empty());
 }
 
 // The catalogue fails at each batch of a compaction in turn. The sequence is whole at once, after

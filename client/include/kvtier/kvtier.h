@@ -97,8 +97,8 @@ KVT_API void kvt_free(void* memory);
 /* ---- space ----------------------------------------------------------------------------------- */
 
 typedef struct kvt_layer {
-  uint8_t
-      kind; /* 0 full attention, 1 sliding window, 2 recurrent (the latter two: snapshots only) */
+  uint8_t kind; /* 0 full attention; 1 sliding window, 2 recurrent: KVT_ERROR_UNSUPPORTED, until
+                   snapshots of such layers can be stored */
   uint8_t rope; /* keys: 0 after RoPE, 1 before, 2 none */
   uint8_t v_transposed;
   uint8_t dtype; /* KVT_DTYPE_* */
