@@ -88,6 +88,10 @@ int kvt_view_looks_ahead(const kvt_view* view) {
   return view != nullptr && view->object->looks_ahead() ? 1 : 0;
 }
 
+const char* kvt_view_kernels(const kvt_view* view) {
+  return view != nullptr ? view->object->kernels().name : "";
+}
+
 kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
   return kvtier::guarded([&]() -> Result<void> {
     KVT_TRY_VOID(kvtier::check_pointers(view, out));

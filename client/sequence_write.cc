@@ -1,9 +1,9 @@
 // Sequence: appending, writing, sealing, committing.
 #include <algorithm>
 
+#include "client/kernel_choice.h"
 #include "client/last_error.h"
 #include "client/sequence.h"
-#include "kernels/registry.h"
 
 namespace kvtier {
 namespace {
@@ -14,14 +14,6 @@ constexpr std::uint64_t kDiskMs = 300'000;
 constexpr std::uint64_t kSubmitMs = 10'000;
 // A decode step says nothing about the speed of a prefill.
 constexpr std::uint32_t kTimedPieceTokensMin = 64;
-
-const KernelTable* kernels() {
-  static const KernelTable* table = [] {
-    auto chosen = select_kernels("auto");
-    return chosen ? *chosen : all_kernels().back();
-  }();
-  return table;
-}
 
 }  // namespace
 
@@ -64,8 +56,10 @@ Result<void> Sequence::make_room(std::uint32_t count) {
 
 Result<void> Sequence::check_finite(std::uint32_t layer, std::uint32_t first, std::uint32_t count,
                                     const StridedRows& rows, bool is_key) const {
+  static const Result<const KernelTable*> kernels = client_kernels();
   const LayerGeometry& shape = space_->geometry().layers[layer];
   if (shape.dtype == Dtype::kOpaque) return {};
+  if (!kernels) return error(kernels.error());
   const std::uint32_t row_bytes = is_key ? shape.k_row_bytes : shape.v_row_bytes;
   const std::uint64_t row_elements = row_bytes / dtype_bytes(shape.dtype);
   const bool contiguous = rows.token_stride == row_bytes;
@@ -78,7 +72,7 @@ Result<void> Sequence::check_finite(std::uint32_t layer, std::uint32_t first, st
       args.count = &elements;
       args.dtype = shape.dtype;
       args.out_index = &bad;
-      KVT_TRY_VOID(kernels()->all_finite(args, nullptr));
+      KVT_TRY_VOID((*kernels)->all_finite(args, nullptr));
       if (bad == elements) continue;
       return error_with(
           Code::kNotFinite,

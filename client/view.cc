@@ -5,10 +5,10 @@
 #include <limits>
 
 #include "base/check.h"
+#include "client/kernel_choice.h"
 #include "client/last_error.h"
 #include "client/preset_files.h"
 #include "client/profiles.h"
-#include "kernels/registry.h"
 
 namespace kvtier {
 namespace {
@@ -35,7 +35,7 @@ Result<void> take_profile(const std::string& model, ViewOptions* options) {
 Result<std::shared_ptr<View>> View::open(std::shared_ptr<Sequence> sequence, ViewOptions options) {
   KVT_TRY_VOID(take_profile(sequence->space().options().fingerprint.model, &options));
   KVT_TRY(Preset preset, load_preset(options.preset));
-  KVT_TRY(const KernelTable* kernels, select_kernels("auto"));
+  KVT_TRY(const KernelTable* kernels, client_kernels());
   if (options.budget != 0 && preset.budget != BudgetKind::kKept && options.budget < options.sinks)
     return error_with(Code::kInvalid,
                       "a budget of %llu rows is below the %u sinks: raise it, or use preset window",

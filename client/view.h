@@ -128,6 +128,7 @@ class View {
     return wants_abstracts() && preset_.fetch == FetchKind::kAhead;
   }
   [[nodiscard]] ViewStats stats() const;
+  [[nodiscard]] const KernelTable& kernels() const noexcept { return *kernels_; }
   [[nodiscard]] Sequence& sequence() const noexcept { return *sequence_; }
 
  private:

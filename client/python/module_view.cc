@@ -49,6 +49,15 @@ void view_look_ahead(View& self, std::uint32_t layer, const ConstFloatArray& q,
   self.run([&](kvt_view* view) { return kvt_view_look_ahead(view, layer, q.data(), factor); });
 }
 
+const char* view_kernels(View& self) {
+  const char* name = "";
+  self.run([&](kvt_view* view) {
+    name = kvt_view_kernels(view);
+    return KVT_OK;
+  });
+  return name;
+}
+
 bool view_looks_ahead(View& self) {
   bool looks = false;
   self.run([&](kvt_view* view) {
@@ -121,6 +130,7 @@ void bind_view(nb::module_& m) {
            "lse"_a = nb::none())
       .def("look_ahead", &view_look_ahead, "layer"_a, "q"_a, "scale"_a = nb::none())
       .def_prop_ro("looks_ahead", &view_looks_ahead)
+      .def_prop_ro("kernels", &view_kernels)
       .def("stats", &view_stats);
   closable(view);
 }

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <limits>
 #include <thread>
 
 #include "base/fault.h"
+#include "kernels/registry.h"
 #include "tests/unit/client_fixture.h"
 
 namespace kvtier::testing {
@@ -426,6 +428,40 @@ TEST_F(Sequences, TheMemoryOfASealedHalfGoesBackWhileDecoding) {
   model.expect_equal(sequence);
   KVT_EXPECT_OK(kvt_sequence_close(sequence));
   EXPECT_EQ(request({{"op", "stats"}})["host"]["tails"], 0);
+  kvt_space_close(space);
+}
+
+TEST_F(Sequences, TheEnvironmentChoosesTheKernels) {
+  const TestShape shape;
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "chat");
+  Model model(shape);
+  model.append_many(sequence, 1, 100);
+  kvt_view_options options;
+  kvt_view_options_init(&options);
+  options.preset = "full";
+  for (const KernelTable* table : all_kernels()) {
+    ASSERT_EQ(::setenv("KVTIER_KERNELS", table->name, 1), 0);
+    kvt_view* view = nullptr;
+    KVT_ASSERT_OK(kvt_view_open(sequence, &options, &view));
+    EXPECT_STREQ(kvt_view_kernels(view), table->name);
+    const std::vector<float> q(std::size_t{shape.query_heads} * shape.dim, 0.1f);
+    std::vector<float> out(q.size());
+    KVT_EXPECT_OK(kvt_view_attend(view, 0, 1, q.data(), 0.3f, out.data(), nullptr));
+    EXPECT_STREQ(kernel_trace().table, table->name);
+    kvt_view_close(view);
+  }
+  ASSERT_EQ(::setenv("KVTIER_KERNELS", "quantum", 1), 0);
+  kvt_view* view = nullptr;
+  EXPECT_EQ(kvt_view_open(sequence, &options, &view), KVT_ERROR_NOT_FOUND);
+  EXPECT_NE(std::string(kvt_last_error()).find("KVTIER_KERNELS is \"quantum\""), std::string::npos)
+      << kvt_last_error();
+  EXPECT_NE(std::string(kvt_last_error()).find("scalar"), std::string::npos) << kvt_last_error();
+  ::unsetenv("KVTIER_KERNELS");
+  KVT_EXPECT_OK(kvt_view_open(sequence, &options, &view));
+  EXPECT_STREQ(kvt_view_kernels(view), all_kernels().front()->name);
+  kvt_view_close(view);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
   kvt_space_close(space);
 }
 

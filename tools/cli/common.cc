@@ -127,7 +127,7 @@ bool offline_settings(std::string* program, Json* settings, std::string* problem
 
 std::vector<std::pair<std::string, std::string>> misspelt_variables(const Json& settings) {
   std::vector<std::string> known = {"KVTIER_SOCKET", "KVTIER_CONFIG", "KVTIER_DAEMON", "KVTIER_LOG",
-                                    "KVTIER_FAULTS"};
+                                    "KVTIER_FAULTS", "KVTIER_KERNELS"};
   if (settings.is_object() && settings.contains("keys"))
     for (const Json& key : settings["keys"]) {
       std::string name = "KVTIER_" + text_of(key, "key");

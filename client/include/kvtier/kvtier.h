@@ -325,6 +325,10 @@ KVT_API kvt_status kvt_view_attend(kvt_view* view, uint32_t layer, uint32_t quer
  * else nothing is done. Never waits. */
 KVT_API kvt_status kvt_view_look_ahead(kvt_view* view, uint32_t layer, const float* q, float scale);
 KVT_API int kvt_view_looks_ahead(const kvt_view* view);
+/* The kernels that this view runs, "simd" or "scalar": the best ones of the machine, unless the
+ * environment variable KVTIER_KERNELS names others (kvt_view_open refuses what it cannot run).
+ * Static. */
+KVT_API const char* kvt_view_kernels(const kvt_view* view);
 KVT_API kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out);
 
 /* ---- opaque keys: for store plug-ins

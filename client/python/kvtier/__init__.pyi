@@ -245,4 +245,7 @@ class View(_Closable):
     @property
     def looks_ahead(self) -> bool:
         """Whether the preset makes use of look_ahead()."""
+    @property
+    def kernels(self) -> str:
+        """The kernels that the view runs; the environment variable KVTIER_KERNELS chooses."""
     def stats(self) -> ViewStats: ...
