@@ -1,5 +1,6 @@
-// Codecs of chunks: `raw` as they are, `zstd` over split byte planes (for export and cold
-// segments). The door to zstd is codec.cc. Any thread; no state.
+// Codecs of chunks: `raw` as they are, `zstd` over split byte planes (for exports; readers of
+// segments take it, no segment is written with it: ARCHITECTURE.md, Decisions). The door to zstd is
+// codec.cc. Any thread; no state.
 #pragma once
 
 #include <cstdint>
