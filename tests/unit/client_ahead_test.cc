@@ -103,6 +103,7 @@ TEST_F(Ahead, WhatHappensMeanwhileChangesNothing) {
   guess(5);
   KVT_ASSERT_OK(kvt_sequence_truncate(sequence_, 3000));
   model_.append_many(sequence_, 200000, 2200);
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence_));  // sealed, for both views
   EXPECT_LT(distance(step(plain, 5), step(ahead, 5)), kClose);
   EXPECT_LT(distance(step(plain, 6), step(ahead, 6, 6)), kClose);
   guess(7);
