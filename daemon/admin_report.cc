@@ -235,6 +235,8 @@ Json disk_json(const EngineState& engine) {
               {"dead_bytes", dead_bytes(engine)},
               {"kept_files", engine.kept_files.all.size()},
               {"kept_bytes", engine.kept_files.total_bytes},
+              {"kept_newer", engine.kept_files.newer},
+              {"kept_lost", engine.kept_files.lost},
               {"catalogue_bytes", engine.world.catalogue->disk_bytes()},
               {"limit_bytes", engine.options.disk_bytes_max},
               {"free_bytes", free_bytes ? *free_bytes : 0},

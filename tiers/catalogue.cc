@@ -351,6 +351,16 @@ Result<std::unique_ptr<Catalogue>> Catalogue::open(const CatalogueOptions& optio
   });
 }
 
+Result<void> Catalogue::salvage(const std::string& path) {
+  return guarded([&]() -> Result<void> {
+    const rocksdb::Status status =
+        rocksdb::RepairDB(path, rocksdb_options(rocksdb::Env::Default(), false));
+    if (status.ok()) return {};
+    KVT_LOG(kInfo, "catalogue: salvage: %s", status.ToString().c_str());
+    return error(to_open_status(status));
+  });
+}
+
 Result<void> Catalogue::load(const CatalogueVisitor& visitor) {
   return guarded([&]() -> Result<void> {
     if (state_->db == nullptr) return error(state_->stopped);

@@ -137,6 +137,10 @@ class Catalogue {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Catalogue>> open(const CatalogueOptions& options);
   ~Catalogue();
+  // Makes a copy of a damaged catalogue one that opens, with the rows that its tables and logs
+  // still give, whatever else is missing of it; RocksDB's own repair. Offline, on the real file
+  // system.
+  [[nodiscard]] static Result<void> salvage(const std::string& path);
 
   // Visits every row. Fails only where RocksDB itself does.
   [[nodiscard]] Result<void> load(const CatalogueVisitor& visitor);

@@ -5,10 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <random>
 #include <set>
+#include <utility>
 
 #include "base/log.h"
 #include "base/unique_fd.h"
@@ -38,8 +40,11 @@ class Rebuild {
  public:
   Rebuild(Io& io, std::string store) : io_(io), store_(std::move(store)) {}
 
-  // What the old catalogue still gives; true where it is sound and in step with the files.
+  // What the old catalogue still gives; true where it is sound and in step with the files. What it
+  // does not give as it lies, a repaired copy may.
   bool read_old();
+  bool read_rows(const std::string& path);
+  void read_salvaged(const std::string& copy);
   [[nodiscard]] bool in_step() const;
   Result<void> move_old_aside();
   Result<void> read_files();
@@ -72,9 +77,9 @@ class Rebuild {
   std::uint64_t last_segment_ = 0, last_sequence_ = 0, last_log_ = 0;
 };
 
-bool Rebuild::read_old() {
+bool Rebuild::read_rows(const std::string& path) {
   CatalogueOptions options;
-  options.path = store_ + "/catalogue";
+  options.path = path;
   options.read_only = true;
   Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(options);
   if (!catalogue) return false;
@@ -89,8 +94,37 @@ bool Rebuild::read_old() {
   };
   visitor.damaged = [&](const std::string&, Status) { damaged = true; };
   const bool whole = (*catalogue)->load(visitor).has_value();
-  report_.rows_kept = spaces_.size() + sequences_.size() + objects_.size();
   return whole && !damaged && numbers_["chain_key"] != 0 && in_step();
+}
+
+// Later rows, where RocksDB stopped at damage in its log, or the first that can be read at all.
+void Rebuild::read_salvaged(const std::string& copy) {
+  auto spaces = std::exchange(spaces_, {});
+  auto segments = std::exchange(old_segments_, {});
+  auto sequences = std::exchange(sequences_, {});
+  auto objects = std::exchange(objects_, {});
+  auto numbers = std::exchange(numbers_, {});
+  static_cast<void>(read_rows(copy));
+  if (number("next_segment") >= numbers["next_segment"] && spaces_.size() >= spaces.size()) return;
+  spaces_ = std::move(spaces);
+  old_segments_ = std::move(segments);
+  sequences_ = std::move(sequences);
+  objects_ = std::move(objects);
+  numbers_ = std::move(numbers);
+}
+
+bool Rebuild::read_old() {
+  const std::string path = store_ + "/catalogue", copy = store_ + "/catalogue.read";
+  bool sound = read_rows(path);
+  std::error_code failed;
+  if (!sound && std::filesystem::is_directory(path, failed)) {
+    std::filesystem::remove_all(copy, failed);
+    std::filesystem::copy(path, copy, std::filesystem::copy_options::recursive, failed);
+    if (!failed && Catalogue::salvage(copy)) read_salvaged(copy);
+    std::filesystem::remove_all(copy, failed);
+  }
+  report_.rows_kept = spaces_.size() + sequences_.size() + objects_.size();
+  return sound;
 }
 
 std::uint64_t Rebuild::number(const std::string& name) const {

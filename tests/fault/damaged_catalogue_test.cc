@@ -199,6 +199,36 @@ TEST_F(DamagedCatalogue, GoneAsAWhole) {
   EXPECT_EQ(got, stored);
 }
 
+// Nothing but the list of its files is damaged: all names are still in tables and logs.
+TEST_F(DamagedCatalogue, NamesOutliveTheManifest) {
+  for (const bool table : {false, true}) {
+    FaultStore store;
+    if (table) flush(store);
+    ASSERT_TRUE(store.start());
+    const Json before = store.request("ls")["sequences"];
+    store.close_client();
+    ASSERT_TRUE(store.stop());
+    for (const auto& file : std::filesystem::directory_iterator(store.path() + "/catalogue"))
+      if (file.path().filename().string().starts_with("MANIFEST"))
+        std::filesystem::resize_file(file, 10);
+    ASSERT_FALSE(store.start());
+    int exit_code = -1;
+    const Json repaired = store.command("repair --json --store " + store.path(), &exit_code);
+    EXPECT_EQ(repaired.value("sequences", 0u), before.size()) << repaired.dump(1);
+    EXPECT_FALSE(std::filesystem::exists(store.path() + "/catalogue.read"));
+    ASSERT_TRUE(store.start()) << store.log();
+    const Json after = store.request("ls")["sequences"];
+    ASSERT_EQ(after.size(), before.size());
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      EXPECT_EQ(after[i]["name"], before[i]["name"]);
+      EXPECT_EQ(after[i]["tokens"], before[i]["tokens"]);
+    }
+    expect_all(store, true);
+    store.close_client();
+    ASSERT_TRUE(store.stop());
+  }
+}
+
 // A catalogue that is sound and knows nothing of these files.
 TEST_F(DamagedCatalogue, OfAnotherStore) {
   FaultStore store, empty;

@@ -330,6 +330,12 @@ void check_counters(const Json& stats, std::vector<Finding>* findings) {
                          std::to_string(number_of(stats["misses"], "newer")) +
                              " misses: stored by a newer kvtier, which this one cannot read",
                          "install that kvtier again; what it stored stays as it is"});
+  if (number_of(disk, "kept_lost") != 0)
+    findings->push_back({Grade::kBad, "catalogue",
+                         std::to_string(number_of(disk, "kept_lost")) +
+                             " files are newer than all that it knows: it has lost its last rows",
+                         "kvtier stop; kvtier repair --store " + text_of(disk, "store") +
+                             " (before kvtier gc, which removes them)"});
   check_damage(stats, findings);
 }
 

@@ -54,8 +54,11 @@ void print_where(const Json& stats) {
     line("values", count_of(stats["objects"], "count") + " under opaque keys, " +
                        bytes_of(stats["objects"], "disk_bytes") + " on disk");
   if (number_of(disk, "kept_files") != 0)
-    line("kept", count_of(disk, "kept_files") + " files that the catalogue does not name, " +
-                     bytes_of(disk, "kept_bytes") + " (kvtier gc removes them)");
+    line("kept",
+         count_of(disk, "kept_files") + " files that the catalogue does not name, " +
+             bytes_of(disk, "kept_bytes") +
+             (number_of(disk, "kept_lost") != 0 ? " (rows were lost: kvtier doctor has the mend)"
+                                                : " (kvtier gc removes them)"));
   line("evicted", count_of(host, "evictions") + " chunks from memory; " +
                       count_of(disk, "evicted_segments") + " segments and " +
                       count_of(disk, "evicted_sequences") + " nameless sequences from disk");

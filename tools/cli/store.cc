@@ -139,7 +139,9 @@ int repair_offline(const Invocation& invocation) {
   if (report->segments_left_out != 0 || report->logs_left_out != 0)
     std::printf("left out as damaged or without an owner: %llu segments, %llu logs\n",
                 number(report->segments_left_out), number(report->logs_left_out));
-  std::printf("what no sequence shows any more is found again by its tokens; now: kvtier start\n");
+  std::printf(
+      "what no sequence shows any more is found again by its tokens, until kvtier gc removes it; "
+      "now: kvtier start\n");
   return 0;
 }
 
