@@ -353,8 +353,9 @@ Result<std::unique_ptr<Catalogue>> Catalogue::open(const CatalogueOptions& optio
 
 Result<void> Catalogue::salvage(const std::string& path) {
   return guarded([&]() -> Result<void> {
-    const rocksdb::Status status =
-        rocksdb::RepairDB(path, rocksdb_options(rocksdb::Env::Default(), false));
+    rocksdb::Options options = rocksdb_options(rocksdb::Env::Default(), false);
+    options.info_log.reset();  // into the copy's own file: that data may be lost is no news
+    const rocksdb::Status status = rocksdb::RepairDB(path, options);
     if (status.ok()) return {};
     KVT_LOG(kInfo, "catalogue: salvage: %s", status.ToString().c_str());
     return error(to_open_status(status));
