@@ -5,18 +5,19 @@
 namespace kvtier::python {
 namespace {
 
-Layer make_layer(std::uint16_t kv_heads, std::uint16_t query_heads, std::uint32_t dim,
-                 const std::string& dtype, std::optional<std::uint32_t> v_dim,
+constexpr std::int64_t kDimMax = 1 << 16;
+
+Layer make_layer(std::int64_t kv_heads, std::int64_t query_heads, std::int64_t dim,
+                 const std::string& dtype, std::optional<std::int64_t> v_dim,
                  const std::string& kind, const std::string& rope) {
   Layer layer;
-  layer.k_dim = dim;
-  layer.v_dim = v_dim.value_or(dim);
+  layer.k_dim = in_range<std::uint32_t>(dim, "dim", 1, kDimMax);
+  layer.v_dim = in_range<std::uint32_t>(v_dim.value_or(dim), "v_dim", 1, kDimMax);
   layer.raw.dtype = static_cast<std::uint8_t>(pick(dtype, kDtypes, "dtype"));
-  if (layer.k_dim > 1U << 16 || layer.v_dim > 1U << 16) invalid("dim above 65536");
   layer.raw.kind = static_cast<std::uint8_t>(pick(kind, {"full", "sliding", "recurrent"}, "kind"));
   layer.raw.rope = static_cast<std::uint8_t>(pick(rope, {"after", "before", "none"}, "rope"));
-  layer.raw.kv_heads = kv_heads;
-  layer.raw.query_heads = query_heads;
+  layer.raw.kv_heads = in_range<std::uint16_t>(kv_heads, "kv_heads", 1);
+  layer.raw.query_heads = in_range<std::uint16_t>(query_heads, "query_heads", 1);
   layer.raw.k_row_bytes = layer.k_dim * kDtypeBytes[layer.raw.dtype];
   layer.raw.v_row_bytes = layer.v_dim * kDtypeBytes[layer.raw.dtype];
   return layer;
@@ -60,8 +61,8 @@ NB_MODULE(_kvtier, m) {
   nb::class_<Layer>(m, "Layer")
       .def(
           "__init__",
-          [](Layer* self, std::uint16_t kv_heads, std::uint16_t query_heads, std::uint32_t dim,
-             const std::string& dtype, std::optional<std::uint32_t> v_dim, const std::string& kind,
+          [](Layer* self, std::int64_t kv_heads, std::int64_t query_heads, std::int64_t dim,
+             const std::string& dtype, std::optional<std::int64_t> v_dim, const std::string& kind,
              const std::string& rope) {
             new (self) Layer(make_layer(kv_heads, query_heads, dim, dtype, v_dim, kind, rope));
           },

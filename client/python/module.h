@@ -23,6 +23,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -45,6 +46,15 @@ void make_error_classes(nb::module_& m);
 // Raises the class of `status`, whose `code` it becomes.
 [[noreturn]] void raise(kvt_status status, const std::string& text);
 [[noreturn]] void invalid(const std::string& text);
+// `given` of a constructor, whose wrong numbers kvtier/arguments.py does not see.
+template <class T>
+T in_range(std::int64_t given, const char* what, std::int64_t least,
+           std::int64_t most = std::numeric_limits<T>::max()) {
+  if (given < least || given > most)
+    invalid(std::string(what) + " must be " + std::to_string(least) + " to " +
+            std::to_string(most) + ", not " + std::to_string(given));
+  return static_cast<T>(given);
+}
 // Raises what a C call returned, with the detail of this thread; nothing on KVT_OK.
 void check(kvt_status status);
 
@@ -68,7 +78,6 @@ int pick(const std::string& word, const std::vector<const char*>& words, const c
 using Array = nb::ndarray<nb::device::cpu>;
 using ConstArray = nb::ndarray<nb::ro, nb::device::cpu>;
 using FloatArray = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-using ConstFloatArray = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
 inline const std::vector<const char*> kDtypes = {"f32", "f16", "bf16", "opaque"};
 inline constexpr std::uint32_t kDtypeBytes[] = {4, 2, 2, 1};
@@ -80,7 +89,16 @@ struct Layer {
 };
 
 // Token ids from any integer sequence or array; None: none.
-std::vector<std::uint32_t> to_ids(const nb::handle& source);
+std::vector<std::uint32_t> to_ids(const nb::handle& source, const char* what = "token ids");
+// Queries as the C side takes them, one after the other: where they lie, or copied if they lie
+// otherwise. Other types than float32 are refused: a converted float64 would hide that the caller
+// computes in another precision than the rows have. `array` is borrowed.
+struct Floats {
+  [[nodiscard]] const float* data() const { return copy.empty() ? borrowed : copy.data(); }
+  const float* borrowed = nullptr;
+  std::vector<float> copy;
+};
+Floats to_floats(const ConstArray& array, const char* what);
 // A [kv_heads, n, dim] array as strided rows.
 kvt_rows to_rows(const ConstArray& array, const Layer& layer, std::uint32_t dim, const char* what);
 

@@ -1,6 +1,7 @@
 // Arrays both ways: numpy, torch on the CPU, and whatever else speaks DLPack or the buffer
 // protocol.
 #include <algorithm>
+#include <unordered_map>
 
 #include "client/python/module.h"
 
@@ -35,9 +36,44 @@ std::string shape_text(std::uint64_t heads, std::uint64_t count, std::uint64_t d
          "]";
 }
 
+std::string dtype_text(const nb::dlpack::dtype& dtype) {
+  using Kind = nb::dlpack::dtype_code;
+  static const std::unordered_map<int, const char*> names = {
+      {static_cast<int>(Kind::Int), "int"},
+      {static_cast<int>(Kind::UInt), "uint"},
+      {static_cast<int>(Kind::Float), "float"},
+      {static_cast<int>(Kind::Bfloat), "bfloat"},
+      {static_cast<int>(Kind::Bool), "bool"}};
+  const auto found = names.find(dtype.code);
+  return found == names.end() ? "another type" : found->second + std::to_string(dtype.bits);
+}
+
 }  // namespace
 
-std::vector<std::uint32_t> to_ids(const nb::handle& source) {
+Floats to_floats(const ConstArray& array, const char* what) {
+  if (array.dtype() != nb::dtype<float>())
+    invalid(std::string(what) + ": float32 is wanted, this is " + dtype_text(array.dtype()));
+  Floats floats;
+  floats.borrowed = static_cast<const float*>(array.data());
+  std::int64_t packed = 1;
+  bool as_it_lies = true;
+  for (std::size_t axis = array.ndim(); axis-- > 0;) {
+    as_it_lies = as_it_lies && (array.shape(axis) == 1 || array.stride(axis) == packed);
+    packed *= static_cast<std::int64_t>(array.shape(axis));
+  }
+  if (as_it_lies) return floats;
+  floats.copy.resize(array.size());
+  for (std::size_t i = 0; i < floats.copy.size(); ++i) {
+    std::int64_t at = 0;
+    std::size_t rest = i;
+    for (std::size_t axis = array.ndim(); axis-- > 0; rest /= array.shape(axis))
+      at += static_cast<std::int64_t>(rest % array.shape(axis)) * array.stride(axis);
+    floats.copy[i] = floats.borrowed[at];
+  }
+  return floats;
+}
+
+std::vector<std::uint32_t> to_ids(const nb::handle& source, const char* what) {
   if (source.is_none()) return {};
   Ids array;
   if (nb::try_cast(source, array)) return {array.data(), array.data() + array.size()};
@@ -45,7 +81,7 @@ std::vector<std::uint32_t> to_ids(const nb::handle& source) {
       nb::hasattr(source, "tolist") ? nb::object(source.attr("tolist")()) : nb::borrow(source);
   std::vector<std::uint32_t> ids;
   if (!nb::try_cast(list, ids))
-    invalid("token ids: a flat sequence of integers from 0 to 2^32 - 1");
+    invalid(std::string(what) + ": a flat sequence of integers from 0 to 2^32 - 1");
   return ids;
 }
 
@@ -72,7 +108,9 @@ Target make_target(const nb::object& given, const Layer& layer, std::uint64_t co
         nb::make_tuple(heads, count, dim), "dtype"_a = names[layer.raw.dtype]);
     return {array, nb::cast<Array>(array).data()};
   }
-  const auto array = nb::cast<Array>(given);
+  Array array;
+  if (!nb::try_cast(given, array, false))
+    invalid(std::string(what) + " must be an array that can be written to, on the CPU");
   std::uint64_t expected = heads * count * dim;
   if (array.ndim() != 3 || array.shape(0) != heads || array.shape(1) != count ||
       array.shape(2) != dim) {

@@ -9,14 +9,14 @@ namespace {
 std::shared_ptr<Client> open_client(const std::optional<std::string>& socket_path, bool autostart,
                                     const std::optional<std::string>& daemon_path,
                                     const std::optional<std::string>& name,
-                                    std::uint32_t timeout_ms) {
+                                    std::int64_t timeout_ms) {
   kvt_client_options options;
   kvt_client_options_init(&options);
   options.socket_path = or_null(socket_path);
   options.autostart = autostart ? 1 : 0;
   options.daemon_path = or_null(daemon_path);
   options.name = or_null(name);
-  options.timeout_ms = timeout_ms;
+  options.timeout_ms = in_range<std::uint32_t>(timeout_ms, "timeout_ms", 0);
   auto client = std::make_shared<Client>();
   client->open = false;
   blocking([&] { return kvt_client_open(&options, &client->handle); });

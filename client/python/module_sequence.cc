@@ -90,7 +90,7 @@ Texts to_texts(const nb::object& source) {
       const auto raw = nb::cast<nb::bytes>(text);
       given.assign(raw.c_str(), raw.size());
     } else {
-      given = nb::cast<std::string>(text);
+      if (!nb::try_cast(text, given)) invalid("texts: each a str or bytes");
     }
     texts.bytes.push_back(
         static_cast<std::uint16_t>(std::min<std::size_t>(given.size(), UINT16_MAX)));
@@ -104,8 +104,8 @@ void sequence_append(Sequence& self, const nb::object& ids, const nb::object& po
   const std::vector<std::uint32_t> id = to_ids(ids);
   const Texts text = texts.is_none() ? Texts{} : to_texts(texts);
   if (!texts.is_none() && text.bytes.size() != id.size()) invalid("texts: one per id, or none");
-  const std::vector<std::uint32_t> position = to_ids(positions), flag = to_ids(flags),
-                                   span = to_ids(spans);
+  const std::vector<std::uint32_t> position = to_ids(positions, "positions"),
+                                   flag = to_ids(flags, "flags"), span = to_ids(spans, "spans");
   for (const auto* list : {&position, &flag, &span}) {
     if (!list->empty() && list->size() != id.size())
       invalid("positions, flags and spans: one per id, or none");
@@ -154,12 +154,14 @@ nb::tuple sequence_read(Sequence& self, std::uint32_t layer, std::uint64_t first
   return nb::make_tuple(keys.object, values.object);
 }
 
-void sequence_observe_queries(Sequence& self, std::uint32_t layer, const ConstFloatArray& q) {
+void sequence_observe_queries(Sequence& self, std::uint32_t layer, const ConstArray& q) {
   const Layer& geometry = self.space->layer(layer);
   if (q.ndim() != 3 || q.shape(1) != geometry.raw.query_heads || q.shape(2) != geometry.k_dim)
-    invalid("q must be [queries, query_heads, dim], float32 and contiguous");
+    invalid("q must be [queries, query_heads, dim] = [.., " +
+            std::to_string(geometry.raw.query_heads) + ", " + std::to_string(geometry.k_dim) + "]");
+  const Floats floats = to_floats(q, "q");
   self.run([&](kvt_sequence* s) {
-    kvt_sequence_observe_queries(s, layer, static_cast<std::uint32_t>(q.shape(0)), q.data());
+    kvt_sequence_observe_queries(s, layer, static_cast<std::uint32_t>(q.shape(0)), floats.data());
     return KVT_OK;
   });
 }

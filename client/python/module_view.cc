@@ -6,7 +6,7 @@
 namespace kvtier::python {
 namespace {
 
-nb::tuple view_attend(View& self, std::uint32_t layer, const ConstFloatArray& q,
+nb::tuple view_attend(View& self, std::uint32_t layer, const ConstArray& q,
                       std::optional<float> scale, const nb::object& out, const nb::object& lse) {
   const Layer& geometry = self.sequence->space->layer(layer);
   const bool single = q.ndim() == 2;
@@ -17,6 +17,7 @@ nb::tuple view_attend(View& self, std::uint32_t layer, const ConstFloatArray& q,
     invalid("q must be [queries, query_heads, dim] or [query_heads, dim] = [" +
             std::to_string(heads) + ", " + std::to_string(geometry.k_dim) + "]");
   }
+  const Floats floats = to_floats(q, "q");
   const auto numpy_empty = [&](std::vector<std::size_t> shape) {
     if (!single) shape.insert(shape.begin(), queries);
     return nb::object(
@@ -33,20 +34,21 @@ nb::tuple view_attend(View& self, std::uint32_t layer, const ConstFloatArray& q,
   }
   const float factor = scale.value_or(1.0F / std::sqrt(static_cast<float>(geometry.k_dim)));
   self.run([&](kvt_view* view) {
-    return kvt_view_attend(view, layer, static_cast<std::uint32_t>(queries), q.data(), factor,
+    return kvt_view_attend(view, layer, static_cast<std::uint32_t>(queries), floats.data(), factor,
                            out_array.data(), lse_array.data());
   });
   return nb::make_tuple(out_object, lse_object);
 }
 
-void view_look_ahead(View& self, std::uint32_t layer, const ConstFloatArray& q,
+void view_look_ahead(View& self, std::uint32_t layer, const ConstArray& q,
                      std::optional<float> scale) {
   const Layer& geometry = self.sequence->space->layer(layer);
   if (q.ndim() != 2 || q.shape(0) != geometry.raw.query_heads || q.shape(1) != geometry.k_dim)
     invalid("q must be [query_heads, dim] = [" + std::to_string(geometry.raw.query_heads) + ", " +
             std::to_string(geometry.k_dim) + "]");
+  const Floats floats = to_floats(q, "q");
   const float factor = scale.value_or(1.0F / std::sqrt(static_cast<float>(geometry.k_dim)));
-  self.run([&](kvt_view* view) { return kvt_view_look_ahead(view, layer, q.data(), factor); });
+  self.run([&](kvt_view* view) { return kvt_view_look_ahead(view, layer, floats.data(), factor); });
 }
 
 const char* view_kernels(View& self) {

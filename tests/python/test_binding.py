@@ -295,6 +295,67 @@ def test_errors_say_what_to_do(client, space, tmp_path):
         client.request({"op": "no such operation"})
 
 
+def test_queries_are_float32(space):
+    """A float64 that was converted would be computed in another precision than it looks."""
+    q = np.random.default_rng(2).standard_normal((4, 16))
+    with space.create() as sequence:
+        fill(sequence, space, [1, 2, 3])
+        view = sequence.view()
+        others = (q, q.astype(np.float16), q > 0, torch.tensor(q, dtype=torch.bfloat16))
+        for other, name in zip(others, ("float64", "float16", "bool", "bfloat16")):
+            for call in (
+                lambda: view.attend(0, other),
+                lambda: view.look_ahead(0, other),
+                lambda: sequence.observe_queries(0, other[None]),
+            ):
+                with pytest.raises(kvtier.InvalidArgument, match=f"q: float32 .* this is {name}"):
+                    call()
+        q = q.astype(np.float32)
+        for lies in (np.asfortranarray(q), q[::-1].copy()[::-1], np.repeat(q, 2, axis=1)[:, ::2]):
+            np.testing.assert_array_equal(view.attend(0, lies)[0], view.attend(0, q)[0])
+
+
+def test_a_refused_call_names_the_argument(client, space):
+    k = np.zeros((2, 1, 16), np.float32)
+    with space.create() as sequence:
+        view = sequence.view()
+        calls = [
+            (lambda: sequence.view(budget=-1), r"view\(\): budget must be 0 or more, not -1"),
+            (lambda: sequence.truncate(-3), "tokens must be 0 or more"),
+            (lambda: sequence.write(-1, 0, k, k), "layer must be 0 or more"),
+            (lambda: sequence.write(0, 1 << 40, k, k), "too large: first 1099511627776"),
+            (lambda: client.objects_poll(timeout_ms=-1), "timeout_ms must be 0 or more"),
+            (lambda: kvtier.Client(timeout_ms=-1), "timeout_ms must be 0 to"),
+            (lambda: kvtier.Layer(kv_heads=-1, query_heads=1, dim=8), "kv_heads must be 1 to"),
+            (lambda: kvtier.Layer(kv_heads=1, query_heads=1, dim=8, v_dim=0), "v_dim must be 1 to"),
+            (lambda: sequence.append([1], flags=[-1]), "flags: a flat sequence of integers"),
+            (lambda: sequence.append([1], texts=[5]), "texts: each a str or bytes"),
+            (lambda: sequence.read(0, 0, 1, k="text"), "k must be an array"),
+        ]
+        for call, words in calls:
+            with pytest.raises(kvtier.InvalidArgument, match=words) as refused:
+                call()
+            assert refused.value.code == 20
+        calls = [
+            (lambda: sequence.view(budget="64"), "budget must be an integer, not str '64'"),
+            (lambda: sequence.read(0, 0, 1.5), "count must be an integer, not float 1.5"),
+            (lambda: sequence.view(bugdet=5), "unexpected keyword argument 'bugdet'"),
+            (lambda: view.attend(0, [1.0]), "q must be a numpy array, .* not list"),
+            (lambda: view.attend(0, k[0], "x"), "scale must be a number or None, not str 'x'"),
+            (lambda: view.attend(0, torch.ones(4, 16, device="meta")), "q must be a numpy array"),
+            (lambda: space.open(5), "name must be a str or None, not int 5"),
+            (lambda: client.request([]), r"request\(\): request must be a dict, not list"),
+            (lambda: client.open_space(model="m", runtime="r", layers=[1]), "a list of kvtier.Lay"),
+            (lambda: client.objects_submit("set", ["k"], [b""]), "keys must be a list of bytes"),
+            (lambda: kvtier.strerror("x"), "status must be an integer"),
+        ]
+        for call, words in calls:
+            with pytest.raises(TypeError, match=words):
+                call()
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            client.request({"op": object()})  # what is no refusal stays as it is
+
+
 def test_closed_handles_are_stale(client):
     space = open_space(client)
     sequence = space.create()

@@ -53,6 +53,10 @@ from ._kvtier import (  # noqa: E402
     strerror,
     version,
 )
+from . import arguments as _arguments  # noqa: E402
+
+_arguments.explain(Client, Space, Sequence, View)
+presets, strerror = map(_arguments.explained, (presets, strerror))
 
 __version__ = version()
 __all__ = [

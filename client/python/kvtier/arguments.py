@@ -1,0 +1,149 @@
+"""What is said of an argument that the module cannot take.
+
+nanobind's own message lists whole signatures and leaves it to the reader which argument was wrong.
+So a call that it refused is looked at once more, argument by argument, against the signature that
+nanobind keeps: wrong types are a TypeError, numbers out of range an InvalidArgument. A call that is
+right costs one more Python call.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import operator
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ._kvtier import InvalidArgument, Layer
+
+REFUSED = "incompatible function arguments"  # nanobind's words
+INVALID = 20  # KVT_ERROR_INVALID
+NARROWEST = 1 << 16  # what fits is never refused for its size
+
+
+def _every(kind: Any) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, Sequence)
+        and not isinstance(value, (str, bytes))
+        and all(isinstance(item, kind) for item in value)
+    )
+
+
+def _array(value: Any) -> bool:
+    return hasattr(value, "__dlpack__") or isinstance(value, (bytes, bytearray, memoryview))
+
+
+_LIST = "collections.abc.Sequence"
+EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (lambda value: hasattr(value, "__index__"), "an integer"),
+    "float": (lambda value: hasattr(value, "__float__"), "a number"),
+    "str": (lambda value: isinstance(value, str), "a str"),
+    "bool": (lambda value: isinstance(value, bool), "True or False"),
+    "dict": (lambda value: isinstance(value, dict), "a dict"),
+    "ndarray": (_array, "a numpy array, a torch tensor on the CPU, or another DLPack array"),
+    f"{_LIST}[object]": (_every(object), "a list"),
+    f"{_LIST}[bytes]": (_every(bytes), "a list of bytes"),
+    f"{_LIST}[float]": (_every((int, float)), "a list of numbers"),
+    f"{_LIST}[kvtier._kvtier.Layer]": (_every(Layer), "a list of kvtier.Layer"),
+}
+
+
+def signature_of(function: Any) -> inspect.Signature:
+    """Of a nanobind function, its annotations as text."""
+    text, _, defaults = function.__nb_signature__[0]
+    text = re.sub(r"ndarray\[[^]]*\]", "ndarray", text.partition(" -> ")[0])
+    parsed = ast.parse(re.sub(r"\\(\d+)", r"\1", text) + ": ...").body[0].args
+    kinds = inspect.Parameter
+    first_default = len(parsed.args) - len(parsed.defaults)
+    plain = [None] * first_default + list(parsed.defaults)
+    rows = [(arg, d, kinds.POSITIONAL_OR_KEYWORD) for arg, d in zip(parsed.args, plain)]
+    rows += [(arg, d, kinds.KEYWORD_ONLY) for arg, d in zip(parsed.kwonlyargs, parsed.kw_defaults)]
+    return inspect.Signature(
+        [
+            kinds(
+                arg.arg,
+                kind,
+                default=kinds.empty if default is None else defaults[default.value],
+                annotation=ast.unparse(arg.annotation) if arg.annotation else kinds.empty,
+            )
+            for arg, default, kind in rows
+        ]
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text}" if len(text) <= 40 else type(value).__name__
+
+
+def _of_an_array(value: Any) -> str:
+    """Why an array could not be taken, in the words of its library."""
+    try:
+        value.__dlpack__()
+    except Exception as error:
+        return f": {error}"
+    device = str(getattr(value, "device", "cpu"))
+    return "" if device.startswith("cpu") else f", not on {device}"
+
+
+def problem(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> Exception | None:
+    """What is wrong with a call that was refused; None: nothing that is known here."""
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        return TypeError(f"{name}(): {error}")
+    large = []
+    for argument, value in given.items():
+        kind = str(signature.parameters[argument].annotation)
+        optional = kind.endswith(" | None")
+        fits, wanted = EXPECTED.get(kind.removesuffix(" | None"), (None, ""))
+        if fits is None or (optional and value is None):
+            continue
+        wanted += " or None" if optional else ""
+        if not fits(value):
+            return TypeError(f"{name}(): {argument} must be {wanted}, not {_shown(value)}")
+        if kind.startswith("int") and (number := operator.index(value)) < 0:
+            return _invalid(f"{name}(): {argument} must be 0 or more, not {number}")
+        if kind.startswith("int") and number >= NARROWEST:
+            large.append(f"{argument} {number}")
+        if kind == "ndarray" and (reason := _of_an_array(value)):
+            return TypeError(f"{name}(): {argument} must be {wanted}{reason}")
+    return _invalid(f"{name}(): too large: {' or '.join(large)}") if large else None
+
+
+def _invalid(text: str) -> InvalidArgument:
+    error = InvalidArgument(text)
+    error.code = INVALID
+    return error
+
+
+def explained(function: Any) -> Any:
+    """The function, with errors that name the argument."""
+    name = function.__name__
+    signature = signature_of(function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            refused = problem(name, signature, args, kwargs) if REFUSED in str(error) else None
+            if refused is None:
+                raise
+        raise refused
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__, call.__module__ = function.__doc__, function.__module__
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
+
+
+def explain(*classes: type) -> None:
+    """Of these classes of the module, every method that takes arguments. Not their constructors:
+    nanobind calls those past what is set here."""
+    for kind in classes:
+        for name, member in list(vars(kind).items()):
+            if name.startswith("__") or not hasattr(member, "__nb_signature__"):
+                continue
+            if "," in member.__nb_signature__[0][0]:  # more than self
+                setattr(kind, name, explained(member))
