@@ -29,6 +29,26 @@ void warn_of_variables() {
                  name.c_str(), meant.c_str());
 }
 
+// One line where the daemon's start found that the catalogue has lost its last rows; else "".
+std::string lost_rows(const Json& stats) {
+  const Json disk = stats.value("disk", Json::object());
+  const std::uint64_t files = number_of(disk, "kept_lost");
+  if (files == 0) return "";
+  return "rows of the catalogue were lost: " + std::to_string(files) +
+         " files are newer than all that it knows; `kvtier doctor` has the details, `kvtier stop; "
+         "kvtier repair --store " +
+         text_of(disk, "store") + "` finds what they hold (before kvtier gc, which removes them)";
+}
+
+void warn_of_lost_rows(kvt_client* client) {
+  char* text = nullptr;
+  if (kvt_client_request(client, "{\"op\":\"stats\"}", &text) != KVT_OK) return;
+  const Result<Json> stats = parse_json(text);
+  kvt_free(text);
+  const std::string line = stats && stats->is_object() ? lost_rows(*stats) : "";
+  if (!line.empty()) std::fprintf(stderr, "kvtier: %s\n", line.c_str());
+}
+
 int run_start(const Invocation& invocation) {
   warn_of_variables();
   const bool running = daemon_listens(invocation);
@@ -42,6 +62,7 @@ int run_start(const Invocation& invocation) {
   if (status != KVT_OK)
     return print_error(invocation, {static_cast<Code>(status)},
                        std::string("cannot start kvtierd: ") + kvt_last_error());
+  warn_of_lost_rows(client);
   kvt_client_close(client);
   if (invocation.json)
     print_json(Json{{"ok", true}, {"started", !running}});
@@ -126,6 +147,8 @@ int run_status(const Invocation& invocation) {
     print_json(reply);
     return 0;
   }
+  Json stats;
+  if (!request(invocation, Json{{"op", "stats"}}, &stats, &exit_code)) return exit_code;
   std::printf("kvtierd %s, pid %llu, up %s\n", text_of(reply, "daemon_version").c_str(),
               static_cast<unsigned long long>(number_of(reply, "pid")),
               human_duration(number_of(reply, "uptime_s")).c_str());
@@ -138,6 +161,8 @@ int run_status(const Invocation& invocation) {
   if (reply.contains("off"))
     for (const Json& line : reply["off"])
       std::printf("off     %s\n", line.get<std::string>().c_str());
+  if (const std::string line = lost_rows(stats); !line.empty())
+    std::printf("lost    %s\n", line.c_str());
   std::vector<std::vector<std::string>> rows = {{"CLIENT", "PID", "SEQUENCES", "LEASED"}};
   if (reply.contains("clients"))
     for (const Json& client : reply["clients"])
