@@ -33,14 +33,16 @@ Result<Json> check_offline(const std::string& store, bool deep) {
   const StoreReport report = check_store(*io, rows && !empty ? &*rows : nullptr, options);
   const bool catalogue_lost =
       !rows || (empty && report.segments + report.logs + report.objects != 0);
+  const std::string remake =
+      ": `kvtier repair --store " + store + "` makes a new one from the files";
   if (catalogue_lost)
     problems.push_back(Json{{"object", "catalogue"},
                             {"region", ""},
                             {"severity", "damage"},
-                            {"reason", rows ? "it is empty and the store is not: `kvtier repair "
-                                              "--store " +
-                                                  store + "` makes a new one from the files"
-                                            : with_store_named(rows.error().message(), store)}});
+                            {"reason", rows ? "it is empty and the store is not" + remake
+                                       : rows.error().code == Code::kNotFound
+                                           ? rows.error().message() + remake
+                                           : with_store_named(rows.error().message(), store)}});
   for (const Finding& finding : report.findings)
     problems.push_back(Json{{"object", finding.path},
                             {"region", finding.region},
@@ -62,6 +64,15 @@ void print_problems(const Json& reply) {
   if (rows.size() > 1) print_table(rows);
 }
 
+// The catalogue comes first: what is damaged beside it, a daemon drops once it can start.
+std::string mend_of(const Json& reply, const std::string& store) {
+  const Json& problems = reply["problems"];
+  const bool catalogue = !problems.empty() && text_of(problems[0], "object") == "catalogue";
+  if (catalogue && !store.empty()) return "; first `kvtier repair --store " + store + "`";
+  return std::string(store.empty() ? "; " : "; with kvtierd running over this store, ") +
+         "`kvtier repair` drops what is damaged, so that storing it again heals it";
+}
+
 int finish_verify(const Invocation& invocation, const Json& reply) {
   const bool sound = reply.value("sound", false);
   if (invocation.json) {
@@ -69,13 +80,12 @@ int finish_verify(const Invocation& invocation, const Json& reply) {
   } else {
     print_problems(reply);
     const std::uint64_t objects = number_of(reply, "objects");
-    std::printf(
-        "%s: %llu segments, %llu chunks,%s %s checked%s\n", sound ? "sound" : "NOT sound",
-        static_cast<unsigned long long>(number_of(reply, "segments")),
-        static_cast<unsigned long long>(number_of(reply, "chunks")),
-        objects != 0 ? (" " + std::to_string(objects) + " opaque keys,").c_str() : "",
-        human_bytes(number_of(reply, "bytes")).c_str(),
-        sound ? "" : "; `kvtier repair` drops what is damaged, so that storing it again heals it");
+    std::printf("%s: %llu segments, %llu chunks,%s %s checked%s\n", sound ? "sound" : "NOT sound",
+                static_cast<unsigned long long>(number_of(reply, "segments")),
+                static_cast<unsigned long long>(number_of(reply, "chunks")),
+                objects != 0 ? (" " + std::to_string(objects) + " opaque keys,").c_str() : "",
+                human_bytes(number_of(reply, "bytes")).c_str(),
+                sound ? "" : mend_of(reply, invocation.get("store")).c_str());
   }
   return sound ? 0 : 3;
 }
