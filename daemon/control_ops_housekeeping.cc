@@ -212,7 +212,13 @@ void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone do
   if (!target) return done(error(target.error()));
   const Result<bool> wipe = json_bool(request.body, "wipe", false);
   if (!wipe) return done(error(wipe.error()));
+  const Result<bool> force = json_bool(request.body, "force", false);
+  if (!force) return done(error(force.error()));
   StoredSequence& sequence = **target;
+  if (sequence.row.pinned && !*force)
+    return done(error(Code::kPermission,
+                      "the sequence is pinned: take the pin off first (kvtier pin --off), or ask "
+                      "for it by force (kvtier rm --force)"));
   if (!sequence.open.empty() || sequence.working || sequence.writer_coming || sequence.busy != 0)
     return done(error(refusal(Code::kBusy, "the sequence is in use: close it first",
                               users_of(engine, sequence))));

@@ -344,6 +344,7 @@ TEST_F(EngineTest, TokensRenamePinAndStop) {
   }
   ASSERT_TRUE(client->control(Json{{"op", "rename"}, {"target", "chat"}, {"name", "talk"}}).ok());
   ASSERT_TRUE(client->control(Json{{"op", "pin"}, {"target", "talk"}, {"pinned", true}}).ok());
+  EXPECT_EQ(client->control(Json{{"op", "rm"}, {"target", "talk"}}).status.code, Code::kPermission);
   crash();
   EXPECT_EQ(client->attach(space, "chat", false), nullptr);
   EXPECT_NE(client->attach(space, "talk", false), nullptr);

@@ -146,7 +146,8 @@ int run_rm(const Invocation& invocation) {
       invocation,
       Json{{"op", "rm"},
            {"target", target_of(invocation.get("SEQUENCE"))},
-           {"wipe", invocation.has("wipe")}},
+           {"wipe", invocation.has("wipe")},
+           {"force", invocation.has("force")}},
       [wipe = invocation.has("wipe")](const Json& reply) {
         std::printf("removed; %s freed\n", human_bytes(number_of(reply, "bytes_freed")).c_str());
         if (const std::uint64_t kept = number_of(reply, "segments_kept"); wipe && kept != 0)
@@ -324,7 +325,8 @@ Command rm_command() {
   return {"rm",
           "remove a sequence",
           {kSequence},
-          {{"--wipe", nullptr, "overwrite what only it used"}},
+          {{"--wipe", nullptr, "overwrite what only it used"},
+           {"--force", nullptr, "also where it is pinned"}},
           run_rm};
 }
 Command rename_command() {
@@ -336,7 +338,7 @@ Command rename_command() {
 }
 Command pin_command() {
   return {"pin",
-          "keep a sequence on disk whatever the limits and its expiry say",
+          "keep a sequence on disk whatever the limits and its expiry say; rm refuses it",
           {kSequence},
           {{"--off", nullptr, "no longer"}},
           run_pin};
