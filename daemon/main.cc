@@ -144,7 +144,12 @@ int main(int argc, char** argv) {
   app.add_option("--kernels", kernels, "kernel back end (daemon.kernels)");
   app.add_flag("--check", check_only, "read the settings, say what is wrong, and end");
   app.add_flag("--json", as_json, "with --check: print every setting, its bounds and its source");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& failed) {
+    if (failed.get_exit_code() == 0) return app.exit(failed);  // --help, --version
+    return fail(std::string(failed.what()) + " (kvtierd --help)");
+  }
 
   ServerOptions options;
   options.daemon = default_options();

@@ -79,6 +79,15 @@ std::string describe_wrong_use(const CLI::ParseError& failed, int argc, char** a
   std::vector<std::string> names;
   for (const Command& command : kvtier::cli::commands()) names.emplace_back(command.name);
   const std::string first = argc > 1 ? argv[1] : "";
+  if (first == "--json" || first.starts_with("--socket")) {
+    const auto is_command = [&names](const char* word) {
+      return std::find(names.begin(), names.end(), word) != names.end();
+    };
+    char** const command = std::find_if(argv + 1, argv + argc, is_command);
+    if (command != argv + argc)
+      return "options come after the command: kvtier " + std::string(*command) + " " +
+             (first == "--json" ? first : "--socket PATH");
+  }
   if (first.empty() || first.front() == '-' ||
       std::find(names.begin(), names.end(), first) != names.end())
     return failed.what();
