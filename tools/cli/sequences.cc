@@ -181,6 +181,8 @@ int run_pin(const Invocation& invocation) {
       [pinned](const Json&) { std::printf(pinned ? "pinned\n" : "no longer pinned\n"); });
 }
 
+constexpr unsigned long long kExpiryUnitsMax = 100000;
+
 // "30m", "12h", "7d", "never" -> seconds from now; false for anything else.
 bool parse_duration(const std::string& text, std::uint64_t* seconds) {
   if (text == "never") {
@@ -189,7 +191,7 @@ bool parse_duration(const std::string& text, std::uint64_t* seconds) {
   }
   char* end = nullptr;
   const unsigned long long value = std::strtoull(text.c_str(), &end, 10);
-  if (end == text.c_str() || value == 0 || value > 100000) return false;
+  if (end == text.c_str() || value == 0 || value > kExpiryUnitsMax) return false;
   const std::string unit = end;
   if (unit == "m")
     *seconds = value * 60;
@@ -205,9 +207,9 @@ bool parse_duration(const std::string& text, std::uint64_t* seconds) {
 int run_expire(const Invocation& invocation) {
   std::uint64_t seconds = 0;
   if (!parse_duration(invocation.get("IN"), &seconds)) {
-    print_error(
-        invocation, {Code::kInvalid},
-        "IN is a number with m (minutes), h (hours) or d (days), like 30m, 12h or 7d; or never");
+    print_error(invocation, {Code::kInvalid},
+                "IN is a number from 1 to " + std::to_string(kExpiryUnitsMax) +
+                    " with m (minutes), h (hours) or d (days), like 30m, 12h or 7d; or never");
     return 2;
   }
   const std::uint64_t at =
@@ -344,11 +346,14 @@ Command pin_command() {
           run_pin};
 }
 Command expire_command() {
-  return {"expire",
-          "remove a sequence by itself later",
-          {kSequence, {"IN", "from now on: 30m (minutes), 12h (hours), 7d (days), or never"}},
-          {},
-          run_expire};
+  return {
+      "expire",
+      "remove a sequence by itself later",
+      {kSequence,
+       {"IN",
+        "from now on: 30m (minutes), 12h (hours), 7d (days), at most 100000 of them; or never"}},
+      {},
+      run_expire};
 }
 Command warm_command() {
   return {"warm",
