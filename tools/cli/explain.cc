@@ -144,9 +144,10 @@ int run_explain(const Invocation& invocation) {
         invocation, {Code::kMiss, 0, "no reads"},
         "no selection took a row of " + reads.name +
             " since its last prompt, or since kvtierd started: let a model decode over it with a "
-            "budget first. Without a budget everything is read, and so are always the newest "
-            "tokens "
-            "of an open sequence, which are not sealed yet: close it and resume it");
+            "budget first. What read a fork of it counts there: explain that one, by its id of "
+            "`kvtier ls` where it has no name. Without a budget everything is read, and so are "
+            "always the newest tokens of an open sequence, which are not sealed yet: close it and "
+            "resume it");
   const std::vector<Passage> most = passages_of(reads, kPassages);
   if (invocation.has("html"))
     if (const int failed = write_page(invocation, explain_page(reads, most)); failed != 0)
