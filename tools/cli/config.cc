@@ -1,4 +1,6 @@
 // config: every setting with its value, default and bounds.
+#include <unistd.h>
+
 #include <cstdio>
 
 #include "base/near_names.h"
@@ -77,7 +79,9 @@ int run_config(const Invocation& invocation) {
     if (invocation.json)
       print_json(found);
     else
-      std::printf("%s\n", show(found["value"]).c_str());
+      // A script that asks for one key wants what it can calculate with.
+      std::printf("%s\n", ::isatty(STDOUT_FILENO) != 0 ? show_size(wanted, found["value"]).c_str()
+                                                       : show(found["value"]).c_str());
     return 0;
   }
   if (invocation.json) {
