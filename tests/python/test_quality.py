@@ -12,8 +12,10 @@ import pytest
 import torch
 from conftest import PATHS
 
-from kvtier.quality import daemon, metrics, prefix, run, texts, tune
+import kvtier
+from kvtier.quality import daemon, engines, metrics, prefix, run, texts, tune
 from kvtier.quality.__main__ import main
+from kvtier.quality.reference import PRESETS
 
 KEYS = {
     "preset",
@@ -89,7 +91,8 @@ def test_the_daemon_and_the_reference_agree(tmp_path):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["--engine", "reference", "--preset", "queste"], "no such preset: queste; there are"),
+        (["--engine", "reference", "--preset", "queste"], "the reference has no preset queste; it"),
+        (["--preset", "shadow"], "--engine reference does"),
         (["--preset", "queste"], "no such preset: codes, codes-lookahead, progressive"),
         (["--preset", "full,./nowhere.toml"], "cannot read ./nowhere.toml"),
         (["--text", "nowhere.txt"], "no such text: nowhere.txt"),
@@ -111,7 +114,14 @@ def test_presets_of_the_user_are_listed_and_checked(monkeypatch, tmp_path, capsy
     (folder / "mine.toml").write_text('base = "quest"\npartition = "pages:8"\n')
     (folder / "typo.toml").write_text('base = "quest"\npartition = "page:8"\n')
     assert main(["--list"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "mine"
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == {preset["name"] for preset in kvtier.presets()["presets"]} | set(PRESETS)
+    assert lines["mine"] == lines["progressive-lookahead"] == "daemon"
+    assert lines["codes"] == "daemon, reference"
+    full = {engine: engines.full(engine) for engine in ("daemon", "reference", "both")}
+    assert set(full["reference"]) == set(full["both"]) == set(PRESETS)
+    assert "progressive-lookahead" in full["daemon"] and not {"mine", "shadow"} & {*full["daemon"]}
+    assert lines["shadow"] == "reference only: needs --engine reference"
     assert main(["--preset", "mine,typo"]) == 2
     assert "typo.toml: abstract" in capsys.readouterr().err
 

@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--plots", metavar="DIR", help="two pictures: KL against device bytes and bytes fetched")
     add("--trace", metavar="FILE", help="record what the preset chooses, for kvtier-bench replay")
     add("--threads", type=int, default=0, help="of PyTorch; 0: its own choice")
-    add("--list", action="store_true", help="list the presets and end")
+    add("--list", action="store_true", help="list the presets and what runs them, and end")
     return parser.parse_args(arguments)
 
 
@@ -92,8 +92,8 @@ def problem(arguments: argparse.Namespace) -> str | None:
 
 
 def plan_of(arguments: argparse.Namespace):
-    from . import daemon, evaluate, run, texts, tune
-    from .reference import PRESETS, find
+    from . import daemon, engines, evaluate, run, texts, tune
+    from .reference import find
 
     if arguments.trace:
         arguments.engine = "reference"
@@ -108,7 +108,7 @@ def plan_of(arguments: argparse.Namespace):
         names = arguments.text or list(texts.BUILT_IN)
         budgets = ["256", "1024"]
         if not arguments.preset:
-            presets = list(QUICK if arguments.matrix == "quick" else PRESETS)
+            presets = list(QUICK) if arguments.matrix == "quick" else engines.full(arguments.engine)
     if arguments.engine != "daemon":
         for name in presets:
             find(name)
@@ -188,12 +188,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(text, file=sys.stderr)
         return 2
     if options.list:
-        import kvtier
+        from . import engines
 
-        from .reference import PRESETS
-
-        own = kvtier.presets()["presets"]
-        print("\n".join([*PRESETS, *(p["name"] for p in own if p["from"] != "built-in")]))
+        print(engines.table())
         return 0
     from ..story.progress import Step
     from . import daemon, model, probes, run, trace

@@ -48,7 +48,10 @@ def check(preset: str) -> None:
     try:
         kvtier.presets("" if preset == "default" else preset)
     except kvtier.Error as error:
-        raise NotThere(f"the daemon does not run the preset {preset}: {error}") from error
+        from .reference import PRESETS
+
+        other = "; --engine reference does" if preset in PRESETS else ""
+        raise NotThere(f"the daemon does not run the preset {preset}: {error}{other}") from error
 
 
 class Daemon:

@@ -145,5 +145,5 @@ def find(name: str) -> Preset:
     """By name; "default" is the best that was measured."""
     name = DEFAULT if name == "default" else name
     if name not in PRESETS:
-        raise KeyError(f"no such preset: {name}; there are {', '.join(PRESETS)}")
+        raise KeyError(f"the reference has no preset {name}; it has {', '.join(PRESETS)}")
     return PRESETS[name]
