@@ -97,6 +97,7 @@ def test_the_daemon_and_the_reference_agree(tmp_path):
         (["--preset", "full,./nowhere.toml"], "cannot read ./nowhere.toml"),
         (["--text", "nowhere.txt"], "no such text: nowhere.txt"),
         (["--budget", "0"], "--budget 0: numbers of rows above 0"),
+        (["--tune", "inf"], "--tune inf: a divergence above 0"),
         (["--eval", "0"], "--eval 0: at least 1"),
         (["--json", "/nowhere/x.json"], "no such directory: /nowhere"),
     ],

@@ -65,7 +65,7 @@ def problem(arguments: argparse.Namespace) -> str | None:
     budgets = (arguments.budget or "1024").split(",")
     if not all(part.isdigit() and int(part) > 0 for part in budgets):
         return f"--budget {arguments.budget}: numbers of rows above 0, separated by commas"
-    if arguments.tune is not None and not arguments.tune > 0:
+    if arguments.tune is not None and not 0 < arguments.tune < float("inf"):
         return f"--tune {arguments.tune}: a divergence above 0, as 0.003"
     if arguments.tune and (arguments.needles or arguments.tasks or arguments.matrix):
         return "--tune measures KL on running text: leave out --needles, --tasks and --matrix"
