@@ -32,7 +32,8 @@ const std::vector<Bench>& benches() {
       {"decode", "attention of one step over 7k tokens, all layers, against SDPA", bench_decode},
       {"replay", "KV of decode steps after a trace of what they choose, context beyond memory",
        bench_replay},
-      {"idle", "processor time of an idle daemon", bench_idle},
+      {"idle", "what an idle daemon takes: processor time, and speed of a model beside it",
+       bench_idle},
   };
   return table;
 }

@@ -1,31 +1,10 @@
 // The longest stored prefix of 64k tokens through the daemon, against hashing and comparing the
-// same ids in memory; and an idle daemon's processor time.
-#include <unistd.h>
-
-#include <cstdio>
-#include <fstream>
-#include <sstream>
-
+// same ids in memory.
 #include "base/hash.h"
 #include "tools/bench/bench.h"
 #include "tools/bench/model.h"
 
 namespace kvtier::bench {
-namespace {
-
-// User and system seconds of a process so far.
-double processor_seconds(int pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string text((std::istreambuf_iterator<char>(file)), {});
-  std::istringstream fields(text.substr(text.rfind(')') + 2));
-  std::string skip;
-  for (int i = 0; i < 11; ++i) fields >> skip;
-  double user = 0, system = 0;
-  fields >> user >> system;
-  return (user + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
-}
-
-}  // namespace
 
 Result<void> bench_match(const Context& context, std::vector<Figure>* figures) {
   const std::uint64_t tokens = context.smoke() ? 4096 : 65536;
@@ -67,26 +46,6 @@ Result<void> bench_match(const Context& context, std::vector<Figure>* figures) {
   figure.unit = "ms";
   figure.ceiling_name = "ms hash + compare in memory";
   figure.note = "with the socket's round trip";
-  figures->push_back(figure);
-  return {};
-}
-
-Result<void> bench_idle(const Context& context, std::vector<Figure>* figures) {
-  KVT_TRY(const OwnDaemon daemon,
-          OwnDaemon::start(context, context.directory + "/idle",
-                           {"host.arena_bytes=256MiB", "host.leased_bytes_per_client_max=128MiB"}));
-  KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
-  const double seconds = context.smoke() ? 1 : 5;
-  std::vector<double> shares;
-  for (std::size_t i = 0; i < context.rounds(3, 5); ++i) {
-    const double before = processor_seconds(daemon.pid());
-    ::usleep(static_cast<useconds_t>(seconds * 1e6));
-    shares.push_back((processor_seconds(daemon.pid()) - before) / seconds * 100);
-  }
-  Figure figure = bounded("idle daemon, one client attached", shares, 0.5);
-  figure.unit = "%";
-  figure.ceiling_name = "% of one core";
-  figure.goal = 1;
   figures->push_back(figure);
   return {};
 }
