@@ -40,6 +40,16 @@ Json entry_of(const Preset& preset, const std::string& from) {
   return entry;
 }
 
+// Of a file that has a built-in preset's name, or that set the error text otherwise.
+Json broken_entry(const std::string& path) {
+  const std::string name = fs::path(path).stem().string();
+  if (find_preset(name))
+    set_error_text("%s: a built-in preset has this name: give the file another", path.c_str());
+  Json entry{{"name", name}, {"from", path}, {"error", error_text()}};
+  clear_error_text();
+  return entry;
+}
+
 }  // namespace
 
 Result<Preset> load_preset(std::string_view name) {
@@ -60,15 +70,11 @@ Json list_presets() {
   Json presets = Json::array(), broken = Json::array();
   for (const Preset& preset : all_presets()) presets.push_back(entry_of(preset, "built-in"));
   for (const std::string& path : toml_files(directory())) {
-    const std::string name = fs::path(path).stem().string();
-    if (find_preset(name)) {
-      set_error_text("%s: a built-in preset has this name: give the file another", path.c_str());
-    } else if (const Result<Preset> preset = read_preset(path)) {
+    const bool taken = find_preset(fs::path(path).stem().string()).has_value();
+    if (const Result<Preset> preset = taken ? error(Code::kExists) : read_preset(path))
       presets.push_back(entry_of(*preset, path));
-      continue;
-    }
-    broken.push_back(Json{{"name", name}, {"from", path}, {"error", error_text()}});
-    clear_error_text();
+    else
+      broken.push_back(broken_entry(path));
   }
   return {{"presets", std::move(presets)},
           {"broken", std::move(broken)},
@@ -78,10 +84,15 @@ Json list_presets() {
 
 Result<Json> describe_preset(std::string_view name) {
   KVT_TRY(const Preset preset, load_preset(name));
-  Json entry = entry_of(preset, find_preset(name) ? "built-in" : file_of(name));
+  const bool built_in = find_preset(name).has_value();
+  Json entry = entry_of(preset, built_in ? "built-in" : file_of(name));
   entry["toml"] = preset_toml(preset);
+  Json broken = Json::array();
+  std::error_code ignored;
+  if (built_in && fs::exists(file_of(preset.name), ignored))
+    broken.push_back(broken_entry(file_of(preset.name)));
   return Json{{"presets", Json::array({std::move(entry)})},
-              {"broken", Json::array()},
+              {"broken", std::move(broken)},
               {"directory", directory()}};
 }
 

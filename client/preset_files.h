@@ -20,7 +20,8 @@ namespace kvtier {
 // {"presets": [{"name", "from": "built-in" or a path, parts...}], "broken": [{"name", "from",
 // "error"}], "directory", "profiles": list_profiles()}: the built-in ones, then the user's by name.
 [[nodiscard]] Json list_presets();
-// Of one, with "toml": its file.
+// Of one, with "toml": its file. "broken" has the user's file that a built-in one keeps from its
+// name.
 [[nodiscard]] Result<Json> describe_preset(std::string_view name);
 
 }  // namespace kvtier

@@ -73,9 +73,10 @@ int run_presets(const Invocation& invocation) {
   } else {
     print_list(reply);
     print_profiles(profiles);
-    std::fflush(stdout);  // what is broken comes last
-    for (const std::string& problem : broken) std::fprintf(stderr, "kvtier: %s\n", problem.c_str());
   }
+  std::fflush(stdout);  // what is broken comes last
+  if (!invocation.json)
+    for (const std::string& problem : broken) std::fprintf(stderr, "kvtier: %s\n", problem.c_str());
   return found;
 }
 

@@ -303,7 +303,8 @@ typedef struct kvt_view_stats {
  * "broken": [{"name", "from", "error"}], "directory", "profiles": [{"from", "model", "preset",
  * "budget"} or {"from", "error"}]}; "from" is "built-in" or the user's file.
  * `preset` null: all of them; else this one, with "toml", its file's text, or the error of
- * kvt_view_open. No daemon is needed. */
+ * kvt_view_open; "broken" then has the user's file where this is a built-in one of its name. No
+ * daemon is needed. */
 KVT_API kvt_status kvt_presets(const char* preset, char** out_json);
 
 KVT_API kvt_status kvt_view_open(kvt_sequence* sequence, const kvt_view_options* options,
