@@ -44,8 +44,7 @@ bool by_token(AbstractKind kind) {
          kind == AbstractKind::kBase;
 }
 
-constexpr const char* kKindsText =
-    "an abstract is box, mean, ball, codes, own-codes, base, keys or none";
+constexpr const char* kKindsText = "an abstract is box, mean, ball, codes, own-codes, base or none";
 
 // "name" or "name:number".
 struct Word {
@@ -73,7 +72,7 @@ Result<void> AbstractSpec::validate() const noexcept {
   if (parameter < kind.parameter_min || parameter > kind.parameter_max)
     return error(Code::kInvalid,
                  "box has 0 to 7 further levels, codes 2 to 16 dimensions, own-codes 1 to 16 "
-                 "sub-spaces, keys 1 to 16 of them");
+                 "sub-spaces");
   if (unit_tokens == 0 || unit_tokens > kSegmentTokensMax)
     return error(Code::kInvalid, "a unit has 1 to 2048 tokens");
   if ((partition == PartitionKind::kTokens) != by_token(abstract) && !none())

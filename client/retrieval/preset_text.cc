@@ -178,6 +178,7 @@ Result<void> settle_abstract(const Given& given, Preset* preset, std::string* pr
     preset->abstract = {};
     if (given.partition.empty()) return {};
     *problem = "a partition needs an abstract: " + choices_of(*find_part(kAbstract));
+    problem->resize(problem->rfind(", or none"));  // that one least of all
     return error(Code::kInvalid, "a preset has a partition without an abstract");
   }
   if (partition.empty()) {
@@ -223,6 +224,8 @@ Result<void> settle_numbers(const Given& given, Preset* preset, std::string* pro
         "query \"step-before\"";
   else if (given.flat_layers && !has_levels(*preset))
     *problem = "flat_layers needs search \"tree\"";
+  else if (has_level(*preset) && !given.level && preset->level == 0.0f)
+    *problem = "level is missing: " + choices_of(*find_part(kLevel));
   else if ((given.exact_above || given.refine) && !has_precision(*preset))
     *problem = "exact_above and refine need a precision, as \"base:44\"";
   else

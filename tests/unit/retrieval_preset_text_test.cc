@@ -164,6 +164,11 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("base = \"codes\"\nrefine = \"behind\"", "need a precision");
   expect_problem("base = \"quest\"\nshare = 0.5", "share needs budget \"ratio\", \"mass\" or");
   expect_problem("base = \"quest\"\nlevel = 0.5", "level needs trigger");
+  for (const char* part : {"trigger = \"cosine\"", "trigger = \"turn\"", "trigger = \"every-n\"",
+                           "trigger = \"mass\"", "query = \"step-before\""})
+    expect_problem(std::string("base = \"quest\"\n") + part, "level is missing: steps of");
+  EXPECT_EQ(taken("base = \"louiskv\"\ntrigger = \"cosine\"\n").level, 0.7f);
+  EXPECT_EQ(taken("base = \"quest\"\ntrigger = \"cosine\"\nlevel = 0").level, 0.0f);
   expect_problem("base = \"quest\"\nbudget = \"mass\"\nshare = 0.5\ngroup = \"max\"",
                  "mean-softmax");
   expect_problem("base = \"leoam\"\nbudget = \"entropy\"\nshare = 0.5",
