@@ -2,6 +2,8 @@
  * tokens, reads rows back, forks, and says why a match ends where it does.
  *
  *   session NAME
+ *
+ * A second run needs another NAME, and finds what the first has stored; `kvtier rm NAME` frees one.
  */
 #include <kvtier/kvtier.h>
 #include <stdio.h>
