@@ -67,8 +67,8 @@ bool build_codes(const AbstractSource& source, const AbstractPlan& plan, std::ui
   return source.kernels->encode_codes(args, nullptr).has_value();
 }
 
-bool build_own_codes_of(const AbstractSource& source, const AbstractPlan& plan,
-                        std::uint32_t layer, std::uint32_t head, std::byte* data) {
+bool build_own_codes_of(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
+                        std::uint32_t head, std::byte* data) {
   std::vector<float> keys;
   if (!read_keys(source, layer, head, plan.layout.tokens(), &keys)) return false;
   const auto layout = own_code_layout(plan.spec, keys.size() / plan.layout.tokens());
@@ -127,7 +127,7 @@ bool build_vectors(const AbstractSource& source, const AbstractPlan& plan, std::
   // Levels of boxes: the box of the two below.
   for (std::uint32_t level = 1; level <= plan.spec.parameter && args.kind == AbstractKind::kBox;
        ++level) {
-    args.unit_tokens = plan.spec.unit_tokens << level;
+    args.unit_tokens = std::uint32_t{plan.spec.unit_tokens} << level;
     args.out = reinterpret_cast<std::uint16_t*>(payload.data() + block.data +
                                                 plan.layout.level_offset(layer, level));
     if (!source.kernels->build_abstract(args, nullptr)) return false;

@@ -46,7 +46,7 @@ class Ahead : public ClientTest {
   }
   static kvt_view_stats stats(const kvt_view* view) { return stats_of(view); }
 
-  const TestShape shape_;
+  const TestShape shape_{};
   Model model_{shape_};
   kvt_space* space_ = nullptr;
   kvt_sequence* sequence_ = nullptr;

@@ -78,7 +78,7 @@ class Codes : public ClientTest {
     return out;
   }
 
-  const TestShape shape_;
+  const TestShape shape_{};
   Model model_{shape_};
   kvt_space* space_ = nullptr;
   kvt_sequence* sequence_ = nullptr;

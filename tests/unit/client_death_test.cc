@@ -18,7 +18,7 @@ std::int64_t ms_since(Clock::time_point start) {
 using DaemonDeath = ClientTest;
 
 TEST_F(DaemonDeath, TheTailIsReplayed) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "survivor");
   Model model(shape);
@@ -44,7 +44,7 @@ TEST_F(DaemonDeath, TheTailIsReplayed) {
 }
 
 TEST_F(DaemonDeath, ThePieceInProgressSurvives) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "piece");
   Model model(shape);
@@ -73,7 +73,7 @@ TEST_F(DaemonDeath, ThePieceInProgressSurvives) {
 }
 
 TEST_F(DaemonDeath, CommittedIsThereAndTheRestIsNot) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "half");
   Model model(shape);
@@ -96,7 +96,7 @@ TEST_F(DaemonDeath, CommittedIsThereAndTheRestIsNot) {
 
 // No new token: what is committed is that the sequence exists.
 TEST_F(DaemonDeath, ACommittedForkIsThereWithoutATokenOfItsOwn) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* trunk = create_sequence(space, "trunk");
   Model model(shape);
@@ -127,7 +127,7 @@ TEST_F(DaemonDeath, ACommittedForkIsThereWithoutATokenOfItsOwn) {
 // Nobody but the client knows of such a sequence: it goes on, and leaves nothing behind where
 // nothing was added to it.
 TEST_F(DaemonDeath, ANamelessSequenceGoesOnWithWhatWasNeverCommitted) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* trunk = create_sequence(space, "trunk");
   Model model(shape);
@@ -164,7 +164,7 @@ TEST_F(DaemonDeath, ANamelessSequenceGoesOnWithWhatWasNeverCommitted) {
 
 // Another writer comes between: what is replayed must not land on tokens of somebody else.
 TEST_F(DaemonDeath, AnotherWritersTokensAreNotBuiltUpon) {
-  const TestShape shape;
+  const TestShape shape{};
   struct Case {
     std::uint64_t keep;
     std::uint32_t more;
@@ -215,7 +215,7 @@ TEST_F(DaemonDeath, AnotherWritersTokensAreNotBuiltUpon) {
 }
 
 TEST_F(DaemonDeath, ReadingFailsFastAndGoesOnAfterwards) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "fast");
   Model model(shape);
@@ -253,7 +253,7 @@ TEST_F(DaemonDeath, ReadingFailsFastAndGoesOnAfterwards) {
 // The second half is sealed and its writer does not know yet: a new connection may begin its tail
 // later than a read that is under way took it to.
 TEST_F(DaemonDeath, AReadThatGoesOnElsewhereHasEveryRow) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   int whole = 0;
   for (int round = 0; round < 6; ++round) {
@@ -288,7 +288,7 @@ TEST_F(DaemonDeath, AReadThatGoesOnElsewhereHasEveryRow) {
 }
 
 TEST_F(DaemonDeath, AnOrderlyStopLosesNothingEither) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "orderly");
   Model model(shape);

@@ -178,7 +178,7 @@ class Precision : public ClientTest {
     }
   }
 
-  const TestShape shape_;
+  const TestShape shape_{};
   Model model_{shape_};
   std::string before_;
   int presets_ = 0;

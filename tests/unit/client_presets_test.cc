@@ -74,7 +74,7 @@ class UserPresets : public ClientTest {
     return stats;
   }
 
-  const TestShape shape_;
+  const TestShape shape_{};
   Model model_{shape_};
   std::string before_, folder_;
   kvt_space* space_ = nullptr;

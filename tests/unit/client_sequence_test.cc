@@ -48,7 +48,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, SequenceTest,
 using Sequences = ClientTest;
 
 TEST_F(Sequences, AWriterIsAloneAndReadersAreMany) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "one");
   Model model(shape);
@@ -69,7 +69,7 @@ TEST_F(Sequences, AWriterIsAloneAndReadersAreMany) {
 }
 
 TEST_F(Sequences, APrefixIsSharedAndTheDifferenceNamed) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* first = create_sequence(space, "first");
   Model model(shape);
@@ -100,7 +100,7 @@ TEST_F(Sequences, APrefixIsSharedAndTheDifferenceNamed) {
 }
 
 TEST_F(Sequences, ForksGoTheirOwnWay) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* trunk = create_sequence(space, "trunk");
   Model model(shape);
@@ -122,7 +122,7 @@ TEST_F(Sequences, ForksGoTheirOwnWay) {
 }
 
 TEST_F(Sequences, TruncateAnywhereThenGoOn) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "cut");
   Model model(shape);
@@ -148,7 +148,7 @@ TEST_F(Sequences, TruncateAnywhereThenGoOn) {
 }
 
 TEST_F(Sequences, WhatIsNotFiniteIsRefusedAndNamed) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, nullptr);
   Model model(shape);
@@ -175,7 +175,7 @@ TEST_F(Sequences, WhatIsNotFiniteIsRefusedAndNamed) {
 }
 
 TEST_F(Sequences, SpacesNeverMeet) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* one = open_space(shape, "model-one");
   kvt_space* two = open_space(shape, "model-two");
   kvt_sequence* sequence = create_sequence(one, "mine");
@@ -221,7 +221,7 @@ TEST_F(Sequences, LayersThatNeedSnapshotsAreRefused) {
 }
 
 TEST_F(Sequences, WrongArgumentsSayWhatToDo) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, nullptr);
   EXPECT_EQ(kvt_sequence_append(sequence, nullptr, 1), KVT_ERROR_INVALID);
@@ -253,7 +253,7 @@ TEST_F(Sequences, WrongArgumentsSayWhatToDo) {
 }
 
 TEST_F(Sequences, ThePieceInProgressCanBeReadWhereItIsWritten) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, nullptr);
   Model model(shape);
@@ -275,7 +275,7 @@ TEST_F(Sequences, ThePieceInProgressCanBeReadWhereItIsWritten) {
 }
 
 TEST_F(Sequences, ThreadsShareAClient) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   std::vector<std::thread> threads;
   for (std::uint64_t t = 0; t < 3; ++t) {
@@ -317,7 +317,7 @@ TEST_F(Sequences, AReaderOpensWhileTheWriterSeals) {
 }
 
 TEST_F(Sequences, AReaderReadsWhatTheWriterReplaced) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "rewritten");
   Model model(shape);
@@ -337,7 +337,7 @@ TEST_F(Sequences, AReaderReadsWhatTheWriterReplaced) {
 // A full half that could not be sealed is not overtaken by what follows it: the sequence would
 // begin with tokens from its middle. It is sealed first, and the commit comes after it.
 TEST_F(Sequences, NothingIsCommittedBehindASealThatFailed) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "whole");
   Model model(shape);
@@ -359,7 +359,7 @@ TEST_F(Sequences, NothingIsCommittedBehindASealThatFailed) {
 
 // Also where the same space exists already and is not private.
 TEST_F(Sequences, APrivateSpaceIsPrivate) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* open = open_space(shape);
   kvt_space* closed = open_space(shape, "test-model", "quest", true);
   kvt_sequence* sequence = create_sequence(closed, "secret");
@@ -386,7 +386,7 @@ TEST_F(Sequences, AFullHalfIsAlwaysAdmitted) {
   daemon_->scarce_writes = true;
   daemon_->start();
   client_ = open_client();
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, nullptr);
   Model model(shape);
@@ -406,7 +406,7 @@ TEST_F(Sequences, AFullHalfIsAlwaysAdmitted) {
 
 // As a chat does: a long prompt, then token by token.
 TEST_F(Sequences, TheMemoryOfASealedHalfGoesBackWhileDecoding) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "chat");
   Model model(shape);
@@ -432,7 +432,7 @@ TEST_F(Sequences, TheMemoryOfASealedHalfGoesBackWhileDecoding) {
 }
 
 TEST_F(Sequences, TheEnvironmentChoosesTheKernels) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "chat");
   Model model(shape);
@@ -466,7 +466,7 @@ TEST_F(Sequences, TheEnvironmentChoosesTheKernels) {
 }
 
 TEST_F(Sequences, AForkedChildIsTold) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, nullptr);
   Model model(shape);

@@ -97,7 +97,7 @@ TEST_F(Texts, StayWithTheirTokensWhateverHappens) {
     expected_.clear();
     salt_ += 1'000'000;
     kvt_sequence* sequence = create_sequence(space, name.c_str());
-    for (int step = 0; step < 24 && !HasFatalFailure(); ++step) {
+    for (std::uint64_t step = 0; step < 24 && !HasFatalFailure(); ++step) {
       const std::uint64_t action = random.below(10);
       const std::uint64_t length = expected_.size();
       if (action < 5) {
@@ -146,7 +146,8 @@ TEST_F(Texts, OfTokensThatAreGoneAreGone) {
   };
   // The first half is used again.
   kvt_sequence* sequence = begin("halves");
-  for (int i = 0; i < 6; ++i) append(sequence, 1024, i < 4 ? make_words(i * 1024, 1024) : Words());
+  for (std::uint64_t i = 0; i < 6; ++i)
+    append(sequence, 1024, i < 4 ? make_words(i * 1024, 1024) : Words());
   reopen(&sequence, "halves");
   KVT_EXPECT_OK(kvt_sequence_close(sequence));
   // Cut below what is sealed.

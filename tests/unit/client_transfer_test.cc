@@ -55,7 +55,7 @@ class Transfer : public ClientTest {
 
 // An export reads the tail log of a sequence that is being written; the writer goes on after it.
 TEST_F(Transfer, AnExportLeavesTheWriterAlone) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "live");
   Model model(shape);
@@ -75,7 +75,7 @@ TEST_F(Transfer, AnExportLeavesTheWriterAlone) {
 
 // Nobody has read the log since the daemon started: the export reads it, and leaves it unread.
 TEST_F(Transfer, AnExportOfATailThatNobodyHasOpened) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "tail");
   Model model(shape);
@@ -99,7 +99,7 @@ TEST_F(Transfer, AnExportOfATailThatNobodyHasOpened) {
 
 // What was committed and cannot be read back is not left out in silence.
 TEST_F(Transfer, AnExportOfADamagedTailFails) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "live");
   Model model(shape);
@@ -146,7 +146,7 @@ TEST_F(Transfer, ALogAboveAGibibyteIsReadBack) {
 #endif
 
 TEST_F(Transfer, AnImportThatFailsLeavesNoName) {
-  const TestShape shape;
+  const TestShape shape{};
   kvt_space* space = open_space(shape);
   kvt_sequence* sequence = create_sequence(space, "one");
   Model model(shape);
@@ -222,7 +222,7 @@ TEST_F(Transfer, AFileWhoseLayersNeedSnapshotsIsRefused) {
 // The catalogue fails at each batch of a compaction in turn. The sequence is whole at once, after
 // another compaction, which removes what nobody uses, and after a restart.
 TEST_F(Transfer, ACompactionThatFailsAnywhereLosesNothing) {
-  const TestShape shape;
+  const TestShape shape{};
   {
     kvt_space* space = open_space(shape);
     KVT_ASSERT_OK(kvt_sequence_close(create_sequence(space, "witness")));

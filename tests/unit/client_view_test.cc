@@ -429,7 +429,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Views, ::testing::Values(TestShape{}));
 // The first step waits for codes, and meanwhile the seal of the newest rows ends: each row counts
 // once, as of the tail or as stored.
 TEST_F(Views, ASealThatEndsWhileAStepWaitsChangesNothing) {
-  const TestShape shape;
+  const TestShape shape{};
   for (int round = 0; round < 5; ++round) {
     // A space without a codebook: training one takes longer than a seal.
     kvt_space* space = open_space(shape, ("waits" + std::to_string(round)).c_str(), "codes");
@@ -457,7 +457,7 @@ TEST_F(Views, ASealThatEndsWhileAStepWaitsChangesNothing) {
 
 // The daemon dies while the first step waits for codes: the step is done again, by its queries.
 TEST_F(Views, ADaemonThatDiesWhileAStepWaitsChangesNothing) {
-  const TestShape shape;
+  const TestShape shape{};
   for (int round = 0; round < 6; ++round) {
     kvt_space* space = open_space(shape, ("dies" + std::to_string(round)).c_str(), "codes");
     kvt_sequence* sequence = create_sequence(space, nullptr);

@@ -133,7 +133,7 @@ TEST(Codebook, ScoresOfCodesAreNearTheExactOnes) {
   ASSERT_TRUE(trained.result);
   ASSERT_TRUE(trained.layout.check_contents(trained.payload.data()));
   double error = 0.0;
-  for (int i = 0; i < 8; ++i)
+  for (std::size_t i = 0; i < 8; ++i)
     error += score(trained.part, others, queries.data() + i * kDim).error();
   EXPECT_LT(error / 8, 0.2);
   // 8 codes of 4 bits cannot be exact.

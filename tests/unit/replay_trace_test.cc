@@ -92,13 +92,13 @@ TEST(ReplayTrace, EveryCutIsRefused) {
 }
 
 TEST(ReplayTrace, WrongListsAreRefused) {
-  EXPECT_EQ(code_of(with_word(1, 0)), Code::kOk);             // the row it is
-  EXPECT_EQ(code_of(with_word(0, 5)), Code::kCorrupt);        // more than the budget
+  EXPECT_EQ(code_of(with_word(1, 0)), Code::kOk);       // the row it is
+  EXPECT_EQ(code_of(with_word(0, 5)), Code::kCorrupt);  // more than the budget
   EXPECT_EQ(code_of(with_word(0, UINT32_MAX)), Code::kCorrupt);
-  EXPECT_EQ(code_of(with_word(4, 64)), Code::kCorrupt);       // beyond the tokens
-  EXPECT_EQ(code_of(with_word(1, 8)), Code::kCorrupt);        // twice the same
-  EXPECT_EQ(code_of(with_word(2, 30)), Code::kCorrupt);       // not ascending
-  EXPECT_EQ(code_of(with_word(6, 2)), Code::kCorrupt);        // a page beyond the tokens
+  EXPECT_EQ(code_of(with_word(4, 64)), Code::kCorrupt);  // beyond the tokens
+  EXPECT_EQ(code_of(with_word(1, 8)), Code::kCorrupt);   // twice the same
+  EXPECT_EQ(code_of(with_word(2, 30)), Code::kCorrupt);  // not ascending
+  EXPECT_EQ(code_of(with_word(6, 2)), Code::kCorrupt);   // a page beyond the tokens
   EXPECT_EQ(code_of(with_word(6, 0 | kHotRow)), Code::kCorrupt);
 }
 
@@ -136,7 +136,7 @@ TEST(ReplayTrace, FiguresOfASmallTrace) {
   EXPECT_DOUBLE_EQ(of.chunks_new, 0.0);
   EXPECT_DOUBLE_EQ(of.newest, 0.0);
   EXPECT_DOUBLE_EQ(of.hot_rows, 1.0);
-  EXPECT_DOUBLE_EQ(of.hot_new, 0.0);  // hot at the step before
+  EXPECT_DOUBLE_EQ(of.hot_new, 0.0);             // hot at the step before
   EXPECT_DOUBLE_EQ(of.in_pages, (1 + 3) / 8.0);  // page 1 at step 1, page 0 at step 2
   EXPECT_DOUBLE_EQ(of.next_head, 0.75);
 }
@@ -169,7 +169,7 @@ TEST(ReplayBound, NoOrderOfEvictionReadsLess) {
       references.chunks.push_back(static_cast<std::uint32_t>(random.below(6)));
       references.step_ends.push_back(references.chunks.size());
     }
-    for (const std::size_t capacity : {1, 2, 3})
+    for (const std::size_t capacity : {std::size_t{1}, std::size_t{2}, std::size_t{3}})
       EXPECT_EQ(least_reads(references, 0, capacity), tried(references.chunks, 0, {}, capacity));
   }
 }
