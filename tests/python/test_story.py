@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import PATHS, ROOT
 
+from kvtier.story import report
+from kvtier.story.settings import Settings
+
 FIELDS = {
     "document_tokens": int,
     "prefill_s": float,
@@ -94,6 +97,18 @@ def test_the_whole_story(tmp_path):
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
     for words in ("Who wrote this?", "after kill -9", "the same as full attention"):
         assert words in run.stdout
+    parts = details["disk_parts"]
+    assert parts["segments"] > details["kv_bytes"] and sum(parts.values()) <= size["disk"]
+    told = " ".join(run.stdout.split())
+    for words in (
+        f"{details['prefill_tokens']:,} tokens: the document and the model's chat header",
+        f"the arena is {details['host_arena_bytes'] / 1e6:,.1f} MB on purpose",
+        f"On disk: segments {parts['segments'] / 1e6:,.1f} MB",
+    ):
+        assert words in told
+    assert "is no less than the document" not in told
+    settings = Settings("", "", "", "", "", budget=figures["document_tokens"])
+    assert "is no less than the document" in " ".join(report.explained(settings, figures))
     assert not Path(f"/proc/{details['killed_pid']}").exists()
 
 

@@ -18,7 +18,7 @@ from . import machine, model as story_model
 from .progress import Step
 from .settings import Settings
 
-NAME = "handbook"
+NAME = "document"
 
 
 def negative_log_likelihood(logits: Any, token: int) -> float:

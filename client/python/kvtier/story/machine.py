@@ -140,6 +140,11 @@ def disk_bytes(directory: Path) -> int:
     return sum(f.stat().st_blocks * 512 for f in directory.rglob("*") if f.is_file())
 
 
+def disk_parts(store: Path) -> dict[str, int]:
+    """Bytes on disk by folder of the store: segments, logs, sidecars, ..."""
+    return {part.name: disk_bytes(part) for part in sorted(store.iterdir()) if part.is_dir()}
+
+
 def private_bytes() -> int:
     """Memory that only this process has (private pages), from smaps_rollup."""
     total = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
             "saved_cache_bytes": full["saved_bytes"],
             "parameters": decode["parameters"],
             "host_arena_bytes": decode["arena_bytes"],
+            "context_tokens": decode["context_tokens"],
             "prefill_tokens": everything["prefill_tokens"],
             "full_prefill_s": full["prefill_s"],
             "daemon_start_s": resume["daemon_start_s"],
@@ -61,6 +63,7 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
             "greedy_tokens": len(full["tokens"]),
             "scored_tokens": settings.scored_tokens,
             "page_cache": resume["dropped"],
+            "disk_parts": resume["disk_parts"],
             "killed_pid": budget["killed_pid"],
             "view": budget["view"],
             "answer": resume["answer"],
@@ -92,7 +95,7 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
             "  tokens computed before the answer",
             f"{f['tokens_forwarded_on_resume']} (the question has {d['question_tokens']})",
         ),
-        ("  attach to first word of the answer", f"{f['resume_s']:.2f} s"),
+        ("  attach, read the question, first word of the answer", f"{f['resume_s']:.2f} s"),
         ("first token: loading the whole saved cache", f"{first['full_load']:.2f} s"),
         ("first token: kvtier, from disk", f"{first['kvtier_cold']:.2f} s"),
         ("first token: kvtier, from memory (a fork)", f"{first['kvtier_ram']:.2f} s"),
@@ -112,7 +115,7 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
         ),
         ("", ""),
         (
-            "bytes: in the host arena / on disk, with answers, forks, logs",
+            "bytes: in the host arena / on disk",
             f"{mb(size['host'])} of {mb(d['host_arena_bytes'])} / {mb(size['disk'])}",
         ),
         ("bytes: read / written by the daemon", f"{mb(size['read'])} / {mb(size['written'])}"),
@@ -121,6 +124,7 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
     ]
     width = max(len(left) for left, _ in rows)
     lines = [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
+    lines += ["", *explained(settings, f)]
     lines += [
         "",
         f"  Q: {settings.question}",
@@ -131,6 +135,40 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
         "what it says its own.)",
     ]
     return "\n".join(lines)
+
+
+def explained(settings: Settings, f: dict[str, Any]) -> list[str]:
+    """What the table's words and numbers mean, with the numbers of this run."""
+    d = f["details"]
+    parts = d["disk_parts"]
+    named = {name: parts.get(name, 0) for name in ("segments", "logs", "catalogue")}
+    codes = parts.get("sidecars", 0) + parts.get("codebooks", 0)
+    notes = [
+        f"{d['prefill_tokens']:,} tokens: the document and the model's chat header "
+        f"({d['context_tokens'] - f['document_tokens']}), without the last {d['scored_tokens']}, "
+        "which are scored one by one.",
+        f"{d['committed_tokens']:,} tokens: header, document and the instruction behind it "
+        f"({d['committed_tokens'] - d['context_tokens']}).",
+        "First token: attach and one step of the model. The answer's first word comes when all "
+        f"{d['question_tokens']} tokens of the question are read.",
+        f"Budget: the arena is {mb(d['host_arena_bytes'])} on purpose, less than the KV, so that "
+        "rows have to come from disk.",
+        f"On disk: segments {mb(named['segments'])} (document, answers, forks: each seals what it "
+        f"adds), tail logs {mb(named['logs'])} (until they are sealed), codes {mb(codes)}, "
+        f"catalogue {mb(named['catalogue'])} (most of it room that RocksDB takes ahead while the "
+        f"daemon runs). Together {f['bytes']['disk'] / d['kv_bytes']:.2f} times the KV: the longer "
+        "the document, the nearer to 1.",
+    ]
+    if settings.budget >= f["document_tokens"]:
+        notes.append(
+            f"The budget, {settings.budget:,} rows, is no less than the document: all rows are "
+            "attended, and nothing is chosen."
+        )
+    return [
+        line
+        for note in notes
+        for line in textwrap.wrap(note, 98, initial_indent="  - ", subsequent_indent="    ")
+    ]
 
 
 def picture(f: dict[str, Any], path: Path) -> None:

@@ -131,6 +131,7 @@ def main(path: str) -> None:
         "read_cold": asked["first_step_read"],
         "read_ram": forked["first_step_read"],
         "disk_bytes": machine.disk_bytes(settings.store),
+        "disk_parts": machine.disk_parts(settings.store),
         "read": counters["read_bytes"],
         "written": counters["write_bytes"],
     }
