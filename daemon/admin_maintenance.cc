@@ -40,7 +40,7 @@ using CheckPtr = std::shared_ptr<Check>;
 
 CheckPtr collect(EngineState& engine, bool deep) {
   auto check = std::make_shared<Check>();
-  check->store_path = engine.options.store_path;
+  check->make_io = engine.world.worker_io;
   check->deep = deep;
   for (const auto& [id, segment] : engine.segments.all) {
     if (segment->state == SegmentState::kLost)
@@ -86,7 +86,7 @@ void run_check(EngineState& engine, const CheckPtr& check,
       engine,
       [check, failed] {
         if (check->files == nullptr) {
-          Result<SegmentFiles> files = SegmentFiles::open(check->store_path);
+          Result<SegmentFiles> files = SegmentFiles::open(check->make_io);
           if (!files) {
             *failed = error(files.error());
             return;

@@ -63,7 +63,8 @@ class FileSink {
 // ---- export ----
 
 struct Export {
-  std::string store_path, file_path;
+  IoFactory make_io;
+  std::string file_path;
   CodecId codec = CodecId::kZstd;
   ExportDescription description;
   struct Part {
@@ -125,7 +126,7 @@ Result<void> write_export(Export& job) {
   FileSink sink;
   KVT_TRY_VOID(sink.create(job.file_path));
   const auto write = [&]() -> Result<void> {
-    KVT_TRY(SegmentFiles files, SegmentFiles::open(job.store_path));
+    KVT_TRY(SegmentFiles files, SegmentFiles::open(job.make_io));
     ExportWriter writer([&sink](ByteSpan bytes) { return sink.write(bytes); }, job.codec);
     KVT_TRY_VOID(writer.begin(job.description));
     for (const Export::Part& part : job.parts) {
@@ -218,7 +219,7 @@ void op_export(EngineState& engine, Session&, ControlRequest request, ControlDon
   if (sequence.is_private)
     return done(error(Code::kPermission, "a private sequence is never written to disk"));
   auto job = std::make_shared<Export>();
-  job->store_path = engine.options.store_path;
+  job->make_io = engine.world.worker_io;
   job->file_path = *path;
   TailWork work;
   work.kind = TailWork::Kind::kOther;

@@ -145,9 +145,9 @@ struct Copied {
 };
 
 // Fewer than all where a segment ends with a snapshot: it belongs at the end of a segment.
-Result<Copied> copy_pieces(const std::string& store, const std::vector<Piece>& pieces,
+Result<Copied> copy_pieces(const IoFactory& make_io, const std::vector<Piece>& pieces,
                            TailMemory* tail) {
-  KVT_TRY(SegmentFiles files, SegmentFiles::open(store));
+  KVT_TRY(SegmentFiles files, SegmentFiles::open(make_io));
   Copied copied;
   tail->texts[0] = {};
   tail->snapshot.clear();
@@ -203,9 +203,11 @@ void next_segment(EngineState& engine, const CompactionPtr& all, const RunPtr& r
   if (pieces->empty()) return swap_parts(engine, all, run);
   for (const Piece& piece : *pieces) ++find_segment(engine, piece.segment)->busy;
   auto copied = std::make_shared<Result<Copied>>(Copied{});
-  const std::string store = engine.options.store_path;
   run_on_worker(
-      engine, [=] { *copied = copy_pieces(store, *pieces, run->tail.get()); },
+      engine,
+      [=, make_io = engine.world.worker_io] {
+        *copied = copy_pieces(make_io, *pieces, run->tail.get());
+      },
       [&engine, all, run, pieces, copied] {
         for (const Piece& piece : *pieces) --find_segment(engine, piece.segment)->busy;
         StoredSequence* scratch = find_sequence(engine, run->scratch);

@@ -25,9 +25,10 @@ Engine::~Engine() {
 }
 
 Result<std::unique_ptr<Engine>> Engine::make(const DaemonOptions& options, EngineWorld world) {
-  KVT_CHECK(world.clock != nullptr && world.io != nullptr && world.catalogue != nullptr &&
-            world.workers != nullptr && world.catalogue_worker != nullptr &&
-            world.mailbox != nullptr && world.random != nullptr);
+  KVT_CHECK(world.clock != nullptr && world.io != nullptr && world.worker_io != nullptr &&
+            world.catalogue != nullptr && world.workers != nullptr &&
+            world.catalogue_worker != nullptr && world.mailbox != nullptr &&
+            world.random != nullptr);
   std::unique_ptr<Engine> engine(new Engine);
   engine->state_ = std::make_unique<State>();
   EngineState& state = *engine->state_;

@@ -34,6 +34,7 @@ using SessionId = Id<struct SessionTag>;
 struct EngineWorld {
   Clock* clock = nullptr;
   Io* io = nullptr;
+  IoFactory worker_io;  // for workers, which block on the disk beside the engine: called by them
   Catalogue* catalogue = nullptr;
   Executor* workers = nullptr;           // copy, checksum, abstracts
   Executor* catalogue_worker = nullptr;  // catalogue batches, one after the other

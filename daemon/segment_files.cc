@@ -13,13 +13,9 @@ static_assert(kWindowBytes >= kSlotBytesMax + kDiskAlign, "a window holds any ch
 
 }  // namespace
 
-Result<SegmentFiles> SegmentFiles::open(const std::string& store_path) {
+Result<SegmentFiles> SegmentFiles::open(const IoFactory& make) {
   SegmentFiles files;
-  IoOptions options;
-  options.root = store_path;
-  options.backend = "threads";
-  options.threads = 1;
-  KVT_TRY(files.io_, make_io(options));
+  KVT_TRY(files.io_, make());
   files.window_ = AlignedBuffer(kWindowBytes);
   return files;
 }

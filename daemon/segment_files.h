@@ -1,10 +1,9 @@
 // SegmentFiles: blocking reads of published segment files, for workers: export, compaction,
-// verification. A published segment never changes, so a worker reads it beside the engine with a
-// disk interface of its own. One worker each.
+// verification. A published segment never changes, so a worker reads it beside the engine with an
+// Io of its own. One worker each.
 #pragma once
 
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "base/result.h"
@@ -16,8 +15,7 @@ namespace kvtier {
 
 class SegmentFiles {
  public:
-  // Over the store's directory.
-  [[nodiscard]] static Result<SegmentFiles> open(const std::string& store_path);
+  [[nodiscard]] static Result<SegmentFiles> open(const IoFactory& make);
 
   // Opens a segment and parses its metadata; closes the one before. kCorrupt, kIo.
   [[nodiscard]] Result<void> begin(SegmentId id);

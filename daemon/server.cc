@@ -105,6 +105,9 @@ Result<void> Server::State::open(UnixListener listener) {
   EngineWorld world;
   world.clock = &clock;
   world.io = io.get();
+  world.worker_io = [root = options.daemon.store_path] {
+    return make_io({.root = root, .backend = "threads", .threads = 1});
+  };
   world.catalogue = catalogue.get();
   world.workers = workers.get();
   world.catalogue_worker = catalogue_worker.get();

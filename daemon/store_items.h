@@ -35,7 +35,7 @@ struct Problem {
 
 // What there is to check, taken on the engine's thread; checked on workers, one item at a time.
 struct Check {
-  std::string store_path;
+  IoFactory make_io;
   bool deep = true;
   struct SegmentItem {
     SegmentRow row;

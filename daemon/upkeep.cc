@@ -62,14 +62,14 @@ std::size_t start_idle_seal(EngineState& engine) {
 
 struct Scrub {
   SegmentId segment;
-  std::string store;
+  IoFactory make_io;
   std::uint64_t bytes = 0;
   Result<void> result;
 };
 
 // Worker: every chunk of one segment.
 Result<void> read_segment(Scrub& scrub) {
-  KVT_TRY(SegmentFiles files, SegmentFiles::open(scrub.store));
+  KVT_TRY(SegmentFiles files, SegmentFiles::open(scrub.make_io));
   KVT_TRY_VOID(files.begin(scrub.segment));
   const std::size_t chunks = files.meta().chunks.size();
   Result<void> result;
@@ -122,7 +122,7 @@ std::size_t start_scrub(EngineState& engine) {
   }
   auto scrub = std::make_shared<Scrub>();
   scrub->segment = segment->row.id;
-  scrub->store = engine.options.store_path;
+  scrub->make_io = engine.world.worker_io;
   ++segment->busy;
   upkeep.scrubbing = true;
   upkeep.scrub_next = SegmentId{segment->row.id.value + 1};

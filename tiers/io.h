@@ -150,6 +150,9 @@ struct IoOptions {
 // note() says why. A forced back end that does not work is an error.
 [[nodiscard]] Result<std::unique_ptr<Io>> make_io(const IoOptions& options);
 
+// Makes one more Io over the same root, for a thread that blocks on it. Any thread.
+using IoFactory = std::function<Result<std::unique_ptr<Io>>()>;
+
 // Memory aligned for direct I/O.
 class AlignedBuffer {
  public:

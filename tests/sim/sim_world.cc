@@ -38,6 +38,7 @@ Result<void> SimWorld::start() {
   EngineWorld world;
   world.clock = &clock_;
   world.io = io_.get();
+  world.worker_io = [this]() -> Result<std::unique_ptr<Io>> { return make_sim_io(disk_, clock_); };
   world.catalogue = catalogue_.get();
   world.workers = workers_.get();
   world.catalogue_worker = catalogue_worker_.get();

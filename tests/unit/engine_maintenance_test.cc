@@ -1,0 +1,114 @@
+// Workers beside the engine, over the simulated disk: verify, repair, gc, background verification,
+// export and import read and write the store that the engine has.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "tests/unit/engine_fixture.h"
+#include "tiers/segment_format.h"
+
+namespace kvtier {
+namespace {
+
+using sim::Reply;
+
+class EngineMaintenance : public EngineFixture {
+ protected:
+  // Three segments of a closed sequence.
+  void SetUp() override {
+    EngineFixture::SetUp();
+    auto sequence = client->create(space, {}, "chat");
+    seal_all(*sequence, ids, 100);
+    ASSERT_TRUE(close(*sequence));
+  }
+  Json request(Json body) {
+    const Reply reply = client->control(std::move(body));
+    EXPECT_TRUE(reply.ok()) << reply.status.message();
+    return reply.body;
+  }
+  std::vector<SegmentId> segments() {
+    std::vector<SegmentId> out;
+    for (const SequencePart& part : find_sequence_by_name(state(), "chat")->parts)
+      out.push_back(part.segment->row.id);
+    return out;
+  }
+  // A bit of the last chunk, in front of its padding.
+  void rot(SegmentId segment) {
+    const std::string path = segment_path(segment);
+    world.disk().rot(path, *world.disk().size_bytes(path) - kDiskAlign + 5, 3);
+  }
+  // The tokens are there and every row of them is served.
+  void expect_chat(std::uint64_t tokens) {
+    auto sequence = client->attach(space, "chat", true);
+    ASSERT_NE(sequence, nullptr);
+    EXPECT_EQ(sequence->tokens_sealed, tokens);
+    expect_all(*client, *sequence, ids);
+    close(*sequence);
+  }
+
+  const std::vector<std::uint32_t> ids = make_ids(300);
+};
+
+TEST_F(EngineMaintenance, VerifyReadsEveryChunkAndNamesWhatRots) {
+  const Json sound = request({{"op", "verify"}});
+  EXPECT_EQ(sound["sound"], true);
+  EXPECT_EQ(sound["segments"], 3);
+  EXPECT_EQ(sound["chunks"], 3 * 2 * 2 * 13) << "layers, heads, chunks of 8 tokens";
+  EXPECT_GE(sound["bytes"], 300 * 2 * 2 * 64);
+  rot(segments()[1]);
+  const Json damaged = request({{"op", "verify"}});
+  EXPECT_EQ(damaged["sound"], false);
+  ASSERT_EQ(damaged["problems"].size(), 1u);
+  EXPECT_EQ(damaged["problems"][0]["object"], segment_path(segments()[1]));
+  EXPECT_EQ(state().metrics.segments_bad, 1u);
+}
+
+TEST_F(EngineMaintenance, RepairEndsTheSequenceBeforeWhatRots) {
+  rot(segments()[1]);
+  const Json repaired = request({{"op", "repair"}});
+  EXPECT_EQ(repaired["dropped"], 1);
+  EXPECT_EQ(repaired["segments_behind"], 1);
+  EXPECT_EQ(request({{"op", "verify"}})["sound"], true);
+  expect_chat(100);
+}
+
+TEST_F(EngineMaintenance, GcMakesOneSegmentOfThreeThatTheDiskHas) {
+  const std::vector<SegmentId> before = segments();
+  EXPECT_EQ(request({{"op", "gc"}})["segments_compacted"], 3);
+  ASSERT_EQ(segments().size(), 1u);
+  for (const SegmentId old : before) EXPECT_FALSE(world.disk().exists(segment_path(old)));
+  crash();
+  EXPECT_EQ(segments().size(), 1u);
+  expect_chat(300);
+}
+
+TEST_F(EngineMaintenance, GcLeavesTheSequenceAsItIsWhereASegmentRots) {
+  const std::vector<SegmentId> before = segments();
+  rot(before[2]);
+  EXPECT_EQ(request({{"op", "gc"}})["segments_compacted"], 0);
+  EXPECT_EQ(segments(), before);
+}
+
+TEST_F(EngineMaintenance, BackgroundVerificationFindsWhatRots) {
+  rot(segments()[0]);
+  state().options.scrub_mb_per_s = 100;
+  for (int i = 0; i < 10; ++i) {
+    world.clock().advance_ns(1'000'000'000);
+    world.settle();
+  }
+  EXPECT_GE(state().upkeep.scrubbed_segments, 2u);
+  EXPECT_EQ(state().metrics.segments_bad, 1u);
+}
+
+TEST_F(EngineMaintenance, AnExportComesBackBitForBit) {
+  const std::string path = testing::TempDir() + "kvtier_" + std::to_string(::getpid()) + ".kvx";
+  ::unlink(path.c_str());
+  request({{"op", "export"}, {"target", "chat"}, {"path", path}});
+  request({{"op", "rm"}, {"target", "chat"}});
+  request({{"op", "import"}, {"path", path}, {"name", "chat"}});
+  ::unlink(path.c_str());
+  crash();
+  expect_chat(300);
+}
+
+}  // namespace
+}  // namespace kvtier
