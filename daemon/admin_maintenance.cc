@@ -348,7 +348,7 @@ void op_gc(EngineState& engine, Session&, ControlRequest request, ControlDone do
               {"merging_declined", !merge}};
     if (engine.segments.condemned.empty()) return done(ControlReply{std::move(body), {}, {}});
     // Behind the batches that take their rows away: with the answer, the files are gone.
-    post_batch(engine, CatalogueBatch(), true,
+    post_batch(engine, CatalogueBatch(), false,
                [&engine, body = std::move(body), others, done](Result<void> removed) mutable {
                  sweep_condemned(engine);
                  if (!removed) {  // rows may still name the files: they stay until the next start

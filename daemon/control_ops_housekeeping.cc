@@ -152,21 +152,22 @@ void zero_resident(EngineState& engine, Segment& segment) {
 }
 
 // The rows go first and durably, so that no file that a row names is ever overwritten; a crash in
-// between leaves files without rows, which the next start unlinks.
+// between leaves files without rows, which the next start unlinks. condemn_segment() takes them
+// away by synced batches: another one that comes back tells that those are written.
 void wipe_unused(EngineState& engine, const std::vector<SegmentId>& segments, std::string log,
                  const ControlDone& done) {
   const std::vector<SegmentId> unused = unused_with_descendants(engine, segments);
   std::vector<std::string> paths;
   if (!log.empty()) paths.push_back(std::move(log));
-  CatalogueBatch rows;
   std::uint64_t bytes = 0;
+  bool stored = false;
   for (auto id = unused.rbegin(); id != unused.rend(); ++id) {
     Segment& segment = *find_segment(engine, *id);
     zero_resident(engine, segment);
     ++segment.busy;  // its file is ours until it is overwritten
     condemn_segment(engine, segment);
     if (segment.state == SegmentState::kInMemory) continue;
-    rows.remove_segment(*id);
+    stored = true;
     bytes += segment.row.file_bytes;
     paths.push_back(segment_path(*id));
     for (std::string& path : sidecar_paths_of(segment)) paths.push_back(std::move(path));
@@ -183,8 +184,8 @@ void wipe_unused(EngineState& engine, const std::vector<SegmentId>& segments, st
     if (!removed) return wiped(removed);
     wipe_files(engine, paths, wiped);
   };
-  if (rows.empty()) return overwrite({});
-  post_batch(engine, std::move(rows), true, overwrite);
+  if (!stored) return overwrite({});
+  post_batch(engine, CatalogueBatch(), false, overwrite);
 }
 
 void finish_rm(EngineState& engine, const std::vector<SegmentId>& segments,
