@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "tiers/sim_disk_state.h"
@@ -187,12 +188,17 @@ Result<void> SimDisk::State::resize(SimNode& node, std::uint64_t size_bytes) {
 bool SimDisk::State::count_sync() noexcept { return syncs++ != skip_sync_at; }
 
 Result<void> SimDisk::State::sync(SimNode& node) {
-  if (!count_sync()) return {};
+  if (!count_sync()) {
+    node.sync_skipped = !node.unsynced.empty();
+    skipped = node.sync_skipped ? SkippedSync::kMissing : SkippedSync::kIdle;
+    return {};
+  }
   if (options.write_error_one_in != 0 && random.one_in(options.write_error_one_in))
     return error(Code::kIo, "simulated sync error", 5);
   if (node.unsynced.empty()) return {};
   node.durable = node.now;
   node.unsynced.clear();
+  if (std::exchange(node.sync_skipped, false)) skipped = SkippedSync::kCovered;
   return {};
 }
 
@@ -288,8 +294,17 @@ Result<void> SimDisk::sync_directory(std::string_view path) {
     if (found == state_->names.end() || !found->second->directory)
       return error(Code::kNotFound, "no such directory");
   }
-  if (!state_->count_sync()) return {};
   std::vector<SimNameChange>& changes = state_->unsynced_names;
+  if (!state_->count_sync()) {
+    const bool any = std::any_of(changes.begin(), changes.end(), [&](const auto& change) {
+      return touches_directory(change, directory);
+    });
+    state_->skipped = any ? SkippedSync::kMissing : SkippedSync::kIdle;
+    state_->skipped_directory = "/" + directory;
+    return {};
+  }
+  if (state_->skipped_directory == "/" + directory && state_->skipped == SkippedSync::kMissing)
+    state_->skipped = SkippedSync::kCovered;
   std::vector<bool> durable(changes.size(), false);
   std::map<std::string_view, bool> wanted;
   for (std::size_t i = changes.size(); i-- > 0;) {
@@ -368,7 +383,10 @@ void SimDisk::set_error_rates(std::uint32_t read_one_in, std::uint32_t write_one
 }
 void SimDisk::skip_sync(std::uint64_t nth) {
   state_->skip_sync_at = nth == UINT64_MAX ? UINT64_MAX : state_->syncs + nth;
+  state_->skipped = SkippedSync::kNone;
+  state_->skipped_directory.clear();
 }
+SkippedSync SimDisk::skipped_sync() const { return state_->skipped; }
 std::uint64_t SimDisk::syncs() const { return state_->syncs; }
 std::uint64_t SimDisk::power_cuts() const { return state_->power_cuts; }
 

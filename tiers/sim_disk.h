@@ -23,6 +23,14 @@
 
 namespace kvtier {
 
+// What became of the sync that SimDisk::skip_sync() named.
+enum class SkippedSync : std::uint8_t {
+  kNone,     // it has not come
+  kIdle,     // there was nothing to make durable
+  kCovered,  // a later one of the same file or directory did its work
+  kMissing,  // what it was for is not durable
+};
+
 struct SimDiskOptions {
   std::uint64_t seed = 1;
   std::uint64_t capacity_bytes = 4ull << 30;
@@ -66,6 +74,7 @@ class SimDisk {
   // Mutation tests: the n-th sync from now (0: the next; files' and directories' alike) does
   // nothing but say it did. UINT64_MAX: none.
   void skip_sync(std::uint64_t nth);
+  [[nodiscard]] SkippedSync skipped_sync() const;
   [[nodiscard]] std::uint64_t syncs() const;
   // Crashes so far: what was open before one must not touch the disk after it.
   [[nodiscard]] std::uint64_t power_cuts() const;

@@ -44,7 +44,8 @@ struct SimChange {
 
 struct SimNode {
   bool directory = false;
-  bool linked = false;  // has a name now; counts for the space used
+  bool linked = false;        // has a name now; counts for the space used
+  bool sync_skipped = false;  // and none since
   SimView now, durable;
   std::vector<SimChange> unsynced;
 };
@@ -70,6 +71,8 @@ struct SimDisk::State {
   std::uint64_t used_bytes = 0;
   std::uint64_t syncs = 0;
   std::uint64_t skip_sync_at = UINT64_MAX;  // value of `syncs` at which one is skipped
+  SkippedSync skipped = SkippedSync::kNone;
+  std::string skipped_directory;  // where it is one, as "/name"
   std::uint64_t power_cuts = 0;
 
   [[nodiscard]] Result<std::string> place(

@@ -56,10 +56,12 @@ DirectoryView SimSequence::read_directory() const {
   return view;
 }
 
-SimClient::SimClient(SimWorld& in, const std::string& name) : world(in), epoch_(in.epoch()) {
-  const Result<SessionId> opened = world.engine().open_session(name, 1, true);
+SimClient::SimClient(SimWorld& in, const std::string& name, bool data)
+    : world(in), epoch_(in.epoch()) {
+  const Result<SessionId> opened = world.engine().open_session(name, 1, data);
   if (!opened) return;
   session_ = *opened;
+  if (!data) return;
   const SessionFds fds = world.engine().session_fds(session_);
   control_ = Mapping::map(fds.control, sizeof(ControlLayout), true).value();
   arena_ = Mapping::map(fds.arena, static_cast<std::size_t>(::lseek(fds.arena, 0, SEEK_END)), false)
@@ -78,9 +80,12 @@ bool SimClient::alive() const {
   return world.running() && world.epoch() == epoch_ && session_.valid();
 }
 
-Reply SimClient::control(Json body, std::vector<std::byte> payload) {
+SimClient::Answer SimClient::start_control(Json body, std::vector<std::byte> payload) {
   auto answer = std::make_shared<std::unique_ptr<Reply>>();
-  if (!alive()) return Reply{{Code::kDaemonLost, 0, nullptr}, {}, {}, {}};
+  if (!alive()) {
+    *answer = std::make_unique<Reply>(Reply{{Code::kDaemonLost, 0, nullptr}, {}, {}, {}});
+    return answer;
+  }
   body = parse_json(dump_json(body)).value();  // as it comes off a socket
   world.engine().control(session_, {std::move(body), std::move(payload)},
                          [answer](Result<ControlReply> result) {
@@ -94,6 +99,14 @@ Reply SimClient::control(Json body, std::vector<std::byte> payload) {
                            }
                            *answer = std::move(reply);
                          });
+  return answer;
+}
+
+Reply SimClient::control(Json body, std::vector<std::byte> payload) {
+  return wait(start_control(std::move(body), std::move(payload)));
+}
+
+Reply SimClient::wait(const Answer& answer) {
   if (!world.run_until([&] { return *answer != nullptr || !alive(); }) || *answer == nullptr)
     return Reply{{Code::kTimeout, 0, "the engine did not answer"}, {}, {}, {}};
   return std::move(**answer);
@@ -235,30 +248,29 @@ Completion SimClient::wait(std::uint64_t user_data) {
   return completion;
 }
 
-Completion SimClient::seal(SimSequence& sequence) {
+std::uint64_t SimClient::start(Op op, const SimSequence& sequence) {
   Submission request{};
-  request.op = static_cast<std::uint16_t>(Op::kSeal);
+  request.op = static_cast<std::uint16_t>(op);
   request.sequence = sequence.handle;
   request.half = sequence.half;
   request.count = sequence.count;
   request.value1 = sequence.tokens_sealed;
-  const Completion completion = wait(submit(request));
-  if (completion.status != 0) return completion;
+  return submit(request);
+}
+
+void SimClient::sealed(SimSequence& sequence) {
   sequence.tokens_sealed += sequence.count;
   sequence.half ^= 1;
   sequence.count = 0;
+}
+
+Completion SimClient::seal(SimSequence& sequence) {
+  const Completion completion = wait(start_seal(sequence));
+  if (completion.status == 0) sealed(sequence);
   return completion;
 }
 
-Completion SimClient::commit(SimSequence& sequence) {
-  Submission request{};
-  request.op = static_cast<std::uint16_t>(Op::kCommit);
-  request.sequence = sequence.handle;
-  request.half = sequence.half;
-  request.count = sequence.count;
-  request.value1 = sequence.tokens_sealed;
-  return wait(submit(request));
-}
+Completion SimClient::commit(SimSequence& sequence) { return wait(start_commit(sequence)); }
 
 std::uint64_t SimClient::start_fetch(SimSequence& sequence, const std::vector<FetchEntry>& entries,
                                      Op op, std::uint64_t argument) {

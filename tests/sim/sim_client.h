@@ -62,12 +62,17 @@ struct FetchResult {
 
 class SimClient {
  public:
-  SimClient(SimWorld& world, const std::string& name);
+  // `data` false: no rings, as a tool connects.
+  SimClient(SimWorld& world, const std::string& name, bool data = true);
   ~SimClient();  // closes the session, if its engine still runs
 
   [[nodiscard]] bool alive() const;
   [[nodiscard]] SessionId session() const { return session_; }
   Reply control(Json body, std::vector<std::byte> payload = {});
+  // A request whose answer is not waited for: null until it comes.
+  using Answer = std::shared_ptr<std::unique_ptr<Reply>>;
+  Answer start_control(Json body, std::vector<std::byte> payload = {});
+  Reply wait(const Answer& answer);
   [[nodiscard]] std::uint64_t open_space(const Geometry& geometry,
                                          const std::string& model = "model",
                                          bool is_private = false,
@@ -86,6 +91,10 @@ class SimClient {
   // Completes where the world's engine still runs; else kDaemonLost.
   Completion seal(SimSequence& sequence);
   Completion commit(SimSequence& sequence);
+  std::uint64_t start_seal(const SimSequence& sequence) { return start(Op::kSeal, sequence); }
+  std::uint64_t start_commit(const SimSequence& sequence) { return start(Op::kCommit, sequence); }
+  // The half is a segment: the client goes on in the other one.
+  static void sealed(SimSequence& sequence);
   std::uint64_t submit(Submission request);
   Completion wait(std::uint64_t user_data);
   // A completion that has come; false where not.
@@ -116,6 +125,7 @@ class SimClient {
 
  private:
   void drain_completions();
+  std::uint64_t start(Op op, const SimSequence& sequence);
 
   std::uint64_t epoch_ = 0;
   SessionId session_;

@@ -354,6 +354,35 @@ TEST(SimDisk, ASkippedSyncDoesNothing) {
   EXPECT_TRUE(lost);
 }
 
+TEST(SimDisk, ASkippedSyncTellsWhatBecameOfIt) {
+  SimDisk disk({});
+  make_durable(disk, "f", filled(100, 1));
+  disk.skip_sync(0);
+  EXPECT_EQ(disk.skipped_sync(), SkippedSync::kNone);
+  ASSERT_TRUE(disk.sync("f"));
+  EXPECT_EQ(disk.skipped_sync(), SkippedSync::kIdle);
+
+  ASSERT_TRUE(disk.write("f", 0, filled(100, 2)));
+  disk.skip_sync(0);
+  ASSERT_TRUE(disk.sync("f"));
+  ASSERT_TRUE(disk.sync_directory(""));
+  EXPECT_EQ(disk.skipped_sync(), SkippedSync::kMissing);
+  ASSERT_TRUE(disk.sync("f"));
+  EXPECT_EQ(disk.skipped_sync(), SkippedSync::kCovered);
+
+  disk.skip_sync(0);
+  ASSERT_TRUE(disk.sync_directory(""));
+  EXPECT_EQ(disk.skipped_sync(), SkippedSync::kIdle);
+
+  ASSERT_TRUE(disk.create("g", true));
+  disk.skip_sync(0);
+  ASSERT_TRUE(disk.sync_directory(""));
+  ASSERT_TRUE(disk.sync("f"));
+  EXPECT_EQ(disk.skipped_sync(), SkippedSync::kMissing);
+  ASSERT_TRUE(disk.sync_directory(""));
+  EXPECT_EQ(disk.skipped_sync(), SkippedSync::kCovered);
+}
+
 TEST(SimDisk, CapacityIsALimit) {
   SimDisk disk({1, 10'000});
   ASSERT_TRUE(disk.create("f", true));
