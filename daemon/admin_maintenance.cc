@@ -164,8 +164,10 @@ struct Repair {
   std::uint64_t dropped = 0;
   std::uint64_t segments_behind = 0, bytes_behind = 0;  // whole, but behind what was dropped
   std::map<std::uint64_t, Cut> cuts;
+  Result<void> stored;  // the rows of what was cut
   ControlDone done;
 };
+using RepairPtr = std::shared_ptr<Repair>;
 
 // Before the first cut of the sequence.
 std::optional<std::uint64_t> tokens_known(const Check& check, const StoredSequence& sequence) {
@@ -174,6 +176,13 @@ std::optional<std::uint64_t> tokens_known(const Check& check, const StoredSequen
   const auto read = check.log_tokens.find(sequence.row.id.value);
   if (read == check.log_tokens.end()) return std::nullopt;
   return sequence.tokens_sealed + read->second;
+}
+
+// Durably, before the answer to the repair.
+void post_cut_row(EngineState& engine, StoredSequence& sequence, const RepairPtr& repair) {
+  post_sequence_row(engine, sequence, true, [repair](Result<void> written) {
+    if (!written && repair->stored) repair->stored = written;
+  });
 }
 
 void note_cut(Repair& repair, const StoredSequence& sequence, std::optional<std::uint64_t> before,
@@ -196,7 +205,7 @@ Json cuts_json(const Repair& repair) {
 // Cuts every sequence that shows the segment before it, then condemns it and all that continues
 // it: no prefix leads there any more. False: somebody has one of them open, or is at work on it (a
 // row that we write behind its removal would bring it back).
-bool drop_segment(EngineState& engine, Segment& segment, Repair& repair) {
+bool drop_segment(EngineState& engine, Segment& segment, const RepairPtr& repair) {
   std::vector<StoredSequence*> users;
   for (const auto& [id, sequence] : engine.sequences.all)
     for (const SequencePart& part : sequence->parts)
@@ -211,7 +220,7 @@ bool drop_segment(EngineState& engine, Segment& segment, Repair& repair) {
       if (part.segment == &segment) break;
       keep = part.first_token + part.visible_tokens;
     }
-    note_cut(repair, *sequence, tokens_known(*repair.check, *sequence), keep);
+    note_cut(*repair, *sequence, tokens_known(*repair->check, *sequence), keep);
     if (sequence->row.log_generation != 0) drop_log(engine, *sequence);
     sequence->row.log_generation = 0;
     const std::vector<PartSpec> parts = parts_up_to(*sequence, keep);
@@ -219,7 +228,7 @@ bool drop_segment(EngineState& engine, Segment& segment, Repair& repair) {
     for (const PartSpec& part : parts)
       sequence->row.parts.push_back({part.segment->row.id, part.visible_tokens});
     set_parts(engine, *sequence, parts);
-    post_sequence_row(engine, *sequence, true, [](Result<void>) {});
+    post_cut_row(engine, *sequence, repair);
     KVT_LOG(kWarn, "repair: sequence %llu keeps %llu tokens",
             static_cast<unsigned long long>(sequence->row.id.value),
             static_cast<unsigned long long>(keep));
@@ -228,8 +237,8 @@ bool drop_segment(EngineState& engine, Segment& segment, Repair& repair) {
   for (auto id = unused.rbegin(); id != unused.rend(); ++id) {
     Segment& behind = *find_segment(engine, *id);
     if (&behind == &segment) continue;
-    ++repair.segments_behind;
-    repair.bytes_behind += behind.row.file_bytes;
+    ++repair->segments_behind;
+    repair->bytes_behind += behind.row.file_bytes;
     condemn_segment(engine, behind);
   }
   condemn_segment(engine, segment);
@@ -243,7 +252,7 @@ bool is_gone(EngineState& engine, const Problem& problem) {
 }
 
 // One problem mended; false where it is in use.
-bool mend(EngineState& engine, const Problem& problem, Repair& repair) {
+bool mend(EngineState& engine, const Problem& problem, const RepairPtr& repair) {
   if (problem.file != 0) return drop_object(engine, problem.key, problem.file);
   if (problem.derived) {
     static_cast<void>(engine.io->io().unlink(problem.path));
@@ -253,16 +262,16 @@ bool mend(EngineState& engine, const Problem& problem, Repair& repair) {
   return segment == nullptr || segment->condemned || drop_segment(engine, *segment, repair);
 }
 
-void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair);
+void run_repair(EngineState& engine, const RepairPtr& repair);
 
 // What is sound of a log becomes a segment, the rest goes. In the sequence's queue.
-void mend_log(EngineState& engine, const std::shared_ptr<Repair>& repair, SequenceId id) {
+void mend_log(EngineState& engine, const RepairPtr& repair, SequenceId id) {
   seal_stored_tail(engine, id, [&engine, repair, id](Result<void> sealed) {
     StoredSequence& sequence = *engine.sequences.all.at(id);
     if (sealed && sequence.row.log_generation != 0) {  // nothing of it was sound
       drop_log(engine, sequence);
       sequence.row.log_generation = 0;
-      post_sequence_row(engine, sequence, true, [](Result<void>) {});
+      post_cut_row(engine, sequence, repair);
     }
     Problem& problem = repair->check->problems[repair->next - 1];
     if (sealed) {
@@ -275,8 +284,26 @@ void mend_log(EngineState& engine, const std::shared_ptr<Repair>& repair, Sequen
   });
 }
 
+// Behind the batches that were written for it: with the answer, what was dropped stays so.
+void end_repair(EngineState& engine, const RepairPtr& repair) {
+  const auto answer = [&engine, repair](Result<void> written) {
+    sweep_condemned(engine);
+    if (!repair->stored) written = repair->stored;
+    if (!written) return repair->done(error(written.error()));
+    repair->done(ControlReply{Json{{"dropped", repair->dropped},
+                                   {"segments_behind", repair->segments_behind},
+                                   {"bytes_behind", repair->bytes_behind},
+                                   {"sequences_cut", cuts_json(*repair)},
+                                   {"problems", problems_json(repair->check->problems)}},
+                              {},
+                              {}});
+  };
+  if (repair->dropped == 0) return answer({});
+  post_batch(engine, CatalogueBatch(), false, answer);
+}
+
 // One problem after the other; a log takes a seal.
-void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
+void run_repair(EngineState& engine, const RepairPtr& repair) {
   std::vector<Problem>& problems = repair->check->problems;
   while (repair->next < problems.size()) {
     Problem& problem = problems[repair->next++];
@@ -294,19 +321,12 @@ void run_repair(EngineState& engine, const std::shared_ptr<Repair>& repair) {
       work.run = [&engine, repair, id = problem.sequence] { mend_log(engine, repair, id); };
       return add_work(engine, *sequence, std::move(work));
     }
-    if (!in_use && (problem.sequence.valid() || mend(engine, problem, *repair)))
+    if (!in_use && (problem.sequence.valid() || mend(engine, problem, repair)))
       ++repair->dropped;
     else
       problem.reason += "; in use: close the sequence and repair again";
   }
-  sweep_condemned(engine);
-  repair->done(ControlReply{Json{{"dropped", repair->dropped},
-                                 {"segments_behind", repair->segments_behind},
-                                 {"bytes_behind", repair->bytes_behind},
-                                 {"sequences_cut", cuts_json(*repair)},
-                                 {"problems", problems_json(problems)}},
-                            {},
-                            {}});
+  end_repair(engine, repair);
 }
 
 void op_repair(EngineState& engine, Session&, ControlRequest, ControlDone done) {

@@ -16,6 +16,7 @@
 #include "daemon/engine_state.h"
 #include "tests/sim/sim_client.h"
 #include "tests/sim/store_sim.h"
+#include "tiers/segment_format.h"
 
 namespace kvtier::sim {
 namespace {
@@ -225,6 +226,14 @@ bool no_segment_is_known(Life& life) {
   return life.has_not("chat") && spaces.size() == 1 && spaces[0]["segments"] == 0 && is_sound(life);
 }
 
+// A bit of the last chunk of the second segment, in front of its padding.
+void store_and_rot(Life& life) {
+  life.store({40, 50});
+  const std::string path = segment_path(life.segments_of_chat()[1]);
+  life.world.disk().rot(path, *life.world.disk().size_bytes(path) - kDiskAlign + 5, 3);
+  EXPECT_TRUE(life.close());
+}
+
 constexpr Step kSteps[] = {
     {"seal",
      [](Life& life) {
@@ -309,6 +318,11 @@ constexpr Step kSteps[] = {
      },
      compact_until_visible,
      [](Life& life) { return life.segments_of_chat() == life.seen && life.has("chat", 90); }, 3},
+    {"repair", store_and_rot,
+     [](Life& life) {
+       return life.client->control(Json{{"op", "repair"}}).body["dropped"] == 1;
+     },
+     [](Life& life) { return is_sound(life) && life.has("chat", 40); }, 1},
     {"import", [](Life&) { static_cast<void>(exported()); },
      [](Life& life) {
        return life.request({{"op", "import"}, {"path", exported()}, {"name", "copy"}});
