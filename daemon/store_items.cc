@@ -26,6 +26,7 @@ void check_sidecar(Check& check, const Check::SegmentItem& item, const std::stri
   const auto problem = [&](const char* reason, bool newer = false) {
     Problem found{path, "abstracts", reason, item.row.id, {}, true};
     found.path = path;
+    found.warning = !newer;  // nobody syncs it: a power cut may leave a part of it
     found.newer = newer;
     check.problems.push_back(std::move(found));
   };

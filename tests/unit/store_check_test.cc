@@ -274,7 +274,7 @@ TEST_F(StoreCheck, SwappedFilesAreNamed) {
   put(second_, b);
   const std::string x = sidecar_path(SegmentId{1}, kKind), y = sidecar_path(SegmentId{2}, kKind);
   put(x, get(y));
-  expect_one(x, "mismatch/damage/header", false);
+  expect_one(x, "mismatch/warning/header", false);
   put(x, samples::make_sidecar(SegmentId{1}, samples::small_geometry(), 70, kSeed));
   put(log_, samples::make_log(samples::make_log_header(SequenceId{0x78}, 3, 79),
                               samples::small_geometry(), kSeed, {3}));
