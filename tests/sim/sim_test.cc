@@ -42,12 +42,19 @@ TEST(StoreSim, ManySeeds) {
     sum.fetched_chunks += result.fetched_chunks;
     sum.missed_chunks += result.missed_chunks;
     sum.faults += result.faults;
+    sum.collections += result.collections;
+    sum.segments_compacted += result.segments_compacted;
+    sum.repairs += result.repairs;
+    sum.expired += result.expired;
+    sum.copies += result.copies;
   }
   std::printf(
       "%llu seeds: %u crashes, %u seals, %u commits, %u chunks compared, %u missed, %u disk "
-      "faults\n",
+      "faults, %u segments compacted in %u gcs, %u repairs, %u sequences expired, %u copied by a "
+      "file\n",
       static_cast<unsigned long long>(seeds), sum.crashes, sum.seals, sum.commits,
-      sum.fetched_chunks, sum.missed_chunks, sum.faults);
+      sum.fetched_chunks, sum.missed_chunks, sum.faults, sum.segments_compacted, sum.collections,
+      sum.repairs, sum.expired, sum.copies);
   // The simulation must do what it is for.
   EXPECT_GT(sum.crashes, seeds);
   EXPECT_GT(sum.seals, seeds / 2);
@@ -56,6 +63,10 @@ TEST(StoreSim, ManySeeds) {
   if (seeds >= 200) {
     EXPECT_GT(sum.faults, 0u);
     EXPECT_GT(sum.missed_chunks, 0u);
+    EXPECT_GT(sum.segments_compacted, seeds / 20);
+    EXPECT_GT(sum.repairs, seeds / 4);
+    EXPECT_GT(sum.expired, seeds / 40);
+    EXPECT_GT(sum.copies, seeds / 40);
   }
 }
 

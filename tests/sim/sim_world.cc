@@ -49,6 +49,7 @@ Result<void> SimWorld::start() {
   options.host_bytes = options_.host_bytes;
   options.abstracts_bytes = options_.abstracts_bytes;
   options.disk_bytes_max = options_.disk_bytes_max;
+  options.scrub_mb_per_s = options_.scrub_mb_per_s;
   options.huge_pages = false;
   options.kernels = "scalar";
   KVT_TRY(engine_, Engine::make(options, world));

@@ -21,6 +21,7 @@ struct SimWorldOptions {
   std::uint64_t host_bytes = 8ull << 20;
   std::uint64_t abstracts_bytes = 4ull << 20;
   std::uint64_t disk_bytes_max = 1ull << 30;
+  std::uint32_t scrub_mb_per_s = 0;
   SimDiskOptions disk;
 };
 
