@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -316,14 +317,18 @@ def test_queries_are_float32(space):
 
 
 def test_a_refused_call_names_the_argument(client, space):
-    k = np.zeros((2, 1, 16), np.float32)
+    k, floats = np.zeros((2, 1, 16), np.float32), array("f", [1])
+    fixed = np.frombuffer(bytes(128), np.float32).reshape(2, 1, 16)  # read-only
     with space.create() as sequence:
         view = sequence.view()
+        large = 1 << 40
         calls = [
             (lambda: sequence.view(budget=-1), r"view\(\): budget must be 0 or more, not -1"),
             (lambda: sequence.truncate(-3), "tokens must be 0 or more"),
             (lambda: sequence.write(-1, 0, k, k), "layer must be 0 or more"),
-            (lambda: sequence.write(0, 1 << 40, k, k), "too large: first 1099511627776"),
+            (lambda: sequence.write(0, large, k, k), "too large: first 1099511627776"),
+            (lambda: sequence.write(0, large, fixed, fixed), "too large: first 1099511627776"),
+            (lambda: sequence.write(0, large, floats, memoryview(k)), "too large: first"),
             (lambda: client.objects_poll(timeout_ms=-1), "timeout_ms must be 0 or more"),
             (lambda: kvtier.Client(timeout_ms=-1), "timeout_ms must be 0 to"),
             (lambda: kvtier.Layer(kv_heads=-1, query_heads=1, dim=8), "kv_heads must be 1 to"),
@@ -342,7 +347,13 @@ def test_a_refused_call_names_the_argument(client, space):
             (lambda: sequence.view(bugdet=5), "unexpected keyword argument 'bugdet'"),
             (lambda: view.attend(0, [1.0]), "q must be a numpy array, .* not list"),
             (lambda: view.attend(0, k[0], "x"), "scale must be a number or None, not str 'x'"),
-            (lambda: view.attend(0, torch.ones(4, 16, device="meta")), "q must be a numpy array"),
+            (lambda: view.attend(0, fixed, "x"), "scale must be a number or None, not str 'x'"),
+            (lambda: view.attend(0, k, np.ones(3)), "scale must be a number or None, not ndarray"),
+            (lambda: sequence.view(budget=torch.tensor(1.5)), "budget must be .* not Tensor"),
+            (lambda: sequence.view(budget=np.ones(2)), "budget must be an integer, not ndarray"),
+            (lambda: view.attend(0, torch.ones(4, 16, device="meta")), "q must .* not on meta"),
+            (lambda: view.attend(0, np.array([object()])), "q must be a numpy array, .*DLPack"),
+            (lambda: view.attend(0, object()), "q must be a numpy array, .* not object"),
             (lambda: space.open(5), "name must be a str or None, not int 5"),
             (lambda: client.request([]), r"request\(\): request must be a dict, not list"),
             (lambda: client.open_space(model="m", runtime="r", layers=[1]), "a list of kvtier.Lay"),
@@ -354,6 +365,18 @@ def test_a_refused_call_names_the_argument(client, space):
                 call()
         with pytest.raises(TypeError, match="not JSON serializable"):
             client.request({"op": object()})  # what is no refusal stays as it is
+
+
+def test_arrays_that_are_read_only_are_taken(space):
+    rows = np.random.default_rng(3).standard_normal((2, 1, 16), dtype=np.float32)
+    fixed = np.frombuffer(rows.tobytes(), np.float32).reshape(rows.shape)
+    assert not fixed.flags.writeable
+    with space.create() as sequence:
+        sequence.append([1])
+        for layer in range(2):
+            sequence.write(layer, 0, fixed, memoryview(fixed))
+        for got in sequence.read(0, 0, 1):
+            np.testing.assert_array_equal(got, rows)
 
 
 def test_closed_handles_are_stale(client):

@@ -20,6 +20,17 @@ from ._kvtier import InvalidArgument, Layer
 REFUSED = "incompatible function arguments"  # nanobind's words
 INVALID = 20  # KVT_ERROR_INVALID
 NARROWEST = 1 << 16  # what fits is never refused for its size
+NUMBERS = set("bBhHiIlLqQnNefd?")  # formats of the buffer protocol that nanobind takes
+CPU = 1  # kDLCPU
+
+
+def _converts(conversion: Callable[[Any], Any], value: Any) -> bool:
+    """Whether it does: arrays have every conversion, and refuse it for what they hold."""
+    try:
+        conversion(value)
+    except Exception:
+        return False
+    return True
 
 
 def _every(kind: Any) -> Callable[[Any], bool]:
@@ -30,14 +41,22 @@ def _every(kind: Any) -> Callable[[Any], bool]:
     )
 
 
+def _number(value: Any) -> bool:
+    return hasattr(value, "__float__") and _converts(float, value)
+
+
 def _array(value: Any) -> bool:
-    return hasattr(value, "__dlpack__") or isinstance(value, (bytes, bytearray, memoryview))
+    return (
+        hasattr(value, "__dlpack__")
+        or type(value).__name__ == "PyCapsule"  # of an older library's to_dlpack
+        or _converts(memoryview, value)
+    )
 
 
 _LIST = "collections.abc.Sequence"
 EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "int": (lambda value: hasattr(value, "__index__"), "an integer"),
-    "float": (lambda value: hasattr(value, "__float__"), "a number"),
+    "int": (lambda value: _converts(operator.index, value), "an integer"),
+    "float": (_number, "a number"),
     "str": (lambda value: isinstance(value, str), "a str"),
     "bool": (lambda value: isinstance(value, bool), "True or False"),
     "dict": (lambda value: isinstance(value, dict), "a dict"),
@@ -77,14 +96,24 @@ def _shown(value: Any) -> str:
     return f"{type(value).__name__} {text}" if len(text) <= 40 else type(value).__name__
 
 
-def _of_an_array(value: Any) -> str:
-    """Why an array could not be taken, in the words of its library."""
+def _elsewhere(value: Any) -> bool:
+    """An array that does not lie in the CPU's memory."""
+    try:
+        return hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] != CPU
+    except Exception:
+        return True
+
+
+def _not_exported(value: Any) -> str:
+    """Why an array may have been refused, in the words of its library. nanobind tries more ways
+    than this one, the buffer protocol among them: so a read-only numpy array is taken."""
+    if _converts(memoryview, value) and memoryview(value).format in NUMBERS:
+        return ""
     try:
         value.__dlpack__()
     except Exception as error:
         return f": {error}"
-    device = str(getattr(value, "device", "cpu"))
-    return "" if device.startswith("cpu") else f", not on {device}"
+    return ""
 
 
 def problem(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> Exception | None:
@@ -93,7 +122,7 @@ def problem(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> 
         given = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         return TypeError(f"{name}(): {error}")
-    large = []
+    large, arrays = [], []
     for argument, value in given.items():
         kind = str(signature.parameters[argument].annotation)
         optional = kind.endswith(" | None")
@@ -107,9 +136,17 @@ def problem(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> 
             return _invalid(f"{name}(): {argument} must be 0 or more, not {number}")
         if kind.startswith("int") and number >= NARROWEST:
             large.append(f"{argument} {number}")
-        if kind == "ndarray" and (reason := _of_an_array(value)):
-            return TypeError(f"{name}(): {argument} must be {wanted}{reason}")
-    return _invalid(f"{name}(): too large: {' or '.join(large)}") if large else None
+        if kind.startswith("ndarray") and _elsewhere(value):
+            where = getattr(value, "device", "another device")
+            return TypeError(f"{name}(): {argument} must be {wanted}, not on {where}")
+        if kind.startswith("ndarray"):
+            arrays.append((f"{name}(): {argument} must be {wanted}", value))
+    if large:
+        return _invalid(f"{name}(): too large: {' or '.join(large)}")
+    for text, value in arrays:  # last: what is found here is the likely reason, no certain one
+        if reason := _not_exported(value):
+            return TypeError(text + reason)
+    return None
 
 
 def _invalid(text: str) -> InvalidArgument:
