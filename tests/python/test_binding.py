@@ -18,6 +18,7 @@ from conftest import PATHS, fill, open_space
 from reference import ReferenceSequence
 
 import kvtier
+from kvtier import arguments
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
@@ -365,6 +366,33 @@ def test_a_refused_call_names_the_argument(client, space):
                 call()
         with pytest.raises(TypeError, match="not JSON serializable"):
             client.request({"op": object()})  # what is no refusal stays as it is
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        None,
+        (),
+        ("def f(self, x: int) -> None",),
+        [{"name": "f", "args": ["x"]}],
+        (("def f(self, x: int → None", None, None),),
+        (("def f(self, x: int = \\0) -> None", None, None),),
+        (("def f(self, x: int = default) -> None", None, (1,)),),
+    ],
+)
+def test_signatures_of_another_nanobind_are_left_alone(kept):
+    """They are private to it. A form that is not known must not make the import fail."""
+
+    class Method:
+        __name__ = "f"
+        __nb_signature__ = kept
+
+    class Class:
+        f = Method()
+
+    method = Class.f
+    arguments.explain(Class)
+    assert Class.f is method and arguments.explained(method) is method
 
 
 def test_arrays_that_are_read_only_are_taken(space):

@@ -156,9 +156,14 @@ def _invalid(text: str) -> InvalidArgument:
 
 
 def explained(function: Any) -> Any:
-    """The function, with errors that name the argument."""
-    name = function.__name__
-    signature = signature_of(function)
+    """The function, with errors that name the argument; as it is where it takes none, or where this
+    nanobind keeps signatures in a form that is not known here: then its own message must do."""
+    try:
+        name, signature = function.__name__, signature_of(function)
+    except Exception:
+        return function
+    if not set(signature.parameters) - {"self"}:
+        return function
 
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -180,7 +185,5 @@ def explain(*classes: type) -> None:
     nanobind calls those past what is set here."""
     for kind in classes:
         for name, member in list(vars(kind).items()):
-            if name.startswith("__") or not hasattr(member, "__nb_signature__"):
-                continue
-            if "," in member.__nb_signature__[0][0]:  # more than self
+            if not name.startswith("__") and hasattr(member, "__nb_signature__"):
                 setattr(kind, name, explained(member))
