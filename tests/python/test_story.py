@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import PATHS, ROOT
 
-from kvtier.story import report
+from kvtier.story import machine, report
 from kvtier.story.settings import Settings
 
 FIELDS = {
@@ -98,7 +99,7 @@ def test_the_whole_story(tmp_path):
     for words in ("Who wrote this?", "after kill -9", "the same as full attention"):
         assert words in run.stdout
     parts = details["disk_parts"]
-    assert parts["segments"] > details["kv_bytes"] and sum(parts.values()) <= size["disk"]
+    assert parts["segments"] > details["kv_bytes"] and sum(parts.values()) == size["disk"]
     told = " ".join(run.stdout.split())
     for words in (
         f"{details['prefill_tokens']:,} tokens: the document and the model's chat header",
@@ -110,6 +111,27 @@ def test_the_whole_story(tmp_path):
     settings = Settings("", "", "", "", "", budget=figures["document_tokens"])
     assert "is no less than the document" in " ".join(report.explained(settings, figures))
     assert not Path(f"/proc/{details['killed_pid']}").exists()
+
+
+def test_what_lies_on_disk_is_counted_while_it_changes(tmp_path, monkeypatch):
+    for name in ("lock", "logs/1", "logs/2", "segments/a/1", "segments/b/2", "gone/1"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x" * 8192)
+    walk = os.walk
+
+    def meanwhile(top):
+        for directory, folders, files in walk(top):
+            if directory == str(tmp_path):
+                shutil.rmtree(tmp_path / "gone")
+            if Path(directory).name == "logs":
+                (tmp_path / "logs" / "1").unlink()
+            yield directory, folders, files
+
+    monkeypatch.setattr(machine.os, "walk", meanwhile)
+    parts = machine.disk_parts(tmp_path)
+    block = os.stat(tmp_path / "lock").st_blocks * 512
+    assert block >= 8192 and parts == {".": block, "logs": block, "segments": 2 * block}
 
 
 def test_a_story_that_is_ended_leaves_nothing(tmp_path):

@@ -136,13 +136,20 @@ def drop_page_cache(settings: Settings, paths: Iterable[Path]) -> str:
     return "page cache of these files dropped"
 
 
-def disk_bytes(directory: Path) -> int:
-    return sum(f.stat().st_blocks * 512 for f in directory.rglob("*") if f.is_file())
-
-
 def disk_parts(store: Path) -> dict[str, int]:
-    """Bytes on disk by folder of the store: segments, logs, sidecars, ..."""
-    return {part.name: disk_bytes(part) for part in sorted(store.iterdir()) if part.is_dir()}
+    """Bytes on disk by folder of the store: segments, logs, sidecars, ...; "." has what lies beside
+    them. One pass, for the daemon writes and deletes meanwhile: two would not agree."""
+    parts: dict[str, int] = {}
+    for directory, _, files in os.walk(store):  # passes over a folder that went away
+        part = Path(directory).relative_to(store).parts
+        name = part[0] if part else "."
+        parts.setdefault(name, 0)
+        for file in files:
+            try:
+                parts[name] += os.lstat(os.path.join(directory, file)).st_blocks * 512
+            except FileNotFoundError:
+                pass  # deleted since the folder was read
+    return dict(sorted(parts.items()))
 
 
 def private_bytes() -> int:

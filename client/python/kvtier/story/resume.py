@@ -114,7 +114,7 @@ def main(path: str) -> None:
         forked = answer(
             model, tokenizer, fork, second.context + second.tail, settings.answer_tokens, count, pid
         )
-    counters = machine.daemon_io(pid)
+    counters, disk_parts = machine.daemon_io(pid), machine.disk_parts(settings.store)
     result = {
         "full_load_s": full_load_s,
         "daemon_start_s": daemon_start_s,
@@ -130,8 +130,8 @@ def main(path: str) -> None:
         "client_private": client_private,
         "read_cold": asked["first_step_read"],
         "read_ram": forked["first_step_read"],
-        "disk_bytes": machine.disk_bytes(settings.store),
-        "disk_parts": machine.disk_parts(settings.store),
+        "disk_bytes": sum(disk_parts.values()),
+        "disk_parts": disk_parts,
         "read": counters["read_bytes"],
         "written": counters["write_bytes"],
     }
