@@ -17,7 +17,7 @@ namespace kvtier::bench {
 
 enum class Size {
   kSmoke,  // seconds in all, no verdicts: does it run
-  kQuick,  // every row of docs/benchmarks.md within 6 minutes in all
+  kQuick,  // fewer rounds; aims at 6 minutes in all
   kFull,
 };
 

@@ -171,7 +171,7 @@ int main(int argc, char** argv) {
       "Ends with 0: all goals held, 3: a goal was missed, 1: a benchmark failed, 2: usage.");
   Arguments arguments;
   app.add_option("NAME", arguments.names, "benchmarks to run, or `all`");
-  app.add_flag("--quick", arguments.quick, "every row within 6 minutes");
+  app.add_flag("--quick", arguments.quick, "fewer rounds: aims at 6 minutes for `all`");
   app.add_flag("--smoke", arguments.smoke, "does it run, within a minute; no verdicts");
   app.add_flag("--list", arguments.list, "what there is");
   app.add_option("--json", arguments.json_path,

@@ -102,6 +102,12 @@ def story_rows(path):
     yield "bytes | " + ", ".join(f"{name} {value / 2**20:.1f} MiB" for name, value in size.items())
 
 
+def command(path):
+    """What makes the figures of this file: not always all that there are."""
+    names = dict.fromkeys(figure["bench"] for figure in read_figures(path))
+    return f"kvtier-bench {' '.join(names)} --quick"
+
+
 def print_figures(path):
     figures = read_figures(path)
     print(busy(figures) + "\n")
@@ -116,8 +122,8 @@ def main():
     print("# Benchmarks\n")
     print(f"Made by `tools/bench/summary.py`. Machine: {machine()}. Commit {commit()}.\n")
     print((HERE / "notes.md").read_text(encoding="utf-8").strip() + "\n")
-    print("## `kvtier-bench all --quick`\n")
-    print("One figure by itself: `kvtier-bench NAME --quick`, NAME as in the column *bench*.\n")
+    print("## `kvtier-bench --quick`\n")
+    print(f"Made by `{command(sys.argv[1])}`. One figure by itself: `kvtier-bench NAME --quick`, NAME as in the column *bench*.\n")
     print_figures(sys.argv[1])
     if len(sys.argv) > 2 and sys.argv[2] != "-":
         print("\n## `tools/quickstart --json FILE`\n")
