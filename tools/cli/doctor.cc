@@ -394,6 +394,11 @@ void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
     findings->push_back({Grade::kBad, "catalogue",
                          options.path + " cannot be read: " + rows.error().message(),
                          "as root: chown -R " + std::to_string(::geteuid()) + " " + store});
+  else if (!rows && rows.error().code == Code::kIo)
+    findings->push_back({Grade::kBad, "catalogue",
+                         options.path + " cannot be read: " + rows.error().message(),
+                         "see what the kernel's log says of the disk; copy the store to a sound "
+                         "one"});
   else if (!rows || (knows_nothing(*rows) && has_files(store)))
     findings->push_back({Grade::kBad, "catalogue",
                          std::string(absent  ? "missing, and the store is not empty"

@@ -35,8 +35,12 @@ Result<Json> check_offline(const std::string& store, bool deep) {
       !rows || (empty && report.segments + report.logs + report.objects != 0);
   const std::string remake =
       ": `kvtier repair --store " + store + "` makes a new one from the files";
+  // Of a newer kvtier, unreadable, on a failing disk: a new one is no mend.
+  const bool repairable =
+      rows || rows.error().code == Code::kCorrupt || rows.error().code == Code::kNotFound;
   if (catalogue_lost)
     problems.push_back(Json{{"object", "catalogue"},
+                            {"mend", repairable ? "kvtier repair --store " + store : ""},
                             {"region", ""},
                             {"severity", "damage"},
                             {"reason", rows ? "it is empty and the store is not" + remake
@@ -68,7 +72,10 @@ void print_problems(const Json& reply) {
 std::string mend_of(const Json& reply, const std::string& store) {
   const Json& problems = reply["problems"];
   const bool catalogue = !problems.empty() && text_of(problems[0], "object") == "catalogue";
-  if (catalogue && !store.empty()) return "; first `kvtier repair --store " + store + "`";
+  if (catalogue && !store.empty()) {
+    const std::string mend = text_of(problems[0], "mend");
+    return mend.empty() ? "" : "; first `" + mend + "`";
+  }
   return std::string(store.empty() ? "; " : "; with kvtierd running over this store, ") +
          "`kvtier repair` drops what is damaged, so that storing it again heals it";
 }
