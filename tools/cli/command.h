@@ -52,9 +52,11 @@ struct Command {
 
 // ---- what commands share ----
 
-// One request to the daemon; an error is printed (as text, or as JSON where asked for) and its exit
-// code returned in
-// `*exit_code`. `timeout_s` 0: as long as it takes.
+// One request to the daemon; where it fails, `*text` says why. `timeout_s` 0: as long as it takes.
+[[nodiscard]] Result<Json> try_request(const Invocation& invocation, Json body, std::string* text,
+                                       unsigned timeout_s = 30);
+// The same; an error is printed (as text, or as JSON where asked for) and its exit code returned in
+// `*exit_code`.
 [[nodiscard]] bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code,
                            unsigned timeout_s = 30);
 // Whether a daemon takes connections there.

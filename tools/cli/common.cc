@@ -65,17 +65,15 @@ int print_error(const Invocation& invocation, const Status& status, const std::s
   return 1;
 }
 
-bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code,
-             unsigned timeout_s) {
+Result<Json> try_request(const Invocation& invocation, Json body, std::string* text,
+                         unsigned timeout_s) {
   const std::string path = socket_path(invocation);
   Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(5000));
   if (!socket) {
     const bool absent = socket.error().code == Code::kNotFound;
-    *exit_code =
-        print_error(invocation, socket.error(),
-                    absent ? "no kvtierd listens at " + path + ": run `kvtier start`"
-                           : "cannot connect to " + path + ": " + describe(socket.error()));
-    return false;
+    *text = absent ? "no kvtierd listens at " + path + ": run `kvtier start`"
+                   : "cannot connect to " + path + ": " + describe(socket.error());
+    return error(socket.error());
   }
   ControlChannel channel(std::move(*socket));
   Result<ControlMessage> hello = channel.call(Json{{"op", "hello"},
@@ -89,14 +87,22 @@ bool request(const Invocation& invocation, Json body, Json* reply, int* exit_cod
   Result<ControlMessage> answer = error(hello ? Status{} : hello.error());
   if (hello) answer = channel.call(std::move(body), {}, 0, deadline);
   if (!answer) {
-    const std::string text =
-        channel.error_text().empty() ? describe(answer.error()) : channel.error_text();
-    *exit_code = print_error(invocation, answer.error(), text);
-    return false;
+    *text = channel.error_text().empty() ? describe(answer.error()) : channel.error_text();
+    return error(answer.error());
   }
-  *reply = std::move(answer->body);
-  reply->erase("id");
-  return true;
+  answer->body.erase("id");
+  return std::move(answer->body);
+}
+
+bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code,
+             unsigned timeout_s) {
+  std::string text;
+  Result<Json> answer = try_request(invocation, std::move(body), &text, timeout_s);
+  if (answer)
+    *reply = std::move(*answer);
+  else
+    *exit_code = print_error(invocation, answer.error(), text);
+  return answer.has_value();
 }
 
 bool daemon_listens(const Invocation& invocation) {
@@ -126,8 +132,8 @@ bool offline_settings(std::string* program, Json* settings, std::string* problem
 }
 
 std::vector<std::pair<std::string, std::string>> misspelt_variables(const Json& settings) {
-  std::vector<std::string> known = {"KVTIER_SOCKET", "KVTIER_CONFIG", "KVTIER_DAEMON", "KVTIER_LOG",
-                                    "KVTIER_FAULTS", "KVTIER_KERNELS"};
+  std::vector<std::string> known = {"KVTIER_SOCKET", "KVTIER_CONFIG", "KVTIER_DAEMON",
+                                    "KVTIER_LOG",    "KVTIER_FAULTS", "KVTIER_KERNELS"};
   if (settings.is_object() && settings.contains("keys"))
     for (const Json& key : settings["keys"]) {
       std::string name = "KVTIER_" + text_of(key, "key");

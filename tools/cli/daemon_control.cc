@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <optional>
 
 #include "client/ipc/control_channel.h"
 #include "client/ipc/paths.h"
@@ -40,13 +41,13 @@ std::string lost_rows(const Json& stats) {
          text_of(disk, "store") + "` finds what they hold (before kvtier gc, which removes them)";
 }
 
-void warn_of_lost_rows(kvt_client* client) {
-  char* text = nullptr;
-  if (kvt_client_request(client, "{\"op\":\"stats\"}", &text) != KVT_OK) return;
-  const Result<Json> stats = parse_json(text);
-  kvt_free(text);
-  const std::string line = stats && stats->is_object() ? lost_rows(*stats) : "";
-  if (!line.empty()) std::fprintf(stderr, "kvtier: %s\n", line.c_str());
+// The same of the daemon that runs. Nothing where it does not say its stats: the commands that ask
+// are about something else.
+std::optional<std::string> ask_lost_rows(const Invocation& invocation) {
+  std::string why;
+  const Result<Json> stats = try_request(invocation, Json{{"op", "stats"}}, &why);
+  if (!stats) return std::nullopt;
+  return lost_rows(*stats);
 }
 
 int run_start(const Invocation& invocation) {
@@ -62,12 +63,16 @@ int run_start(const Invocation& invocation) {
   if (status != KVT_OK)
     return print_error(invocation, {static_cast<Code>(status)},
                        std::string("cannot start kvtierd: ") + kvt_last_error());
-  warn_of_lost_rows(client);
+  const std::optional<std::string> lost = ask_lost_rows(invocation);
   kvt_client_close(client);
-  if (invocation.json)
-    print_json(Json{{"ok", true}, {"started", !running}});
-  else
-    std::printf(running ? "kvtierd runs already\n" : "kvtierd runs\n");
+  if (invocation.json) {
+    Json reply{{"ok", true}, {"started", !running}};
+    if (lost) reply["lost"] = *lost;
+    print_json(reply);
+    return 0;
+  }
+  if (lost && !lost->empty()) std::fprintf(stderr, "kvtier: %s\n", lost->c_str());
+  std::printf(running ? "kvtierd runs already\n" : "kvtierd runs\n");
   return 0;
 }
 
@@ -143,12 +148,12 @@ int run_status(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
   if (!request(invocation, Json{{"op", "status"}}, &reply, &exit_code)) return exit_code;
+  const std::optional<std::string> lost = ask_lost_rows(invocation);
   if (invocation.json) {
+    if (lost) reply["lost"] = *lost;
     print_json(reply);
     return 0;
   }
-  Json stats;
-  if (!request(invocation, Json{{"op", "stats"}}, &stats, &exit_code)) return exit_code;
   std::printf("kvtierd %s, pid %llu, up %s\n", text_of(reply, "daemon_version").c_str(),
               static_cast<unsigned long long>(number_of(reply, "pid")),
               human_duration(number_of(reply, "uptime_s")).c_str());
@@ -161,8 +166,7 @@ int run_status(const Invocation& invocation) {
   if (reply.contains("off"))
     for (const Json& line : reply["off"])
       std::printf("off     %s\n", line.get<std::string>().c_str());
-  if (const std::string line = lost_rows(stats); !line.empty())
-    std::printf("lost    %s\n", line.c_str());
+  if (lost && !lost->empty()) std::printf("lost    %s\n", lost->c_str());
   std::vector<std::vector<std::string>> rows = {{"CLIENT", "PID", "SEQUENCES", "LEASED"}};
   if (reply.contains("clients"))
     for (const Json& client : reply["clients"])
