@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -354,12 +355,13 @@ TEST_F(ClientCrash, LeasesComeBackAndNobodyElseNotices) {
     }
   }
   expect_bystander_well();
-  // 100 ms is what we promise; a single one may meet a machine that is busy with something else.
+  // 100 ms is what we promise; one in ten may meet a machine that is busy with something else.
   ASSERT_FALSE(took_ms.empty());
   std::sort(took_ms.begin(), took_ms.end());
-  EXPECT_LE(took_ms[took_ms.size() / 2], 100);
-  std::printf("leases back after %lld ms (median), %lld ms (longest)\n",
-              static_cast<long long>(took_ms[took_ms.size() / 2]),
+  const std::int64_t most_ms = took_ms[took_ms.size() * 9 / 10];
+  EXPECT_LE(most_ms, 100);
+  std::printf("leases back after %lld ms (median), %lld ms (90th percentile), %lld ms (longest)\n",
+              static_cast<long long>(took_ms[took_ms.size() / 2]), static_cast<long long>(most_ms),
               static_cast<long long>(took_ms.back()));
   expect_all_calls(*told, died_in, rounds >= 40);
   ::munmap(memory, sizeof(Told));
@@ -368,9 +370,17 @@ TEST_F(ClientCrash, LeasesComeBackAndNobodyElseNotices) {
 // A session by hand, so that its memory can be filled with anything.
 struct Chaos {
   ControlChannel channel;
-  Mapping control, tail;
+  Mapping control, tail, staging;
   UniqueFd bell;
+  std::uint64_t sent = 0;  // requests, whether the daemon has come to them or not
 };
+constexpr std::uint64_t kChaosStagingBytes = 64 << 10;
+
+Result<Mapping> map_whole(int fd) {
+  struct stat about {};
+  if (::fstat(fd, &about) != 0) return error(Code::kIo);
+  return Mapping::map(fd, static_cast<std::size_t>(about.st_size), true);
+}
 
 bool open_chaos(const std::string& socket, Chaos* chaos, std::uint64_t space) {
   Result<UniqueFd> connected = connect_unix(socket, Deadline::after_ms(5000));
@@ -387,22 +397,25 @@ bool open_chaos(const std::string& socket, Chaos* chaos, std::uint64_t space) {
   chaos->bell = std::move(hello->fds[3]);
   auto made = chaos->channel.call(Json{{"op", "create"}, {"space", space}}, {}, 2,
                                   Deadline::after_ms(5000));
-  if (!control || !made) return false;
+  auto shared = chaos->channel.call(Json{{"op", "staging"}, {"bytes", kChaosStagingBytes}}, {}, 1,
+                                    Deadline::after_ms(5000));
+  if (!control || !made || !shared) return false;
+  auto tail = map_whole(made->fds[1].get());
+  auto staging = map_whole(shared->fds[0].get());
+  if (!tail || !staging) return false;
   chaos->control = std::move(*control);
-  auto tail = Mapping::map(made->fds[1].get(), 1 << 20, true);
-  if (tail) chaos->tail = std::move(*tail);
-  return tail.has_value();
+  chaos->tail = std::move(*tail);
+  chaos->staging = std::move(*staging);
+  return true;
 }
 
 void scribble(Chaos* chaos, Random* random) {
   auto* layout = reinterpret_cast<ControlLayout*>(chaos->control.data());
-  for (int i = 0; i < 200; ++i) {
-    const std::uint64_t offset = random->below(sizeof(ControlLayout) - 8) & ~7ull;
-    const std::uint64_t value = random->next();
-    std::memcpy(chaos->control.data() + offset, &value, 8);
-    std::memcpy(chaos->tail.data() + (random->below(chaos->tail.size_bytes() - 8) & ~7ull), &value,
-                8);
-  }
+  for (int i = 0; i < 200; ++i)
+    for (const Mapping* memory : {&chaos->control, &chaos->tail, &chaos->staging}) {
+      const std::uint64_t value = random->next();
+      std::memcpy(memory->data() + (random->below(memory->size_bytes() - 8) & ~7ull), &value, 8);
+    }
   // Requests that look right, with random fields: more gets past the first check.
   Submission request{};
   request.op = static_cast<std::uint16_t>(random->below(14));
@@ -411,11 +424,19 @@ void scribble(Chaos* chaos, Random* random) {
   request.count =
       static_cast<std::uint32_t>(random->below(3) == 0 ? random->next() : random->below(5000));
   request.half = static_cast<std::uint32_t>(random->below(3));
-  request.argument_offset = random->below(2) == 0 ? random->next() : random->below(kArgumentBytes);
-  request.value0 = random->next();
-  const std::uint64_t tail = layout->submission.head.load();
-  layout->submissions[tail % kSubmissionEntries] = request;
-  layout->submission.tail.store(random->one_in(20) ? random->next() : tail + 1);
+  request.argument_offset =
+      random->below(2) == 0 ? random->next() : random->below(kArgumentBytes) & ~7ull;
+  // As a part of the staging memory: inside, across its end, anywhere.
+  request.value0 = random->one_in(4) ? random->next() : random->below(2 * kChaosStagingBytes);
+  request.value1 = random->one_in(4) ? random->next() : random->below(kChaosStagingBytes);
+  // A key that another session has set, as most of the arguments are zeros.
+  if (random->one_in(3)) {
+    request.count = 1;
+    request.argument_offset = random->below(kArgumentBytes) & ~7ull;
+  }
+  layout->submissions[chaos->sent % kSubmissionEntries] = request;
+  ++chaos->sent;
+  layout->submission.tail.store(random->one_in(20) ? random->next() : chaos->sent);
   ring_doorbell(chaos->bell.get());
 }
 
@@ -430,10 +451,18 @@ TEST_F(ClientCrash, RandomBytesOverAllThatAClientMayWrite) {
     ASSERT_TRUE(open_chaos(settings_.socket, &chaos, space))
         << "the daemon refuses connections after " << sessions;
     ++sessions;
-    for (int i = 0; i < 50; ++i) scribble(&chaos, &random);
+    for (int i = 0; i < 50; ++i) {
+      scribble(&chaos, &random);
+      ::usleep(100);  // the daemon comes to it before the next tears it, mostly
+    }
     expect_bystander_well();
   }
   EXPECT_GT(sessions, 3u);
+  const Json objects = request(R"({"op":"stats"})")["objects"];
+  std::printf("%llu sessions; values: %s\n", static_cast<unsigned long long>(sessions),
+              objects.dump().c_str());
+  for (const char* done : {"sets", "gets"})
+    EXPECT_GT(objects[done].get<std::uint64_t>(), 0u) << "no value went through staging: " << done;
   EXPECT_GT(request(R"({"op":"stats"})")["requests"]["malformed"].get<std::uint64_t>() +
                 request(R"({"op":"stats"})")["requests"]["rings_broken"].get<std::uint64_t>(),
             0u);
