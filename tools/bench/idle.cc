@@ -96,7 +96,7 @@ Result<void> model_beside(const Context& context, std::vector<Figure>* figures) 
     return operations / compute_everywhere(passes);
   };
   KVT_TRY(const auto columns, interleave(context.rounds(7, 11), {beside, alone, alone}));
-  Figure figure = compare("computing on all cores beside it", columns[0], columns[1]);
+  Figure figure = compare("computing on all cores beside an idle daemon", columns[0], columns[1]);
   scale(&figure, 1e-9);
   figure.unit = "GFLOP/s";
   figure.ceiling_name = "GFLOP/s without a daemon";
