@@ -81,5 +81,13 @@ namespace kvtier {
   std::memcpy(&half, row + index * sizeof(half), sizeof(half));
   return dtype == Dtype::kF16 ? f16_to_f32(half) : bf16_to_f32(half);
 }
+inline void store_element(std::byte* row, Dtype dtype, std::uint64_t index, float value) noexcept {
+  if (dtype == Dtype::kF32) {
+    std::memcpy(row + index * sizeof value, &value, sizeof value);
+    return;
+  }
+  const std::uint16_t half = dtype == Dtype::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
+  std::memcpy(row + index * sizeof half, &half, sizeof half);
+}
 
 }  // namespace kvtier

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "kernels/low_rank_layout.h"
 #include "kernels/own_code_layout.h"
 
 namespace kvtier {
@@ -147,6 +148,17 @@ Result<void> AttendBaseArgs::validate() const noexcept {
   KVT_TRY_VOID(pages.format.validate());
   if (queries > 1 && (out_stride < pages.format.v_dim || lse_stride == 0))
     return error(Code::kInvalid, "outputs of queries would overlap");
+  return {};
+}
+
+Result<void> RebuildKeysArgs::validate() const noexcept {
+  if (dtype == Dtype::kOpaque) return bad_dtype();
+  if (!dim_ok(dim)) return bad_dim();
+  if (count == nullptr) return no_count();
+  if (rank == 0 || rank > kLowRankMax)
+    return error(Code::kUnsupported, "low-rank keys have a rank of 1 to 1024");
+  if (pairing != Rotation::Pairing::kNone && pairs > dim / 2)
+    return error(Code::kInvalid, "more pairs turn than a key has");
   return {};
 }
 

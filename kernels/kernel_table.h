@@ -22,6 +22,7 @@
 #include "kernels/base_args.h"
 #include "kernels/code_args.h"
 #include "kernels/layout.h"
+#include "kernels/low_rank_args.h"
 #include "kernels/row_pages.h"
 
 namespace kvtier {
@@ -220,6 +221,7 @@ struct KernelTable {
   Result<void> (*encode_base)(const EncodeBaseArgs& args, KernelStream stream);
   Result<void> (*decode_base)(const DecodeBaseArgs& args, KernelStream stream);
   Result<void> (*attend_base)(const AttendBaseArgs& args, KernelStream stream);
+  Result<void> (*rebuild_keys)(const RebuildKeysArgs& args, KernelStream stream);
 };
 
 }  // namespace kvtier

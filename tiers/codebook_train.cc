@@ -1,4 +1,3 @@
-// The one door to Eigen.
 #include "tiers/codebook_train.h"
 
 #include <Eigen/Dense>
@@ -152,24 +151,16 @@ void store(const Matrix& matrix, const float* place) {
 
 void turn_to_positions(const RopeSpec& rope, std::span<const std::uint32_t> positions,
                        std::uint32_t dim, std::uint64_t seed, std::span<float> rows) {
-  const std::size_t pairs = rope.frequencies.size();
-  if (rope.pairing == RopeSpec::Pairing::kNone || rope.positions == 0 || 2 * pairs > dim) return;
+  const std::uint32_t pairs =
+      turned_pairs(static_cast<std::uint32_t>(rope.frequencies.size()), dim);
+  if (rope.pairing == RopeSpec::Pairing::kNone || rope.positions == 0 || pairs == 0) return;
   Random random(seed);
-  const bool halves = rope.pairing == RopeSpec::Pairing::kHalves;
+  std::vector<float> turns(2 * rope.frequencies.size());
   for (std::size_t i = 0; i < positions.size(); ++i) {
-    float* row = rows.data() + i * dim;
-    const double turn =
-        static_cast<double>(random.below(rope.positions)) - static_cast<double>(positions[i]);
-    for (std::size_t p = 0; p < pairs; ++p) {
-      const double angle = turn * static_cast<double>(rope.frequencies[p]);
-      const auto cosine = static_cast<float>(std::cos(angle));
-      const auto sine = static_cast<float>(std::sin(angle));
-      float& a = row[halves ? p : 2 * p];
-      float& b = row[halves ? p + pairs : 2 * p + 1];
-      const float turned = a * cosine - b * sine;
-      b = b * cosine + a * sine;
-      a = turned;
-    }
+    turns_of(rope.frequencies,
+             static_cast<double>(random.below(rope.positions)) - static_cast<double>(positions[i]),
+             turns.data());
+    turn_row(rope.pairing, pairs, turns.data(), false, rows.data() + i * dim);
   }
 }
 

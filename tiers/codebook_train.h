@@ -19,17 +19,13 @@
 #include "base/bytes.h"
 #include "base/result.h"
 #include "kernels/codebook_layout.h"
+#include "kernels/rotation.h"
 
 namespace kvtier {
 
-// How a runtime rotates keys and queries: pair i turns by position * frequencies[i].
-struct RopeSpec {
-  // The dimensions of pair i of n: i and i + n, or 2 i and 2 i + 1. Dimensions from 2 n on do not
-  // turn.
-  enum class Pairing : std::uint8_t { kNone = 0, kHalves = 1, kNeighbours = 2 };
-  Pairing pairing = Pairing::kNone;
+// How a runtime rotates keys and queries, and how far.
+struct RopeSpec : Rotation {
   std::uint32_t positions = 0;  // keys will be used at positions below this
-  std::vector<float> frequencies;
 };
 
 // Turns row i of [count][dim], which stands at position `positions[i]`, to a random position below

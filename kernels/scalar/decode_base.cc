@@ -1,22 +1,7 @@
-#include <cstring>
-
 #include "kernels/scalar/base_row.h"
 #include "kernels/scalar/scalar.h"
 
 namespace kvtier::scalar {
-namespace {
-
-void store(std::byte* row, Dtype dtype, std::uint32_t d, float value) {
-  if (dtype == Dtype::kF32) {
-    std::memcpy(row + d * sizeof value, &value, sizeof value);
-    return;
-  }
-  const std::uint16_t half = dtype == Dtype::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
-  std::memcpy(row + d * sizeof half, &half, sizeof half);
-}
-
-}  // namespace
-
 Result<void> decode_base(const DecodeBaseArgs& args, KernelStream) {
   begin("decode_base");
   KVT_TRY_VOID(args.validate());
@@ -24,9 +9,9 @@ Result<void> decode_base(const DecodeBaseArgs& args, KernelStream) {
   for (std::uint64_t n = 0; args.rows.range[0] + n < args.rows.range[1]; ++n) {
     const BaseRow row(args.pages, args.rows, n);
     for (std::uint32_t d = 0; args.out_k != nullptr && d < format.dim; ++d)
-      store(args.out_k + n * args.k_stride, args.dtype, d, row.k(d));
+      store_element(args.out_k + n * args.k_stride, args.dtype, d, row.k(d));
     for (std::uint32_t d = 0; args.out_v != nullptr && d < format.v_dim; ++d)
-      store(args.out_v + n * args.v_stride, args.dtype, d, row.v(d));
+      store_element(args.out_v + n * args.v_stride, args.dtype, d, row.v(d));
   }
   return {};
 }

@@ -34,6 +34,7 @@ const KernelTable scalar_kernels = {
     scalar::encode_base,
     scalar::decode_base,
     scalar::attend_base,
+    scalar::rebuild_keys,
 };
 
 }  // namespace kvtier

@@ -29,6 +29,7 @@ Result<void> nearest(const NearestArgs& args, KernelStream stream);
 Result<void> encode_base(const EncodeBaseArgs& args, KernelStream stream);
 Result<void> decode_base(const DecodeBaseArgs& args, KernelStream stream);
 Result<void> attend_base(const AttendBaseArgs& args, KernelStream stream);
+Result<void> rebuild_keys(const RebuildKeysArgs& args, KernelStream stream);
 
 // Begins an operation: leaves the trace.
 void begin(const char* op) noexcept;

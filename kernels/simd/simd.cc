@@ -89,6 +89,7 @@ const KernelTable simd_kernels = {
     simd::encode_base,
     simd::decode_base,
     simd::attend_base,
+    simd::rebuild_keys,
 };
 
 }  // namespace kvtier

@@ -34,6 +34,7 @@ Result<void> nearest(const NearestArgs& args, KernelStream stream);
 Result<void> encode_base(const EncodeBaseArgs& args, KernelStream stream);
 Result<void> decode_base(const DecodeBaseArgs& args, KernelStream stream);
 Result<void> attend_base(const AttendBaseArgs& args, KernelStream stream);
+Result<void> rebuild_keys(const RebuildKeysArgs& args, KernelStream stream);
 
 // Names of the instruction sets that this build has code for and this machine can run, best first.
 // Static.

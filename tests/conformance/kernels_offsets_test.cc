@@ -190,8 +190,7 @@ TEST_P(FarOffsets, OwnCodes) {
   for (std::uint64_t i = 0; i < own_code_bytes(tokens, 2); ++i)
     base_[kGiB + i] = static_cast<std::byte>(random.next());
   auto* tables = reinterpret_cast<float*>(base_ + 65536);
-  for (std::size_t i = 0; i < 2u * kOwnCodeEntries; ++i)
-    tables[stride + i] = random_float(&random);
+  for (std::size_t i = 0; i < 2u * kOwnCodeEntries; ++i) tables[stride + i] = random_float(&random);
   auto* out = reinterpret_cast<float*>(base_ + 131072);
   std::vector<float> wanted(2 * tokens);
   const auto* codes = reinterpret_cast<const std::uint8_t*>(base_ + kGiB);
@@ -202,6 +201,35 @@ TEST_P(FarOffsets, OwnCodes) {
   ASSERT_TRUE(run(&KernelTable::score_own_codes, "score_own_codes", args, reference));
   EXPECT_EQ(std::memcmp(out + stride, &wanted[tokens], tokens * 4), 0);
   EXPECT_NE(wanted[tokens], wanted[tokens + 1]);
+}
+
+TEST_P(FarOffsets, RebuildKeys) {
+  const std::uint64_t count = 2, offsets[2] = {kGiB, 6 * kGiB}, targets[2] = {9 * kGiB, 64};
+  std::vector<std::uint16_t> basis(8 * 64);
+  for (auto& value : basis) value = f32_to_f16(random_float(&random));
+  for (const std::uint64_t offset : offsets)
+    for (std::uint32_t r = 0; r < 8; ++r)
+      store_element(base_ + offset, Dtype::kF16, r, random_float(&random));
+  std::vector<float> wanted(2 * 64);
+  const std::uint64_t near[2] = {0, 64 * 4};
+  RebuildKeysArgs args;
+  args.base = base_;
+  args.offsets = offsets;
+  args.count = &count;
+  args.basis = basis.data();
+  args.rank = 8;
+  args.dim = 64;
+  args.out = base_;
+  args.out_offsets = targets;
+  RebuildKeysArgs reference = args;
+  reference.out = reinterpret_cast<std::byte*>(wanted.data());
+  reference.out_offsets = near;
+  ASSERT_TRUE(run(&KernelTable::rebuild_keys, "rebuild_keys", args, reference));
+  for (std::uint32_t d = 0; d < 64; ++d) {
+    EXPECT_NEAR(load_element(base_ + targets[0], Dtype::kF32, d), wanted[d], 1e-4f);
+    EXPECT_NEAR(load_element(base_ + targets[1], Dtype::kF32, d), wanted[64 + d], 1e-4f);
+  }
+  EXPECT_NE(wanted[0], wanted[64]);
 }
 
 TEST_P(FarOffsets, EncodeAndNearest) {

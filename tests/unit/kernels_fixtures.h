@@ -27,9 +27,7 @@ class Guarded {
   std::size_t size() const { return count_; }
   T& operator[](std::size_t i) { return data()[i]; }
   const T& operator[](std::size_t i) const { return data()[i]; }
-  void fill(const std::vector<T>& values) {
-    std::copy(values.begin(), values.end(), data());
-  }
+  void fill(const std::vector<T>& values) { std::copy(values.begin(), values.end(), data()); }
   bool intact() const {
     for (std::size_t i = 0; i < kBand; ++i)
       if (bytes_[i] != kCanary || bytes_[bytes_.size() - 1 - i] != kCanary) return false;
@@ -79,15 +77,6 @@ inline std::vector<float> random_floats(Random* random, std::size_t count) {
   std::vector<float> values(count);
   for (float& value : values) value = random_float(random);
   return values;
-}
-
-inline void store_element(std::byte* row, Dtype dtype, std::size_t index, float value) {
-  if (dtype == Dtype::kF32) {
-    std::memcpy(row + index * 4, &value, 4);
-    return;
-  }
-  const std::uint16_t half = dtype == Dtype::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
-  std::memcpy(row + index * 2, &half, 2);
 }
 
 // Rows of `tokens` tokens in pages of `page_tokens`, pages in shuffled order, K rows of a page

@@ -207,6 +207,30 @@ TEST_P(Refusals, BaseRenditions) {
   EXPECT_EQ(kernels.attend_base(attend, nullptr).error().code, Code::kInvalid);
 }
 
+TEST_P(Refusals, LowRankKeys) {
+  const KernelTable& kernels = *GetParam();
+  const std::uint64_t zero = 0;
+  RebuildKeysArgs args;
+  args.count = &zero;
+  args.rank = 1;
+  args.dim = 64;
+  args.pairing = Rotation::Pairing::kHalves;
+  args.pairs = 32;
+  EXPECT_TRUE(kernels.rebuild_keys(args, nullptr));
+  args.pairs = 33;
+  EXPECT_EQ(kernels.rebuild_keys(args, nullptr).error().code, Code::kInvalid);
+  for (const std::uint32_t rank : {0u, 1025u}) {
+    args.rank = rank;
+    EXPECT_EQ(kernels.rebuild_keys(args, nullptr).error().code, Code::kUnsupported);
+  }
+  args.count = nullptr;
+  EXPECT_EQ(kernels.rebuild_keys(args, nullptr).error().code, Code::kInvalid);
+  args.dim = 12;
+  EXPECT_EQ(kernels.rebuild_keys(args, nullptr).error().code, Code::kUnsupported);
+  args.dtype = Dtype::kOpaque;
+  EXPECT_EQ(kernels.rebuild_keys(args, nullptr).error().code, Code::kUnsupported);
+}
+
 INSTANTIATE_TEST_SUITE_P(Kernels, Refusals,
                          ::testing::ValuesIn(all_kernels().begin(), all_kernels().end()),
                          [](const auto& info) { return std::string(info.param->name); });
