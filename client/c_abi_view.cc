@@ -131,7 +131,8 @@ kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
                                 from.rows_waited,
                                 from.bound_steps,
                                 from.bound_sum,
-                                from.bound_max};
+                                from.bound_max,
+                                from.rows_rebuilt};
     std::memcpy(out, &all, std::min<std::size_t>(size, sizeof all));
     return {};
   });

@@ -43,10 +43,13 @@ Result<void> Space::announce(const std::shared_ptr<Connection>& connection,
                {"runtime", print.runtime},
                {"detail", print.detail},
                {"private", options_.private_only},
-               {"abstract", options_.abstract.text()}};
-  ByteWriter geometry;
-  encode_geometry(print.geometry, &geometry);
-  KVT_TRY(ControlMessage reply, connection->call(std::move(request), geometry.view(), 0, deadline));
+               {"abstract", options_.abstract.text()},
+               {"rope_pairing", options_.rope_pairing},
+               {"rope_frequencies", options_.rope_frequencies.size()}};
+  ByteWriter payload;
+  encode_geometry(print.geometry, &payload);
+  payload.write_bytes(std::as_bytes(std::span<const float>(options_.rope_frequencies)));
+  KVT_TRY(ControlMessage reply, connection->call(std::move(request), payload.view(), 0, deadline));
   KVT_TRY(const std::uint64_t id, json_uint(reply.body, "space", 0));
   if (id == 0) return error(Code::kProtocol, "the daemon's reply names no space");
   if (id_ != 0 && id != id_)

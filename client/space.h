@@ -20,7 +20,7 @@ struct SpaceOptions {
   Fingerprint fingerprint;
   // Built as tokens are sealed, where the space is new. Views want others later.
   AbstractSpec abstract;
-  // How the runtime rotates keys and queries: only for calibrations, so no part of the fingerprint.
+  // How the runtime rotates keys and queries: only for abstracts, so no part of the fingerprint.
   // Pairing 0: not known; 1: dimensions i and i + n; 2: 2 i and 2 i + 1.
   std::uint32_t rope_pairing = 0;
   std::uint32_t rope_positions = 0;  // keys will be used at positions below this

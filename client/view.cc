@@ -64,8 +64,11 @@ View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, Prese
       base_(preset_.precision) {
   observer_ = sequence_->add_observer([this](std::uint64_t length) {
     forget_coming();
+    // What lies in the window now must be exact.
+    const std::uint64_t kept =
+        has_low_rank() ? length - std::min<std::uint64_t>(length, options_.window) : length;
     for (auto& [layer, caches] : caches_)
-      for (SlotCache& cache : caches) cache.truncate(length);
+      for (SlotCache& cache : caches) cache.truncate(kept);
     for (auto& [layer, query] : layer_queries_) query.forget();
     seen_version_ = UINT64_MAX;
   });
@@ -146,14 +149,14 @@ Result<void> View::attend(std::uint32_t layer, std::uint32_t queries, const floa
     step.attempt = attempt;
     const ViewStats before = stats_;
     const auto done = run_step(step);
-    if (done && stats_.rows_base != before.rows_base) {
-      KVT_TRY(const bool moved, base_moved());
-      if (moved) {
+    if (done) {
+      KVT_TRY(const bool is_void, step_is_void(before));
+      if (is_void) {
         discard_attempt(before);
         if (++moves <= kMovedMax) continue;
         return error(Code::kBusy,
-                     "base renditions move faster than they can be read: try again when kvtier "
-                     "reindex is done, or use a preset without a precision");
+                     "renditions move faster than they can be read: try again when kvtier reindex "
+                     "is done, or use a preset without a precision");
       }
     }
     if (done || done.error().code != Code::kDaemonLost || lost || !sequence_->connection()->lost())
@@ -193,6 +196,7 @@ void View::discard_attempt(const ViewStats& before) noexcept {
   ViewStats kept = before;
   kept.rows_fetched = stats_.rows_fetched;
   kept.rows_refined = stats_.rows_refined;  // in the slot caches from here on
+  kept.rows_rebuilt = stats_.rows_rebuilt;
   kept.chunks_fetched = stats_.chunks_fetched;
   kept.bytes_host = stats_.bytes_host;
   kept.bytes_disk = stats_.bytes_disk;
@@ -214,11 +218,13 @@ ViewStats View::stats() const {
       extents_.capacity() * sizeof(SegmentExtent) + wanted_.capacity() * sizeof(WantedRow) +
       (entries_.capacity() + touches_.capacity()) * sizeof(FetchEntry) +
       first_wanted_.capacity() * sizeof(std::uint32_t) +
-      (sources_.capacity() + targets_.capacity() + pages_.capacity()) * sizeof(std::uint64_t) +
+      (sources_.capacity() + targets_.capacity() + row_targets_.capacity() + pages_.capacity()) *
+          sizeof(std::uint64_t) +
       (places_.capacity() + cold_.capacity() + held_.capacity() + likely_.capacity()) *
           sizeof(std::uint32_t) +
       missed_.capacity() * sizeof(float) +
-      (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity()) *
+      (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity() +
+       turns_.capacity()) *
           sizeof(float);
   for (const auto& [layer, coming] : coming_)
     out.client_bytes += coming.rows.capacity() * sizeof(WantedRow) +

@@ -7,9 +7,10 @@
 // and for several queries unless a preset chooses for blocks of them, stored chunks stream by in
 // batches and are attended to where they lie (view_exact.cc). With a precision, chosen rows that
 // the slot caches lack are attended to where their base rendition lies mapped, and of these only
-// the few that have much of the mass are fetched (view_precision.cc). Memory does not grow with the
-// sequence but for tables of 4 bytes per unit and 32 per segment. One thread at a time, together
-// with its sequence.
+// the few that have much of the mass are fetched (view_precision.cc); or only their values are
+// fetched, and their keys rebuilt from a low-rank copy (view_low_rank.cc). Memory does not grow
+// with the sequence but for tables of 4 bytes per unit and 32 per segment. One thread at a time,
+// together with its sequence.
 #pragma once
 
 #include <array>
@@ -28,6 +29,7 @@
 #include "client/retrieval/trigger.h"
 #include "client/sequence.h"
 #include "kernels/kernel_table.h"
+#include "kernels/rotation.h"
 
 namespace kvtier {
 
@@ -64,7 +66,7 @@ struct ViewStats {
   std::uint64_t rows_base = 0;      // attended from their base rendition
   std::uint64_t rows_refined = 0;   // above the preset's share of the mass, so fetched exactly
   std::uint64_t steps_refined = 0;  // that waited for such rows
-  std::uint64_t base_bytes = 0;     // of the mapped base renditions
+  std::uint64_t base_bytes = 0;     // of the mapped base renditions, or low-rank keys
   double base_mass_sum = 0.0;       // of the steps: share of the mass from base renditions
   double base_error_sum = 0.0;      // of refined rows: how far off their base logits were
   std::uint64_t steps_repeated = 0;  // base renditions were moved while they were read
@@ -75,6 +77,7 @@ struct ViewStats {
   std::uint64_t bound_steps = 0;
   double bound_sum = 0.0;
   double bound_max = 0.0;
+  std::uint64_t rows_rebuilt = 0;  // of rows_fetched, whose keys are from a low-rank copy
 };
 
 // What one attend call is about.
@@ -138,6 +141,7 @@ class View {
     std::uint64_t target = 0;     // offset in the head's slot cache
     std::uint32_t head = 0;
     std::uint32_t place = 0;  // token in the chunk
+    bool low_rank = false;    // only its values come
   };
 
   // Rows of a layer that come before the step that wants them: the slot caches wait for them.
@@ -237,8 +241,11 @@ class View {
   void forget_coming() noexcept;
 
   // view_precision.cc
-  [[nodiscard]] bool has_base() const noexcept {
+  [[nodiscard]] bool has_rendition() const noexcept {
     return wants_abstracts() && !preset_.precision.none();
+  }
+  [[nodiscard]] bool has_base() const noexcept {
+    return has_rendition() && preset_.precision.abstract == AbstractKind::kBase;
   }
   // Chosen rows of all heads: which are exact now, which come from the base rendition; the exact
   // ones become the caches' selection.
@@ -256,8 +263,23 @@ class View {
   Result<void> refine(const AttendStep& step, std::vector<SlotCache>* caches);
   Result<void> merge_group(const AttendStep& step, std::uint32_t head, const float* out,
                            const float* lse);
-  // The base renditions that the step has read were moved meanwhile.
+  // The renditions that the step has read were moved meanwhile.
   Result<bool> base_moved();
+  Result<bool> step_is_void(const ViewStats& before);
+
+  // view_low_rank.cc
+  [[nodiscard]] bool has_low_rank() const noexcept {
+    return has_rendition() && preset_.precision.abstract == AbstractKind::kLowRank;
+  }
+  // The row's keys can be had from a low-rank copy, and need not be exact.
+  [[nodiscard]] bool takes_low_rank(const AttendStep& step, std::size_t segment,
+                                    std::uint32_t token) const noexcept;
+  // Of the head's rows from wanted_[first] on, into the slot cache.
+  Result<void> rebuild_keys(const AttendStep& step, std::uint32_t head, std::size_t first,
+                            SlotCache* cache);
+  // Of the tokens places_ of one segment, to the offsets row_targets_.
+  Result<void> rebuild_segment(const AttendStep& step, std::uint32_t head, std::size_t segment,
+                               SlotCache* cache);
 
   // view_abstracts.cc
   // Tells the daemon which abstracts and base renditions the view wants.
@@ -325,6 +347,7 @@ class View {
   // The abstracts, and the base renditions of a precision, on the connection that was told.
   std::weak_ptr<Connection> told_;
   MappedLane units_, base_;
+  bool moved_ = false;                       // low-rank keys were, while the step read them
   bool begun_ = false;                       // it has chosen on this connection
   bool waited_in_vain_ = false;              // abstracts did not come in time: not waited for again
   std::uint64_t calibration_failed_at_ = 0;  // stored tokens; 0: it never failed
@@ -347,11 +370,13 @@ class View {
   std::vector<WantedRow> wanted_;
   std::vector<FetchEntry> entries_, touches_;
   std::vector<std::uint32_t> first_wanted_;  // per entry, and one past the end
-  std::vector<std::uint64_t> sources_, targets_;
+  std::vector<std::uint64_t> sources_, targets_, row_targets_;
   std::vector<std::uint64_t> pages_;
   std::vector<std::uint32_t> places_, cold_;
   std::vector<MixedRows> mixed_;  // by KV head
   std::vector<float> q_block_, out_block_, lse_block_, lse_;
+  Turns turner_;  // as the low-rank copy read last has it
+  std::vector<float> turns_;
 };
 
 }  // namespace kvtier

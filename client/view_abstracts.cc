@@ -16,7 +16,7 @@ constexpr std::chrono::milliseconds kPauseMin{1}, kPauseMax{50};
 
 }  // namespace
 
-// A view asks for its abstracts, and for its base renditions, when it begins to choose, and again
+// A view asks for its abstracts, and for its renditions, when it begins to choose, and again
 // on every new connection. Where a space has no codebook for its codes yet, the view has it trained
 // from what is stored.
 Result<void> View::want_abstracts() {
@@ -28,7 +28,7 @@ Result<void> View::want_abstracts() {
   }
   units_.told(progress.lane);
   take_codebook(progress);
-  if (has_base()) {
+  if (has_rendition()) {
     const auto base = sequence_->want_abstracts(preset_.precision);
     if (!base) {
       sequence_->drop_abstracts(units_.lane());
@@ -84,7 +84,7 @@ Result<void> View::refresh_abstracts() {
     }
     take_codebook(progress);
     bool settled = progress.settled();
-    if (has_base()) {
+    if (has_rendition()) {
       KVT_TRY(const Sequence::AbstractProgress base, sequence_->abstract_progress(base_.lane()));
       settled = settled && base.settled();
     }
@@ -105,8 +105,8 @@ Result<void> View::refresh_abstracts() {
 // but with more than a quarter missing a choice would mostly be one by age.
 bool View::lacks_much() const noexcept {
   const Directory& directory = sequence_->directory();
-  const std::uint64_t missing =
-      std::max(units_.missing_tokens(directory), has_base() ? base_.missing_tokens(directory) : 0);
+  const std::uint64_t missing = std::max(units_.missing_tokens(directory),
+                                         has_rendition() ? base_.missing_tokens(directory) : 0);
   return begun_ ? missing * 4 > directory.tokens() : missing != 0;
 }
 

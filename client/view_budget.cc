@@ -30,10 +30,11 @@ Result<bool> View::attend_budget(const AttendStep& step) {
   const bool late = take_coming(step.layer);
   const std::uint64_t waited_before = stats_.rows_waited;
   const auto ready = select_rows(step, caches);
-  if (!ready) {
+  if (!ready || moved_) {
     for (SlotCache& cache : *caches) cache.abandon();
     layer_queries_[step.layer].forget();
-    return error(ready.error());
+    if (!ready) return error(ready.error());
+    return false;
   }
   for (SlotCache& cache : *caches) cache.complete();
   if (step.attempt == 0) touch_rows(step, *caches);
@@ -94,7 +95,14 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
   if (has_base()) {
     KVT_TRY_VOID(split_rows(step, caches));
   }
-  return wanted_.empty() ? Result<void>() : fetch_rows(step, caches);
+  if (wanted_.empty()) return {};
+  const std::uint64_t rebuilt = stats_.rows_rebuilt;
+  KVT_TRY_VOID(fetch_rows(step, caches));
+  // Keys are in the slot caches for long: they must be of what the daemon had put there.
+  if (stats_.rows_rebuilt != rebuilt) {
+    KVT_TRY(moved_, base_moved());
+  }
+  return {};
 }
 
 // What a head attends to: with a precision, not only what its slot cache has exactly.
@@ -124,7 +132,7 @@ Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     if (!query->due(head)) continue;
     SelectInput input = select_input(step, query->vectors(), head);
-    input.bound = own && !step.block && !has_base();
+    input.bound = own && !step.block && !has_rendition();
     KVT_TRY(const std::span<float> scores, scores_of(step, &input));
     if (preset_.trigger == TriggerKind::kMass && query->has_chosen(head)) {
       const auto chosen = chosen_by(step, head, (*caches)[head]);
@@ -264,8 +272,9 @@ Result<void> View::take_selection(const AttendStep& step, std::uint32_t head,
     return {};
   }
   KVT_TRY(const SlotCache::Missing missing, cache->select(selection.tokens));
+  const std::size_t first = wanted_.size();
   want_rows(step, head, missing);
-  return {};
+  return has_low_rank() ? rebuild_keys(step, head, first, cache) : Result<void>();
 }
 
 void View::want_rows(const AttendStep& step, std::uint32_t head,
@@ -285,6 +294,7 @@ void View::want_rows(const AttendStep& step, std::uint32_t head,
     row.target = missing.offsets[i];
     row.head = head;
     row.place = in_segment % geometry.chunk_tokens;
+    row.low_rank = takes_low_rank(step, segment, token);
     wanted_.push_back(row);
   }
 }
@@ -362,9 +372,10 @@ Result<void> View::gather(const AttendStep& step, const Fetch& fetch, std::uint6
         KVT_TRY_VOID(flush_gather(shape, &(*caches)[head]));
         head = row.head;
       }
-      // V follows later from the same chunk: it lies v_row_offset - k_row_offset behind its K.
-      sources_.push_back(reinterpret_cast<std::uintptr_t>(chunk) +
-                         k_row_offset(geometry, shape, head % group_heads, row.place));
+      sources_.push_back(row.low_rank
+                             ? 0
+                             : reinterpret_cast<std::uintptr_t>(chunk) +
+                                   k_row_offset(geometry, shape, head % group_heads, row.place));
       sources_.push_back(reinterpret_cast<std::uintptr_t>(chunk) +
                          v_row_offset(geometry, shape, head % group_heads, row.place));
       targets_.push_back(row.target);
@@ -373,27 +384,30 @@ Result<void> View::gather(const AttendStep& step, const Fetch& fetch, std::uint6
   return flush_gather(shape, &(*caches)[head]);
 }
 
-// Copies what gather() listed for one head: K and V sources by turns.
+// Copies what gather() listed for one head: K and V sources by turns, K of 0 where it is rebuilt.
 Result<void> View::flush_gather(const LayerGeometry& shape, SlotCache* cache) {
-  const std::uint64_t count = targets_.size();
   for (const bool is_key : {true, false}) {
-    pages_.resize(static_cast<std::size_t>(count));
-    for (std::uint64_t i = 0; i < count; ++i) {
-      pages_[static_cast<std::size_t>(i)] =
-          sources_[static_cast<std::size_t>(2 * i + (is_key ? 0 : 1))];
-      if (!is_key) targets_[static_cast<std::size_t>(i)] += shape.k_row_bytes;
+    pages_.clear();
+    row_targets_.clear();
+    for (std::size_t i = 0; i < targets_.size(); ++i) {
+      const std::uint64_t source = sources_[2 * i + (is_key ? 0 : 1)];
+      if (source == 0) continue;
+      pages_.push_back(source);
+      row_targets_.push_back(targets_[i] + (is_key ? 0 : shape.k_row_bytes));
     }
+    const std::uint64_t count = pages_.size();
     GatherRowsArgs args;
     args.offsets = pages_.data();
     args.count = &count;
     args.row_bytes = is_key ? shape.k_row_bytes : shape.v_row_bytes;
     args.out = cache->data();
     args.out_stride = args.row_bytes;
-    args.out_offsets = targets_.data();
+    args.out_offsets = row_targets_.data();
     KVT_TRY_VOID(kernels_->gather_rows(args, nullptr));
+    stats_.bytes_host += count * args.row_bytes;
+    if (is_key) stats_.rows_rebuilt += targets_.size() - count;
   }
-  stats_.rows_fetched += count;
-  stats_.bytes_host += count * (shape.k_row_bytes + shape.v_row_bytes);
+  stats_.rows_fetched += targets_.size();
   sources_.clear();
   targets_.clear();
   return {};

@@ -23,9 +23,8 @@ float log_add(float a, float b) {
 }
 
 bool within(std::span<const TokenRange> ranges, std::uint32_t token) {
-  return std::any_of(ranges.begin(), ranges.end(), [token](const TokenRange& range) {
-    return token >= range.first && token < range.last;
-  });
+  return std::any_of(ranges.begin(), ranges.end(),
+                     [token](const TokenRange& range) { return range.contains(token); });
 }
 
 }  // namespace
@@ -227,6 +226,11 @@ Result<void> View::merge_group(const AttendStep& step, std::uint32_t head, const
   merge.queries = step.group;
   merge.v_dim = step.v_dim;
   return kernels_->merge_attention(merge, nullptr);
+}
+
+Result<bool> View::step_is_void(const ViewStats& before) {
+  if (std::exchange(moved_, false)) return true;
+  return stats_.rows_base != before.rows_base ? base_moved() : false;
 }
 
 Result<bool> View::base_moved() {

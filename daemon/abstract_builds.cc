@@ -13,8 +13,8 @@
 namespace kvtier {
 namespace {
 
-// Layers that a worker builds in one go.
-constexpr std::uint32_t kLayersAtOnce = 4;
+// Layers that a worker builds in one go; to factorise one of many heads takes a second.
+constexpr std::uint32_t kLayersAtOnce = 4, kFactorisedAtOnce = 1;
 
 struct Build {
   SegmentId segment;
@@ -52,7 +52,7 @@ void end_build(EngineState& engine, const BuildPtr& build) {
   ++engine.metrics.abstracts_rebuilt;
   const KeptBytes payload{build, build->payload};
   // Base renditions are large: the next is not begun before this one is written.
-  const bool wait = is_base(*segment, build->lane);
+  const bool wait = is_rendition(*segment, build->lane);
   install_abstract(engine, *segment, build->lane, payload);
   write_sidecar(engine, *segment, build->lane, payload, [done, wait, next](bool written) {
     if (done) done(written ? RebuildEnd::kWritten : RebuildEnd::kUnwritten);
@@ -66,7 +66,8 @@ void build_slice(Build& build) {
   const Geometry& geometry = build.space->row.geometry;
   const auto layers = static_cast<std::uint32_t>(geometry.layers.size());
   const std::uint32_t first = build.next_layer;
-  build.next_layer = std::min(layers, first + kLayersAtOnce);
+  const bool factorised = build.plan->spec.abstract == AbstractKind::kLowRank;
+  build.next_layer = std::min(layers, first + (factorised ? kFactorisedAtOnce : kLayersAtOnce));
   const AbstractSource source{build.kernels, &geometry, build.raw->layout, build.raw->chunks,
                               build.codebook.get()};
   if (!build_abstract_layers(source, *build.plan, first, build.next_layer, build.payload))
@@ -82,7 +83,8 @@ void step_build(EngineState& engine, const BuildPtr& build) {
 
 void begin_layers(EngineState& engine, const BuildPtr& build) {
   const AbstractSpec spec = build->space->lane_spec(build->lane);
-  build->plan = plan_abstract(build->space->row.geometry, spec, build->raw->meta->tokens);
+  build->plan = plan_abstract(build->space->row.geometry, spec, build->raw->meta->tokens,
+                              build->space->row.rotation);
   build->payload.resize(static_cast<std::size_t>(build->plan->layout.size_bytes()));
   begin_abstract(*build->plan, build->codebook != nullptr ? build->codebook->id : 0,
                  build->payload);
@@ -110,6 +112,11 @@ void start_build(EngineState& engine, Segment& segment, AbstractTable::Build wan
   build->space = segment.space;
   build->kernels = engine.kernels;
   const AbstractSpec spec = segment.space->lane_spec(lane);
+  if (lacks_rotation(*segment.space, spec)) {
+    ++engine.metrics.rotation_unknown;
+    build->failed = true;
+    return end_build(engine, build);
+  }
   if (spec.abstract != AbstractKind::kCodes) return read_segment(engine, build);
   load_codebook(engine, *segment.space, spec,
                 [&engine, build](std::shared_ptr<const Codebook> codebook) {

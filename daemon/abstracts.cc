@@ -39,8 +39,8 @@ void note_file(EngineState& engine, Segment& segment, std::uint32_t lane) {
   engine.segments.sidecar_bytes += file_bytes_of(segment, lane);
 }
 
-bool is_base(const Segment& segment, std::uint32_t lane) {
-  return segment.space->lane_spec(lane).abstract == AbstractKind::kBase;
+bool is_rendition(const Segment& segment, std::uint32_t lane) {
+  return segment.space->lane_spec(lane).rendition();
 }
 
 namespace {
@@ -53,7 +53,7 @@ std::uint64_t payload_bytes(const Segment& segment, std::uint32_t lane) {
 
 // ---- room in the arena ----
 
-// Base renditions are ten times as large as codes and views can do without them; what rows are
+// Renditions are three to ten times as large as codes and views can do without them; what rows are
 // chosen by keeps a quarter of the arena.
 bool base_fits(const EngineState& engine, std::uint64_t bytes) {
   const std::uint64_t cap = engine.abstracts->size_bytes() / 4 * 3;
@@ -75,7 +75,7 @@ void warn_no_room(const EngineState& engine, const Segment& segment, std::uint32
 void refuse(EngineState& engine, Segment& segment, std::uint32_t lane) {
   lane_of(segment, lane).state = AbstractState::kFailed;
   AbstractTable& table = engine.abstract_table;
-  if (is_base(segment, lane)) {
+  if (is_rendition(segment, lane)) {
     table.base_refused.emplace(segment.row.id.value, lane);
     if (!std::exchange(table.base_warned, true)) warn_no_room(engine, segment, lane);
   } else if (engine.metrics.abstracts_full++ == 0) {
@@ -87,7 +87,7 @@ void refuse(EngineState& engine, Segment& segment, std::uint32_t lane) {
 // refused.
 std::uint64_t take_place(EngineState& engine, Segment& segment, std::uint32_t lane,
                          std::uint64_t bytes) {
-  const bool base = is_base(segment, lane);
+  const bool base = is_rendition(segment, lane);
   Result<std::uint64_t> offset = error(Code::kFull);
   if (!base || base_fits(engine, bytes)) offset = engine.abstracts->allocate(bytes);
   if (!offset) {
@@ -115,7 +115,7 @@ void free_abstract(EngineState& engine, const Segment& segment, std::uint32_t la
     std::memset(engine.abstracts->data(abstract->offset) + sizeof(AbstractHeader), 0x7F,
                 payload_bytes(segment, lane) - sizeof(AbstractHeader));
   engine.abstracts->free(abstract->offset);
-  if (is_base(segment, lane)) engine.abstract_table.base_bytes -= payload_bytes(segment, lane);
+  if (is_rendition(segment, lane)) engine.abstract_table.base_bytes -= payload_bytes(segment, lane);
   abstract->offset = UINT64_MAX;
   abstract->state = AbstractState::kAbsent;
 }
@@ -160,7 +160,8 @@ void want(EngineState& engine, Segment& segment, std::uint32_t lane) {
     abstract.state = AbstractState::kAbsent;  // somebody new: try again
   if (abstract.state != AbstractState::kAbsent || !readable) return;
   if (payload_bytes(segment, lane) == 0) return;  // no layer has any
-  is_base(segment, lane) ? load_base(engine, segment, lane) : load_sidecar(engine, segment, lane);
+  is_rendition(segment, lane) ? load_base(engine, segment, lane)
+                              : load_sidecar(engine, segment, lane);
 }
 
 void unwant(EngineState& engine, Segment& segment, std::uint32_t lane) {
@@ -268,7 +269,7 @@ std::vector<SealLane> lanes_at_seal(EngineState& engine, const StoredSequence& s
     const AbstractSpec spec = sequence.space->lane_spec(lane);
     // Dear, or large: after the seal.
     if (spec.partition == PartitionKind::kClusters || spec.abstract == AbstractKind::kOwnCodes ||
-        spec.abstract == AbstractKind::kBase)
+        spec.rendition())
       continue;
     const bool wanted =
         lane == 0 || std::any_of(sequence.open.begin(), sequence.open.end(),

@@ -5,9 +5,9 @@
 // wants it. The first lane of a space, and those wanted by an open sequence at that moment, are
 // built by the worker that seals, from the copy it just made, as far as they are cheap
 // (built_at_seal); all others, and what is missing or damaged, by abstract_builds.cc, one segment
-// at a time. Being derived, a sidecar is never synced: its checksum decides. Base renditions are
-// lanes like the others, but for their size: they have at most three quarters of the arena.
-// Engine's thread.
+// at a time. Being derived, a sidecar is never synced: its checksum decides. Renditions (base
+// renditions and low-rank keys; names with "base" here mean both) are lanes like the others, but
+// for their size: they have at most three quarters of the arena. Engine's thread.
 #pragma once
 
 #include <cstdint>
@@ -112,7 +112,7 @@ struct KeptBytes {
 };
 
 [[nodiscard]] SegmentAbstract& lane_of(Segment& segment, std::uint32_t lane);
-[[nodiscard]] bool is_base(const Segment& segment, std::uint32_t lane);
+[[nodiscard]] bool is_rendition(const Segment& segment, std::uint32_t lane);
 [[nodiscard]] std::uint64_t file_bytes_of(const Segment& segment, std::uint32_t lane);
 // The lane has a sidecar.
 void note_file(EngineState& engine, Segment& segment, std::uint32_t lane);

@@ -372,6 +372,7 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
                             {"loaded", m.abstracts_loaded},
                             {"rebuilt", m.abstracts_rebuilt},
                             {"no_room", m.abstracts_full},
+                            {"rotation_unknown", m.rotation_unknown},
                             {"base_bytes", engine.abstract_table.base_bytes},
                             {"base_no_room", engine.abstract_table.base_refused.size()}};
   stats["requests"] = Json{{"malformed", m.requests_malformed},
@@ -450,8 +451,13 @@ Json switched_off(const EngineState& engine) {
         "segments read exact rows");
   if (!engine.abstract_table.base_refused.empty())
     off.push_back(
-        "base renditions of some segments: they have three quarters of the abstracts' arena "
-        "(host.abstracts_bytes), which are full; views of these segments read exact rows");
+        "base renditions or low-rank keys of some segments: they have three quarters of the "
+        "abstracts' arena (host.abstracts_bytes), which are full; views of these segments read "
+        "exact rows");
+  if (engine.metrics.rotation_unknown > 0)
+    off.push_back(
+        "low-rank keys of some segments: no client has said how their runtime turns keys "
+        "(rope_frequencies of the space); views of these segments read exact keys");
   if (std::string(engine.kernels->name) == "scalar")
     off.push_back("kernels: scalar; daemon.kernels says so, or this CPU has no vectors");
   if (!engine.options.admission)

@@ -1,5 +1,6 @@
 // Requests about spaces and open sequences: space, match, tokens, truncate, staging, close.
 #include <algorithm>
+#include <cmath>
 
 #include "daemon/abstracts.h"
 #include "daemon/committer.h"
@@ -13,6 +14,20 @@ namespace {
 
 // ---- space ----
 
+Result<Rotation> parse_rotation(const Json& body, ByteReader* reader) {
+  Rotation rotation;
+  KVT_TRY(const std::uint64_t pairing, json_uint(body, "rope_pairing", 0, 2));
+  KVT_TRY(const std::uint64_t frequencies, json_uint(body, "rope_frequencies", 0, kHeadDimMax));
+  rotation.pairing = static_cast<Rotation::Pairing>(pairing);
+  for (std::uint64_t i = 0; i < frequencies && reader->ok(); ++i) {
+    rotation.frequencies.push_back(reader->read<float>());
+    if (!std::isfinite(rotation.frequencies.back()))
+      return error(Code::kInvalid, "a RoPE frequency is not finite");
+  }
+  return rotation;
+}
+
+// payload: the geometry, then f32 [rope_frequencies].
 Result<SpaceRow> parse_space(const ControlRequest& request) {
   Fingerprint fingerprint;
   KVT_TRY(fingerprint.model, json_string(request.body, "model", ""));
@@ -23,8 +38,11 @@ Result<SpaceRow> parse_space(const ControlRequest& request) {
   KVT_TRY(const AbstractSpec spec, parse_abstract_spec(abstract));
   ByteReader reader(request.payload);
   KVT_TRY(fingerprint.geometry, decode_geometry(&reader));
-  if (reader.remaining() != 0) return error(Code::kInvalid, "bytes behind the geometry");
+  KVT_TRY(Rotation rotation, parse_rotation(request.body, &reader));
+  if (!reader.ok() || reader.remaining() != 0)
+    return error(Code::kInvalid, "the space's payload has another length");
   KVT_TRY(SpaceRow row, make_space_row(fingerprint, is_private));
+  if (rotation.known()) row.rotation = std::move(rotation);
   if (!spec.none()) row.abstracts.push_back(spec.packed());
   return row;
 }
@@ -38,13 +56,18 @@ Json space_reply(const StoredSpace& space, bool created) {
 }
 
 // A catalogue that was rebuilt from files knows a space by its digest only: the first client that
-// opens it brings the texts, and the digest says that they are right.
-void learn_texts(EngineState& engine, StoredSpace& space, const SpaceRow& given) {
-  if (!space.row.model.empty() || given.model.empty()) return;
-  space.row.model = given.model;
-  space.row.runtime = given.runtime;
-  space.row.detail = given.detail;
-  if (space.row.private_only) return;
+// opens it brings the texts, and the digest says that they are right. The first that knows the
+// rotation brings it: it is no part of the digest, and another one would only save less.
+void learn(EngineState& engine, StoredSpace& space, const SpaceRow& given) {
+  const bool texts = space.row.model.empty() && !given.model.empty();
+  const bool rotation = !space.row.rotation.known() && given.rotation.known();
+  if (texts) {
+    space.row.model = given.model;
+    space.row.runtime = given.runtime;
+    space.row.detail = given.detail;
+  }
+  if (rotation) space.row.rotation = given.rotation;
+  if (!(texts || rotation) || space.row.private_only || engine.read_only) return;
   CatalogueBatch batch;
   batch.put_space(space.row);
   post_batch(engine, std::move(batch), false, [](Result<void>) {});
@@ -56,7 +79,7 @@ void op_space(EngineState& engine, Session&, ControlRequest request, ControlDone
   if (StoredSpace* space = find_space(engine, row->id); space != nullptr) {
     if (space->row.digest != row->digest)
       return done(error(Code::kInternal, "two spaces with one id"));
-    learn_texts(engine, *space, *row);
+    learn(engine, *space, *row);
     return done(ControlReply{space_reply(*space, false), {}, {}});
   }
   row->created_unix_ns = engine.wall_ns();

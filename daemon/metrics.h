@@ -100,6 +100,7 @@ struct Metrics {
   std::uint64_t abstracts_loaded = 0;
   std::uint64_t abstracts_rebuilt = 0;  // sidecar missing or damaged
   std::uint64_t abstracts_full = 0;     // no room in their arena
+  std::uint64_t rotation_unknown = 0;   // low-rank keys not built: nobody said how keys are turned
 
   // recovery and damage
   std::uint64_t recovered_segments = 0;

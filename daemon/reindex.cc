@@ -45,7 +45,7 @@ void go_on(EngineState& engine) {
   job.running = job.at_work;
 }
 
-// Its lanes of this kind, or all; not codes that have no codebook yet.
+// Its lanes of this kind, or all; not what lacks its codebook or rotation yet.
 void add_items(const Segment& segment, AbstractSpec kind, ReindexTable* job) {
   if (segment.state != SegmentState::kOnDisk || segment.condemned) return;
   const StoredSpace& space = *segment.space;
@@ -54,6 +54,7 @@ void add_items(const Segment& segment, AbstractSpec kind, ReindexTable* job) {
     const AbstractSpec spec = space.lane_spec(lane);
     if (!kind.none() && !(spec == kind)) continue;
     if (spec.abstract == AbstractKind::kCodes && codebook_id(space, spec) == 0) continue;
+    if (lacks_rotation(space, spec)) continue;
     if (AbstractLayout(space.row.geometry, spec, segment.row.tokens, 1).size_bytes() == 0) continue;
     job->waiting.push_back({segment.row.id, lane});
   }

@@ -168,7 +168,7 @@ void load_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane) {
   read->lane = lane;
   read->file = *file;
   read->bytes = AlignedBuffer::unfilled(*size);
-  read->base = is_base(segment, lane);
+  read->base = is_rendition(segment, lane);
   if (read->base) ++engine.abstract_table.base_loads;
   ++segment.busy;
   submit_read(engine, read);
@@ -259,7 +259,8 @@ void begin_write(EngineState& engine, const WritePtr& write) {
 // Base renditions are large, and quickly made again: they never take the room of anything exact.
 bool has_disk_room(const EngineState& engine, const Segment& segment, std::uint32_t lane,
                    std::uint64_t bytes) {
-  return !is_base(segment, lane) || store_bytes(engine) + bytes <= engine.options.disk_bytes_max;
+  return !is_rendition(segment, lane) ||
+         store_bytes(engine) + bytes <= engine.options.disk_bytes_max;
 }
 
 }  // namespace
@@ -303,7 +304,7 @@ bool drop_coldest_base(EngineState& engine) {
     for (std::uint32_t lane = 0; lane < segment->abstracts.size(); ++lane) {
       const SegmentAbstract& abstract = segment->abstracts[lane];
       if (!abstract.has_file || abstract.wants != 0 || abstract.state == AbstractState::kWorking ||
-          !is_base(*segment, lane))
+          !is_rendition(*segment, lane))
         continue;
       const auto order = [](const Segment& one) {
         return std::pair(one.row.last_used_unix_ns, ~one.row.id.value);

@@ -5,6 +5,7 @@
 #include "base/limits.h"
 #include "daemon/control_ops.h"
 #include "daemon/engine_state.h"
+#include "tiers/abstract_builder.h"
 
 namespace kvtier {
 
@@ -56,6 +57,10 @@ Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, bool private_onl
   row.geometry = fingerprint.geometry;
   row.private_only = private_only;
   return row;
+}
+
+bool lacks_rotation(const StoredSpace& space, AbstractSpec spec) {
+  return !space.row.rotation.known() && needs_rotation(space.row.geometry, spec);
 }
 
 Result<std::uint32_t> lane_of(StoredSpace& space, AbstractSpec spec) {

@@ -21,7 +21,8 @@ struct StoredSpace {
   StoredSpace(SpaceRow made, std::uint64_t chain_key)
       : row(std::move(made)), tail(row.geometry), index(chain_key) {}
 
-  // Constant but for texts that a rebuilt catalogue lacks (learn_texts) and abstracts (add_lane).
+  // Constant but for what a client brings when it opens the space (learn): texts that a rebuilt
+  // catalogue lacks, the rotation; and abstracts (lane_of).
   SpaceRow row;
   const TailLayout tail;
   PrefixIndex index;
@@ -49,6 +50,8 @@ StoredSpace& add_space(EngineState& engine, SpaceRow row);
 // The row that a request describes: digest and id computed. No abstracts yet.
 // kUnsupported where a layer needs snapshots.
 [[nodiscard]] Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, bool private_only);
+// Such abstracts cannot be built: no client has said how the runtime turns keys.
+[[nodiscard]] bool lacks_rotation(const StoredSpace& space, AbstractSpec spec);
 // The lane of these abstracts, made where it is new (the caller stores the row then). kFull at
 // kSpaceAbstractsMax; kInvalid for none.
 [[nodiscard]] Result<std::uint32_t> lane_of(StoredSpace& space, AbstractSpec spec);

@@ -6,6 +6,7 @@
 
 #include "base/limits.h"
 #include "kernels/base_layout.h"
+#include "kernels/low_rank_layout.h"
 #include "kernels/own_code_layout.h"
 
 namespace kvtier {
@@ -16,7 +17,7 @@ struct KindRow {
   const char* name;
   std::uint8_t parameter_min, parameter_max, parameter_default;
 };
-constexpr std::array<KindRow, 8> kKinds = {{
+constexpr std::array<KindRow, 9> kKinds = {{
     {AbstractKind::kNone, "none", 0, 0, 0},
     {AbstractKind::kBox, "box", 0, 7, 0},
     {AbstractKind::kMean, "mean", 0, 0, 0},
@@ -25,6 +26,7 @@ constexpr std::array<KindRow, 8> kKinds = {{
     {AbstractKind::kRepresentatives, "keys", 1, 16, 4},
     {AbstractKind::kOwnCodes, "own-codes", 1, kOwnCodeSubspacesMax, 2},
     {AbstractKind::kBase, "base", 33, 88, 44},
+    {AbstractKind::kLowRank, "low-rank", 1, kLowRankParameterMax, 10},
 }};
 constexpr std::array<const char*, 5> kPartitions = {"pages", "tokens", "sentences", "spans",
                                                     "clusters"};
@@ -41,10 +43,11 @@ Result<std::uint32_t> number_of(std::string_view text) {
 // Of single tokens, by nature.
 bool by_token(AbstractKind kind) {
   return kind == AbstractKind::kCodes || kind == AbstractKind::kOwnCodes ||
-         kind == AbstractKind::kBase;
+         kind == AbstractKind::kBase || kind == AbstractKind::kLowRank;
 }
 
-constexpr const char* kKindsText = "an abstract is box, mean, ball, codes, own-codes, base or none";
+constexpr const char* kKindsText =
+    "an abstract is box, mean, ball, codes, own-codes, base, low-rank or none";
 
 // "name" or "name:number".
 struct Word {
@@ -72,12 +75,12 @@ Result<void> AbstractSpec::validate() const noexcept {
   if (parameter < kind.parameter_min || parameter > kind.parameter_max)
     return error(Code::kInvalid,
                  "box has 0 to 7 further levels, codes 2 to 16 dimensions, own-codes 1 to 16 "
-                 "sub-spaces");
+                 "sub-spaces, low-rank 1 to 32 64ths of the width");
   if (unit_tokens == 0 || unit_tokens > kSegmentTokensMax)
     return error(Code::kInvalid, "a unit has 1 to 2048 tokens");
   if ((partition == PartitionKind::kTokens) != by_token(abstract) && !none())
     return error(Code::kInvalid,
-                 "codes and base are of single tokens, everything else of longer units");
+                 "codes, base and low-rank are of single tokens, everything else of longer units");
   if (partition == PartitionKind::kTokens && unit_tokens != 1)
     return error(Code::kInvalid, "units of the partition \"tokens\" have 1 token");
   if (abstract == AbstractKind::kBox && parameter != 0 && partition != PartitionKind::kPages)
@@ -171,6 +174,7 @@ std::uint32_t abstract_elements(AbstractKind kind, std::uint32_t dim) noexcept {
     case AbstractKind::kRepresentatives:
     case AbstractKind::kOwnCodes:
     case AbstractKind::kBase:
+    case AbstractKind::kLowRank:
       return 0;
   }
   return 0;

@@ -2,12 +2,13 @@
 // tokens into units, an abstract per unit, and their sizes. A segment may have several at once,
 // each a sidecar file of its own and a place in the abstracts arena.
 //
-// A base rendition is one of them by storage, not by use: it stands for the rows themselves, K and
-// V, and is attended from (kernels/base_layout.h).
+// Renditions are of them by storage, not by use: they stand for the rows themselves and are
+// attended from, not scored. A base rendition has K and V (kernels/base_layout.h), low-rank keys
+// have K alone (kernels/low_rank_layout.h).
 //
 // The packed form names sidecar files and is stored in the catalogue; its bits never change
 // meaning. The text form is for people and JSON: "box/pages:16", "mean/clusters:16",
-// "codes:4/tokens", "own-codes:2/tokens", "base:44/tokens".
+// "codes:4/tokens", "own-codes:2/tokens", "base:44/tokens", "low-rank:10/tokens".
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,8 @@ enum class AbstractKind : std::uint8_t {
   // Keys product-quantised by a codebook of their segment's own, 6 bits for each of `parameter`
   // sub-spaces (kernels/own_code_layout.h).
   kOwnCodes = 6,
-  kBase = 7,             // K and V in few bits, `parameter` = 10 x bits of K + bits of V
+  kBase = 7,     // K and V in few bits, `parameter` = 10 x bits of K + bits of V
+  kLowRank = 8,  // keys of a layer factorised, of rank `parameter` / 64 of KV heads x dimensions
 };
 
 struct AbstractSpec {
@@ -51,6 +53,9 @@ struct AbstractSpec {
   // kInvalid with what fits.
   [[nodiscard]] Result<void> validate() const noexcept;
   [[nodiscard]] bool none() const noexcept { return abstract == AbstractKind::kNone; }
+  [[nodiscard]] bool rendition() const noexcept {
+    return abstract == AbstractKind::kBase || abstract == AbstractKind::kLowRank;
+  }
   // Below 2^28; 0 for none.
   [[nodiscard]] std::uint32_t packed() const noexcept;
   [[nodiscard]] std::string text() const;

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "tiers/cluster.h"
 #include "tiers/codebook_train.h"
+#include "tiers/low_rank.h"
 #include "tiers/own_codes.h"
 #include "tiers/partition.h"
 
@@ -135,6 +136,56 @@ bool build_vectors(const AbstractSource& source, const AbstractPlan& plan, std::
   return true;
 }
 
+// All heads of a layer.
+bool build_low_rank(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
+                    MutableByteSpan payload) {
+  const std::uint32_t tokens = plan.layout.tokens();
+  const auto shape = low_rank_shape(plan.spec, *source.geometry, layer, tokens);
+  const bool turned = source.geometry->layers[layer].rope == RopeState::kAfter;
+  if (!shape || (turned && !plan.rotation.known())) return false;
+  std::vector<float> keys(std::size_t{tokens} * shape->width()), of_head;
+  LowRankPlaces places;
+  places.coefficients =
+      reinterpret_cast<std::uint16_t*>(payload.data() + plan.layout.head(layer, 0).shared);
+  const auto row = [&](std::size_t token, std::size_t head) {
+    return keys.data() + token * shape->width() + head * shape->dim;
+  };
+  for (std::uint32_t head = 0; head < shape->heads; ++head) {
+    if (!read_keys(source, layer, head, tokens, &of_head)) return false;
+    for (std::size_t t = 0; t < tokens; ++t)
+      std::copy_n(of_head.data() + t * shape->dim, shape->dim, row(t, head));
+    places.bases.push_back(
+        reinterpret_cast<std::uint16_t*>(payload.data() + plan.layout.head(layer, head).data));
+  }
+  const std::vector<float>& frequencies = plan.rotation.frequencies;
+  const std::uint32_t pairs =
+      turned ? turned_pairs(static_cast<std::uint32_t>(frequencies.size()), shape->dim) : 0;
+  Turns turns(frequencies);
+  std::vector<float> turn(2 * frequencies.size());
+  for (std::size_t t = 0; t < tokens && pairs != 0; ++t) {
+    turns.at(plan.positions[t], turn.data());
+    for (std::uint32_t head = 0; head < shape->heads; ++head)
+      turn_row(plan.rotation.pairing, pairs, turn.data(), true, row(t, head));
+  }
+  return factorise_keys(*shape, keys, places);
+}
+
+// What turns low-rank keys, behind the header.
+void write_turns(const AbstractPlan& plan, MutableByteSpan payload) {
+  const std::vector<float>& frequencies = plan.rotation.frequencies;
+  LowRankTurns turns;
+  // More than any layer has pairs turn none (turned_pairs).
+  if (plan.rotation.known() && frequencies.size() <= plan.layout.turns_room()) {
+    turns.pairing = static_cast<std::uint32_t>(plan.rotation.pairing);
+    turns.pairs = static_cast<std::uint32_t>(frequencies.size());
+    std::memcpy(payload.data() + plan.layout.turns_offset() + sizeof turns, frequencies.data(),
+                frequencies.size() * sizeof(float));
+  }
+  std::memcpy(payload.data() + plan.layout.turns_offset(), &turns, sizeof turns);
+  std::memcpy(payload.data() + plan.layout.positions_offset(), plan.positions.data(),
+              plan.positions.size() * sizeof(std::uint32_t));
+}
+
 bool build_head(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
                 std::uint32_t head, MutableByteSpan payload) {
   std::byte* data = payload.data() + plan.layout.head(layer, head).data;
@@ -173,7 +224,7 @@ bool read_keys(const AbstractSource& source, std::uint32_t layer, std::uint32_t 
 }
 
 AbstractPlan plan_abstract(const Geometry& geometry, AbstractSpec spec,
-                           std::span<const TokenRecord> tokens) {
+                           std::span<const TokenRecord> tokens, const Rotation& rotation) {
   std::vector<std::uint32_t> starts;
   if (spec.partition == PartitionKind::kSentences) starts = cut_sentences(tokens, spec.unit_tokens);
   if (spec.partition == PartitionKind::kSpans) starts = cut_spans(tokens, spec.unit_tokens);
@@ -181,8 +232,26 @@ AbstractPlan plan_abstract(const Geometry& geometry, AbstractSpec spec,
   const std::uint32_t units =
       starts.empty() ? spec.units_of(count) : static_cast<std::uint32_t>(starts.size() - 1);
   const bool begins = count > 2 * kSinkTokens && tokens.front().position == 0;
-  return {spec, std::move(starts), AbstractLayout(geometry, spec, count, units),
-          begins ? kSinkTokens : 0};
+  AbstractPlan plan{spec,
+                    std::move(starts),
+                    AbstractLayout(geometry, spec, count, units),
+                    begins ? kSinkTokens : 0,
+                    {},
+                    {}};
+  if (spec.abstract == AbstractKind::kLowRank) {
+    plan.rotation = rotation;
+    for (const TokenRecord& token : tokens) plan.positions.push_back(token.position);
+  }
+  return plan;
+}
+
+bool needs_rotation(const Geometry& geometry, AbstractSpec spec) {
+  for (std::uint32_t layer = 0; layer < geometry.layers.size(); ++layer)
+    if (geometry.layers[layer].kind == LayerKind::kFull &&
+        geometry.layers[layer].rope == RopeState::kAfter &&
+        low_rank_shape(spec, geometry, layer, 1))
+      return true;
+  return false;
 }
 
 void begin_abstract(const AbstractPlan& plan, std::uint64_t codebook, MutableByteSpan payload) {
@@ -194,6 +263,7 @@ void begin_abstract(const AbstractPlan& plan, std::uint64_t codebook, MutableByt
   header.version = kAbstractVersion;
   header.codebook = codebook;
   std::memcpy(payload.data(), &header, sizeof(header));
+  if (plan.layout.turns_offset() != 0) write_turns(plan, payload);
   if (plan.starts.empty()) return;
   write_list(plan.starts, payload.data() + plan.layout.starts_offset());
 }
@@ -203,6 +273,10 @@ bool build_abstract_layers(const AbstractSource& source, const AbstractPlan& pla
   KVT_CHECK(payload.size() == plan.layout.size_bytes());
   for (std::uint32_t layer = first; layer < last; ++layer) {
     if (!plan.layout.has_layer(layer)) continue;
+    if (plan.spec.abstract == AbstractKind::kLowRank) {
+      if (!build_low_rank(source, plan, layer, payload)) return false;
+      continue;
+    }
     for (std::uint32_t head = 0; head < source.geometry->layers[layer].kv_heads; ++head)
       if (!build_head(source, plan, layer, head, payload)) return false;
   }

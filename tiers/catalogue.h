@@ -19,6 +19,7 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "kernels/geometry.h"
+#include "kernels/rotation.h"
 
 namespace kvtier {
 
@@ -35,6 +36,9 @@ struct SpaceRow {
     std::uint64_t id = 0;
   };
   std::vector<Codebook> codebooks;
+  // How the runtime turns keys; not known until a client says so, and then as it is. At most
+  // kHeadDimMax frequencies.
+  Rotation rotation;
   bool private_only = false;
   std::uint64_t created_unix_ns = 0;
 };

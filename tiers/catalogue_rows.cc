@@ -1,6 +1,7 @@
 #include "tiers/catalogue_rows.h"
 
 #include <algorithm>
+#include <cmath>
 #include <span>
 #include <utility>
 
@@ -89,7 +90,8 @@ std::string key_of(Kind kind, std::string_view text) {
 std::vector<std::byte> encode(std::string_view key, const SpaceRow& row) {
   KVT_CHECK(row.model.size() <= kTextBytesMax && row.runtime.size() <= kTextBytesMax &&
             row.detail.size() <= kTextBytesMax && row.abstracts.size() <= kSpaceAbstractsMax &&
-            row.codebooks.size() <= kSpaceAbstractsMax);
+            row.codebooks.size() <= kSpaceAbstractsMax &&
+            row.rotation.frequencies.size() <= kHeadDimMax);
   ByteWriter writer = begin();
   writer.write(row.digest);
   writer.write(static_cast<std::uint32_t>(row.abstracts.size()));
@@ -105,6 +107,11 @@ std::vector<std::byte> encode(std::string_view key, const SpaceRow& row) {
   write_text(&writer, row.runtime);
   write_text(&writer, row.detail);
   encode_geometry(row.geometry, &writer);
+  if (row.rotation.known()) {
+    writer.write(static_cast<std::uint8_t>(row.rotation.pairing));
+    writer.write(static_cast<std::uint32_t>(row.rotation.frequencies.size()));
+    for (const float frequency : row.rotation.frequencies) writer.write(frequency);
+  }
   return finish(key, &writer);
 }
 
@@ -131,6 +138,20 @@ bool read_abstracts(ByteReader* reader, SpaceRow* row) {
   return reader->ok();
 }
 
+// What may follow a space's geometry.
+bool read_rotation(ByteReader* reader, Rotation* rotation) {
+  if (reader->remaining() == 0) return true;
+  const auto pairing = reader->read<std::uint8_t>();
+  const auto count = reader->read<std::uint32_t>();
+  if (pairing == 0 || pairing > 2 || count == 0 || count > kHeadDimMax) return false;
+  rotation->pairing = static_cast<Rotation::Pairing>(pairing);
+  for (std::uint32_t i = 0; i < count && reader->ok(); ++i) {
+    rotation->frequencies.push_back(reader->read<float>());
+    if (!std::isfinite(rotation->frequencies.back())) return false;
+  }
+  return true;
+}
+
 Result<SpaceRow> decode_space(std::string_view key, ByteSpan value) {
   SpaceRow row;
   KVT_TRY(row.id.value, id_of(Kind::kSpace, key));
@@ -146,7 +167,9 @@ Result<SpaceRow> decode_space(std::string_view key, ByteSpan value) {
       !read_text(&reader, kTextBytesMax, &row.detail) || private_only > 1)
     return malformed();
   auto geometry = decode_geometry(&reader);
-  if (!geometry || !reader.ok() || reader.remaining() != 0) return malformed();
+  if (!geometry || !read_rotation(&reader, &row.rotation) || !reader.ok() ||
+      reader.remaining() != 0)
+    return malformed();
   row.geometry = std::move(*geometry);
   return row;
 }

@@ -8,7 +8,8 @@
 // string = u32 length | bytes
 //   'S' space:    digest 2 x u64 | abstracts u32 | abstracts x u32 | codebooks u32 |
 //                 codebooks x (abstract u32, id u64) | private u8 | created u64 | model, runtime,
-//                 detail: strings | geometry (kernels/geometry.h)
+//                 detail: strings | geometry (kernels/geometry.h) | only where it is known, the
+//                 rotation: pairing u8 | frequencies u32 | frequencies x f32
 //   'G' segment:  space u64 | parent u64 | parent_visible u32 | start_token u64 | tokens u32 |
 //   file_bytes u64 |
 //                 created u64 | last_used u64 | bad u8 | blocks u32 | blocks x 2 x u64

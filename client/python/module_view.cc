@@ -100,6 +100,7 @@ nb::dict view_stats(View& self) {
   d["bound_steps"] = stats.bound_steps;
   d["bound_sum"] = stats.bound_sum;
   d["bound_max"] = stats.bound_max;
+  d["rows_rebuilt"] = stats.rows_rebuilt;
   return d;
 }
 

@@ -54,6 +54,10 @@ std::vector<Preset> make_presets() {
        .fetch = FetchKind::kBehind},
       {.name = "arkvale", .abstract = units("ball/pages:32")},
       {.name = "pqcache", .abstract = units("own-codes:2/tokens")},
+      {.name = "shadow",
+       .abstract = units("mean/pages:8"),
+       .group = GroupMode::kMaxSoftmax,
+       .precision = units("low-rank:10/tokens")},
       {.name = "window", .budget = BudgetKind::kKept, .residency_percent = 0},
       {.name = "full", .budget = BudgetKind::kAll},
   };
@@ -66,9 +70,9 @@ Result<void> validate_units(const Preset& preset) {
     return error(Code::kInvalid,
                  "representative keys are not built: the abstract is box, mean, ball, codes or "
                  "own-codes");
-  if (abstract.abstract == AbstractKind::kBase)
+  if (abstract.rendition())
     return error(Code::kInvalid,
-                 "a base rendition is a precision: the abstract is box, mean, ball, codes or "
+                 "base and low-rank are a precision: the abstract is box, mean, ball, codes or "
                  "own-codes");
   if (abstract.abstract == AbstractKind::kBox && abstract.parameter != 0 &&
       preset.search != SearchKind::kTree)
@@ -84,8 +88,10 @@ Result<void> validate_units(const Preset& preset) {
 Result<void> validate_precision(const Preset& preset) {
   if (preset.precision.none()) return {};
   KVT_TRY_VOID(preset.precision.validate());
-  if (preset.precision.abstract != AbstractKind::kBase)
-    return error(Code::kInvalid, "precision is \"exact\" or a base rendition, as \"base:44\"");
+  if (!preset.precision.rendition())
+    return error(Code::kInvalid,
+                 "precision is \"exact\", a base rendition, as \"base:44\", or low-rank keys, as "
+                 "\"low-rank:10\"");
   if (preset.query == QueryKind::kBlock)
     return error(Code::kInvalid, "query \"block\" goes with precision \"exact\"");
   if (preset.budget == BudgetKind::kAll || preset.budget == BudgetKind::kKept)
@@ -105,6 +111,10 @@ Result<void> validate_fetch(const Preset& preset) {
     return error(Code::kInvalid,
                  "fetch \"ahead\" and \"behind\" need an abstract, trigger \"every-step\" and "
                  "scope \"head\"");
+  if (preset.precision.abstract == AbstractKind::kLowRank)
+    return error(Code::kInvalid,
+                 "keys are rebuilt in the step that chooses them: \"low-rank:10\" and the like go "
+                 "with fetch \"demand\"");
   if (preset.fetch == FetchKind::kBehind && !preset.precision.none())
     return error(Code::kInvalid, "fetch \"behind\" goes with precision \"exact\"");
   if (!preset.precision.none() && (preset.abstract.partition != PartitionKind::kTokens ||
@@ -196,10 +206,11 @@ Result<const Preset*> find_preset(std::string_view name) {
   if (name.empty()) return &all_presets().front();
   for (const Preset& preset : all_presets())
     if (name == preset.name) return &preset;
-  return error(Code::kNotFound,
-               "no such preset: codes, codes-lookahead, progressive, progressive-lookahead, quest, "
-               "mean, sentencekv, louiskv, clusters, leoam, freekv, arkvale, pqcache, window or "
-               "full");
+  return error(
+      Code::kNotFound,
+      "no such preset: codes, codes-lookahead, progressive, progressive-lookahead, quest, "
+      "mean, sentencekv, louiskv, clusters, leoam, freekv, arkvale, pqcache, shadow, window "
+      "or full");
 }
 
 }  // namespace kvtier

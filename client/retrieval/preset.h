@@ -116,10 +116,12 @@ struct Preset {
   FetchKind fetch = FetchKind::kDemand;
   // Rows of the slot cache, in per cent of the budget, where the user says nothing.
   std::uint32_t residency_percent = 200;
-  // A base rendition (AbstractKind::kBase) from which chosen rows are attended where they are
-  // neither kept nor exact in the slot cache; none: all are exact. Of them, those that have more
-  // than `exact_above` of the step's attention mass, as the base has it (mean over the query heads
-  // of the group), are refined: fetched exactly, into the slot cache.
+  // A rendition; none: all rows are exact. From a base rendition (AbstractKind::kBase) chosen rows
+  // are attended where they are neither kept nor exact in the slot cache. Of them, those that have
+  // more than `exact_above` of the step's attention mass, as the base has it (mean over the query
+  // heads of the group), are refined: fetched exactly, into the slot cache. With low-rank keys
+  // (AbstractKind::kLowRank) rows enter the slot cache as their values alone, and their keys are
+  // rebuilt there (ShadowKV, arXiv 2410.21465); kept rows enter whole.
   AbstractSpec precision = {};
   float exact_above = 0.01f;
   RefineKind refine = RefineKind::kWait;

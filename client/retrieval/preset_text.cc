@@ -79,8 +79,9 @@ constexpr std::array kParts = {
     Part{kPrecision,
          &Preset::precision,
          {},
-         "exact, or base with the bits of keys and those of values, 8, 6, 5, 4 or 3 each, as "
-         "\"base:44\""},
+         "exact, base with the bits of keys and those of values, 8, 6, 5, 4 or 3 each, as "
+         "\"base:44\", or low-rank with the rank of keys, 1 to 32 64ths of their width, as "
+         "\"low-rank:10\""},
     Part{kExactAbove, &Preset::exact_above, {}, "0 to 1, of precision \"base:44\" and the like"},
     Part{kRefine, &Preset::refine, kRefines},
     Part{"dense_layers", &Preset::dense_layers, {}, "0 to 256"},
@@ -157,7 +158,7 @@ bool set_part(const Part& part, const TomlEntry& entry, AbstractSpec Preset::*me
   if (part.key != kPrecision) return true;
   const Result<AbstractSpec> spec =
       *text == kExact ? AbstractSpec{} : parse_abstract_spec(*text + "/tokens");
-  if (!spec || (spec->abstract != AbstractKind::kBase && *text != kExact)) return false;
+  if (!spec || (!spec->rendition() && *text != kExact)) return false;
   preset->*member = *spec;
   return true;
 }
@@ -204,14 +205,14 @@ bool has_level(const Preset& preset) {
          preset.query == QueryKind::kStepBefore;
 }
 bool has_levels(const Preset& preset) { return preset.search == SearchKind::kTree; }
-bool has_precision(const Preset& preset) { return !preset.precision.none(); }
+bool refines(const Preset& preset) { return preset.precision.abstract == AbstractKind::kBase; }
 
 // A number that the base had a use for goes with it; one that the file gives must have a use.
 Result<void> settle_numbers(const Given& given, Preset* preset, std::string* problem) {
   if (!has_share(*preset)) preset->share = 0.0f;
   if (!has_level(*preset)) preset->level = 0.0f;
   if (!has_levels(*preset)) preset->flat_layers = 0;
-  if (!has_precision(*preset)) {
+  if (!refines(*preset)) {
     preset->exact_above = Preset{}.exact_above;
     preset->refine = Preset{}.refine;
   }
@@ -226,8 +227,8 @@ Result<void> settle_numbers(const Given& given, Preset* preset, std::string* pro
     *problem = "flat_layers needs search \"tree\"";
   else if (has_level(*preset) && !given.level && preset->level == 0.0f)
     *problem = "level is missing: " + choices_of(*find_part(kLevel));
-  else if ((given.exact_above || given.refine) && !has_precision(*preset))
-    *problem = "exact_above and refine need a precision, as \"base:44\"";
+  else if ((given.exact_above || given.refine) && !refines(*preset))
+    *problem = "exact_above and refine need a base rendition as precision, as \"base:44\"";
   else
     return {};
   return error(Code::kInvalid, "a preset has a number that nothing uses");
@@ -295,7 +296,7 @@ bool says_something(const Part& part, const Preset& preset) {
   if (part.key == kPartition) return !preset.abstract.none();
   if (part.key == kShare) return has_share(preset);
   if (part.key == kFlatLayers) return has_levels(preset);
-  if (part.key == kExactAbove || part.key == kRefine) return has_precision(preset);
+  if (part.key == kExactAbove || part.key == kRefine) return refines(preset);
   return part.key != kLevel || has_level(preset);
 }
 

@@ -22,6 +22,9 @@ inline constexpr float kNeverScore = -std::numeric_limits<float>::infinity();
 struct TokenRange {
   std::uint64_t first = 0;
   std::uint64_t last = 0;
+  [[nodiscard]] bool contains(std::uint64_t token) const noexcept {
+    return token >= first && token < last;
+  }
 };
 
 // One segment of the sequence, as seen by one (layer, KV head).

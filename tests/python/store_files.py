@@ -90,6 +90,35 @@ def own_codes(
     return {"entries": torch.stack(entries), "codes": torch.stack(places)}
 
 
+def low_rank(
+    store: Path, kind: int, kv_heads: int, dim: int, rank: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys before rotation [H, C, d], frequencies and positions [C], from the first segment's
+    sidecar of that kind; one layer."""
+    path = min((store / "sidecars").glob(f"*-{kind}.kva"))
+    file = path.read_bytes()
+    assert file[:8] == b"KVTSID\x1a\n"
+    tokens, room = int(np.frombuffer(file, np.uint32, 1, 52)[0]), dim // 2
+    at = HEAD + 64
+    pairing, pairs = np.frombuffer(file, np.uint32, 2, at).tolist()
+    assert pairing == 1
+    frequencies = np.frombuffer(file, np.float32, pairs, at + 8)
+    positions = np.frombuffer(file, np.uint32, tokens, at + 8 + 4 * room).astype(np.int64)
+    at += padded(8 + 4 * room + 4 * tokens)
+    coefficients = halves(file, at, tokens, rank)
+    at += padded(2 * tokens * rank)
+    keys = []
+    for _ in range(kv_heads):
+        keys.append(coefficients @ halves(file, at, rank, dim))
+        at += padded(2 * rank * dim)
+    return torch.stack(keys), torch.from_numpy(frequencies.copy()), torch.from_numpy(positions)
+
+
+def halves(file: bytes, at: int, rows: int, columns: int) -> torch.Tensor:
+    part = np.frombuffer(file, np.float16, rows * columns, at).astype(np.float32)
+    return torch.from_numpy(part.reshape(rows, columns))
+
+
 def decode(vectors: dict[str, torch.Tensor]) -> torch.Tensor:
     """The keys [H, C, d] that own codes stand for."""
     entries, codes = vectors["entries"], vectors["codes"]

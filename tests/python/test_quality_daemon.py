@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import store_files
@@ -14,11 +15,18 @@ from conftest import layers
 
 from kvtier.quality.daemon import Daemon
 from kvtier.quality.reference import PRESETS, Preset, Reference
-from kvtier.quality.reference import abstract, group, partition, score
+from kvtier.quality.reference import abstract, group, partition, precision, score
+from kvtier.quality.reference.codebook import turn
 from kvtier.story.machine import stop_daemon
 
 STORED, STEPS, HEADS, GROUP, DIM, BUDGET = 700, 12, 2, 3, 32, 96
 SENTENCE = 9  # every so many tokens one ends
+FREQUENCY = 10000.0 ** (-torch.arange(DIM // 2) / (DIM // 2))
+TURNED = {
+    "rope_pairing": "halves",
+    "rope_frequencies": FREQUENCY.tolist(),
+    "rope_positions": 4096,
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +75,14 @@ AS_THE_ENGINE = {
 OF_USERS = {"landmarks": 'base = "mean"\npartition = "pages:8"\ngroup = "max-softmax"\n'}
 
 
-def known_units(own: Daemon, name: str, reference: Reference, layer_keys: torch.Tensor) -> None:
-    """Gives the reference the daemon's clusters, codes or codebook."""
+def known_units(
+    own: Daemon,
+    name: str,
+    reference: Reference,
+    layer_keys: torch.Tensor,
+    layer_values: torch.Tensor,
+) -> None:
+    """Gives the reference the daemon's clusters, codes, codebook or low-rank keys."""
     store = own._directory / "store"
     preset = reference.preset
     place = (preset.kept, None, 0, 16, 64)
@@ -86,13 +100,34 @@ def known_units(own: Daemon, name: str, reference: Reference, layer_keys: torch.
         error = (store_files.decode(vectors) - layer_keys).norm() / layer_keys.norm()
         assert float(error) < 0.25
         reference.index[((preset.partition, preset.abstract), *place)] = vectors
+    if isinstance(preset.precision, precision.LowRankKeys):
+        rank = 10 * HEADS * DIM // 64
+        kind = store_files.kind_of(partition=1, abstract=8, tokens=1, parameter=10)
+        low, frequency, position = store_files.low_rank(store, kind, HEADS, DIM, rank)
+        assert (frequency - FREQUENCY).abs().max() < 1e-6
+        assert position.tolist() == list(range(STORED))
+        assert reference.frequency is not None
+        layer = SimpleNamespace(
+            keys=layer_keys,
+            values=layer_values,
+            stored=STORED,
+            heads=HEADS,
+            dim=DIM,
+            frequency=reference.frequency,
+        )
+        own_keys, _ = preset.precision.rows(layer)
+        keys = turn(low, position, reference.frequency)
+        # Rounding to 16 bits may go the other way where both are near the middle.
+        assert float((keys - own_keys).norm() / layer_keys.norm()) < 1e-4
+        assert 0.05 < float((keys - layer_keys).norm() / layer_keys.norm()) < 0.9
+        reference.index[(preset.precision, *place)] = (keys, layer_values)
 
 
 @pytest.mark.parametrize(
     "name",
     [
         *("window", "quest", "mean", "sentencekv", "louiskv", "clusters", "leoam", "freekv"),
-        *("arkvale", "codes", "codes-lookahead", "progressive", "pqcache", *OF_USERS),
+        *("arkvale", "codes", "codes-lookahead", "progressive", "pqcache", "shadow", *OF_USERS),
     ],
 )
 def test_the_daemon_attends_to_what_the_reference_does(own, rows, name, tmp_path):
@@ -106,6 +141,7 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name, tmp_path
         runtime="pytest",
         layers=layers(count=1, kv_heads=HEADS, query_heads=HEADS * GROUP, dim=DIM),
         preset=called,
+        **(TURNED if name == "shadow" else {}),
     )
     flags = boundaries(STORED + STEPS)
     sequence = space.create(name=name)
@@ -138,9 +174,9 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name, tmp_path
     fork.close()
     stop_daemon(own.client)  # its files are complete now
     preset = AS_THE_ENGINE.get(name) or PRESETS[name]
-    reference = Reference(preset, BUDGET, STORED, flags, layers=1)
+    reference = Reference(preset, BUDGET, STORED, flags, layers=1, frequency=FREQUENCY)
     other = Reference(PRESETS["full"], BUDGET, STORED, flags, layers=1)
-    known_units(own, name, reference, keys[:, :STORED])
+    known_units(own, name, reference, keys[:, :STORED], values[:, :STORED])
     q = queries.transpose(0, 1)
     want = reference.attend(0, q, keys, values, DIM**-0.5).transpose(0, 1)
     full = other.attend(0, q, keys, values, DIM**-0.5).transpose(0, 1)
@@ -164,5 +200,10 @@ def test_the_daemon_attends_to_what_the_reference_does(own, rows, name, tmp_path
         assert stats["rows_fetched"] == tally.first_rows + tally.rows_entered
         assert stats["rows_waited"] == stats["rows_fetched"]
         assert stats["selections"] == HEADS * tally.selections
+    if name == "shadow":  # values alone, but for the kept rows
+        assert stats["rows_rebuilt"] == stats["rows_fetched"] - HEADS * (16 + 64)
+        whole = stats["rows_fetched"] - stats["rows_rebuilt"] / 2
+        assert stats["bytes_host"] == whole * 2 * DIM * 4
+        assert stats["base_bytes"] > 0 and stats["steps_repeated"] == 0
     if name == "louiskv":
         assert 1 < tally.selections < STEPS

@@ -39,6 +39,7 @@ DOORS = {
     "Asio": (r"boost/asio", r"daemon/control_server\.cc"),
     "toml++": (r"toml", r"base/toml\.cc"),
     "CLI11": (r"CLI/", r"(daemon/main|tools/cli/main|tools/bench/main)\.cc"),
+    "Eigen": (r"Eigen/", r"tiers/(codebook_train|low_rank)\.cc"),
     "Highway": (r"hwy/", r"kernels/simd/.*"),
     "nanobind": (r"nanobind/", r"client/python/module.*\.(cc|h)"),
     "GoogleTest": (r"g(test|mock)/", r"tests/.*"),

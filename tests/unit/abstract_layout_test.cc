@@ -11,7 +11,8 @@ TEST(AbstractSpec, TextAndPackedFormsComeBack) {
   for (const char* text :
        {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
         "codes:4/tokens", "codes:8/tokens", "own-codes:2/tokens", "own-codes:16/tokens",
-        "keys:4/pages:32", "mean/spans:2048", "base:44/tokens", "base:85/tokens"}) {
+        "keys:4/pages:32", "mean/spans:2048", "base:44/tokens", "base:85/tokens",
+        "low-rank:10/tokens", "low-rank:32/tokens"}) {
     const Result<AbstractSpec> spec = parse_abstract_spec(text);
     ASSERT_TRUE(spec) << text;
     EXPECT_EQ(spec->text(), text);
@@ -26,6 +27,7 @@ TEST(AbstractSpec, TextAndPackedFormsComeBack) {
   EXPECT_EQ(parse_abstract_spec("codes/tokens")->text(), "codes:4/tokens");
   EXPECT_EQ(parse_abstract_spec("own-codes/tokens")->text(), "own-codes:2/tokens");
   EXPECT_EQ(parse_abstract_spec("base/tokens")->text(), "base:44/tokens");
+  EXPECT_EQ(parse_abstract_spec("low-rank/tokens")->text(), "low-rank:10/tokens");
 }
 
 TEST(AbstractSpec, WhatDoesNotFitIsRefused) {
@@ -50,6 +52,9 @@ TEST(AbstractSpec, WhatDoesNotFitIsRefused) {
                            "base:74/tokens",
                            "base:44/pages:32",
                            "base:444/tokens",
+                           "low-rank:0/tokens",
+                           "low-rank:33/tokens",
+                           "low-rank:10/pages:16",
                            "own-codes:2/pages:16",
                            "own-codes:0/tokens",
                            "own-codes:17/tokens"}) {
@@ -66,6 +71,11 @@ TEST(AbstractSpec, WhatDoesNotFitIsRefused) {
 void expect_tiles(const Geometry& geometry, const AbstractLayout& layout) {
   std::uint64_t end = sizeof(AbstractHeader);
   if (layout.starts_offset() != 0) end += (layout.units() + 1) * 2;
+  if (layout.turns_offset() != 0) {
+    EXPECT_EQ(layout.turns_offset(), end);
+    end = layout.positions_offset() + layout.tokens() * 4;
+    EXPECT_EQ(layout.positions_offset(), layout.turns_offset() + 8 + layout.turns_room() * 4);
+  }
   for (std::uint32_t layer = 0; layer < geometry.layers.size(); ++layer) {
     if (!layout.has_layer(layer)) continue;
     const LayerGeometry& shape = geometry.layers[layer];
@@ -82,6 +92,13 @@ void expect_tiles(const Geometry& geometry, const AbstractLayout& layout) {
         EXPECT_EQ(offset % 64, 0u);
         end = offset + bytes;
       }
+      if (block.shared != 0 && head == 0) {
+        EXPECT_GE(block.shared, end);
+        EXPECT_EQ(block.shared % 64, 0u);
+        end = block.shared + low_rank_shape(layout.spec(), geometry, layer, layout.tokens())
+                                 ->coefficient_bytes(layout.tokens());
+      }
+      EXPECT_EQ(block.shared != 0, layout.spec().abstract == AbstractKind::kLowRank);
       EXPECT_GE(block.data, end);
       EXPECT_EQ(block.data % 64, 0u);
       const std::uint32_t levels =
@@ -96,6 +113,8 @@ void expect_tiles(const Geometry& geometry, const AbstractLayout& layout) {
         end += own_code_layout(layout.spec(), dim).size_bytes(layout.tokens());
       else if (layout.spec().abstract == AbstractKind::kBase)
         end += (layout.tokens() + 31) / 32 * base_format(layout.spec(), shape)->chunk_bytes();
+      else if (layout.spec().abstract == AbstractKind::kLowRank)
+        end += low_rank_shape(layout.spec(), geometry, layer, layout.tokens())->basis_bytes();
       else
         end += last_level;
     }
@@ -108,7 +127,7 @@ TEST(AbstractLayout, BlocksTileThePayload) {
   const Geometry geometry = samples::small_geometry();
   for (const char* text :
        {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
-        "codes:2/tokens", "own-codes:2/tokens", "base:53/tokens"})
+        "codes:2/tokens", "own-codes:2/tokens", "base:53/tokens", "low-rank:10/tokens"})
     for (const std::uint32_t tokens : {1u, 31u, 100u, 2048u}) {
       SCOPED_TRACE(std::string(text) + " " + std::to_string(tokens));
       const AbstractSpec spec = *parse_abstract_spec(text);
@@ -160,6 +179,9 @@ TEST(AbstractLayout, CodesAreAFewPerCent) {
   const AbstractLayout base(geometry, *parse_abstract_spec("base:44/tokens"), 2048, 2048);
   EXPECT_LE(static_cast<double>(base.size_bytes()),
             0.32 * static_cast<double>(geometry.token_bytes()) * 2048);
+  const AbstractLayout low(geometry, *parse_abstract_spec("low-rank:10/tokens"), 2048, 2048);
+  EXPECT_LE(static_cast<double>(low.size_bytes()),
+            0.09 * static_cast<double>(geometry.token_bytes()) * 2048);
 }
 
 }  // namespace

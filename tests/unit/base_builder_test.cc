@@ -2,13 +2,13 @@
 // reference operation makes of each head's rows.
 #include <gtest/gtest.h>
 
-#include <cstring>
-
-#include "kernels/registry.h"
+#include "tests/unit/segment_chunks.h"
 #include "tiers/abstract_builder.h"
 
 namespace kvtier {
 namespace {
+
+using namespace testing;
 
 constexpr std::uint32_t kTokens = 100;
 
@@ -33,58 +33,10 @@ float element(std::uint32_t layer, std::uint32_t head, std::uint32_t token, std:
   return static_cast<float>(static_cast<std::int32_t>(mixed >> 25) - 64) / 32.0f;
 }
 
-// K (which 0) or V of one head, [token][bytes of a row].
-std::vector<std::byte> rows_of(const LayerGeometry& shape, std::uint32_t layer, std::uint32_t head,
-                               std::uint32_t which) {
-  const std::uint32_t row_bytes = which == 0 ? shape.k_row_bytes : shape.v_row_bytes;
-  std::vector<float> values;
-  for (std::uint32_t t = 0; t < kTokens; ++t)
-    for (std::uint32_t d = 0; d < row_bytes / dtype_bytes(shape.dtype); ++d)
-      values.push_back(element(layer, head, t, which, d));
-  const std::uint64_t count = values.size();
-  std::vector<std::byte> out(std::size_t{kTokens} * row_bytes);
-  ConvertArgs args;
-  args.source = reinterpret_cast<const std::byte*>(values.data());
-  args.count = &count;
-  args.target = out.data();
-  args.target_dtype = shape.dtype;
-  EXPECT_TRUE(all_kernels().back()->convert(args, nullptr));
-  return out;
-}
-
-struct Chunks {
-  explicit Chunks(const Geometry& geometry) : plane(geometry, kTokens) {
-    bytes.resize(plane.chunks_total());
-    for (std::uint32_t layer = 0; layer < geometry.layers.size(); ++layer)
-      for (std::uint32_t head = 0; head < geometry.layers[layer].kv_heads; ++head)
-        fill(geometry, layer, head);
-    for (std::vector<std::byte>& chunk : bytes) pointers.push_back(chunk.data());
-  }
-  void fill(const Geometry& geometry, std::uint32_t layer, std::uint32_t head) {
-    const LayerGeometry& shape = geometry.layers[layer];
-    const std::uint32_t heads = geometry.heads_in_group(layer);
-    const std::vector<std::byte> k = rows_of(shape, layer, head, 0),
-                                 v = rows_of(shape, layer, head, 1);
-    for (std::uint32_t t = 0; t < kTokens; ++t) {
-      std::vector<std::byte>& chunk =
-          bytes[plane.chunk_index(layer, t / geometry.chunk_tokens, head / heads)];
-      chunk.resize(static_cast<std::size_t>(geometry.chunk_bytes(layer)), std::byte{0x7F});
-      const std::uint32_t place = t % geometry.chunk_tokens;
-      std::memcpy(&chunk[k_row_offset(geometry, shape, head % heads, place)],
-                  &k[std::size_t{t} * shape.k_row_bytes], shape.k_row_bytes);
-      std::memcpy(&chunk[v_row_offset(geometry, shape, head % heads, place)],
-                  &v[std::size_t{t} * shape.v_row_bytes], shape.v_row_bytes);
-    }
-  }
-  PlaneLayout plane;
-  std::vector<std::vector<std::byte>> bytes;
-  std::vector<std::byte*> pointers;
-};
-
 std::vector<std::byte> expected(const LayerGeometry& shape, std::uint32_t layer, std::uint32_t head,
                                 const BaseFormat& format) {
-  const std::vector<std::byte> k = rows_of(shape, layer, head, 0),
-                               v = rows_of(shape, layer, head, 1);
+  const std::vector<std::byte> k = rows_of(shape, kTokens, layer, head, 0, element),
+                               v = rows_of(shape, kTokens, layer, head, 1, element);
   const std::uint64_t page = reinterpret_cast<std::uintptr_t>(k.data());
   const std::uint64_t tokens = kTokens;
   std::vector<std::byte> out((kTokens + 31) / 32 * format.chunk_bytes());
@@ -110,7 +62,7 @@ TEST(BaseBuilder, GivesTheBytesOfTheReference) {
         for (const KernelTable* kernels : all_kernels()) {
           SCOPED_TRACE(std::string(text) + " " + dtype_name(dtype) + " " + kernels->name);
           const Geometry geometry = geometry_of(heads, dtype);
-          const Chunks chunks(geometry);
+          const SegmentChunks chunks(geometry, kTokens, element);
           const AbstractPlan plan = plan_abstract(geometry, *parse_abstract_spec(text), tokens);
           std::vector<std::byte> payload(static_cast<std::size_t>(plan.layout.size_bytes()));
           begin_abstract(plan, 0, payload);

@@ -58,8 +58,11 @@ std::vector<Sample> make_samples() {
                               {"segment", rows::key_of(rows::Kind::kSegment, 7), {}},
                               {"sequence", rows::key_of(rows::Kind::kSequence, 3), {}},
                               {"object", rows::key_of(rows::Kind::kObject, "k"), {}},
-                              {"number", rows::key_of(rows::Kind::kNumber, "next_segment"), {}}};
+                              {"number", rows::key_of(rows::Kind::kNumber, "next_segment"), {}},
+                              {"space_turned", rows::key_of(rows::Kind::kSpace, 0x1111), {}}};
   samples[0].value = rows::encode(samples[0].key, space);
+  space.rotation = {Rotation::Pairing::kHalves, {1.0f, 0.25f}};
+  samples[5].value = rows::encode(samples[5].key, space);
   samples[1].value = rows::encode(samples[1].key, segment);
   samples[2].value = rows::encode(samples[2].key, sequence);
   samples[3].value = rows::encode(samples[3].key, object);
@@ -141,12 +144,17 @@ TEST(CatalogueRows, AValueUnderAnotherKeyIsDamage) {
 }
 
 TEST(CatalogueRows, ShortLongAndNewerBodiesWithRightChecksums) {
-  for (const Sample& sample : make_samples()) {
+  const auto samples = make_samples();
+  for (const Sample& sample : samples) {
     const ByteSpan body = body_of(sample);
     ASSERT_EQ(code_of(sample.key, sign(sample.key, body)), Code::kOk);
-    for (std::size_t size = 0; size < body.size(); ++size)
-      ASSERT_EQ(code_of(sample.key, sign(sample.key, body.first(size))), Code::kCorrupt)
+    for (std::size_t size = 0; size < body.size(); ++size) {
+      // A space whose rotation is not known ends with its geometry.
+      const bool whole = &sample == &samples[5] && size == body_of(samples[0]).size();
+      ASSERT_EQ(code_of(sample.key, sign(sample.key, body.first(size))),
+                whole ? Code::kOk : Code::kCorrupt)
           << sample.name << " " << size;
+    }
     std::vector<std::byte> longer(body.begin(), body.end());
     longer.push_back(std::byte{0});
     EXPECT_EQ(code_of(sample.key, sign(sample.key, longer)), Code::kCorrupt) << sample.name;
@@ -185,6 +193,26 @@ TEST(CatalogueRows, CountsAboveTheLimitsAreDamage) {
   EXPECT_EQ(sequence_of(kNameBytesMax + 1, 0, true), Code::kCorrupt);
   EXPECT_EQ(sequence_of(0, kSequenceSegmentsMax + 1, true), Code::kCorrupt);
   EXPECT_EQ(sequence_of(0, UINT32_MAX, false), Code::kCorrupt);
+}
+
+TEST(CatalogueRows, TheRotationOfASpaceComesBackOrIsDamage) {
+  const auto samples = make_samples();
+  const ByteSpan body = body_of(samples[5]);
+  const auto row = rows::decode_space(samples[5].key, samples[5].value);
+  ASSERT_TRUE(row);
+  EXPECT_EQ(row->rotation, (Rotation{Rotation::Pairing::kHalves, {1.0f, 0.25f}}));
+  EXPECT_FALSE(rows::decode_space(samples[0].key, samples[0].value)->rotation.known());
+  const std::size_t at = body_of(samples[0]).size();
+  const auto with = [&](std::size_t offset, std::initializer_list<std::uint8_t> bytes) {
+    std::vector<std::byte> other(body.begin(), body.end());
+    for (const std::uint8_t byte : bytes) other[at + offset++] = std::byte{byte};
+    return code_of(samples[5].key, sign(samples[5].key, other));
+  };
+  EXPECT_EQ(with(0, {2}), Code::kOk);
+  EXPECT_EQ(with(0, {0}), Code::kCorrupt) << "no pairing";
+  EXPECT_EQ(with(0, {3}), Code::kCorrupt);
+  EXPECT_EQ(with(1, {0xFF, 0xFF, 0xFF, 0xFF}), Code::kCorrupt);
+  EXPECT_EQ(with(5, {0, 0, 0x80, 0x7F}), Code::kCorrupt) << "infinity";
 }
 
 TEST(CatalogueRows, KeysSortByKindAndId) {

@@ -190,6 +190,10 @@ class ClientTest : public ::testing::Test {
     options.private_only = private_only ? 1 : 0;
     options.layers = layers.data();
     options.layer_count = shape.layers;
+    options.rope_pairing = frequencies_.empty() ? 0 : 1;
+    options.rope_positions = 1 << 16;
+    options.rope_frequency_count = static_cast<std::uint32_t>(frequencies_.size());
+    options.rope_frequencies = frequencies_.data();
     kvt_space* space = nullptr;
     KVT_EXPECT_OK(kvt_space_open(client_, &options, &space));
     return space;
@@ -212,6 +216,7 @@ class ClientTest : public ::testing::Test {
   std::string root_;
   std::unique_ptr<Daemon> daemon_;
   kvt_client* client_ = nullptr;
+  std::vector<float> frequencies_;  // of spaces that are opened from here on; empty: not known
 };
 
 // What a sequence must hold: a number per token.

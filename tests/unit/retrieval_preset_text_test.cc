@@ -113,6 +113,12 @@ TEST(PresetText, ABaseIsStartedFromAndPartsReplaceItsOwn) {
             "own-codes:4/tokens");
   EXPECT_TRUE(taken("base = \"progressive\"\nprecision = \"exact\"").precision.none());
   EXPECT_EQ(taken("base = \"quest\"\nprecision = \"base:85\"").exact_above, 0.01f);
+  EXPECT_EQ(taken("base = \"codes\"\nprecision = \"low-rank\"").precision.text(),
+            "low-rank:10/tokens");
+  EXPECT_EQ(taken("base = \"progressive\"\nprecision = \"low-rank:16\"\nresidency_percent = 200")
+                .exact_above,
+            0.01f)
+      << "the base's share goes with its precision";
   EXPECT_EQ(taken("base = \"quest\"\ntrigger = \"every-n\"\nlevel = 4").level, 4.0f);
 }
 
@@ -139,9 +145,10 @@ TEST(PresetText, WhatIsUnknownIsAnsweredWithWhatThereIs) {
   expect_problem("base = \"quest\"\ncut = 1", "cut: must be true or false");
   expect_problem("base = \"quest\"\ndense_layers = 4000",
                  "dense_layers and flat_layers are at most 256");
-  for (const char* wrong : {"base:4", "base:47", "base:44/tokens", "codes:4", "4"})
+  for (const char* wrong :
+       {"base:4", "base:47", "base:44/tokens", "low-rank:0", "low-rank:33", "codes:4", "4"})
     expect_problem("base = \"codes\"\nprecision = \"" + std::string(wrong) + "\"",
-                   "precision = \"" + std::string(wrong) + "\": must be exact, or base");
+                   "precision = \"" + std::string(wrong) + "\": must be exact, base with");
   expect_problem("base = \"progressive\"\nexact_above = \"much\"",
                  "exact_above = \"much\": must be 0 to 1");
   expect_problem("base = \"progressive\"\nrefine = \"later\"", "choose one of wait, behind");
@@ -152,16 +159,22 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("", "need an abstract to choose by");
   expect_problem("abstract = \"box\"", "an abstract needs a partition: tokens, or pages");
   expect_problem("partition = \"pages:16\"", "a partition needs an abstract: box");
-  expect_problem("base = \"quest\"\nabstract = \"codes:4\"", "codes and base are of single tokens");
+  expect_problem("base = \"quest\"\nabstract = \"codes:4\"",
+                 "codes, base and low-rank are of single tokens");
   expect_problem("base = \"quest\"\nabstract = \"keys:4\"", "representative keys are not built");
   expect_problem("base = \"quest\"\nabstract = \"box:2\"", "levels of boxes are for search");
   expect_problem("base = \"quest\"\nbudget = \"kept\"", "choose nothing");
   expect_problem("base = \"quest\"\nbudget = \"ratio\"", "share is above 0");
-  expect_problem("base = \"codes\"\nabstract = \"base:44\"", "is a precision");
+  expect_problem("base = \"codes\"\nabstract = \"base:44\"", "are a precision");
   expect_problem("base = \"window\"\nprecision = \"base:44\"", "is of chosen rows");
   expect_problem("base = \"progressive\"\nexact_above = 1.5", "0 to 1");
-  expect_problem("base = \"codes\"\nexact_above = 0.5", "exact_above and refine need a precision");
-  expect_problem("base = \"codes\"\nrefine = \"behind\"", "need a precision");
+  expect_problem("base = \"codes\"\nexact_above = 0.5",
+                 "exact_above and refine need a base rendition");
+  expect_problem("base = \"codes\"\nrefine = \"behind\"", "need a base rendition");
+  expect_problem("base = \"shadow\"\nexact_above = 0.5", "need a base rendition");
+  expect_problem("base = \"shadow\"\nfetch = \"ahead\"", "go with fetch \"demand\"");
+  expect_problem("base = \"shadow\"\nquery = \"block\"", "precision \"exact\"");
+  expect_problem("base = \"codes\"\nabstract = \"low-rank:10\"", "are a precision");
   expect_problem("base = \"quest\"\nshare = 0.5", "share needs budget \"ratio\", \"mass\" or");
   expect_problem("base = \"quest\"\nlevel = 0.5", "level needs trigger");
   for (const char* part : {"trigger = \"cosine\"", "trigger = \"turn\"", "trigger = \"every-n\"",

@@ -90,7 +90,8 @@ Result<Codebook> train(Sample* sample, AbstractSpec spec, std::uint32_t tokens) 
 // Tokens per second of one thread's time.
 Measure builder(Sample* sample, AbstractSpec spec, const Codebook* codebook, std::uint32_t tokens) {
   return [=]() -> Result<double> {
-    const AbstractPlan plan = plan_abstract(sample->geometry, spec, sample->tokens);
+    const Rotation rotation{Rotation::Pairing::kHalves, std::vector<float>(kDim / 2, 0.01f)};
+    const AbstractPlan plan = plan_abstract(sample->geometry, spec, sample->tokens, rotation);
     std::vector<std::byte> payload(static_cast<std::size_t>(plan.layout.size_bytes()));
     const double start = thread_seconds_now();
     begin_abstract(plan, codebook != nullptr ? codebook->id : 0, payload);
@@ -109,10 +110,12 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
   const AbstractSpec codes = *parse_abstract_spec("codes:4/tokens");
   const AbstractSpec clusters = *parse_abstract_spec("mean/clusters:16");
   const AbstractSpec own_codes = *parse_abstract_spec("own-codes:2/tokens");
+  const AbstractSpec low_rank = *parse_abstract_spec("low-rank:10/tokens");
   KVT_TRY(const Codebook codebook, train(&sample, codes, tokens));
   std::vector<Measure> measures = {builder(&sample, codes, &codebook, tokens),
                                    builder(&sample, clusters, nullptr, tokens),
-                                   builder(&sample, own_codes, nullptr, tokens)};
+                                   builder(&sample, own_codes, nullptr, tokens),
+                                   builder(&sample, low_rank, nullptr, tokens)};
   Result<Peer> peer = Peer::start(context.smoke() ? "" : context.python_path);
   if (peer && !peer->ask("model")) peer = error(Code::kNotFound, "no transformers: no prefill");
   if (peer)
@@ -122,7 +125,7 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
     });
   KVT_TRY(const auto columns, interleave(context.rounds(), measures));
   const auto add = [&](const char* metric, std::size_t ours, double goal) {
-    Figure figure = peer ? compare(metric, columns[ours], columns[3])
+    Figure figure = peer ? compare(metric, columns[ours], columns[4])
                          : bounded(metric, columns[ours], 1.0);
     figure.unit = "tokens/s";
     figure.ceiling_name = peer ? "tokens/s prefill, all cores" : "";
@@ -134,6 +137,7 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
   add("build key codes of a segment", 0, 10);
   add("build clusters of a segment", 1, 3);
   add("build own codes of a segment", 2, 3);
+  add("build low-rank keys of a segment", 3, 3);
   return {};
 }
 

@@ -122,7 +122,8 @@ typedef struct kvt_space_options {
   uint32_t layer_count;
   uint32_t rope_pairing;   /* dimensions that turn together: 0 not known, 1 i and i + n, 2 2i and
                               2i + 1. With the next three, codebooks of key codes hold at all
-                              positions, whatever text they were calibrated on */
+                              positions, whatever text they were calibrated on, and keys can be
+                              factorised (preset shadow) */
   uint32_t rope_positions; /* most positions that the model is used at */
   uint32_t rope_frequency_count; /* n: pairs that turn */
   const float* rope_frequencies; /* radians per position, [n]; copied */
@@ -286,17 +287,18 @@ typedef struct kvt_view_stats {
   uint64_t rows_base;      /* attended from their base rendition */
   uint64_t rows_refined;   /* had more of the mass than the preset lets a base row have: fetched */
   uint64_t steps_refined;  /* that waited for such rows */
-  uint64_t base_bytes;     /* mapped base renditions */
+  uint64_t base_bytes;     /* mapped base renditions, or low-rank keys */
   double base_mass_sum;    /* over steps: share of the attention mass that base renditions gave */
   double base_error_sum;   /* over refined rows: how far their logits in the base were off */
-  uint64_t steps_repeated; /* done again: base renditions were moved while they were read */
+  uint64_t steps_repeated; /* done again: renditions were moved while they were read */
   uint64_t steps_waited;   /* of all: rows had to come from the daemon first */
   uint64_t rows_waited;    /* of rows_fetched, those rows */
   /* Where the abstract bounds its keys (box, ball) and a step chose by its own queries: how much of
    * the attention mass it can have missed, whatever the text. docs/retrieval.md */
-  uint64_t bound_steps; /* steps with such a bound */
-  double bound_sum;     /* over them: its mean over the query heads, 0 to 1 */
-  double bound_max;     /* the largest of any step and query head */
+  uint64_t bound_steps;  /* steps with such a bound */
+  double bound_sum;      /* over them: its mean over the query heads, 0 to 1 */
+  double bound_max;      /* the largest of any step and query head */
+  uint64_t rows_rebuilt; /* of rows_fetched: only values came, keys are from a low-rank copy */
 } kvt_view_stats;
 
 /* The presets that views take, as JSON, freed with kvt_free: {"presets": [{"name", "from", parts}],

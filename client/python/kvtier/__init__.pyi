@@ -226,6 +226,7 @@ class ViewStats(TypedDict):
     bound_steps: int
     bound_sum: float
     bound_max: float
+    rows_rebuilt: int
 
 class View(_Closable):
     """One way to read a sequence: a preset and a budget."""

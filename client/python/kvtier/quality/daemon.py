@@ -251,6 +251,9 @@ def cost_of(
     context = prefix.length * judge.row_bytes()  # of one layer and KV head
     after_first = max(1, steps - 1)
     entered = (last["rows_fetched"] - first["rows_fetched"]) / after_first / pairs
+    rebuilt = (last["rows_rebuilt"] - first["rows_rebuilt"]) / after_first / pairs
+    # Low-rank keys lie where abstracts do, base renditions in the host's memory.
+    device = last["abstract_bytes"] + (last["base_bytes"] if last["rows_rebuilt"] else 0)
     rows = last["rows_attended"] / last["steps"] / judge.kv_heads
     tail = (steps + 1) / 2
     capacity = last.get("capacity_rows", settings.capacity or 2 * settings.budget)
@@ -262,12 +265,13 @@ def cost_of(
         "rows_waited", first["rows_fetched"]
     )
     figures = {
-        "device_bytes_ratio": last["abstract_bytes"] / pairs / context,
+        "device_bytes_ratio": device / pairs / context,
         "resident_bytes_ratio": resident / prefix.length,
-        "fetched_ratio": entered / prefix.length,
+        "fetched_ratio": (entered - rebuilt / 2) / prefix.length,  # of these, values alone
         "waited_ratio": waited / after_first / pairs / prefix.length,
         "rows_attended": max(0.0, rows - tail),
         "rows_entered": entered,
+        "rows_rebuilt": rebuilt,
         "rows_entered_of_budget": entered / settings.budget if settings.budget else 0.0,
         "rows_waited": waited / after_first / pairs,
         "steps_waited": last.get("steps_waited", 0) / max(1, last["steps"]),

@@ -170,8 +170,8 @@ def turn(keys: torch.Tensor, by: torch.Tensor, inverse_frequency: torch.Tensor) 
     """Keys after RoPE as they would be `by` positions later: [H, n, d], [n]. Dimensions beyond
     twice the number of frequencies are not turned."""
     half = len(inverse_frequency)
-    angle = by[:, None].float() * inverse_frequency
-    cos, sin = angle.cos(), angle.sin()
+    angle = by[:, None].double() * inverse_frequency.double()
+    cos, sin = angle.cos().to(keys.dtype), angle.sin().to(keys.dtype)
     a, b, rest = keys[..., :half], keys[..., half : 2 * half], keys[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 

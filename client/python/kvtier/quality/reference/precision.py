@@ -57,14 +57,16 @@ class LowBit:
 @dataclass(frozen=True)
 class LowRankKeys:
     """Keys before RoPE, all heads of the layer together, from a truncated SVD that stays on the
-    device; values exact, fetched (ShadowKV, arXiv 2410.21465: rank 160 of 1,024)."""
+    device; values exact, fetched (ShadowKV, arXiv 2410.21465: rank 160 of 1,024). `segment`: so
+    many rows are factorised together; 0: all are, as in the paper. Factors in 16 bits."""
 
     share: float = 160 / 1024
+    segment: int = 0
     hot: float = NEVER
     fetched: float = 0.5
 
-    def rank(self, layer: Layer) -> int:
-        return max(1, round(self.share * layer.heads * layer.dim))
+    def rank(self, layer: Layer, rows: int) -> int:
+        return min(rows, max(1, int(self.share * layer.heads * layer.dim)))
 
     def rows(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
         if layer.frequency is None:
@@ -72,16 +74,24 @@ class LowRankKeys:
         position = torch.arange(layer.stored)
         before = turn(layer.keys[:, : layer.stored], -position, layer.frequency)
         flat = before.transpose(0, 1).flatten(1)  # [C, H d]
-        rank = self.rank(layer)
-        _, vectors = torch.linalg.eigh((flat.T @ flat).double())  # right singular vectors
-        basis = vectors[:, -rank:].float()
-        low = (flat @ basis).half().float() @ basis.half().float().T
+        low = torch.cat([self._factorised(part, layer) for part in self._parts(layer, flat)])
         low = low.view(layer.stored, layer.heads, layer.dim).transpose(0, 1)
         return turn(low, position, layer.frequency), layer.values[:, : layer.stored]
 
+    def _parts(self, layer: Layer, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return rows.split(self.segment or layer.stored)
+
+    def _factorised(self, rows: torch.Tensor, layer: Layer) -> torch.Tensor:
+        rank, rows = self.rank(layer, len(rows)), rows.double()
+        _, vectors = torch.linalg.eigh(rows.T @ rows)  # right singular vectors
+        basis = vectors[:, -rank:]
+        return (rows @ basis).half().float() @ basis.half().float().T
+
     def device_bytes(self, layer: Layer) -> float:
-        rank = self.rank(layer)
-        return 2.0 * rank * (layer.stored / layer.heads + layer.dim)
+        parts = [len(part) for part in self._parts(layer, torch.arange(layer.stored))]
+        return sum(
+            2.0 * self.rank(layer, rows) * (rows / layer.heads + layer.dim) for rows in parts
+        )
 
 
 def affine(x: torch.Tensor, bits: int, group: int) -> torch.Tensor:

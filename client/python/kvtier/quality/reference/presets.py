@@ -80,9 +80,18 @@ _TABLE = [
         fetch=fetch.Behind(),
     ),
     # ShadowKV: pages of 8, mean, largest softmax of the group; keys of rank 160 of 1,024 on the
-    # device, values fetched; pages that their mean does not stand for always attended to.
+    # device, values fetched. The keys of each stored segment factorised by themselves, as in the
+    # engine; or those of the whole sequence, as in the paper, which also attends always to the
+    # pages that their mean does not stand for.
     Preset(
         "shadow",
+        partition.Pages(8),
+        abstract.Mean(),
+        group=group.MaxSoftmax(),
+        precision=precision.LowRankKeys(160 / 1024, segment=2048),
+    ),
+    Preset(
+        "shadow-sequence",
         partition.Pages(8),
         abstract.Mean(),
         group=group.MaxSoftmax(),
