@@ -222,7 +222,7 @@ ViewStats View::stats() const {
           sizeof(std::uint64_t) +
       (places_.capacity() + cold_.capacity() + held_.capacity() + likely_.capacity()) *
           sizeof(std::uint32_t) +
-      missed_.capacity() * sizeof(float) +
+      (missed_.capacity() + held_mass_.capacity() + held_out_.capacity()) * sizeof(float) +
       (q_block_.capacity() + out_block_.capacity() + lse_block_.capacity() + lse_.capacity() +
        turns_.capacity()) *
           sizeof(float);

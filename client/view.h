@@ -197,6 +197,9 @@ class View {
   // Trigger "mass": what the head (of scope "layer": all heads) has chosen serves on.
   Result<bool> still_holds(const SelectInput& input, std::span<const float> scores,
                            std::span<const std::uint32_t> chosen);
+  // Budget "certified": brings the kept rows of all heads, and says what these and the tail have of
+  // the mass, exactly, in held_mass_.
+  Result<void> hold_kept(const AttendStep& step, std::vector<SlotCache>* caches);
   Result<void> select_heads(const AttendStep& step, LayerQuery* query,
                             std::vector<SlotCache>* caches);
   Result<void> select_layer(const AttendStep& step, LayerQuery* query,
@@ -362,8 +365,9 @@ class View {
   std::array<TokenRange, 2> kept_;
   std::vector<float> layer_scores_, block_scores_;
   std::vector<std::uint32_t> held_, likely_;
-  std::vector<float> missed_;        // bounds of this step's selections, [query_heads]
-  std::uint32_t bounded_heads_ = 0;  // KV heads that have theirs
+  std::vector<float> missed_;                // bounds of this step's selections, [query_heads]
+  std::vector<float> held_mass_, held_out_;  // of a certified budget: log-sum-exp, [query_heads]
+  std::uint32_t bounded_heads_ = 0;          // KV heads that have theirs
   std::vector<SegmentExtent> extents_;
   std::vector<std::vector<SegmentExtent>> head_extents_;
   std::vector<SelectInput> tree_heads_;

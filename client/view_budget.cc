@@ -125,14 +125,45 @@ Result<bool> View::still_holds(const SelectInput& input, std::span<const float> 
   return holds;
 }
 
+// The tail was attended to already. Kept rows are attended to once more with the rest of the
+// selection: they are few, and their output here goes nowhere.
+Result<void> View::hold_kept(const AttendStep& step, std::vector<SlotCache>* caches) {
+  held_.clear();
+  for (const TokenRange& range : kept_ranges())
+    for (std::uint64_t token = range.first; token < range.last; ++token)
+      held_.push_back(static_cast<std::uint32_t>(token));
+  for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
+    KVT_TRY(const SlotCache::Missing missing, (*caches)[head].select(held_));
+    want_rows(step, head, missing);
+  }
+  if (!wanted_.empty()) KVT_TRY_VOID(fetch_rows(step, caches));
+  wanted_.clear();
+  const std::size_t heads = std::size_t{step.kv_heads} * step.group;
+  held_mass_.assign(step.lse, step.lse + heads);
+  held_out_.assign(heads * step.v_dim, 0.0f);
+  AttendStep kept = step;
+  kept.lse = held_mass_.data();
+  kept.out = held_out_.data();
+  const std::uint64_t attended = stats_.rows_attended;
+  for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
+    (*caches)[head].complete();
+    KVT_TRY_VOID(attend_cached(kept, head, (*caches)[head]));
+  }
+  stats_.rows_attended = attended;
+  return {};
+}
+
 Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
                                 std::vector<SlotCache>* caches) {
+  const bool certified = preset_.budget == BudgetKind::kCertified;
+  if (certified) KVT_TRY_VOID(hold_kept(step, caches));
   // Only a step's own queries say what it misses, and only exact rows what it does not.
   const bool own = preset_.query == QueryKind::kCurrent || preset_.query == QueryKind::kBlock;
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     if (!query->due(head)) continue;
     SelectInput input = select_input(step, query->vectors(), head);
     input.bound = own && !step.block && !has_rendition();
+    input.held = certified ? held_mass_.data() + std::size_t{head} * step.group : nullptr;
     KVT_TRY(const std::span<float> scores, scores_of(step, &input));
     if (preset_.trigger == TriggerKind::kMass && query->has_chosen(head)) {
       const auto chosen = chosen_by(step, head, (*caches)[head]);

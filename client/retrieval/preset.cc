@@ -103,6 +103,25 @@ Result<void> validate_precision(const Preset& preset) {
   return {};
 }
 
+// Whose bounds hold for every key, for the queries that are attended with.
+Result<void> validate_certified(const Preset& preset) {
+  if (preset.budget != BudgetKind::kCertified) return {};
+  const AbstractKind kind = preset.abstract.abstract;
+  const bool bounds = kind == AbstractKind::kBox || kind == AbstractKind::kBall;
+  const bool at_every_step = preset.query == QueryKind::kCurrent &&
+                             preset.trigger == TriggerKind::kEveryStep &&
+                             preset.fetch == FetchKind::kDemand;
+  if (bounds && at_every_step && preset.search == SearchKind::kFlat &&
+      preset.score == ScoreKind::kPlain && preset.scope == ScopeKind::kHead &&
+      preset.precision.none())
+    return {};
+  return error(
+      Code::kInvalid,
+      "budget \"certified\" needs bounds for the step's own queries: abstract \"box\" or "
+      "\"ball\", query \"current\", search \"flat\", score \"plain\", scope \"head\", trigger "
+      "\"every-step\", fetch \"demand\" and precision \"exact\"");
+}
+
 // Rows that come early take the places of a choice that is made anew, head by head.
 Result<void> validate_fetch(const Preset& preset) {
   if (preset.fetch == FetchKind::kDemand) return {};
@@ -145,14 +164,15 @@ Result<void> Preset::validate() const {
   const bool chooses = budget != BudgetKind::kAll && budget != BudgetKind::kKept;
   if (chooses && abstract.none())
     return error(Code::kInvalid,
-                 "budget \"rows\", \"ratio\", \"mass\" and \"entropy\" need an abstract to choose "
-                 "by");
+                 "budget \"rows\", \"ratio\", \"mass\", \"entropy\" and \"certified\" need an "
+                 "abstract to choose by");
   if (!chooses && !abstract.none())
     return error(Code::kInvalid,
                  "budget \"all\" and \"kept\" choose nothing: their abstract is \"none\"");
   KVT_TRY_VOID(validate_units(*this));
   KVT_TRY_VOID(validate_precision(*this));
   KVT_TRY_VOID(validate_fetch(*this));
+  KVT_TRY_VOID(validate_certified(*this));
   if (scope == ScopeKind::kLayer && abstract.partition == PartitionKind::kClusters)
     return error(Code::kInvalid,
                  "clusters are of one KV head each: scope \"layer\" needs pages, sentences, spans "
@@ -161,7 +181,8 @@ Result<void> Preset::validate() const {
     return error(Code::kInvalid,
                  "scope \"layer\" chooses for all heads at once: its trigger is \"cosine\"");
   const bool by_mass = budget == BudgetKind::kMass || budget == BudgetKind::kEntropy;
-  if ((by_mass || budget == BudgetKind::kRatio) && !(share > 0.0f && share <= 1.0f))
+  const bool by_share = by_mass || budget == BudgetKind::kRatio || budget == BudgetKind::kCertified;
+  if (by_share && !(share > 0.0f && share <= 1.0f))
     return error(Code::kInvalid, "share is above 0 and at most 1");
   if (by_mass && group != GroupMode::kMeanSoftmax)
     return error(Code::kInvalid,

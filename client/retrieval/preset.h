@@ -67,6 +67,11 @@ enum class BudgetKind : std::uint8_t {
   // one that looks at few rows. The idea is ActQKV's (arXiv 2502.13542), the formula ours: theirs
   // has a largest entropy per model to be found first.
   kEntropy = 5,
+  // Until what is left out has at most 1 - `share` of the attention mass of each query head of the
+  // group, whatever the keys are: by the bounds that the abstract gives, against the exact mass of
+  // what is always attended to and a lower bound of that of the units taken. At most the view's
+  // budget, where nothing is certain then (selector_bound.cc).
+  kCertified = 6,
 };
 enum class TriggerKind : std::uint8_t {
   kEveryStep = 0,

@@ -23,7 +23,7 @@ constexpr std::array kSearches = {"flat", "tree"};
 constexpr std::array kScores = {"plain", "count"};
 constexpr std::array kGroups = {"max", "mean-softmax", "mean-score", "max-softmax"};
 constexpr std::array kScopes = {"head", "layer"};
-constexpr std::array kBudgets = {"all", "kept", "rows", "ratio", "mass", "entropy"};
+constexpr std::array kBudgets = {"all", "kept", "rows", "ratio", "mass", "entropy", "certified"};
 constexpr std::array kTriggers = {"every-step", "every-n", "cosine", "cosine-head",
                                   "boundary",   "turn",    "mass"};
 constexpr std::array kFetches = {"demand", "ahead", "behind"};
@@ -66,7 +66,7 @@ constexpr std::array kParts = {
     Part{kShare,
          &Preset::share,
          {},
-         "above 0, at most 1: of budget \"ratio\", \"mass\" or \"entropy\""},
+         "above 0, at most 1: of budget \"ratio\", \"mass\", \"entropy\" or \"certified\""},
     Part{"cut", &Preset::cut, {}, "true or false"},
     Part{"trigger", &Preset::trigger, kTriggers},
     Part{kLevel,
@@ -198,7 +198,7 @@ Result<void> settle_abstract(const Given& given, Preset* preset, std::string* pr
 
 bool has_share(const Preset& preset) {
   return preset.budget == BudgetKind::kRatio || preset.budget == BudgetKind::kMass ||
-         preset.budget == BudgetKind::kEntropy;
+         preset.budget == BudgetKind::kEntropy || preset.budget == BudgetKind::kCertified;
 }
 bool has_level(const Preset& preset) {
   return (preset.trigger != TriggerKind::kEveryStep && preset.trigger != TriggerKind::kBoundary) ||
@@ -218,7 +218,7 @@ Result<void> settle_numbers(const Given& given, Preset* preset, std::string* pro
   }
 
   if (given.share && !has_share(*preset))
-    *problem = "share needs budget \"ratio\", \"mass\" or \"entropy\"";
+    *problem = "share needs budget \"ratio\", \"mass\", \"entropy\" or \"certified\"";
   else if (given.level && !has_level(*preset))
     *problem =
         "level needs trigger \"every-n\", \"cosine\", \"cosine-head\", \"turn\" or \"mass\", or "

@@ -54,6 +54,10 @@ struct SelectInput {
   std::uint32_t summed_heads = 1;  // whose scores were added up
   bool flat = false;               // every unit is scored, whatever the preset's search
   bool bound = false;              // Selection::missed is wanted
+  // Of budget "certified": of each query, the logarithm of the exact mass (the sum of exp(scale * q
+  // . k)) of the kept rows and of all that is attended to beside stored ones, [query_count]. Null:
+  // nobody knows, it counts for nothing.
+  const float* held = nullptr;
 };
 
 // Units of a segment that have a score: those that visible tokens belong to, and all clusters.

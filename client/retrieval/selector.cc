@@ -43,8 +43,10 @@ Result<std::span<float>> Selector::score(const SelectInput& input) {
     }
   }
   const AbstractKind kind = preset_->abstract.abstract;
-  bounded_ = input.bound && preset_->score == ScoreKind::kPlain &&
+  const bool certified = preset_->budget == BudgetKind::kCertified;
+  bounded_ = (input.bound || certified) && preset_->score == ScoreKind::kPlain &&
              (kind == AbstractKind::kBox || kind == AbstractKind::kBall);
+  if (certified) KVT_TRY_VOID(score_lower(input));
   if (bounded_) make_room(&weights_, units_);
   if (preset_->score == ScoreKind::kCount) add_counts(input);
   GroupScoresArgs group;

@@ -9,8 +9,8 @@
 // Two steps, so that a selection for a whole layer can add up the scores of its heads: score(),
 // then choose() over the scores of the same extents. One selector serves all layers and heads of a
 // view in turn. Its scratch grows with the longest sequence seen (4 bytes per unit and query head,
-// 12 per candidate; with bounds 12 per unit more) and is reused: no allocation per step after the
-// first. One thread.
+// 16 per candidate; with bounds 12 per unit more, with a certified budget twice the scores and 16
+// per candidate more) and is reused: no allocation per step after the first. One thread.
 #pragma once
 
 #include <cstddef>
@@ -82,6 +82,7 @@ class Selector {
     std::uint32_t segment = 0;
     std::uint32_t unit = 0;
     std::uint32_t cost = 0;
+    std::uint32_t place = 0;  // of its scores; of grains nothing
   };
 
   // Of a unit's visible tokens, those that are not kept: all, and the marked ones.
@@ -98,6 +99,17 @@ class Selector {
 
   Result<void> check_input(const SelectInput& input);
   Result<void> bound_missed(const SelectInput& input, Selection* out);
+  // The lower bounds of the products, as score_segment gives the upper ones, into lower_.
+  Result<void> score_lower(const SelectInput& input);
+  // Of budget "certified": how many of the first `found` of best_ are enough.
+  Result<std::uint64_t> enough_units(const SelectInput& input, std::uint64_t found);
+  std::uint64_t enough_for(const SelectInput& input, std::uint32_t query, std::uint64_t found,
+                           double upper_factor, double lower_factor);
+  [[nodiscard]] std::uint32_t unit_size(const SelectInput& input, const Candidate& unit) const;
+  // exp(scale * score) of every unit into `out` (not `scores`), but for a factor, whose
+  // logarithm it gives: -infinity where no score is finite. A score that is +infinity or NaN gives
+  // +infinity.
+  Result<double> masses_of(const SelectInput& input, const float* scores, float* out) const;
   Result<void> score_segment(const SelectInput& input, const SegmentExtent& segment, float* out);
   Result<void> make_tables(const SelectInput& input);
   Result<void> score_codes(const SelectInput& input);
@@ -136,6 +148,8 @@ class Selector {
   bool bounded_ = false;       // scores_ bound the products of keys, and are as they were scored
   std::vector<float> scores_;  // [query][unit]
   std::vector<float> weights_, left_, masses_, missed_;  // of bounds
+  std::vector<float> turned_, lower_, least_;            // of a certified budget
+  std::vector<double> rest_, taken_;
   std::vector<float> moved_;   // queries in the codebook's coordinates
   std::vector<float> tables_;  // of codes; of own codes, a segment's at a time
   std::vector<std::uint64_t> pieces_, piece_starts_;

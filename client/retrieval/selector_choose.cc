@@ -70,7 +70,7 @@ Result<Selection> Selector::choose(const SelectInput& input, std::span<float> sc
     out.kept_rows += last - range.first;
   }
   emit(&out);
-  if (bounded_ && !scores.empty()) KVT_TRY_VOID(bound_missed(input, &out));
+  if (bounded_ && input.bound && !scores.empty()) KVT_TRY_VOID(bound_missed(input, &out));
   return out;
 }
 
@@ -121,7 +121,8 @@ void Selector::collect(const SelectInput& input, std::span<float> scores) {
       }
       if (cost == 0) continue;
       scores[candidates_.size()] = scores[at];
-      candidates_.push_back({s, u, static_cast<std::uint32_t>(cost)});
+      candidates_.push_back(
+          {s, u, static_cast<std::uint32_t>(cost), static_cast<std::uint32_t>(at)});
     }
   }
 }
@@ -141,14 +142,15 @@ void Selector::collect_grains(const SelectInput& input, std::span<float> scores)
       for (std::uint64_t t = first; t < last; ++t) sum += scores[static_cast<std::size_t>(t)];
       if (cost == 0) continue;
       scores[candidates_.size()] = sum;
-      candidates_.push_back({s, at / grain, static_cast<std::uint32_t>(cost)});
+      candidates_.push_back({s, at / grain, static_cast<std::uint32_t>(cost), 0});
     }
   }
 }
 
 // The best units, whole, while they fit; the first that does not ends it, and is cut where the
 // preset says so or units are grains: how rows travel makes a budget no smaller. With a budget of
-// mass or entropy, until they hold the mass or have the rows; a cut makes the latter exact.
+// mass or entropy, until they hold the mass or have the rows; a cut makes the latter exact. With a
+// certified one, until their bounds say that it is enough.
 Result<void> Selector::choose_units(const SelectInput& input, std::span<float> scores,
                                     Selection* out) {
   const std::uint64_t count = candidates_.size();
@@ -165,10 +167,12 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
   KVT_TRY_VOID(kernels_->top_k(args, nullptr));
   const bool masses = preset_->group == GroupMode::kMeanSoftmax;
   const bool cut = preset_->cut || preset_->abstract.partition == PartitionKind::kTokens;
-  const std::uint64_t worth =
-      rows_worth(input, scores.first(candidates_.size()),
-                 [this](std::size_t i) { return candidates_[i].cost; });
+  const std::uint64_t worth = rows_worth(input, scores.first(candidates_.size()),
+                                         [this](std::size_t i) { return candidates_[i].cost; });
   if (cut) left = std::min(left, worth);
+  if (preset_->budget == BudgetKind::kCertified) {
+    KVT_TRY(found, enough_units(input, found));
+  }
   double total = 0.0, taken = 0.0;
   for (std::uint64_t i = 0; i < count && masses; ++i)
     if (scores[i] < kFetchScore) total += static_cast<double>(scores[i]);
@@ -268,7 +272,7 @@ double Selector::weigh_units(const SelectInput& input, std::span<const float> sc
     const std::uint32_t units = unit_count(input.segments[s], preset_->abstract);
     for (std::uint32_t u = 0; u < units; ++u, ++at) {
       if (!(scores[at] < kFetchScore)) continue;
-      const UnitRows rows = rows_of(input, {s, u, 0});
+      const UnitRows rows = rows_of(input, {s, u, 0, 0});
       if (rows.free == 0) continue;
       total += static_cast<double>(scores[at]);
       held += static_cast<double>(scores[at]) * rows.marked / rows.free;
@@ -375,8 +379,10 @@ void Selector::emit(Selection* out) {
 
 std::uint64_t Selector::memory_bytes() const noexcept {
   return (scores_.capacity() + moved_.capacity() + tables_.capacity() + weights_.capacity() +
-          left_.capacity() + masses_.capacity() + missed_.capacity()) *
+          left_.capacity() + masses_.capacity() + missed_.capacity() + turned_.capacity() +
+          lower_.capacity() + least_.capacity()) *
              sizeof(float) +
+         (rest_.capacity() + taken_.capacity()) * sizeof(double) +
          (pieces_.capacity() + piece_starts_.capacity() + chosen_.capacity()) *
              sizeof(std::uint64_t) +
          tree_.memory_bytes() + candidates_.capacity() * sizeof(Candidate) +

@@ -183,3 +183,41 @@ def test_what_a_step_misses_is_bounded(own, rows, toml, kind):
     assert stats["bound_sum"] == pytest.approx(tally.bound_sum, rel=1e-3)
     assert stats["bound_max"] == pytest.approx(tally.bound_max, rel=1e-3)
     assert 0 < stats["bound_sum"] / STEPS < stats["bound_max"] <= 1
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("sharp, share, room", [(3.0, 0.5, True), (1.5, 0.8, False)])
+@pytest.mark.parametrize("kind", ["box", "ball"])
+def test_a_certified_budget_takes_the_fewest_units(
+    own, rows, toml, kind, sharp, share, room, cut
+):
+    # The keys of a page are alike, so that bounds are near them.
+    keys, values, queries = rows
+    pages = keys[:, :STORED].unflatten(1, (-1, 4))
+    mean = pages.mean(2, keepdim=True)
+    pages = (mean + 0.02 * (pages - mean)).flatten(1, 2)
+    rows = (torch.cat([pages, keys[:, STORED:]], 1), values, sharp * queries)
+    path = toml(
+        f'base = "quest"\npartition = "pages:4"\nabstract = "{kind}"\nbudget = "certified"\n'
+        f"share = {share}\ncut = {str(cut).lower()}\n"
+    )
+    got, stats = attended(own, rows, path)
+    preset = Preset(
+        "",
+        partition.Pages(4),
+        abstract.Box() if kind == "box" else abstract.MeanRadius(),
+        score=score.UpperBound(),
+        budget=budget.Certified(cut=cut, share=share),
+    )
+    reference = Reference(preset, BUDGET, STORED, FLAGS, layers=1, bounds=True)
+    want = reference.attend(0, rows[2].transpose(0, 1), *rows[:2], SCALE).transpose(0, 1)
+    assert float((got - want).abs().max()) < 1e-4
+    tally = reference.tally
+    assert stats["rows_fetched"] == tally.first_rows + tally.rows_entered
+    assert stats["bound_steps"] == STEPS
+    assert stats["bound_max"] == pytest.approx(tally.bound_max, rel=1e-3)
+    # What was asked for holds where the budget has room for it.
+    assert (stats["bound_max"] <= 1 - share + 1e-5) == room
+    assert 4 < stats["rows_selected"] / stats["selections"] < 0.9 * BUDGET
+    full, _ = wanted(rows, PRESETS["full"])
+    assert float((got - full).abs().max()) > 1e-3

@@ -39,17 +39,17 @@ class UserPresets : public ClientTest {
     std::ofstream(path) << text;
     return path;
   }
-  kvt_status open(const char* preset, kvt_view** view) {
+  kvt_status open(const char* preset, kvt_view** view, std::uint64_t budget = 128) {
     kvt_view_options options;
     kvt_view_options_init(&options);
-    options.budget = 128;
+    options.budget = budget;
     options.preset = preset;
     return kvt_view_open(sequence_, &options, view);
   }
   // Three steps of every layer; rows are in memory.
-  std::vector<float> decode(const char* preset, kvt_view_stats* stats) {
+  std::vector<float> decode(const char* preset, kvt_view_stats* stats, std::uint64_t budget = 128) {
     kvt_view* view = nullptr;
-    KVT_EXPECT_OK(open(preset, &view));
+    KVT_EXPECT_OK(open(preset, &view, budget));
     std::vector<float> all, out(shape_.query_heads * shape_.dim), q(out.size());
     for (std::uint32_t step = 0; step < 3; ++step)
       for (std::uint32_t layer = 0; layer < shape_.layers; ++layer) {
@@ -125,6 +125,27 @@ TEST_F(UserPresets, PartsAct) {
   decode("less", &third);
   EXPECT_LE(third.rows_selected, 48 * third.selections) << "a hundredth of 4500";
   EXPECT_GT(third.rows_selected, 0u);
+}
+
+// The bound that the view tells of its steps is the one that was asked for, where the budget has
+// room for it. The keys are noise, so that certainty takes nearly all rows.
+TEST_F(UserPresets, ACertifiedBudgetKeepsItsPromise) {
+  settle();
+  for (const auto& [abstract, share] : {std::pair{"box", 0.005}, std::pair{"ball", 0.1}}) {
+    SCOPED_TRACE(abstract);
+    write("sure", "base = \"quest\"\nabstract = \"" + std::string(abstract) +
+                      "\"\nbudget = \"certified\"\nshare = " + std::to_string(share) + "\n");
+    kvt_view_stats room, narrow;
+    decode("sure", &room, 6000);  // its abstracts are built
+    decode("sure", &room, 6000);
+    EXPECT_EQ(room.bound_steps, 3u * shape_.layers);
+    EXPECT_LE(room.bound_max, 1.0 - share + 1e-5);
+    EXPECT_GT(room.bound_max, 0.5) << "no more than was asked for";
+    EXPECT_LT(room.rows_selected, room.selections * 3950);
+    decode("sure", &narrow);
+    EXPECT_GT(narrow.bound_max, 1.0 - share);
+    EXPECT_LE(narrow.rows_selected, narrow.selections * 128);
+  }
 }
 
 // Several queries: exact, but where the preset chooses for blocks of at most 64 of them.

@@ -45,8 +45,12 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
   preset.trigger = TriggerKind::kEveryStep;
   const auto there_and_back = [](Preset wanted) {
     if (wanted.budget != BudgetKind::kRatio && wanted.budget != BudgetKind::kMass &&
-        wanted.budget != BudgetKind::kEntropy)
+        wanted.budget != BudgetKind::kEntropy && wanted.budget != BudgetKind::kCertified)
       wanted.share = 0;
+    if (wanted.budget == BudgetKind::kCertified) {
+      wanted.abstract = *parse_abstract_spec("ball/pages:16");
+      wanted.score = ScoreKind::kPlain;
+    }
     if (wanted.trigger == TriggerKind::kEveryN) wanted.level = 3.0f;
     const bool has_level =
         wanted.query == QueryKind::kStepBefore ||
@@ -63,7 +67,7 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     one.trigger = static_cast<TriggerKind>(i);
     there_and_back(one);
   }
-  for (int i = 0; i < 6; ++i) {
+  for (int i = 0; i < 7; ++i) {
     Preset one = preset;
     one.budget = static_cast<BudgetKind>(i);
     there_and_back(one);
@@ -126,8 +130,10 @@ TEST(PresetText, WhatIsUnknownIsAnsweredWithWhatThereIs) {
   expect_problem("budgte = \"rows\"",
                  "unknown key 'budgte'; a preset has base, partition, abstract");
   expect_problem("[part]\nbudget = \"rows\"", "unknown key 'part.budget'");
-  expect_problem("base = \"quest\"\nbudget = \"some\"",
-                 "budget = \"some\": choose one of all, kept, rows, ratio, mass, entropy (line 2)");
+  expect_problem(
+      "base = \"quest\"\nbudget = \"some\"",
+      "budget = \"some\": choose one of all, kept, rows, ratio, mass, entropy, certified "
+      "(line 2)");
   expect_problem("trigger = 4", "trigger: choose one of every-step, every-n, cosine");
   expect_problem("base = \"qest\"",
                  "base is the name of a built-in preset: codes codes-lookahead progressive");
@@ -175,7 +181,8 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("base = \"shadow\"\nfetch = \"ahead\"", "go with fetch \"demand\"");
   expect_problem("base = \"shadow\"\nquery = \"block\"", "precision \"exact\"");
   expect_problem("base = \"codes\"\nabstract = \"low-rank:10\"", "are a precision");
-  expect_problem("base = \"quest\"\nshare = 0.5", "share needs budget \"ratio\", \"mass\" or");
+  expect_problem("base = \"quest\"\nshare = 0.5",
+                 "share needs budget \"ratio\", \"mass\", \"entropy\" or");
   expect_problem("base = \"quest\"\nlevel = 0.5", "level needs trigger");
   for (const char* part : {"trigger = \"cosine\"", "trigger = \"turn\"", "trigger = \"every-n\"",
                            "trigger = \"mass\"", "query = \"step-before\""})
@@ -187,6 +194,15 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("base = \"leoam\"\nbudget = \"entropy\"\nshare = 0.5",
                  "need masses: group \"mean-softmax\"");
   expect_problem("base = \"quest\"\nbudget = \"entropy\"", "share is above 0");
+  expect_problem("base = \"quest\"\nbudget = \"certified\"", "share is above 0");
+  const std::string certified = "budget = \"certified\"\nshare = 0.9\n";
+  for (const char* other :
+       {"base = \"mean\"", "base = \"codes\"", "base = \"leoam\"", "base = \"freekv\"",
+        "base = \"quest\"\nquery = \"sentence\"", "base = \"quest\"\nscope = \"layer\"",
+        "base = \"quest\"\ntrigger = \"boundary\"", "base = \"quest\"\nfetch = \"ahead\"",
+        "base = \"quest\"\npartition = \"sentences:64\"\nscore = \"count\"",
+        "base = \"quest\"\nprecision = \"base:44\""})
+    expect_problem(certified + other, "budget \"certified\" needs bounds");
   expect_problem("base = \"quest\"\nscore = \"count\"", "units of unequal length");
   expect_problem("base = \"louiskv\"\nscope = \"layer\"", "clusters are of one KV head each");
   expect_problem("base = \"quest\"\nscope = \"layer\"\ntrigger = \"cosine-head\"\nlevel = 0.5",

@@ -20,11 +20,16 @@ def missed(
     index = fit(units.of_row, wanted).expand(wanted.shape)
     left.scatter_add_(-1, index, (~wanted).float())
     above = torch.logsumexp(scores * layer.scale + left.log()[:, None], -1)
-    q = layer.queries[:, :, -new:]
+    return torch.sigmoid(above - attended(layer, wanted, torch.arange(layer.steps)[-new:]))
+
+
+def attended(layer: Layer, wanted: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """The logarithm of the exact mass of what these steps attend to, [H, g, n]: stored rows, bool
+    [H or 1, n, C], and the tail as far as each sees it."""
+    q = layer.queries[:, :, steps]
     logits = torch.einsum("hgnd,htd->hgnt", q, layer.keys) * layer.scale
     total = layer.keys.shape[1]
     row = torch.arange(total - layer.stored)
-    sees = row <= (total - layer.stored) - new + torch.arange(new)[:, None]
+    sees = row <= (total - layer.stored) - layer.steps + steps[:, None]
     mask = torch.cat([wanted, sees.expand(len(wanted), -1, -1)], -1)[:, None]
-    near = torch.logsumexp(logits.masked_fill(~mask, -torch.inf), -1)
-    return torch.sigmoid(above - near)
+    return torch.logsumexp(logits.masked_fill(~mask, -torch.inf), -1)

@@ -97,6 +97,43 @@ class Entropy(Tokens):
         return of_rows(taken & free, units)
 
 
+@dataclass(frozen=True)
+class Certified(Tokens):
+    """The fewest best units after which what is left out has at most 1 - `share` of the mass of
+    every query head of the group for certain; never more than the rows given (ours). Whole units,
+    or `cut` where the rows end it."""
+
+    share: float = 0.9
+
+    def certify(
+        self,
+        weights: torch.Tensor,
+        units: Units,
+        rows: int,
+        bounds: tuple[torch.Tensor, torch.Tensor],
+        held: torch.Tensor,
+    ) -> torch.Tensor:
+        """weights [H, n, U]; bounds [H, g, n, U] of the logits of a unit's rows, from above each
+        of them, from below their mean mass; held [H, g, n]: logarithm of the exact mass of what is
+        attended to anyway."""
+        cost = fit(units.cost, weights).expand(weights.shape)
+        order = weights.masked_fill(cost == 0, -torch.inf)
+        order = order.argsort(stable=True, dim=-1, descending=True)
+        size = cost.gather(-1, order)
+        index = order[:, None].expand_as(bounds[0])
+        above, below = ((x.gather(-1, index) + size[:, None].log()).double() for x in bounds)
+        left = above.flip(-1).logcumsumexp(-1).flip(-1)  # before unit j is taken
+        taken = torch.cat([held[..., None].double(), below[..., :-1]], -1).logcumsumexp(-1)
+        needed = (torch.sigmoid(left - taken) > 1 - self.share).any(1)  # [H, n, U]
+        until = size.cumsum(-1)
+        if self.cut:
+            wanted = (size * needed).sum(-1, keepdim=True).clamp_max(rows)
+            return self._cut(order, until - size, units, wanted)
+        enough = needed & (until <= rows)
+        taken_units = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order, enough)
+        return of_rows(taken_units & (cost > 0), units)
+
+
 def best_rows(weights: torch.Tensor, free: torch.Tensor, rows: int) -> torch.Tensor:
     """The `rows` best single rows, those without weight (kept ones) left out. Ties go to the older:
     rows with the same codes weigh the same."""

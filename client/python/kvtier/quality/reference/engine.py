@@ -141,8 +141,8 @@ class Reference:
         rows = preset.budget.rows(self.budget, layer)
         queries = (query or preset.query).of(layer)[:, :, steps]
         out = []
-        for block in queries.split(BLOCK, 2):
-            out.append(preset.search.choose(block, units, vectors, preset, layer, rows))
+        for block, at in zip(queries.split(BLOCK, 2), steps.split(BLOCK)):
+            out.append(preset.search.choose(block, at, units, vectors, preset, layer, rows))
         return torch.cat(out, 1)
 
     def _abstracts(self, layer: Layer) -> tuple[Any, Any]:

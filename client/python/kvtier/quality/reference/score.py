@@ -58,6 +58,14 @@ class UpperBound:
         high = product(queries.clamp_min(0), vectors["high"])
         return high.add_(product(queries.clamp_max(0), vectors["low"]))
 
+    def least(self, queries: torch.Tensor, vectors: Vectors, whole: torch.Tensor) -> torch.Tensor:
+        """What the logarithm of the mean of exp(q . k) over a unit's rows is no less than, and of a
+        ball's `whole` units (bool [H or 1, U]) by Jensen's inequality q . mean."""
+        below = -self.of(-queries, vectors, 1.0)
+        if "radius" not in vectors:
+            return below
+        return torch.where(whole[:, None, None], product(queries, vectors["mean"]), below)
+
 
 @dataclass(frozen=True)
 class ByteTables:

@@ -1,5 +1,5 @@
-"""Search: how the best units are found. `choose(queries, units, vectors, preset, layer, rows)`:
-bool [S, n, C]."""
+"""Search: how the best units are found. `choose(queries, steps, units, vectors, preset, layer,
+rows)`, the queries those of these steps: bool [S, n, C]."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .bound import attended
 from .layer import Layer
 
 
@@ -16,13 +17,26 @@ class Flat:
     """Every unit is scored."""
 
     def choose(
-        self, queries: torch.Tensor, units: Any, vectors: Any, preset: Any, layer: Layer, rows: int
+        self,
+        queries: torch.Tensor,
+        steps: torch.Tensor,
+        units: Any,
+        vectors: Any,
+        preset: Any,
+        layer: Layer,
+        rows: int,
     ) -> torch.Tensor:
         scores = preset.score.of(queries, vectors, layer.scale)
         weights = preset.group.of(scores, layer.scale)
         if hasattr(preset.query, "join"):
             weights = preset.query.join(weights, preset.group)
-        return preset.budget.choose(weights, units, rows)
+        if not hasattr(preset.budget, "certify"):
+            return preset.budget.choose(weights, units, rows)
+        kept = layer.kept[:, None].expand(-1, len(steps), -1)
+        held = attended(layer, kept, steps)
+        least = preset.score.least(queries, vectors, units.size() == units.cost)
+        bounds = scores * layer.scale, least * layer.scale
+        return preset.budget.certify(weights, units, rows, bounds, held)
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,14 @@ class CoarseToFine:
     level (LeoAM's in-code description, papers.md 1.3)."""
 
     def choose(
-        self, queries: torch.Tensor, units: Any, vectors: Any, preset: Any, layer: Layer, rows: int
+        self,
+        queries: torch.Tensor,
+        steps: torch.Tensor,
+        units: Any,
+        vectors: Any,
+        preset: Any,
+        layer: Layer,
+        rows: int,
     ) -> torch.Tensor:
         finest = units[-1]
         cell = torch.arange(finest.count)
