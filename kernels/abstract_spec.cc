@@ -23,7 +23,7 @@ constexpr std::array<KindRow, 9> kKinds = {{
     {AbstractKind::kMean, "mean", 0, 0, 0},
     {AbstractKind::kBall, "ball", 0, 0, 0},
     {AbstractKind::kCodes, "codes", 2, 16, 4},
-    {AbstractKind::kRepresentatives, "keys", 1, 16, 4},
+    {AbstractKind::kRepresentatives, "representatives", 1, kRepresentativesMax, 4},
     {AbstractKind::kOwnCodes, "own-codes", 1, kOwnCodeSubspacesMax, 2},
     {AbstractKind::kBase, "base", 33, 88, 44},
     {AbstractKind::kLowRank, "low-rank", 1, kLowRankParameterMax, 10},
@@ -47,7 +47,7 @@ bool by_token(AbstractKind kind) {
 }
 
 constexpr const char* kKindsText =
-    "an abstract is box, mean, ball, codes, own-codes, base, low-rank or none";
+    "an abstract is box, mean, ball, representatives, codes, own-codes, base, low-rank or none";
 
 // "name" or "name:number".
 struct Word {
@@ -60,7 +60,6 @@ Word split(std::string_view text) {
   return {text.substr(0, colon), text.substr(colon + 1)};
 }
 
-// Of single tokens, by nature.
 }  // namespace
 
 Result<void> AbstractSpec::validate() const noexcept {
@@ -75,7 +74,7 @@ Result<void> AbstractSpec::validate() const noexcept {
   if (parameter < kind.parameter_min || parameter > kind.parameter_max)
     return error(Code::kInvalid,
                  "box has 0 to 7 further levels, codes 2 to 16 dimensions, own-codes 1 to 16 "
-                 "sub-spaces, low-rank 1 to 32 64ths of the width");
+                 "sub-spaces, representatives are 1 to 16, low-rank 1 to 32 64ths of the width");
   if (unit_tokens == 0 || unit_tokens > kSegmentTokensMax)
     return error(Code::kInvalid, "a unit has 1 to 2048 tokens");
   if ((partition == PartitionKind::kTokens) != by_token(abstract) && !none())
@@ -83,6 +82,8 @@ Result<void> AbstractSpec::validate() const noexcept {
                  "codes, base and low-rank are of single tokens, everything else of longer units");
   if (partition == PartitionKind::kTokens && unit_tokens != 1)
     return error(Code::kInvalid, "units of the partition \"tokens\" have 1 token");
+  if (abstract == AbstractKind::kRepresentatives && parameter > unit_tokens)
+    return error(Code::kInvalid, "a unit has no more representatives than tokens");
   if (abstract == AbstractKind::kBox && parameter != 0 && partition != PartitionKind::kPages)
     return error(Code::kInvalid, "levels of boxes need pages");
   return {};

@@ -36,7 +36,7 @@ enum class AbstractKind : std::uint8_t {
   kMean = 2,             // mean
   kBall = 3,             // mean and the radius around it (8 elements: radius, then 0)
   kCodes = 4,            // product-quantised keys, `parameter` dimensions per 4-bit code
-  kRepresentatives = 5,  // `parameter` keys of the unit
+  kRepresentatives = 5,  // `parameter` keys of the unit (tiers/representatives.h)
   // Keys product-quantised by a codebook of their segment's own, 6 bits for each of `parameter`
   // sub-spaces (kernels/own_code_layout.h).
   kOwnCodes = 6,
@@ -73,6 +73,7 @@ struct AbstractSpec {
 // "" and "none" are none. kInvalid with what fits.
 [[nodiscard]] Result<AbstractSpec> parse_abstract_spec(std::string_view text);
 
+inline constexpr std::uint32_t kRepresentativesMax = 16;                   // of a unit
 [[nodiscard]] const char* abstract_kind_name(AbstractKind kind) noexcept;  // "box", "mean", ...
 // f16 elements of one abstract of keys of `dim` dims, as build_abstract makes them. Box: min then
 // max; mean; ball: mean, then the radius, then zeros up to kBallTail elements; others 0.

@@ -42,6 +42,14 @@ Result<void> ScoreArgs::validate() const noexcept {
   return {};
 }
 
+Result<void> ScoreRepresentativesArgs::validate() const noexcept {
+  KVT_TRY_VOID(units.validate());
+  if (units.unit_list != nullptr) return error(Code::kInvalid, "representatives have no unit list");
+  if (count == 0 || count > kRepresentativesMax)
+    return error(Code::kInvalid, "a unit has 1 to 16 representatives");
+  return {};
+}
+
 Result<void> GroupScoresArgs::validate() const noexcept {
   if (unit_count == nullptr) return no_count();
   if (queries == 0) return error(Code::kInvalid, "a group has 1 query head or more");

@@ -72,6 +72,15 @@ struct ScoreArgs {
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 
+// The same where unit u has `count` keys of f16 [dim], those of unit u from u * count on: the mean
+// of their dot products, or the largest.
+struct ScoreRepresentativesArgs {
+  ScoreArgs units;          // without a unit_list
+  std::uint32_t count = 0;  // 1 to kRepresentativesMax
+  bool largest = false;
+  [[nodiscard]] Result<void> validate() const noexcept;
+};
+
 // One score per unit from those of a group of query heads. A unit with NaN or +infinity from any
 // head gets +infinity and is left out of the softmax.
 enum class GroupMode : std::uint8_t {
@@ -205,6 +214,7 @@ struct KernelTable {
   Result<void> (*score_box)(const ScoreArgs& args, KernelStream stream);
   Result<void> (*score_mean)(const ScoreArgs& args, KernelStream stream);
   Result<void> (*score_ball)(const ScoreArgs& args, KernelStream stream);
+  Result<void> (*score_representatives)(const ScoreRepresentativesArgs& args, KernelStream stream);
   Result<void> (*group_scores)(const GroupScoresArgs& args, KernelStream stream);
   Result<void> (*top_k)(const TopKArgs& args, KernelStream stream);
   Result<void> (*gather_rows)(const GatherRowsArgs& args, KernelStream stream);

@@ -9,6 +9,7 @@
 #include "tiers/low_rank.h"
 #include "tiers/own_codes.h"
 #include "tiers/partition.h"
+#include "tiers/representatives.h"
 
 namespace kvtier {
 namespace {
@@ -95,6 +96,24 @@ void write_list(const std::vector<std::uint32_t>& list, std::byte* place) {
   for (const std::uint32_t value : list) *out++ = static_cast<std::uint16_t>(value);
 }
 
+// Keys of the units that `args` lists, or of its pages.
+bool build_keys(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
+                std::uint32_t head, const BuildAbstractArgs& args) {
+  const std::uint32_t tokens = plan.layout.tokens(), count = plan.layout.units();
+  std::vector<float> keys;
+  if (!read_keys(source, layer, head, tokens, &keys)) return false;
+  std::vector<std::uint32_t> pages;
+  for (std::uint32_t unit = 0; args.starts == nullptr && unit <= count; ++unit)
+    pages.push_back(std::min(unit * args.unit_tokens, tokens));
+  KeyUnits units;
+  units.keys = keys;
+  units.dim = args.dim;
+  units.starts = {args.starts != nullptr ? args.starts : pages.data(), std::size_t{count} + 1};
+  if (args.members != nullptr) units.members = {args.members, tokens};
+  build_representatives(units, plan.spec.parameter, args.out);
+  return true;
+}
+
 // One head of anything else: vectors over units as the plan or the clusters cut them.
 bool build_vectors(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
                    std::uint32_t head, MutableByteSpan payload) {
@@ -124,6 +143,8 @@ bool build_vectors(const AbstractSource& source, const AbstractPlan& plan, std::
     args.members = clusters.members.data();
     args.unit_count = &units;
   }
+  if (args.kind == AbstractKind::kRepresentatives)
+    return build_keys(source, plan, layer, head, args);
   if (!source.kernels->build_abstract(args, nullptr)) return false;
   // Levels of boxes: the box of the two below.
   for (std::uint32_t level = 1; level <= plan.spec.parameter && args.kind == AbstractKind::kBox;

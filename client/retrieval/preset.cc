@@ -66,18 +66,18 @@ std::vector<Preset> make_presets() {
 // Units that are built, and scores that mean something for them.
 Result<void> validate_units(const Preset& preset) {
   const AbstractSpec& abstract = preset.abstract;
-  if (abstract.abstract == AbstractKind::kRepresentatives)
-    return error(Code::kInvalid,
-                 "representative keys are not built: the abstract is box, mean, ball, codes or "
-                 "own-codes");
   if (abstract.rendition())
     return error(Code::kInvalid,
-                 "base and low-rank are a precision: the abstract is box, mean, ball, codes or "
-                 "own-codes");
+                 "base and low-rank are a precision: the abstract is box, mean, ball, "
+                 "representatives, codes or own-codes");
   if (abstract.abstract == AbstractKind::kBox && abstract.parameter != 0 &&
       preset.search != SearchKind::kTree)
     return error(Code::kInvalid,
                  "levels of boxes are for search \"tree\": the abstract is \"box\"");
+  if (preset.score == ScoreKind::kLargest && abstract.abstract != AbstractKind::kRepresentatives)
+    return error(Code::kInvalid,
+                 "score \"largest\" is of several keys per unit: its abstract is "
+                 "\"representatives:4\", for example");
   if (preset.score == ScoreKind::kCount && !abstract.by_tokens() &&
       abstract.partition != PartitionKind::kClusters)
     return error(Code::kInvalid,

@@ -50,6 +50,8 @@ enum class SearchKind : std::uint8_t {
 enum class ScoreKind : std::uint8_t {
   kPlain = 0,
   kCount = 1,  // + log of the unit's tokens: a centroid stands for all of them
+  // Of representatives the largest product, in place of their mean: what the best of them says.
+  kLargest = 2,
 };
 // Over which scores one selection is made.
 enum class ScopeKind : std::uint8_t {

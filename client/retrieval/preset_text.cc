@@ -20,7 +20,7 @@ using Member =
 // The words of a part, in the order of its enum's numbers.
 constexpr std::array kQueries = {"current", "sentence", "step-before", "layer-before", "block"};
 constexpr std::array kSearches = {"flat", "tree"};
-constexpr std::array kScores = {"plain", "count"};
+constexpr std::array kScores = {"plain", "count", "largest"};
 constexpr std::array kGroups = {"max", "mean-softmax", "mean-score", "max-softmax"};
 constexpr std::array kScopes = {"head", "layer"};
 constexpr std::array kBudgets = {"all", "kept", "rows", "ratio", "mass", "entropy", "certified"};
@@ -51,12 +51,13 @@ constexpr std::array kParts = {
          {},
          "tokens, or pages, sentences, spans or clusters with their length in tokens, as "
          "\"pages:16\""},
-    Part{kAbstract,
-         &Preset::abstract,
-         {},
-         "box (\"box:3\" with further levels for search \"tree\"), mean, ball, codes with the "
-         "dimensions per code, as \"codes:4\", own-codes with the codes per key, as "
-         "\"own-codes:2\", or none"},
+    Part{
+        kAbstract,
+        &Preset::abstract,
+        {},
+        "box (\"box:3\" with further levels for search \"tree\"), mean, ball, representatives with "
+        "the keys per unit, as \"representatives:4\", codes with the dimensions per code, as "
+        "\"codes:4\", own-codes with the codes per key, as \"own-codes:2\", or none"},
     Part{"query", &Preset::query, kQueries},
     Part{"search", &Preset::search, kSearches},
     Part{"score", &Preset::score, kScores},

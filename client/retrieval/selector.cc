@@ -99,6 +99,9 @@ Result<void> Selector::score_segment(const SelectInput& input, const SegmentExte
   args.out = out;
   args.out_stride = units_;
   switch (spec.abstract) {
+    case AbstractKind::kRepresentatives:
+      return kernels_->score_representatives(
+          {args, spec.parameter, preset_->score == ScoreKind::kLargest}, nullptr);
     case AbstractKind::kBox:
       return kernels_->score_box(args, nullptr);
     case AbstractKind::kBall:

@@ -18,6 +18,7 @@ const KernelTable scalar_kernels = {
     scalar::score_box,
     scalar::score_mean,
     scalar::score_ball,
+    scalar::score_representatives,
     scalar::group_scores,
     scalar::top_k,
     scalar::gather_rows,

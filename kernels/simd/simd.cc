@@ -73,6 +73,7 @@ const KernelTable simd_kernels = {
     simd::score_box,
     simd::score_mean,
     simd::score_ball,
+    simd::score_representatives,
     simd::group_scores,
     simd::top_k,
     simd::gather_rows,

@@ -18,6 +18,7 @@ Result<void> build_abstract(const BuildAbstractArgs& args, KernelStream stream);
 Result<void> score_box(const ScoreArgs& args, KernelStream stream);
 Result<void> score_mean(const ScoreArgs& args, KernelStream stream);
 Result<void> score_ball(const ScoreArgs& args, KernelStream stream);
+Result<void> score_representatives(const ScoreRepresentativesArgs& args, KernelStream stream);
 Result<void> group_scores(const GroupScoresArgs& args, KernelStream stream);
 Result<void> top_k(const TopKArgs& args, KernelStream stream);
 Result<void> gather_rows(const GatherRowsArgs& args, KernelStream stream);

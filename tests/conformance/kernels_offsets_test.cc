@@ -153,6 +153,9 @@ TEST_P(FarOffsets, Scores) {
   for (std::uint64_t u = 0; u < units; ++u) EXPECT_NEAR(out[stride + u], wanted[units + u], 1e-5f);
   ASSERT_TRUE(run(&KernelTable::score_mean, "score_mean", args, reference));
   for (std::uint64_t u = 0; u < units; ++u) EXPECT_NEAR(out[stride + u], wanted[units + u], 1e-5f);
+  const ScoreRepresentativesArgs keys{args, 2, true}, same{reference, 2, true};
+  ASSERT_TRUE(run(&KernelTable::score_representatives, "score_representatives", keys, same));
+  for (std::uint64_t u = 0; u < units; ++u) EXPECT_NEAR(out[stride + u], wanted[units + u], 1e-5f);
 }
 
 // Pieces of codes, tables and scores that lie far apart.

@@ -148,11 +148,55 @@ TEST_P(Scores, EveryAbstract) {
             ASSERT_NO_FATAL_FAILURE(compare(kind, dim, queries, units, listed));
 }
 
+TEST_P(Scores, Representatives) {
+  for (const std::uint32_t count : {1u, 3u, 4u, 16u})
+    for (const std::uint32_t dim : {8u, 24u, 64u, 72u, 256u})
+      for (const std::uint32_t queries : {0u, 1u, 2u, 3u, 4u, 5u, 12u})
+        for (const std::uint64_t units : {0u, 1u, 15u, 16u, 17u, 50u})
+          for (const bool largest : {false, true}) {
+            std::vector<std::uint16_t> keys(units * count * dim);
+            for (auto& half : keys) half = f32_to_f16(random_float(&random));
+            const std::size_t q_stride = dim + 3, out_stride = units + 5;
+            const std::vector<float> q = random_floats(&random, queries * q_stride);
+            Guarded<float> tested(queries * out_stride), wanted(queries * out_stride);
+            ScoreRepresentativesArgs args;
+            args.units = {keys.data(), &units,        q.data(),   q_stride, queries,
+                          dim,         tested.data(), out_stride, nullptr};
+            args.count = count;
+            args.largest = largest;
+            ScoreRepresentativesArgs reference = args;
+            reference.units.out = wanted.data();
+            ASSERT_TRUE(
+                run(&KernelTable::score_representatives, "score_representatives", args, reference));
+            ASSERT_TRUE(tested.intact());
+            for (std::uint32_t i = 0; i < queries; ++i) {
+              ASSERT_TRUE(tested.untouched((i * out_stride + units) * sizeof(float), 20));
+              for (std::uint64_t u = 0; u < units; ++u)
+                ASSERT_NEAR(tested[i * out_stride + u], wanted[i * out_stride + u],
+                            2e-6f * static_cast<float>(dim))
+                    << "unit " << u << ", " << count << " keys of " << dim;
+            }
+          }
+  const std::uint64_t one = 1;
+  const std::uint32_t list[] = {0};
+  std::vector<std::uint16_t> keys(17 * 8);
+  std::vector<float> q(8), out(1);
+  ScoreRepresentativesArgs args;
+  args.units = {keys.data(), &one, q.data(), 8, 1, 8, out.data(), 1, nullptr};
+  for (const std::uint32_t count : {0u, 17u}) {
+    args.count = count;
+    EXPECT_FALSE(GetParam().table->score_representatives(args, nullptr));
+  }
+  args.count = 1;
+  args.units.unit_list = list;
+  EXPECT_FALSE(GetParam().table->score_representatives(args, nullptr));
+}
+
 class GroupScores : public KernelConformance {};
 
 TEST_P(GroupScores, EveryModeAndLength) {
-  for (const GroupMode mode : {GroupMode::kMax, GroupMode::kMeanSoftmax, GroupMode::kMeanScore,
-                               GroupMode::kMaxSoftmax})
+  for (const GroupMode mode :
+       {GroupMode::kMax, GroupMode::kMeanSoftmax, GroupMode::kMeanScore, GroupMode::kMaxSoftmax})
     for (const std::uint32_t queries : {1u, 3u, 12u})
       for (const std::uint64_t units : kLengths)
         for (const int special : {0, 1, 2, 3}) {

@@ -3,9 +3,11 @@ reference: the same rows chosen, so the same attention."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import store_files
 import torch
 from conftest import layers
 from test_quality_daemon import BUDGET, DIM, GROUP, HEADS, STEPS, STORED
@@ -13,6 +15,7 @@ from test_quality_daemon import boundaries, own, rows  # noqa: F401  (fixtures)
 
 from kvtier.quality.reference import PRESETS, Preset, Reference
 from kvtier.quality.reference import abstract, budget, group, partition, query, score, trigger
+from kvtier.story.machine import stop_daemon
 
 SCALE = DIM**-0.5
 FLAGS = boundaries(STORED + STEPS)
@@ -221,3 +224,40 @@ def test_a_certified_budget_takes_the_fewest_units(
     assert 4 < stats["rows_selected"] / stats["selections"] < 0.9 * BUDGET
     full, _ = wanted(rows, PRESETS["full"])
     assert float((got - full).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["plain", "largest"])
+@pytest.mark.parametrize("units", ["pages:8", "sentences:32", "clusters:8"])
+def test_representatives_stand_for_their_unit(own, rows, toml, units, name):
+    path = toml(
+        f'base = "mean"\npartition = "{units}"\nabstract = "representatives:3"\n'
+        f'score = "{name}"\ncut = true\n'
+    )
+    got, stats = attended(own, rows, path)
+    kind, size = units.split(":")
+    parts = {"pages": partition.Pages, "sentences": partition.Sentences}
+    preset = Preset(
+        "",
+        parts.get(kind, partition.Clusters)(int(size)),
+        abstract.Representatives(3),
+        score=score.OfRepresentatives(largest=name == "largest"),
+        budget=budget.Tokens(cut=True),
+    )
+    reference = Reference(preset, BUDGET, STORED, FLAGS, layers=1)
+    if kind == "clusters":  # the daemon's: what is compared is what is made of them
+        stop_daemon(own.client)
+        number = store_files.kind_of(partition=4, abstract=5, tokens=8, parameter=3)
+        of_row = store_files.clusters(own._directory / "store", number, HEADS, 3 * DIM)
+        kept = torch.zeros(1, STORED, dtype=torch.bool)
+        kept[:, :16] = kept[:, -64:] = True
+        split = partition.units_of(of_row, kept)
+        reference.index[(preset.partition, preset.kept, None, 0, 16, 64)] = split
+    keys, values, queries = rows
+    want = reference.attend(0, queries.transpose(0, 1), keys, values, SCALE).transpose(0, 1)
+    assert float((got - want).abs().max()) < 1e-4
+    tally = reference.tally
+    assert stats["rows_fetched"] == tally.first_rows + tally.rows_entered
+    other = replace(preset, score=score.OfRepresentatives(largest=name != "largest"))
+    reference = Reference(other, BUDGET, STORED, FLAGS, layers=1, index=reference.index)
+    less = reference.attend(0, queries.transpose(0, 1), keys, values, SCALE).transpose(0, 1)
+    assert float((got - less).abs().max()) > 1e-3

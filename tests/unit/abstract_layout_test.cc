@@ -11,8 +11,8 @@ TEST(AbstractSpec, TextAndPackedFormsComeBack) {
   for (const char* text :
        {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
         "codes:4/tokens", "codes:8/tokens", "own-codes:2/tokens", "own-codes:16/tokens",
-        "keys:4/pages:32", "mean/spans:2048", "base:44/tokens", "base:85/tokens",
-        "low-rank:10/tokens", "low-rank:32/tokens"}) {
+         "representatives:4/pages:32", "representatives:16/sentences:64", "mean/spans:2048",
+         "base:44/tokens", "base:85/tokens", "low-rank:10/tokens", "low-rank:32/tokens"}) {
     const Result<AbstractSpec> spec = parse_abstract_spec(text);
     ASSERT_TRUE(spec) << text;
     EXPECT_EQ(spec->text(), text);
@@ -28,6 +28,7 @@ TEST(AbstractSpec, TextAndPackedFormsComeBack) {
   EXPECT_EQ(parse_abstract_spec("own-codes/tokens")->text(), "own-codes:2/tokens");
   EXPECT_EQ(parse_abstract_spec("base/tokens")->text(), "base:44/tokens");
   EXPECT_EQ(parse_abstract_spec("low-rank/tokens")->text(), "low-rank:10/tokens");
+  EXPECT_EQ(parse_abstract_spec("representatives/pages")->text(), "representatives:4/pages:16");
 }
 
 TEST(AbstractSpec, WhatDoesNotFitIsRefused) {
@@ -44,7 +45,11 @@ TEST(AbstractSpec, WhatDoesNotFitIsRefused) {
                            "box:8/pages:8",
                            "box:1/sentences:64",
                            "mean:1/pages:16",
-                           "keys:0/pages:16",
+                           "keys:4/pages:16",
+                           "representatives:0/pages:16",
+                           "representatives:17/pages:32",
+                           "representatives:5/pages:4",
+                           "representatives:1/tokens",
                            "/",
                            "none/pages:4",
                            "base:4/tokens",
@@ -127,7 +132,8 @@ TEST(AbstractLayout, BlocksTileThePayload) {
   const Geometry geometry = samples::small_geometry();
   for (const char* text :
        {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
-        "codes:2/tokens", "own-codes:2/tokens", "base:53/tokens", "low-rank:10/tokens"})
+         "codes:2/tokens", "own-codes:2/tokens", "base:53/tokens", "low-rank:10/tokens",
+         "representatives:3/pages:16", "representatives:2/clusters:16"})
     for (const std::uint32_t tokens : {1u, 31u, 100u, 2048u}) {
       SCOPED_TRACE(std::string(text) + " " + std::to_string(tokens));
       const AbstractSpec spec = *parse_abstract_spec(text);

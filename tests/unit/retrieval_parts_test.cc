@@ -101,6 +101,23 @@ TEST(Units, ACountedCentroidStandsForItsTokens) {
   EXPECT_EQ(counted.select(line.input(7))->tokens.size(), 7u);
 }
 
+TEST(Units, RepresentativesScoreTheirMeanOrTheLargest) {
+  Preset preset = preset_of("representatives:2/sentences:128");
+  // Two keys per unit: the first is better on average, the second has the best single key.
+  Line line({2, 2, 0, 3.5f, 1, 1}, {0, 4, 8, 12});
+  line.segment.units = 3;
+  Selector mean(kernels(), &preset);
+  auto selection = mean.select(line.input(4));
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2, 3}));
+  EXPECT_EQ(selection->abstract_bytes, 3u * 2 * kDim * 2);
+  EXPECT_NEAR(selection->mass, std::exp(2.0) / (std::exp(2.0) + std::exp(1.75) + std::exp(1.0)),
+              1e-3);
+  preset.score = ScoreKind::kLargest;
+  Selector largest(kernels(), &preset);
+  EXPECT_EQ(tokens_of(*largest.select(line.input(4))), (std::vector<std::uint32_t>{4, 5, 6, 7}));
+}
+
 // Codes of one sub-quantiser pair: dimension 0 has the entries 0 to 15, all else is 0.
 struct Coded {
   explicit Coded(const std::vector<std::uint8_t>& values)

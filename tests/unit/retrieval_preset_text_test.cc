@@ -90,6 +90,10 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     one.score = static_cast<ScoreKind>(i);
     there_and_back(one);
     one = preset;
+    one.abstract = *parse_abstract_spec("representatives:2/sentences:32");
+    one.score = i == 0 ? ScoreKind::kPlain : ScoreKind::kLargest;
+    there_and_back(one);
+    one = preset;
     one.abstract = *parse_abstract_spec("mean/spans:64");
     one.scope = static_cast<ScopeKind>(i);
     there_and_back(one);
@@ -138,7 +142,7 @@ TEST(PresetText, WhatIsUnknownIsAnsweredWithWhatThereIs) {
   expect_problem("base = \"qest\"",
                  "base is the name of a built-in preset: codes codes-lookahead progressive");
   expect_problem("base = \"\"", "base is the name of a built-in preset");
-  expect_problem("base = \"quest\"\nabstract = \"cube\"", "an abstract is box, mean, ball, codes");
+  expect_problem("base = \"quest\"\nabstract = \"cube\"", "an abstract is box, mean, ball, rep");
   expect_problem("base = \"quest\"\npartition = \"page:16\"", "units are pages, tokens");
   expect_problem("base = \"quest\"\npartition = 16", "partition: must be tokens, or pages");
   expect_problem("base = \"quest\"\nabstract = \"box/pages:16\"",
@@ -167,7 +171,11 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("partition = \"pages:16\"", "a partition needs an abstract: box");
   expect_problem("base = \"quest\"\nabstract = \"codes:4\"",
                  "codes, base and low-rank are of single tokens");
-  expect_problem("base = \"quest\"\nabstract = \"keys:4\"", "representative keys are not built");
+  expect_problem("base = \"quest\"\nabstract = \"keys:4\"", "an abstract is box, mean, ball");
+  expect_problem("base = \"quest\"\nabstract = \"representatives:17\"", "1 to 16");
+  expect_problem("base = \"quest\"\npartition = \"pages:4\"\nabstract = \"representatives:5\"",
+                 "no more representatives than tokens");
+  expect_problem("base = \"mean\"\nscore = \"largest\"", "\"representatives:4\", for example");
   expect_problem("base = \"quest\"\nabstract = \"box:2\"", "levels of boxes are for search");
   expect_problem("base = \"quest\"\nbudget = \"kept\"", "choose nothing");
   expect_problem("base = \"quest\"\nbudget = \"ratio\"", "share is above 0");

@@ -103,6 +103,47 @@ class MeanRadius:
 
 
 @dataclass(frozen=True)
+class Representatives:
+    """`count` keys of the unit (InfLLM, arXiv 2402.04617, takes those that the queries of the local
+    window behind it attend to most). Ours know no queries: the key nearest to the mean, then always
+    the one farthest from those chosen (Gonzalez 1985). Ties go to the older."""
+
+    count: int = 4
+
+    def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
+        rows = layer.keys[:, : layer.stored]
+        place, there = rows_of_units(units)  # [H or 1, U, L]
+        heads, dim = len(rows), rows.shape[2]
+        index = place.expand(heads, -1, -1)
+        keys = rows.gather(1, index.flatten(1)[:, :, None].expand(-1, -1, dim))
+        keys = keys.view(*index.shape, dim)
+        gaps = (keys - units.mean(rows)[:, :, None]).norm(dim=-1)
+        best = gaps.masked_fill(~there, torch.inf).argmin(-1)
+        chosen, gaps = [], torch.full_like(gaps, torch.inf)
+        for _ in range(self.count):
+            newest = keys.gather(2, best[:, :, None, None].expand(-1, -1, 1, dim))
+            chosen.append(newest[:, :, 0])
+            gaps = torch.minimum(gaps, (keys - newest).norm(dim=-1))
+            best = gaps.masked_fill(~there, -1).argmax(-1)
+        empty = (units.size() == 0)[:, :, None, None]
+        return {"keys": half(torch.stack(chosen, 2).masked_fill(empty, 0))}  # [H, U, count, d]
+
+    def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:
+        return 2 * dim * self.count * units.count + table_bytes(units)
+
+
+def rows_of_units(units: Units) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of each unit in token order, [H or 1, U, L], and which of the L places have one."""
+    size = units.size()
+    order = units.of_row.argsort(stable=True, dim=-1)
+    place = torch.arange(int(size.max()))
+    there = place < size[:, :, None]
+    first = (size.cumsum(-1) - size)[:, :, None]
+    at = (first + place).masked_fill(~there, 0)
+    return order.gather(1, at.flatten(1)).view(at.shape), there
+
+
+@dataclass(frozen=True)
 class Exact:
     """The keys themselves: what no abstract can beat. An oracle, not a preset for use."""
 

@@ -47,6 +47,19 @@ class Tables:
 
 
 @dataclass(frozen=True)
+class OfRepresentatives:
+    """The mean of the products with a unit's representatives (InfLLM, arXiv 2402.04617: their sum;
+    its code keeps the mean of the keys, which gives the same); `largest`: the largest (ours)."""
+
+    largest: bool = False
+
+    def of(self, queries: torch.Tensor, vectors: Vectors, scale: float) -> torch.Tensor:
+        keys = vectors["keys"]
+        products = product(queries, keys.flatten(1, 2)).unflatten(-1, keys.shape[1:3])
+        return products.amax(-1) if self.largest else products.mean(-1)
+
+
+@dataclass(frozen=True)
 class UpperBound:
     """What no key of the unit exceeds. Box: sum over dimensions of max(q low, q high) (Quest,
     section 3.3; LeoAM's ub). Ball: q . mean + |q| radius (ArkVale)."""
