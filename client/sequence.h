@@ -87,6 +87,10 @@ class Sequence {
     return tail_ ? tail_->visible(layer) : directory_.tokens();
   }
   [[nodiscard]] const Tail* tail() const noexcept { return tail_ ? &*tail_ : nullptr; }
+  // Tail::mark, where this is the writer.
+  void mark_token(std::uint64_t token, std::uint32_t flags) noexcept {
+    if (tail_) tail_->mark(token, flags);
+  }
   [[nodiscard]] const Directory& directory() const noexcept { return directory_; }
   [[nodiscard]] const std::shared_ptr<Connection>& connection() const noexcept {
     return connection_;

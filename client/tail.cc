@@ -262,6 +262,15 @@ void Tail::copy_tokens(std::uint64_t first, std::uint64_t last, TokenRecord* out
                 parts[i].count * sizeof(TokenRecord));
 }
 
+void Tail::mark(std::uint64_t token, std::uint32_t flags) noexcept {
+  if (token < first_token() || token >= length() + piece_tokens_) return;
+  std::array<Run, 3> part;
+  KVT_CHECK(runs(token, token + 1, &part) == 1);
+  const Half& half = halves_[part[0].half];
+  if (half.state != HalfState::kFilling || part[0].first_place < half.durable_tokens) return;
+  tokens(part[0].half)[part[0].first_place].flags |= flags;
+}
+
 void Tail::append_texts(std::uint64_t first, std::uint64_t last, TokenTexts* out) const {
   if (first == last) return;
   std::array<Run, 3> parts;

@@ -113,6 +113,10 @@ class Tail {
   [[nodiscard]] std::byte* v_row(std::uint32_t half, std::uint32_t place, std::uint32_t layer,
                                  std::uint32_t head) const noexcept;
 
+  // Adds to the flags of a token that nobody else has seen: of the piece, or complete but neither
+  // durable nor on its way into a segment. Others stay as they are.
+  void mark(std::uint64_t token, std::uint32_t flags) noexcept;
+
   // The seal of a half completed: it is free; where it was the active one, it is filled from its
   // beginning.
   void free_half(std::uint32_t index) noexcept;

@@ -70,6 +70,7 @@ View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, Prese
     for (auto& [layer, caches] : caches_)
       for (SlotCache& cache : caches) cache.truncate(kept);
     for (auto& [layer, query] : layer_queries_) query.forget();
+    fired_ = {};
     seen_version_ = UINT64_MAX;
   });
 }
@@ -185,6 +186,8 @@ Result<void> View::run_step(const AttendStep& step) {
   KVT_TRY_VOID(attend_tail(step));
   if (stored != 0) {
     KVT_TRY_VOID(exact(step) ? attend_sealed(step) : attend_blocks(step));
+  } else if (!exact(step) && preset_.abstract.partition == PartitionKind::kSegments) {
+    observe(step, &layer_queries_[step.layer]);  // what is written now is stored later
   }
   KVT_CHECK(sequence_->tail_first() == stored);
   if (!exact(step)) count_bound(step);

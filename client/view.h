@@ -14,6 +14,7 @@
 #pragma once
 
 #include <array>
+#include <bitset>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -21,6 +22,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/limits.h"
 #include "client/device/slot_cache.h"
 #include "client/ipc/deadline.h"
 #include "client/mapped_lane.h"
@@ -200,6 +202,11 @@ class View {
   // Budget "certified": brings the kept rows of all heads, and says what these and the tail have of
   // the mass, exactly, in held_mass_.
   Result<void> hold_kept(const AttendStep& step, std::vector<SlotCache>* caches);
+  // The step's queries to trigger and query of the layer.
+  void observe(const AttendStep& step, LayerQuery* query);
+  // Partition "segments": the step's token is the model's own, and a segment begins with it where
+  // the trigger fired in at least half of the layers that choose.
+  void mark_token(const AttendStep& step, const LayerQuery& query);
   Result<void> select_heads(const AttendStep& step, LayerQuery* query,
                             std::vector<SlotCache>* caches);
   Result<void> select_layer(const AttendStep& step, LayerQuery* query,
@@ -340,6 +347,10 @@ class View {
   std::unordered_map<std::uint32_t, LayerQuery> layer_queries_;  // by layer
   std::unordered_map<std::uint32_t, ComingRows> coming_;         // by layer
   LayerBefore layer_before_;
+  struct {
+    std::uint64_t visible = 0;  // of the step
+    std::bitset<kLayersMax> layers;
+  } fired_;  // in which layers the trigger has
   std::unordered_map<std::uint32_t, std::uint32_t> steps_to_touch_;  // by layer
   std::uint64_t prompt_end_ = 0;  // tokens at the last call of several queries
   bool prompted_ = true;          // no touch was sent since then

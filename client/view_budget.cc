@@ -78,16 +78,7 @@ Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
 // chooses, and the step behind it does so by its own query.
 Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* caches) {
   LayerQuery& query = layer_queries_[step.layer];
-  if (step.block) {
-    query.begin_block(step.q, step.kv_heads);
-  } else if (!observed_) {
-    observed_ = true;
-    query.observe(preset_,
-                  {step.q, step.kv_heads, step.group, step.dim, ends_sentence(step.visible - 1),
-                   sequence_->tail_first(), layer_before_.queries()});
-  } else {
-    query.forget();
-  }
+  observe(step, &query);
   wanted_.clear();
   missed_.resize(std::size_t{step.kv_heads} * step.group);
   KVT_TRY_VOID(preset_.scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
@@ -103,6 +94,27 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
     KVT_TRY(moved_, base_moved());
   }
   return {};
+}
+
+void View::observe(const AttendStep& step, LayerQuery* query) {
+  if (step.block) return query->begin_block(step.q, step.kv_heads);
+  if (observed_) return query->forget();
+  observed_ = true;
+  query->observe(preset_,
+                 {step.q, step.kv_heads, step.group, step.dim, ends_sentence(step.visible - 1),
+                  sequence_->tail_first(), layer_before_.queries()});
+  if (preset_.abstract.partition == PartitionKind::kSegments) mark_token(step, *query);
+}
+
+void View::mark_token(const AttendStep& step, const LayerQuery& query) {
+  if (step.visible != fired_.visible) fired_ = {step.visible, {}};
+  fired_.layers[step.layer] = query.fired();
+  const auto& layers = sequence_->space().geometry().layers;
+  std::size_t choosing = 0;
+  for (std::size_t i = preset_.dense_layers; i < layers.size(); ++i)
+    choosing += layers[i].kind == LayerKind::kFull ? 1 : 0;
+  const bool cut = query.fired() && 2 * fired_.layers.count() >= choosing;
+  sequence_->mark_token(step.visible - 1, kTokenOwn | (cut ? kTokenCut : 0));
 }
 
 // What a head attends to: with a precision, not only what its slot cache has exactly.

@@ -22,12 +22,13 @@ SegmentAbstract& lane_of(Segment& segment, std::uint32_t lane) {
   return segment.abstracts[lane];
 }
 
-// The same for one that is written and one that is removed: units that depend on the tokens are
-// taken as 8 tokens long.
+// The same for one that is written and one that is removed: sentences and spans are taken as 8
+// tokens long, segments as long as clusters.
 std::uint64_t file_bytes_of(const Segment& segment, std::uint32_t lane) {
   const AbstractSpec spec = segment.space->lane_spec(lane);
   const std::uint32_t tokens = segment.row.tokens;
-  const std::uint32_t units = spec.by_tokens() ? (tokens + 7) / 8 : spec.units_of(tokens);
+  const bool cut = spec.by_tokens() && !spec.by_head();
+  const std::uint32_t units = cut ? (tokens + 7) / 8 : spec.units_of(tokens);
   const AbstractLayout layout(segment.space->row.geometry, spec, tokens, units);
   return kSidecarHeaderBytes + align_up<std::uint64_t>(layout.size_bytes(), kDiskAlign);
 }
@@ -268,8 +269,7 @@ std::vector<SealLane> lanes_at_seal(EngineState& engine, const StoredSequence& s
   for (std::uint32_t lane = 0; lane < sequence.space->lanes(); ++lane) {
     const AbstractSpec spec = sequence.space->lane_spec(lane);
     // Dear, or large: after the seal.
-    if (spec.partition == PartitionKind::kClusters || spec.abstract == AbstractKind::kOwnCodes ||
-        spec.rendition())
+    if (spec.by_head() || spec.abstract == AbstractKind::kOwnCodes || spec.rendition())
       continue;
     const bool wanted =
         lane == 0 || std::any_of(sequence.open.begin(), sequence.open.end(),

@@ -66,10 +66,9 @@ AbstractLayout::AbstractLayout(const Geometry& geometry, AbstractSpec spec, std:
   layers_.resize(geometry.layers.size());
   if (spec.none()) return;
   starts_bytes_ = align_up<std::uint64_t>((std::uint64_t{units} + 1) * 2, 64);
-  if (spec.partition == PartitionKind::kClusters)
-    members_bytes_ = align_up<std::uint64_t>(std::uint64_t{tokens} * 2, 64);
+  if (spec.by_head()) members_bytes_ = align_up<std::uint64_t>(std::uint64_t{tokens} * 2, 64);
   const std::uint64_t lists = members_bytes_ != 0 ? members_bytes_ + starts_bytes_ : 0;
-  std::uint64_t begin = sizeof(AbstractHeader) + (spec.by_tokens() ? starts_bytes_ : 0);
+  std::uint64_t begin = sizeof(AbstractHeader) + (shared_starts() ? starts_bytes_ : 0);
   if (spec.abstract == AbstractKind::kLowRank) {
     turns_bytes_ = turns_bytes(geometry);
     begin += align_up<std::uint64_t>(turns_bytes_ + std::uint64_t{tokens} * 4, 64);

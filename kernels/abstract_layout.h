@@ -2,16 +2,15 @@
 // abstracts arena alike. One place for the builder and all readers.
 //
 //   header   64 bytes (AbstractHeader)
-//   starts   u16 [units + 1], only for units that depend on the tokens (sentences, spans): unit u
-//   is
-//            tokens [starts[u], starts[u + 1]) of the segment
+//   starts   u16 [units + 1], only for sentences and spans: unit u is tokens [starts[u],
+//            starts[u + 1]) of the segment
 //   turns    only for low-rank keys: what turns them (kernels/low_rank_layout.h)
 //   then for every layer with keys that kernels understand, 64-byte aligned, only for low-rank
 //   keys:
 //     shared   f16 [tokens][rank], the coefficients of all heads
 //   and for every KV head, 64-byte aligned:
-//     members  u16 [tokens] and starts u16 [units + 1], only for clusters: the tokens of unit u are
-//              members[starts[u]] ... members[starts[u + 1] - 1], ascending
+//     members  u16 [tokens] and starts u16 [units + 1], only for clusters and segments: the tokens
+//              of unit u are members[starts[u]] ... members[starts[u + 1] - 1], ascending
 //     data     f16 vectors [units][...], levels of boxes one after the other, or codes in blocks of
 //              32 tokens (code_bytes), or entries and codes (kernels/own_code_layout.h), or base
 //              chunks of 32 tokens (kernels/base_layout.h), or a basis (kernels/low_rank_layout.h)
@@ -75,9 +74,9 @@ class AbstractLayout {
   [[nodiscard]] bool has_layer(std::uint32_t layer) const noexcept {
     return layer < layers_.size() && layers_[layer].head_bytes != 0;
   }
-  // Of units that depend on the tokens; 0: not there.
+  // Of units that depend on the tokens and are the same in all heads; 0: not there.
   [[nodiscard]] std::uint64_t starts_offset() const noexcept {
-    return spec_.by_tokens() ? sizeof(AbstractHeader) : 0;
+    return shared_starts() ? sizeof(AbstractHeader) : 0;
   }
   // Of low-rank keys: LowRankTurns and frequencies; where the positions lie. 0: not there.
   [[nodiscard]] std::uint64_t turns_offset() const noexcept {
@@ -108,6 +107,9 @@ class AbstractLayout {
     std::uint64_t head_bytes = 0;
     std::uint64_t unit_elements = 0;
   };
+  [[nodiscard]] bool shared_starts() const noexcept {
+    return spec_.by_tokens() && !spec_.by_head();
+  }
   // 0 where the layer has none.
   [[nodiscard]] std::uint64_t data_bytes(const Geometry& geometry, std::uint32_t layer) const;
 

@@ -28,8 +28,8 @@ constexpr std::array<KindRow, 9> kKinds = {{
     {AbstractKind::kBase, "base", 33, 88, 44},
     {AbstractKind::kLowRank, "low-rank", 1, kLowRankParameterMax, 10},
 }};
-constexpr std::array<const char*, 5> kPartitions = {"pages", "tokens", "sentences", "spans",
-                                                    "clusters"};
+constexpr std::array<const char*, 6> kPartitions = {"pages", "tokens",   "sentences",
+                                                    "spans", "clusters", "segments"};
 
 Result<std::uint32_t> number_of(std::string_view text) {
   std::uint32_t number = 0;
@@ -46,6 +46,8 @@ bool by_token(AbstractKind kind) {
          kind == AbstractKind::kBase || kind == AbstractKind::kLowRank;
 }
 
+constexpr const char* kPartitionsText =
+    "units are pages, tokens, sentences, spans, clusters or segments";
 constexpr const char* kKindsText =
     "an abstract is box, mean, ball, representatives, codes, own-codes, base, low-rank or none";
 
@@ -65,7 +67,7 @@ Word split(std::string_view text) {
 Result<void> AbstractSpec::validate() const noexcept {
   if (static_cast<std::size_t>(abstract) >= kKinds.size()) return error(Code::kInvalid, kKindsText);
   if (static_cast<std::size_t>(partition) >= kPartitions.size())
-    return error(Code::kInvalid, "units are pages, tokens, sentences, spans or clusters");
+    return error(Code::kInvalid, kPartitionsText);
   const KindRow& kind = kKinds[static_cast<std::size_t>(abstract)];
   const bool base = abstract == AbstractKind::kBase;
   if (base && !(base_bits_fit(parameter / 10u) && base_bits_fit(parameter % 10u)))
@@ -144,7 +146,7 @@ Result<AbstractSpec> parse_abstract_spec(std::string_view text) {
     spec.partition = static_cast<PartitionKind>(i);
     spec.unit_tokens = spec.partition == PartitionKind::kTokens ? 1 : 16;
   }
-  if (!known) return error(Code::kInvalid, "units are pages, tokens, sentences, spans or clusters");
+  if (!known) return error(Code::kInvalid, kPartitionsText);
   if (!kind.number.empty()) {
     KVT_TRY(const std::uint32_t number, number_of(kind.number));
     spec.parameter = static_cast<std::uint8_t>(std::min(number, 255u));

@@ -26,6 +26,8 @@ enum class PartitionKind : std::uint8_t {
   kSentences = 2,  // up to a boundary in the token flags, at most `unit_tokens`
   kSpans = 3,      // tokens that carry the same client span, at most `unit_tokens`
   kClusters = 4,   // similar keys of one layer and KV head, `unit_tokens` on average
+  // What the model wrote (kTokenOwn) from kTokenCut to kTokenCut, the rest as clusters.
+  kSegments = 5,
 };
 
 // What stands for a unit's keys. Vectors are f16.
@@ -59,11 +61,16 @@ struct AbstractSpec {
   // Below 2^28; 0 for none.
   [[nodiscard]] std::uint32_t packed() const noexcept;
   [[nodiscard]] std::string text() const;
-  // Units of `tokens` tokens, where the spec alone says how many (not kSentences, kSpans).
+  // Units of `tokens` tokens, where the spec alone says how many (not by_tokens()).
   [[nodiscard]] std::uint32_t units_of(std::uint32_t tokens) const noexcept;
   // The number of units depends on the tokens' flags and spans.
   [[nodiscard]] bool by_tokens() const noexcept {
-    return partition == PartitionKind::kSentences || partition == PartitionKind::kSpans;
+    return partition == PartitionKind::kSentences || partition == PartitionKind::kSpans ||
+           partition == PartitionKind::kSegments;
+  }
+  // Every layer and KV head has units of its own, of tokens that need not be neighbours.
+  [[nodiscard]] bool by_head() const noexcept {
+    return partition == PartitionKind::kClusters || partition == PartitionKind::kSegments;
   }
   friend bool operator==(const AbstractSpec&, const AbstractSpec&) = default;
 };

@@ -79,10 +79,13 @@ class PlaneLayout {
 struct TokenRecord {
   std::uint32_t id = 0;
   std::uint32_t position = 0;
-  std::uint32_t flags = 0;  // bits 0-7: boundary class (0 none, 1 clause, 2 sentence, 3 paragraph)
-  std::uint32_t span = 0;   // client's own mark: turn, document, frame; 0 none
+  // Bits 0-7: boundary class (0 none, 1 clause, 2 sentence, 3 paragraph); kTokenOwn, kTokenCut.
+  std::uint32_t flags = 0;
+  std::uint32_t span = 0;  // client's own mark: turn, document, frame; 0 none
   friend bool operator==(const TokenRecord&, const TokenRecord&) = default;
 };
+inline constexpr std::uint32_t kTokenOwn = 1u << 8;  // the model wrote it, a step at a time
+inline constexpr std::uint32_t kTokenCut = 1u << 9;  // and a segment of what it wrote begins here
 static_assert(sizeof(TokenRecord) == 16, "token records are written to disk as they are");
 
 // The tail of an open sequence: two halves; each a plane of kSegmentTokensMax tokens after its

@@ -8,7 +8,6 @@
 #include "tiers/codebook_train.h"
 #include "tiers/low_rank.h"
 #include "tiers/own_codes.h"
-#include "tiers/partition.h"
 #include "tiers/representatives.h"
 
 namespace kvtier {
@@ -91,6 +90,30 @@ bool build_base(const AbstractSource& source, const AbstractPlan& plan, std::uin
   return source.kernels->encode_base(args, nullptr).has_value();
 }
 
+// Units of one head by its keys: clusters, and of segments what the model wrote behind them.
+bool cluster_head(const AbstractSource& source, const AbstractPlan& plan, std::uint32_t layer,
+                  std::uint32_t head, Clusters* out) {
+  std::vector<float> rows;
+  if (!read_keys(source, layer, head, plan.layout.tokens(), &rows)) return false;
+  const auto dim = static_cast<std::uint32_t>(rows.size() / plan.layout.tokens());
+  if (plan.spec.partition == PartitionKind::kClusters)
+    return cluster_keys(*source.kernels, dim, plan.layout.units(), rows, out);
+  const OutputUnits& output = plan.output;
+  for (std::size_t i = 0; i < output.others.size(); ++i)  // ascending: nothing is read too late
+    std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(std::size_t{output.others[i]} * dim),
+                dim, rows.begin() + static_cast<std::ptrdiff_t>(i * dim));
+  rows.resize(output.others.size() * dim);
+  out->starts = {0};
+  const auto others = static_cast<std::uint32_t>(output.others.size());
+  if (others != 0 && !cluster_keys(*source.kernels, dim, plan.spec.units_of(others), rows, out))
+    return false;
+  for (std::uint32_t& member : out->members) member = output.others[member];
+  out->members.insert(out->members.end(), output.tokens.begin(), output.tokens.end());
+  for (std::size_t i = 1; i < output.starts.size(); ++i)
+    out->starts.push_back(others + output.starts[i]);
+  return true;
+}
+
 void write_list(const std::vector<std::uint32_t>& list, std::byte* place) {
   auto* out = reinterpret_cast<std::uint16_t*>(place);
   for (const std::uint32_t value : list) *out++ = static_cast<std::uint16_t>(value);
@@ -132,11 +155,8 @@ bool build_vectors(const AbstractSource& source, const AbstractPlan& plan, std::
     args.starts = plan.starts.data();
     args.unit_count = &units;
   }
-  if (plan.spec.partition == PartitionKind::kClusters) {
-    std::vector<float> rows;
-    if (!read_keys(source, layer, head, plan.layout.tokens(), &rows) ||
-        !cluster_keys(*source.kernels, keys.dim, plan.layout.units(), rows, &clusters))
-      return false;
+  if (plan.spec.by_head()) {
+    if (!cluster_head(source, plan, layer, head, &clusters)) return false;
     write_list(clusters.members, payload.data() + block.members);
     write_list(clusters.starts, payload.data() + block.starts);
     args.starts = clusters.starts.data();
@@ -250,12 +270,19 @@ AbstractPlan plan_abstract(const Geometry& geometry, AbstractSpec spec,
   if (spec.partition == PartitionKind::kSentences) starts = cut_sentences(tokens, spec.unit_tokens);
   if (spec.partition == PartitionKind::kSpans) starts = cut_spans(tokens, spec.unit_tokens);
   const auto count = static_cast<std::uint32_t>(tokens.size());
-  const std::uint32_t units =
+  std::uint32_t units =
       starts.empty() ? spec.units_of(count) : static_cast<std::uint32_t>(starts.size() - 1);
+  OutputUnits output;
+  if (spec.partition == PartitionKind::kSegments) {
+    output = cut_output(tokens, spec.unit_tokens);
+    units = spec.units_of(static_cast<std::uint32_t>(output.others.size())) +
+            static_cast<std::uint32_t>(output.starts.size() - 1);
+  }
   const bool begins = count > 2 * kSinkTokens && tokens.front().position == 0;
   AbstractPlan plan{spec,
                     std::move(starts),
                     AbstractLayout(geometry, spec, count, units),
+                    std::move(output),
                     begins ? kSinkTokens : 0,
                     {},
                     {}};

@@ -16,6 +16,7 @@
 #include "kernels/kernel_table.h"
 #include "kernels/layout.h"
 #include "kernels/rotation.h"
+#include "tiers/partition.h"
 
 namespace kvtier {
 
@@ -28,8 +29,9 @@ struct Codebook {
 
 struct AbstractPlan {
   AbstractSpec spec;
-  std::vector<std::uint32_t> starts;  // of units that depend on the tokens: [units + 1]; else empty
+  std::vector<std::uint32_t> starts;  // of sentences and spans: [units + 1]; else empty
   AbstractLayout layout;
+  OutputUnits output = {};  // of segments: behind the clusters of the other tokens
   std::uint32_t sinks = 0;  // first tokens of a sequence, like no others: own codes leave them out
   // Of low-rank keys.
   Rotation rotation;

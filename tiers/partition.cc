@@ -38,4 +38,23 @@ std::vector<std::uint32_t> cut_spans(std::span<const TokenRecord> tokens,
   return starts;
 }
 
+OutputUnits cut_output(std::span<const TokenRecord> tokens, std::uint32_t unit_tokens) {
+  OutputUnits out;
+  out.starts = {0};
+  for (std::uint32_t i = 0; i < tokens.size(); ++i) {
+    if ((tokens[i].flags & kTokenOwn) == 0) {
+      out.others.push_back(i);
+      continue;
+    }
+    const auto at = static_cast<std::uint32_t>(out.tokens.size());
+    const bool begins = i == 0 || (tokens[i - 1].flags & kTokenOwn) == 0 ||
+                        (tokens[i].flags & kTokenCut) != 0 ||
+                        at - out.starts.back() == kOutputUnitFactor * unit_tokens;
+    if (begins && at != 0) out.starts.push_back(at);
+    out.tokens.push_back(i);
+  }
+  if (!out.tokens.empty()) out.starts.push_back(static_cast<std::uint32_t>(out.tokens.size()));
+  return out;
+}
+
 }  // namespace kvtier

@@ -1,5 +1,6 @@
-// Partitions that depend on the tokens alone: sentences and client spans. (Pages and single tokens
-// need no table; clusters depend on keys: tiers/cluster.h.) Any thread.
+// Partitions that depend on the tokens alone: sentences, client spans, and segments of what the
+// model wrote. (Pages and single tokens need no table; clusters depend on keys: tiers/cluster.h.)
+// Any thread.
 #pragma once
 
 #include <cstdint>
@@ -22,5 +23,18 @@ namespace kvtier {
 // A unit ends where the span changes, or at the limit.
 [[nodiscard]] std::vector<std::uint32_t> cut_spans(std::span<const TokenRecord> tokens,
                                                    std::uint32_t unit_tokens);
+
+// What the model wrote itself (kTokenOwn), cut where its queries turned (kTokenCut), as LouisKV
+// (arXiv 2510.11292) has output in segments and prompt in clusters. A unit begins at the first such
+// token behind others, at one that is marked as a cut, or after kOutputUnitFactor * `unit_tokens`
+// tokens. The other tokens are left to clusters.
+struct OutputUnits {
+  std::vector<std::uint32_t> others;  // ascending
+  std::vector<std::uint32_t> tokens;  // what the model wrote, ascending
+  std::vector<std::uint32_t> starts;  // units of `tokens`: [units + 1], the first is 0
+};
+inline constexpr std::uint32_t kOutputUnitFactor = 8;
+[[nodiscard]] OutputUnits cut_output(std::span<const TokenRecord> tokens,
+                                     std::uint32_t unit_tokens);
 
 }  // namespace kvtier

@@ -32,7 +32,7 @@ std::vector<Preset> make_presets() {
        .group = GroupMode::kMeanScore,
        .cut = true},
       {.name = "louiskv",
-       .abstract = units("mean/clusters:16"),
+       .abstract = units("mean/segments:16"),
        .cut = true,
        .trigger = TriggerKind::kTurn,
        .level = 0.7f},
@@ -78,10 +78,10 @@ Result<void> validate_units(const Preset& preset) {
     return error(Code::kInvalid,
                  "score \"largest\" is of several keys per unit: its abstract is "
                  "\"representatives:4\", for example");
-  if (preset.score == ScoreKind::kCount && !abstract.by_tokens() &&
-      abstract.partition != PartitionKind::kClusters)
+  if (preset.score == ScoreKind::kCount && !abstract.by_tokens() && !abstract.by_head())
     return error(Code::kInvalid,
-                 "score \"count\" needs units of unequal length: clusters, sentences or spans");
+                 "score \"count\" needs units of unequal length: clusters, segments, sentences or "
+                 "spans");
   return {};
 }
 
@@ -173,10 +173,10 @@ Result<void> Preset::validate() const {
   KVT_TRY_VOID(validate_precision(*this));
   KVT_TRY_VOID(validate_fetch(*this));
   KVT_TRY_VOID(validate_certified(*this));
-  if (scope == ScopeKind::kLayer && abstract.partition == PartitionKind::kClusters)
+  if (scope == ScopeKind::kLayer && abstract.by_head())
     return error(Code::kInvalid,
-                 "clusters are of one KV head each: scope \"layer\" needs pages, sentences, spans "
-                 "or tokens");
+                 "clusters and segments are of one KV head each: scope \"layer\" needs pages, "
+                 "sentences, spans or tokens");
   if (scope == ScopeKind::kLayer && trigger == TriggerKind::kCosineHead)
     return error(Code::kInvalid,
                  "scope \"layer\" chooses for all heads at once: its trigger is \"cosine\"");

@@ -49,7 +49,7 @@ constexpr std::array kParts = {
     Part{kPartition,
          &Preset::abstract,
          {},
-         "tokens, or pages, sentences, spans or clusters with their length in tokens, as "
+         "tokens, or pages, sentences, spans, clusters or segments with their length in tokens, as "
          "\"pages:16\""},
     Part{
         kAbstract,

@@ -41,8 +41,15 @@ void LayerQuery::observe(const Preset& preset, const Step& step) {
   q_ = vectors_ = step.q;
   for (std::uint64_t& steps : chosen_) steps += steps != 0 ? 1 : 0;
   due_.assign(kv_heads_, false);
-  for (std::uint32_t head = 0; head < kv_heads_; ++head)
-    due_[head] = chosen_[head] == 0 || fires(preset, head);
+  const bool by_choice = preset.trigger != TriggerKind::kTurn;
+  std::uint32_t fired = 0;
+  for (std::uint32_t head = 0; head < kv_heads_; ++head) {
+    const bool fires_now = !(by_choice && chosen_[head] == 0) && fires(preset, head);
+    due_[head] = chosen_[head] == 0 || fires_now;
+    fired += fires_now ? 1 : 0;
+  }
+  fired_ = 2 * fired >= kv_heads_ && preset.trigger != TriggerKind::kEveryStep &&
+           preset.trigger != TriggerKind::kMass;
   if (preset.query == QueryKind::kStepBefore) take_step_before(preset);
   if (preset.query == QueryKind::kLayerBefore && step.layer_before != nullptr)
     vectors_ = step.layer_before;
@@ -65,6 +72,7 @@ void LayerQuery::observe(const Preset& preset, const Step& step) {
 
 void LayerQuery::begin_block(const float* q, std::uint32_t kv_heads) {
   block_ = true;
+  fired_ = false;
   vectors_ = q;
   chosen_.assign(kv_heads, 0);
   due_.assign(kv_heads, true);

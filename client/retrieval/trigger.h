@@ -41,8 +41,8 @@ class LayerQuery {
     std::uint32_t kv_heads = 0;
     std::uint32_t group = 0;  // query heads per KV head: query_heads = kv_heads * group
     std::uint32_t dim = 0;
-    bool boundary = false;            // its token ends a sentence
-    std::uint64_t stored_tokens = 0;  // with another number than before every head chooses anew
+    bool boundary = false;                // its token ends a sentence
+    std::uint64_t stored_tokens = 0;      // with another number than before every head chooses anew
     const float* layer_before = nullptr;  // as q, of the layer below; null: none, or not wanted
   };
   // Once per step and layer, before the others.
@@ -53,6 +53,9 @@ class LayerQuery {
   // The KV head chooses anew at this step; always so where it never has. What other heads choose
   // meanwhile changes nothing.
   [[nodiscard]] bool due(std::uint32_t kv_head) const noexcept { return due_[kv_head]; }
+  // The step's queries made the trigger fire in at least half of the KV heads, whether they would
+  // have chosen anyway or not. Never so for triggers that look at no queries of their own.
+  [[nodiscard]] bool fired() const noexcept { return fired_; }
   // It has chosen before, and nothing made that void.
   [[nodiscard]] bool has_chosen(std::uint32_t kv_head) const noexcept {
     return chosen_[kv_head] != 0;
@@ -92,6 +95,7 @@ class LayerQuery {
   std::vector<float> before_;          // queries of the step before, where a part wants them
   std::vector<std::uint64_t> chosen_;  // steps since each KV head chose, + 1; 0: never
   std::vector<bool> due_;              // of this step, per KV head
+  bool fired_ = false;
 };
 
 }  // namespace kvtier

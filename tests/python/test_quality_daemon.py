@@ -89,7 +89,9 @@ def known_units(
     if preset.books:
         reference.books = [store_files.codebook(store, HEADS, DIM)]
     if isinstance(preset.partition, partition.Clusters):
-        kind = store_files.kind_of(partition=4, abstract=2, tokens=16)
+        # A prompt alone: the segments of the engine's louiskv are clusters.
+        number = 5 if name == "louiskv" else 4
+        kind = store_files.kind_of(partition=number, abstract=2, tokens=16)
         of_row = store_files.clusters(store, kind, HEADS, DIM)
         kept = torch.zeros(1, STORED, dtype=torch.bool)
         kept[:, :16] = kept[:, -64:] = True

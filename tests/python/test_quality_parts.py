@@ -15,6 +15,7 @@ from test_quality_daemon import boundaries, own, rows  # noqa: F401  (fixtures)
 
 from kvtier.quality.reference import PRESETS, Preset, Reference
 from kvtier.quality.reference import abstract, budget, group, partition, query, score, trigger
+from kvtier.quality.reference.layer import Layer
 from kvtier.story.machine import stop_daemon
 
 SCALE = DIM**-0.5
@@ -261,3 +262,78 @@ def test_representatives_stand_for_their_unit(own, rows, toml, units, name):
     reference = Reference(other, BUDGET, STORED, FLAGS, layers=1, index=reference.index)
     less = reference.attend(0, queries.transpose(0, 1), keys, values, SCALE).transpose(0, 1)
     assert float((got - less).abs().max()) > 1e-3
+
+
+def test_output_is_cut_where_the_queries_turned(own, rows, toml):
+    keys, values, _ = rows
+    prompt = 400
+    torch.manual_seed(5)
+    asked = torch.randn(STORED - prompt, HEADS * GROUP, DIM) * 0.3
+    asked += torch.randn(20, HEADS * GROUP, DIM).repeat_interleave(15, 0)  # a subject each 15
+    path = toml('base = "louiskv"\npartition = "segments:8"\nlevel = 0.6\n')
+    space = own.client.open_space(
+        model="segments",
+        runtime="pytest",
+        layers=layers(count=1, kv_heads=HEADS, query_heads=HEADS * GROUP, dim=DIM),
+        preset=path,
+    )
+    sequence = space.create(name="reply")
+    sequence.append(list(range(prompt)), flags=FLAGS[:prompt].tolist())
+    sequence.write(0, 0, keys[:, :prompt].contiguous(), values[:, :prompt].contiguous())
+    view = sequence.view(budget=BUDGET, preset=path)
+    for step in range(STORED - prompt):
+        at = slice(prompt + step, prompt + step + 1)
+        sequence.append([at.start], flags=FLAGS[at].tolist())
+        sequence.write(0, 0, keys[:, at].contiguous(), values[:, at].contiguous())
+        view.attend(0, asked[step].contiguous(), SCALE)
+    view.close()
+    sequence.commit()
+    sequence.close()
+
+    grouped = asked.transpose(0, 1).unflatten(0, (HEADS, GROUP))
+    shown = Layer(0, 1, keys, values, grouped, STORED, SCALE, 16, 64, FLAGS)
+    anchors = trigger.Cosine(0.6).anchors(shown)[0]
+    marks = torch.zeros(STORED + STEPS, dtype=torch.int64)
+    marks[prompt:] = 1
+    marks[prompt:STORED][(anchors == torch.arange(len(anchors))) & (anchors > 0)] = 3
+    assert 10 < int((marks == 3).sum()) < 40
+    fork = space.open("reply", writable=False).fork(STORED)
+    flags = torch.as_tensor(fork.tokens()[:, 2].astype("int64"))
+    assert torch.equal(flags >> 8, marks[:STORED])
+    assert torch.equal(flags & 255, FLAGS[:STORED].long())
+
+    view = fork.view(budget=BUDGET, preset=path)
+    queries = rows[2]
+    got = []
+    for step in range(STEPS):
+        at = slice(STORED + step, STORED + step + 1)
+        fork.append([at.start], flags=FLAGS[at].tolist())
+        write(fork, rows, 1, at)
+        got.append(torch.as_tensor(view.attend(0, queries[step].contiguous(), SCALE)[0]).clone())
+    stats = view.stats()
+    fork.close()
+    stop_daemon(own.client)
+    number = store_files.kind_of(partition=5, abstract=2, tokens=8)
+    of_row = store_files.clusters(own._directory / "store", number, HEADS, DIM)
+    runs = partition.output_runs(marks[:STORED], longest=8 * 8)
+    clusters = -(-prompt // 8)
+    assert torch.equal(of_row[:, prompt:], (runs[prompt:] + clusters).expand(HEADS, -1))
+    assert int(of_row[:, :prompt].max()) < clusters
+    preset = Preset(
+        "",
+        partition.Segments(8, longest=64),
+        abstract.Mean(),
+        budget=budget.Tokens(cut=True),
+        trigger=trigger.Cosine(0.6),
+    )
+    reference = Reference(preset, BUDGET, STORED, FLAGS, layers=1, marks=marks)
+    kept = torch.zeros(1, STORED, dtype=torch.bool)
+    kept[:, :16] = kept[:, -64:] = True
+    place = (preset.partition, preset.kept, None, 0, 16, 64)
+    reference.index[place] = partition.units_of(of_row, kept)
+    want = reference.attend(0, queries.transpose(0, 1), keys, values, SCALE).transpose(0, 1)
+    assert float((torch.stack(got) - want).abs().max()) < 1e-4
+    assert stats["rows_fetched"] == reference.tally.first_rows + reference.tally.rows_entered
+    # Where nothing comes from the daemon, output is cut alike.
+    ours = preset.partition.split(replace(shown, marks=marks[:STORED])).of_row
+    assert torch.equal(ours[:, prompt:], of_row[:, prompt:])

@@ -11,8 +11,9 @@ TEST(AbstractSpec, TextAndPackedFormsComeBack) {
   for (const char* text :
        {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
         "codes:4/tokens", "codes:8/tokens", "own-codes:2/tokens", "own-codes:16/tokens",
-         "representatives:4/pages:32", "representatives:16/sentences:64", "mean/spans:2048",
-         "base:44/tokens", "base:85/tokens", "low-rank:10/tokens", "low-rank:32/tokens"}) {
+         "representatives:4/pages:32", "representatives:16/sentences:64", "mean/segments:16",
+         "mean/spans:2048", "base:44/tokens", "base:85/tokens", "low-rank:10/tokens",
+         "low-rank:32/tokens"}) {
     const Result<AbstractSpec> spec = parse_abstract_spec(text);
     ASSERT_TRUE(spec) << text;
     EXPECT_EQ(spec->text(), text);
@@ -87,7 +88,7 @@ void expect_tiles(const Geometry& geometry, const AbstractLayout& layout) {
     const std::uint32_t dim = shape.k_row_bytes / dtype_bytes(shape.dtype);
     for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
       const AbstractLayout::HeadBlock block = layout.head(layer, head);
-      EXPECT_EQ(block.members != 0, layout.spec().partition == PartitionKind::kClusters);
+      EXPECT_EQ(block.members != 0, layout.spec().by_head());
       EXPECT_EQ(block.starts != 0, block.members != 0);
       for (const auto& [offset, bytes] :
            {std::pair{block.members, std::uint64_t{layout.tokens()} * 2},
@@ -133,7 +134,7 @@ TEST(AbstractLayout, BlocksTileThePayload) {
   for (const char* text :
        {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
          "codes:2/tokens", "own-codes:2/tokens", "base:53/tokens", "low-rank:10/tokens",
-         "representatives:3/pages:16", "representatives:2/clusters:16"})
+         "representatives:3/pages:16", "representatives:2/clusters:16", "mean/segments:16"})
     for (const std::uint32_t tokens : {1u, 31u, 100u, 2048u}) {
       SCOPED_TRACE(std::string(text) + " " + std::to_string(tokens));
       const AbstractSpec spec = *parse_abstract_spec(text);

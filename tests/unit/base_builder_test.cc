@@ -2,9 +2,11 @@
 // byte, what the reference makes of each head's rows.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/float16.h"
+#include "kernels/registry.h"
 #include "tests/unit/segment_chunks.h"
 #include "tiers/abstract_builder.h"
 #include "tiers/representatives.h"
@@ -113,10 +115,12 @@ TEST(RepresentativesBuilder, GivesTheKeysOfEveryPartition) {
   std::vector<TokenRecord> tokens(kTokens);
   for (std::uint32_t t = 0; t < kTokens; ++t) {
     tokens[t].flags = t % 7 == 6 ? 2 : 0;
+    if (t >= 40 && t != 70) tokens[t].flags |= kTokenOwn | (t % 11 == 0 ? kTokenCut : 0);
     tokens[t].span = t / 30;
   }
   for (const char* text : {"representatives:3/pages:16", "representatives:4/sentences:12",
-                           "representatives:2/spans:20", "representatives:5/clusters:9"})
+                           "representatives:2/spans:20", "representatives:5/clusters:9",
+                           "representatives:2/segments:8"})
     for (const std::uint16_t heads : {std::uint16_t{1}, std::uint16_t{0}})
       for (const Dtype dtype : {Dtype::kF32, Dtype::kF16, Dtype::kBf16})
         for (const KernelTable* kernels : all_kernels()) {
@@ -140,6 +144,53 @@ TEST(RepresentativesBuilder, GivesTheKeysOfEveryPartition) {
                   << layer << " " << head;
             }
         }
+}
+
+// What the model wrote lies behind the clusters of the rest, in all heads alike.
+TEST(SegmentsBuilder, ClustersThePromptAndCutsTheOutput) {
+  const Geometry geometry = geometry_of(1, Dtype::kF32);
+  const SegmentChunks chunks(geometry, kTokens, element);
+  const KernelTable* kernels = *select_kernels("scalar");
+  std::vector<TokenRecord> tokens(kTokens);
+  const auto built = [&](const char* text, const AbstractPlan& plan) {
+    std::vector<std::byte> payload(static_cast<std::size_t>(plan.layout.size_bytes()));
+    begin_abstract(plan, 0, payload);
+    const AbstractSource source{kernels, &geometry, &chunks.plane, chunks.pointers, nullptr};
+    EXPECT_TRUE(build_abstract_layers(source, plan, 0, 2, payload)) << text;
+    return payload;
+  };
+  const AbstractSpec segments = *parse_abstract_spec("mean/segments:8");
+  const AbstractSpec clusters = *parse_abstract_spec("mean/clusters:8");
+  AbstractPlan plan = plan_abstract(geometry, segments, tokens);
+  const AbstractPlan same = plan_abstract(geometry, clusters, tokens);
+  EXPECT_EQ(plan.layout.units(), 13u);
+  std::vector<std::byte> payload = built("prompt", plan), other = built("clusters", same);
+  EXPECT_TRUE(std::equal(payload.begin() + sizeof(AbstractHeader), payload.end(),
+                         other.begin() + sizeof(AbstractHeader), other.end()))
+      << "a prompt alone is clustered";
+  for (std::uint32_t t = 60; t < kTokens; ++t)
+    tokens[t].flags = kTokenOwn | (t == 75 ? kTokenCut : 0);
+  plan = plan_abstract(geometry, segments, tokens);
+  EXPECT_EQ(plan.layout.units(), 8u + 2u);
+  payload = built("both", plan);
+  for (std::uint32_t head = 0; head < 3; ++head) {
+    const HeadUnits made(geometry.layers[1], plan, payload, 1, head);
+    std::vector<std::uint32_t> prompt(made.members.begin(), made.members.begin() + 60);
+    std::sort(prompt.begin(), prompt.end());
+    for (std::uint32_t t = 0; t < 60; ++t) EXPECT_EQ(prompt[t], t);
+    for (std::uint32_t t = 60; t < kTokens; ++t) EXPECT_EQ(made.members[t], t);
+    EXPECT_EQ(std::vector<std::uint32_t>(made.starts.end() - 3, made.starts.end()),
+              (std::vector<std::uint32_t>{60, 75, kTokens}));
+    float sum = 0.0f;
+    for (std::uint32_t t = 60; t < 75; ++t) sum += element(1, head, t, 0, 3);
+    const auto* means =
+        reinterpret_cast<const std::uint16_t*>(payload.data() + plan.layout.head(1, head).data);
+    EXPECT_NEAR(f16_to_f32(means[8 * 40 + 3]), sum / 15.0f, 2e-3f);
+  }
+  for (TokenRecord& token : tokens) token.flags = kTokenOwn;
+  plan = plan_abstract(geometry, segments, tokens);
+  EXPECT_EQ(plan.layout.units(), 2u) << "no prompt: 64 tokens at most each";
+  built("output", plan);
 }
 
 // ---- which keys ----

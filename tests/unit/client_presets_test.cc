@@ -148,6 +148,60 @@ TEST_F(UserPresets, ACertifiedBudgetKeepsItsPromise) {
   }
 }
 
+// Partition "segments": a view tells which tokens its model wrote, and where at least half of the
+// layers chose anew; the daemon cuts there.
+TEST_F(UserPresets, ADecodeIsStoredInSegments) {
+  TestShape shape;
+  shape.layers = 3;
+  write("cut", "base = \"louiskv\"\n");
+  kvt_space* space = open_space(shape, "segments", "cut");
+  kvt_sequence* sequence = create_sequence(space, "reply");
+  Model model(shape);
+  model.append_many(sequence, 1, 40);
+  kvt_view_options options;
+  kvt_view_options_init(&options);
+  options.budget = 128;
+  options.preset = "cut";
+  kvt_view* view = nullptr;
+  KVT_ASSERT_OK(kvt_view_open(sequence, &options, &view));
+  std::vector<float> out(shape.query_heads * shape.dim), q(out.size());
+  const auto attend = [&](std::uint32_t layer, float value) {
+    std::fill(q.begin(), q.end(), value);
+    KVT_EXPECT_OK(kvt_view_attend(view, layer, 1, q.data(), 0.25f, out.data(), nullptr));
+  };
+  float side[3] = {1, 1, 1};
+  const auto turn = [&](std::initializer_list<int> layers) {
+    for (const int layer : layers) side[layer] = -side[layer];
+  };
+  for (std::uint32_t step = 0; step < 30; ++step) {
+    if (step == 10) turn({0, 1, 2});
+    if (step == 15) turn({1});
+    if (step == 20) turn({0, 2});
+    model.append(sequence, 1000 + step, 1, step % 2 == 0);  // of the piece, or complete already
+    for (std::uint32_t layer = 0; layer < 3; ++layer) attend(layer, side[layer]);
+  }
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  for (std::uint32_t layer = 0; layer < 3; ++layer) attend(layer, -side[layer]);  // too late
+  kvt_view_close(view);
+  KVT_ASSERT_OK(kvt_sequence_close(sequence));
+  sequence = open_sequence(space, "reply", false);
+  std::vector<kvt_token> tokens(70);
+  KVT_ASSERT_OK(kvt_sequence_tokens(sequence, 0, 70, tokens.data()));
+  for (std::uint32_t t = 0; t < 70; ++t)
+    EXPECT_EQ(tokens[t].flags >> 8, t < 40 ? 0u : t == 50 || t == 60 ? 3u : 1u) << t;
+  options.sinks = options.window = 0;
+  KVT_ASSERT_OK(kvt_view_open(sequence, &options, &view));
+  attend(0, 1.0f);
+  kvt_view_stats stats{};
+  stats.struct_size = sizeof stats;
+  KVT_EXPECT_OK(kvt_view_get_stats(view, &stats));
+  EXPECT_EQ(stats.units_missing, 0u);
+  EXPECT_EQ(stats.units_scored, shape.kv_heads * (3u + 3u)) << "clusters of 40, runs of 10";
+  kvt_view_close(view);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(space);
+}
+
 // Several queries: exact, but where the preset chooses for blocks of at most 64 of them.
 TEST_F(UserPresets, ABlockOfQueriesChoosesOnce) {
   settle();

@@ -134,6 +134,42 @@ TEST(Tail, RandomPiecesSealsAndReplays) {
   }
 }
 
+// Only what nobody else has seen: the daemon keeps what it was told.
+TEST(Tail, MarksWhatIsItsOwn) {
+  Fixture fixture;
+  Tail tail(&fixture.geometry, &fixture.layout, fixture.memory(), 0, 0);
+  const auto flags = [&](std::uint64_t token) {
+    TokenRecord record;
+    tail.copy_tokens(token, token + 1, &record);
+    return record.flags;
+  };
+  const auto append = [&](std::uint32_t count) {
+    begin(&tail, count);
+    const Rows rows(static_cast<std::uint32_t>(tail.length()), count);
+    tail.write(0, 0, count, rows.rows, rows.rows);
+    tail.finish_piece();
+  };
+  append(10);
+  tail.half(0).durable_tokens = 4;
+  begin(&tail, 1);
+  for (const std::uint64_t token : {3u, 4u, 10u, 11u, 5000u}) tail.mark(token, 0x100);
+  EXPECT_EQ(flags(3), 0u) << "durable";
+  EXPECT_EQ(flags(4), 0x100u);
+  EXPECT_EQ(flags(10), 0x100u) << "of the piece";
+  tail.mark(10, 0x200);
+  EXPECT_EQ(flags(10), 0x300u);
+  tail.abort_piece();
+  append(1024);
+  append(1024);  // the first half is full
+  ASSERT_EQ(tail.half(0).state, Tail::HalfState::kFull);
+  tail.mark(2000, 0x100);
+  EXPECT_EQ(flags(2000), 0u) << "on its way into a segment";
+  tail.mark(2050, 0x100);
+  EXPECT_EQ(flags(2050), 0x100u);
+  tail.free_half(0);
+  tail.mark(2000, 0x100);  // not here any more
+}
+
 TEST(Tail, TruncateKeepsThePlaces) {
   Fixture fixture;
   Tail tail(&fixture.geometry, &fixture.layout, fixture.memory(), 0, 0);

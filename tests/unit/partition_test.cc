@@ -36,6 +36,23 @@ TEST(Spans, EndWhereTheyChange) {
   EXPECT_EQ(cut_spans(tokens_with({0, 0, 0, 0, 0}, {7, 7, 7, 7, 7}), 2), (Starts{0, 2, 4, 5}));
 }
 
+TEST(Output, IsCutAtMarksAndTheRestIsLeft) {
+  const std::uint32_t own = kTokenOwn, cut = kTokenOwn | kTokenCut;
+  const OutputUnits units =
+      cut_output(tokens_with({0, kTokenCut, own, own | 2, cut, own, 0, own}), 16);
+  EXPECT_EQ(units.others, (Starts{0, 1, 6})) << "a mark alone says nothing";
+  EXPECT_EQ(units.tokens, (Starts{2, 3, 4, 5, 7}));
+  EXPECT_EQ(units.starts, (Starts{0, 2, 4, 5})) << "at the mark, and behind the token in between";
+  EXPECT_EQ(cut_output(tokens_with({cut, cut, own}), 16).starts, (Starts{0, 1, 3}));
+  EXPECT_EQ(cut_output(tokens_with({own, own}), 16).starts, (Starts{0, 2}));
+  const OutputUnits prompt = cut_output(tokens_with({0, 0, 1}), 16);
+  EXPECT_EQ(prompt.others, (Starts{0, 1, 2}));
+  EXPECT_EQ(prompt.starts, (Starts{0}));
+  EXPECT_EQ(cut_output(tokens_with(std::vector<std::uint32_t>(20, own)), 1).starts,
+            (Starts{0, 8, 16, 20}))
+      << "eight times the length of a cluster is the limit";
+}
+
 TEST(Partitions, CoverEveryTokenOnce) {
   for (std::uint32_t count : {1u, 2u, 63u, 2048u})
     for (std::uint32_t limit : {1u, 2u, 16u, 128u, 2048u}) {

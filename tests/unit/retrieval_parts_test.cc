@@ -460,6 +460,31 @@ TEST(Triggers, CosineOfAHeadIsItsOwn) {
   EXPECT_EQ(steps.step({1, 0, 0, 1}), Due({false, false}));
 }
 
+// Whether the trigger fired is told also where a head had to choose anyway.
+TEST(Triggers, HaveFiredInHalfOfTheHeads) {
+  Steps turn(TriggerKind::kTurn, 0.7f);
+  turn.step({1, 0, 1, 0});
+  EXPECT_FALSE(turn.query.fired()) << "nothing before it";
+  turn.step({0, 1, 0, 1});
+  EXPECT_TRUE(turn.query.fired());
+  turn.step({0, 1, 0, 1});
+  EXPECT_FALSE(turn.query.fired());
+  EXPECT_EQ(turn.step({1, 0, 1, 0}, false, 200), (Due{true, true}));
+  EXPECT_TRUE(turn.query.fired()) << "more is stored, and the queries turned";
+  EXPECT_EQ(turn.step({1, 0, 1, 0}, false, 300), (Due{true, true}));
+  EXPECT_FALSE(turn.query.fired()) << "more is stored";
+  Steps head(TriggerKind::kCosineHead, 0.7f);
+  head.step({1, 0, 1, 0});
+  head.step({1, 0, 0, 1});
+  EXPECT_TRUE(head.query.fired()) << "one of two";
+  head.query.begin_block(head.vectors.data(), 2);
+  EXPECT_FALSE(head.query.fired());
+  Steps every(TriggerKind::kEveryStep);
+  every.step({1, 0, 1, 0});
+  every.step({0, 1, 0, 1});
+  EXPECT_FALSE(every.query.fired()) << "no queries are looked at";
+}
+
 TEST(Triggers, BehindASentence) {
   Steps steps(TriggerKind::kBoundary);
   EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true}));

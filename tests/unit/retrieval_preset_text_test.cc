@@ -212,7 +212,8 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
         "base = \"quest\"\nprecision = \"base:44\""})
     expect_problem(certified + other, "budget \"certified\" needs bounds");
   expect_problem("base = \"quest\"\nscore = \"count\"", "units of unequal length");
-  expect_problem("base = \"louiskv\"\nscope = \"layer\"", "clusters are of one KV head each");
+  expect_problem("base = \"louiskv\"\nscope = \"layer\"",
+                 "clusters and segments are of one KV head each");
   expect_problem("base = \"quest\"\nscope = \"layer\"\ntrigger = \"cosine-head\"\nlevel = 0.5",
                  "for all heads at once");
   expect_problem("base = \"leoam\"\nsearch = \"flat\"", "levels of boxes are for search");

@@ -144,7 +144,9 @@ KVT_API void kvt_space_close(kvt_space* space);
 typedef struct kvt_token {
   uint32_t id;
   uint32_t position;
-  uint32_t flags; /* bits 0-7 boundary class: 0 none, 1 clause, 2 sentence, 3 paragraph */
+  uint32_t flags; /* bits 0-7 boundary class: 0 none, 1 clause, 2 sentence, 3 paragraph; bit 8: the
+                     model wrote it, bit 9: a segment of what it wrote begins with it (views of
+                     partition "segments" set both); the others are 0 */
   uint32_t span;  /* the client's own mark, 0 none */
 } kvt_token;
 

@@ -43,6 +43,7 @@ class Reference:
     track: bool = True  # count what enters the slot cache
     # (layer, share of the mass of each stored row [H, new, C]): called where single rows are chosen
     seen: Callable[[Layer, torch.Tensor], None] | None = None
+    marks: torch.Tensor | None = None  # what the model wrote, and its segments (Layer)
     bounds: bool = False  # bound the mass that is missed: every step chooses, by bounds of keys
 
     def __post_init__(self) -> None:
@@ -100,6 +101,7 @@ class Reference:
             grouped(None if self.prompt_queries is None else self.prompt_queries[index]),
             grouped(self._queries.get(index - 1)),
             grouped(self._ahead.get(index)),
+            self.marks,
         )
         layer.kept = self._cached("kept", layer, lambda: self.preset.kept.of(layer))
         return layer

@@ -27,6 +27,7 @@ class Layer:
     prompt_queries: torch.Tensor | None = None  # [H, g, m, d]: of the last m stored tokens
     previous_queries: torch.Tensor | None = None  # [H, g, n, d]: the layer before this one
     ahead_queries: torch.Tensor | None = None  # [H, g, n, d]: this layer's, guessed one layer ahead
+    marks: torch.Tensor | None = None  # [T] 0 prompt, 1 written by the model, 3 begins a segment
     kept: torch.Tensor | None = None  # bool [H or 1, C]: stored rows that every step attends to
 
     def __post_init__(self) -> None:

@@ -136,6 +136,53 @@ class Clusters:
         return units_of(torch.cat(parts, 1), layer.kept)
 
 
+@dataclass(frozen=True)
+class Segments(Clusters):
+    """What the model wrote itself in runs that begin where its queries turned (LouisKV: at the
+    boundaries that trigger a retrieval; one set of cuts for all layers and at most `longest` tokens
+    are ours), the prompt as Clusters. None goes over the end of a segment."""
+
+    longest: int = 128
+
+    def split(self, layer: Layer) -> Units:
+        if layer.marks is None:
+            return super().split(layer)
+        parts, base = [], 0
+        for first in range(0, layer.stored, self.segment):
+            marks = layer.marks[first : min(first + self.segment, layer.stored)]
+            of_row, count = self._split_segment(
+                layer.keys[:, first : first + len(marks)], output_runs(marks, self.longest)
+            )
+            parts.append(of_row + base)
+            base += count
+        return units_of(torch.cat(parts, 1), layer.kept)
+
+    def _split_segment(self, keys: torch.Tensor, runs: torch.Tensor) -> tuple[torch.Tensor, int]:
+        other, count = runs < 0, 0
+        of_row = torch.zeros(keys.shape[:2], dtype=torch.int64)
+        if bool(other.any()):
+            of_row[:, other], count = spherical_k_means(
+                keys[:, other], self.rows, self.iterations
+            )
+        of_row[:, ~other] = runs[~other] + count
+        return of_row, count + int(runs.max()) + 1
+
+
+def output_runs(marks: torch.Tensor, longest: int) -> torch.Tensor:
+    """The run of each token that the model wrote, from 0 on; -1 for the others."""
+    runs = torch.full((len(marks),), -1)
+    run, length = -1, 0
+    for i, mark in enumerate(marks.tolist()):
+        if not mark & 1:
+            length = 0
+            continue
+        if length in (0, longest) or mark & 2:
+            run, length = run + 1, 0
+        runs[i] = run
+        length += 1
+    return runs
+
+
 def spherical_k_means(
     keys: torch.Tensor, rows: int, iterations: int
 ) -> tuple[torch.Tensor, int]:

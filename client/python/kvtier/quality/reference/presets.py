@@ -102,11 +102,12 @@ _TABLE = [
     # each stored segment, as in the engine; or one of the whole sequence, as in the paper.
     Preset("pqcache", abstract=abstract.OwnCodes(2, 6, segment=2048), score=score.Tables()),
     Preset("pqcache-sequence", abstract=abstract.OwnCodes(2, 6), score=score.Tables()),
-    # LouisKV: clusters of about 16 keys, mean of the group's softmax, cos(q_{t-1}, q_t) < 0.7
-    # (the value of the paper for Qwen3-8B).
+    # LouisKV: clusters of about 16 keys (what the model wrote: segments cut where its queries
+    # turned), mean of the group's softmax, cos(q_{t-1}, q_t) < 0.7 (the value of the paper for
+    # Qwen3-8B).
     Preset(
         "louiskv",
-        partition.Clusters(16),
+        partition.Segments(16),
         abstract.Mean(),
         budget=budget.Tokens(cut=True),
         trigger=trigger.Cosine(0.7),
