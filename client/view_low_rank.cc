@@ -40,8 +40,8 @@ Result<void> View::rebuild_keys(const AttendStep& step, std::uint32_t head, std:
   return {};
 }
 
-// What lies mapped may be overwritten meanwhile (base_moved); then the keys are rubbish, and
-// nothing else is.
+// What lies mapped may be overwritten meanwhile (View::step_is_void); then the keys are rubbish,
+// and nothing else is.
 Result<void> View::rebuild_segment(const AttendStep& step, std::uint32_t head, std::size_t segment,
                                    SlotCache* cache) {
   const Geometry& geometry = sequence_->space().geometry();

@@ -269,8 +269,7 @@ std::vector<SealLane> lanes_at_seal(EngineState& engine, const StoredSequence& s
   for (std::uint32_t lane = 0; lane < sequence.space->lanes(); ++lane) {
     const AbstractSpec spec = sequence.space->lane_spec(lane);
     // Dear, or large: after the seal.
-    if (spec.by_head() || spec.abstract == AbstractKind::kOwnCodes || spec.rendition())
-      continue;
+    if (spec.by_head() || spec.abstract == AbstractKind::kOwnCodes || spec.rendition()) continue;
     const bool wanted =
         lane == 0 || std::any_of(sequence.open.begin(), sequence.open.end(),
                                  [&](const auto* open) { return open->lane_views[lane] != 0; });

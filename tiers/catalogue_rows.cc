@@ -226,8 +226,8 @@ std::vector<std::byte> encode(std::string_view key, const SequenceRow& row) {
   ByteWriter writer = begin();
   writer.write(row.space);
   writer.write(row.log_generation);
-  writer.write(static_cast<std::uint8_t>((row.pinned ? kPinned : 0) |
-                                         (row.provisional ? kProvisional : 0)));
+  writer.write(
+      static_cast<std::uint8_t>((row.pinned ? kPinned : 0) | (row.provisional ? kProvisional : 0)));
   writer.write(row.expires_unix_s);
   writer.write(row.created_unix_ns);
   writer.write(row.last_used_unix_ns);

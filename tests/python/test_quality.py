@@ -92,7 +92,7 @@ def test_the_daemon_and_the_reference_agree(tmp_path):
     "arguments, says",
     [
         (["--engine", "reference", "--preset", "queste"], "the reference has no preset queste; it"),
-        (["--preset", "shadow"], "--engine reference does"),
+        (["--preset", "shadow-sequence"], "--engine reference does"),
         (["--preset", "queste"], "no such preset: codes, codes-lookahead, progressive"),
         (["--preset", "full,./nowhere.toml"], "cannot read ./nowhere.toml"),
         (["--text", "nowhere.txt"], "no such text: nowhere.txt"),
@@ -121,8 +121,9 @@ def test_presets_of_the_user_are_listed_and_checked(monkeypatch, tmp_path, capsy
     assert lines["codes"] == "daemon, reference"
     full = {engine: engines.full(engine) for engine in ("daemon", "reference", "both")}
     assert set(full["reference"]) == set(full["both"]) == set(PRESETS)
-    assert "progressive-lookahead" in full["daemon"] and not {"mine", "shadow"} & {*full["daemon"]}
-    assert lines["shadow"] == "reference only: needs --engine reference"
+    assert {"progressive-lookahead", "shadow"} <= {*full["daemon"]}
+    assert not {"mine", "shadow-sequence"} & {*full["daemon"]}
+    assert lines["shadow-sequence"] == "reference only: needs --engine reference"
     assert main(["--preset", "mine,typo"]) == 2
     assert "typo.toml: abstract" in capsys.readouterr().err
 

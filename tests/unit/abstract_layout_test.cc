@@ -11,9 +11,9 @@ TEST(AbstractSpec, TextAndPackedFormsComeBack) {
   for (const char* text :
        {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
         "codes:4/tokens", "codes:8/tokens", "own-codes:2/tokens", "own-codes:16/tokens",
-         "representatives:4/pages:32", "representatives:16/sentences:64", "mean/segments:16",
-         "mean/spans:2048", "base:44/tokens", "base:85/tokens", "low-rank:10/tokens",
-         "low-rank:32/tokens"}) {
+        "representatives:4/pages:32", "representatives:16/sentences:64", "mean/segments:16",
+        "mean/spans:2048", "base:44/tokens", "base:85/tokens", "low-rank:10/tokens",
+        "low-rank:32/tokens"}) {
     const Result<AbstractSpec> spec = parse_abstract_spec(text);
     ASSERT_TRUE(spec) << text;
     EXPECT_EQ(spec->text(), text);
@@ -133,8 +133,8 @@ TEST(AbstractLayout, BlocksTileThePayload) {
   const Geometry geometry = samples::small_geometry();
   for (const char* text :
        {"box/pages:16", "box:3/pages:8", "mean/clusters:16", "mean/sentences:128", "ball/pages:32",
-         "codes:2/tokens", "own-codes:2/tokens", "base:53/tokens", "low-rank:10/tokens",
-         "representatives:3/pages:16", "representatives:2/clusters:16", "mean/segments:16"})
+        "codes:2/tokens", "own-codes:2/tokens", "base:53/tokens", "low-rank:10/tokens",
+        "representatives:3/pages:16", "representatives:2/clusters:16", "mean/segments:16"})
     for (const std::uint32_t tokens : {1u, 31u, 100u, 2048u}) {
       SCOPED_TRACE(std::string(text) + " " + std::to_string(tokens));
       const AbstractSpec spec = *parse_abstract_spec(text);

@@ -51,9 +51,9 @@ struct Sample {
         row[d] = f32_to_f16(drift[d] + static_cast<float>(random->unit() - 0.5));
       }
       std::byte* chunk = chunks[plane.chunk_index(layer, t / geometry.chunk_tokens, head)];
-      std::memcpy(chunk + k_row_offset(geometry, geometry.layers[layer], 0,
-                                       t % geometry.chunk_tokens),
-                  row, sizeof(row));
+      std::memcpy(
+          chunk + k_row_offset(geometry, geometry.layers[layer], 0, t % geometry.chunk_tokens), row,
+          sizeof(row));
     }
   }
 
@@ -112,10 +112,9 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
   const AbstractSpec own_codes = *parse_abstract_spec("own-codes:2/tokens");
   const AbstractSpec low_rank = *parse_abstract_spec("low-rank:10/tokens");
   KVT_TRY(const Codebook codebook, train(&sample, codes, tokens));
-  std::vector<Measure> measures = {builder(&sample, codes, &codebook, tokens),
-                                   builder(&sample, clusters, nullptr, tokens),
-                                   builder(&sample, own_codes, nullptr, tokens),
-                                   builder(&sample, low_rank, nullptr, tokens)};
+  std::vector<Measure> measures = {
+      builder(&sample, codes, &codebook, tokens), builder(&sample, clusters, nullptr, tokens),
+      builder(&sample, own_codes, nullptr, tokens), builder(&sample, low_rank, nullptr, tokens)};
   Result<Peer> peer = Peer::start(context.smoke() ? "" : context.python_path);
   if (peer && !peer->ask("model")) peer = error(Code::kNotFound, "no transformers: no prefill");
   if (peer)
@@ -125,8 +124,8 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
     });
   KVT_TRY(const auto columns, interleave(context.rounds(), measures));
   const auto add = [&](const char* metric, std::size_t ours, double goal) {
-    Figure figure = peer ? compare(metric, columns[ours], columns[4])
-                         : bounded(metric, columns[ours], 1.0);
+    Figure figure =
+        peer ? compare(metric, columns[ours], columns[4]) : bounded(metric, columns[ours], 1.0);
     figure.unit = "tokens/s";
     figure.ceiling_name = peer ? "tokens/s prefill, all cores" : "";
     figure.better = Better::kHigher;
