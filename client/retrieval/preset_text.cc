@@ -180,7 +180,8 @@ Result<void> settle_abstract(const Given& given, Preset* preset, std::string* pr
     preset->abstract = {};
     if (given.partition.empty()) return {};
     *problem = "a partition needs an abstract: " + choices_of(*find_part(kAbstract));
-    problem->resize(problem->rfind(", or none"));  // that one least of all
+    if (const std::size_t none = problem->rfind(", or none"); none != std::string::npos)
+      problem->resize(none);  // that one least of all
     return error(Code::kInvalid, "a preset has a partition without an abstract");
   }
   if (partition.empty()) {
@@ -201,17 +202,32 @@ bool has_share(const Preset& preset) {
   return preset.budget == BudgetKind::kRatio || preset.budget == BudgetKind::kMass ||
          preset.budget == BudgetKind::kEntropy || preset.budget == BudgetKind::kCertified;
 }
-bool has_level(const Preset& preset) {
-  return (preset.trigger != TriggerKind::kEveryStep && preset.trigger != TriggerKind::kBoundary) ||
-         preset.query == QueryKind::kStepBefore;
+enum class LevelUse { kNone, kSteps, kShare, kCosine };
+LevelUse level_use(const Preset& preset) {
+  switch (preset.trigger) {
+    case TriggerKind::kEveryN:
+      return LevelUse::kSteps;
+    case TriggerKind::kMass:
+      return LevelUse::kShare;
+    case TriggerKind::kCosine:
+    case TriggerKind::kCosineHead:
+    case TriggerKind::kTurn:
+      return LevelUse::kCosine;
+    case TriggerKind::kEveryStep:
+    case TriggerKind::kBoundary:
+      break;
+  }
+  return preset.query == QueryKind::kStepBefore ? LevelUse::kCosine : LevelUse::kNone;
 }
+bool has_level(const Preset& preset) { return level_use(preset) != LevelUse::kNone; }
 bool has_levels(const Preset& preset) { return preset.search == SearchKind::kTree; }
 bool refines(const Preset& preset) { return preset.precision.abstract == AbstractKind::kBase; }
 
-// A number that the base had a use for goes with it; one that the file gives must have a use.
-Result<void> settle_numbers(const Given& given, Preset* preset, std::string* problem) {
+// A number that the base had a use for goes with that use; one that the file gives must have a use.
+Result<void> settle_numbers(const Given& given, LevelUse of_base, Preset* preset,
+                            std::string* problem) {
   if (!has_share(*preset)) preset->share = 0.0f;
-  if (!has_level(*preset)) preset->level = 0.0f;
+  if (!has_level(*preset) || (!given.level && level_use(*preset) != of_base)) preset->level = 0.0f;
   if (!has_levels(*preset)) preset->flat_layers = 0;
   if (!refines(*preset)) {
     preset->exact_above = Preset{}.exact_above;
@@ -232,7 +248,7 @@ Result<void> settle_numbers(const Given& given, Preset* preset, std::string* pro
     *problem = "exact_above and refine need a base rendition as precision, as \"base:44\"";
   else
     return {};
-  return error(Code::kInvalid, "a preset has a number that nothing uses");
+  return error(Code::kInvalid, "a preset has a number without a use, or lacks one");
 }
 
 Result<Preset> base_of(const std::vector<TomlEntry>& entries, std::string* problem) {
@@ -307,6 +323,7 @@ Result<Preset> parse_preset(std::string_view name, std::string_view toml, std::s
   KVT_TRY(const std::vector<TomlEntry> entries, parse_toml(toml, problem));
   KVT_TRY(Preset preset, base_of(entries, problem));
   preset.name = std::string(name);
+  const LevelUse of_base = level_use(preset);
   Given given;
   for (const TomlEntry& entry : entries) {
     if (entry.key == "base") continue;
@@ -316,7 +333,7 @@ Result<Preset> parse_preset(std::string_view name, std::string_view toml, std::s
     return error(taken.error());
   }
   KVT_TRY_VOID(settle_abstract(given, &preset, problem));
-  KVT_TRY_VOID(settle_numbers(given, &preset, problem));
+  KVT_TRY_VOID(settle_numbers(given, of_base, &preset, problem));
   const Result<void> valid = preset.validate();
   if (!valid) {
     *problem = valid.error().message();

@@ -196,6 +196,9 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
                            "trigger = \"mass\"", "query = \"step-before\""})
     expect_problem(std::string("base = \"quest\"\n") + part, "level is missing: steps of");
   EXPECT_EQ(taken("base = \"louiskv\"\ntrigger = \"cosine\"\n").level, 0.7f);
+  // What is a cosine in the base is not taken for a share or a number of steps.
+  expect_problem("base = \"louiskv\"\ntrigger = \"mass\"", "level is missing: steps of");
+  expect_problem("base = \"freekv\"\nquery = \"current\"\ntrigger = \"mass\"", "level is missing");
   EXPECT_EQ(taken("base = \"quest\"\ntrigger = \"cosine\"\nlevel = 0").level, 0.0f);
   expect_problem("base = \"quest\"\nbudget = \"mass\"\nshare = 0.5\ngroup = \"max\"",
                  "mean-softmax");
