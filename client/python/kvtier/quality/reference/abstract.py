@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .codebook import in_order, train_plain
-from .layer import Layer, half
+from .layer import Layer, half, half_not_above
 from .partition import Units
 
 Vectors = dict[str, torch.Tensor]
@@ -63,8 +63,8 @@ class Box:
     def build(self, layer: Layer, units: Units, books: Any) -> Vectors:
         rows = layer.keys[:, : layer.stored]
         return {
-            "low": half(units.extreme(rows, largest=False)),
-            "high": half(units.extreme(rows, largest=True)),
+            "low": half_not_above(units.extreme(rows, largest=False)),
+            "high": -half_not_above(-units.extreme(rows, largest=True)),
         }
 
     def bytes(self, units: Units, vectors: Vectors, dim: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -65,3 +66,10 @@ def ends(layer: Layer) -> torch.Tensor:
 def half(x: torch.Tensor) -> torch.Tensor:
     """As it comes back from 16 bits, in which abstracts are stored."""
     return x.half().float()
+
+
+def half_not_above(x: torch.Tensor) -> torch.Tensor:
+    """The largest 16-bit value that is not above: a box goes on holding all of its keys."""
+    near = half(x)
+    below = np.nextafter(near.half().numpy(), np.float16(-np.inf))
+    return torch.where(near > x, torch.from_numpy(below).float(), near)
