@@ -73,7 +73,7 @@ Result<void> read_config(const std::string& path, bool must_exist, DaemonOptions
 Result<void> read_environment(DaemonOptions* options, std::string* problem) {
   for (const std::string& name : option_names()) {
     const char* value = std::getenv(environment_name(name).c_str());
-    if (value == nullptr) continue;
+    if (value == nullptr || *value == '\0') continue;  // as an unset one
     KVT_TRY_VOID(set_option(name, value, options, problem));
     options->set_source(name, "environment");
   }
