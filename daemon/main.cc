@@ -169,7 +169,9 @@ int main(int argc, char** argv) {
       return fail(problem);
     options.daemon.set_source(setting.substr(0, equals), "flag");
   }
-  if (const auto valid = options.daemon.validate(); !valid) return fail(valid.error().message());
+  options.daemon.fill_in();
+  if (const auto valid = options.daemon.validate(&problem); !valid)
+    return fail(problem.empty() ? valid.error().message() : problem);
   if (check_only) {
     if (as_json) std::printf("%s\n", dump_json(options_json(options.daemon)).c_str());
     return 0;

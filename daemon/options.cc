@@ -46,7 +46,7 @@ const std::vector<Key>& keys() {
       {"host.abstracts_bytes", &Options::abstracts_bytes, kMiB, kTiB, nullptr,
        "memory for abstracts"},
       {"host.leased_bytes_per_client_max", &Options::leased_bytes_per_client_max, kMiB, kTiB,
-       nullptr, "bytes that one client may hold under leases"},
+       nullptr, "bytes that one client may hold under leases; unset: at most half of the arena"},
       {"host.tail_bytes_max", &Options::tail_bytes_max, 64 * kMiB, 64 * kTiB, nullptr,
        "bytes to which the tails of all open sequences may grow, 4,096 tokens each; beyond it none "
        "is opened for writing"},
@@ -201,7 +201,7 @@ Result<void> set_entry(const Key& key, const TomlEntry& entry, Options* options,
     if (*number < 0) return wrong_kind(key, "a number, 0 or more", problem);
     value = static_cast<std::uint64_t>(*number);
   } else if (text == nullptr || !parse_size(*text, &value)) {
-    return wrong_kind(key, "a number, or a size such as \"8 GiB\"", problem);
+    return wrong_kind(key, "a number, or a size such as \"8 GiB\" (KiB, MiB, GiB or TiB)", problem);
   }
   return set_number(key, value, options, problem);
 }
@@ -212,12 +212,23 @@ Json value_json(const Key& key, const Options& options) {
 
 }  // namespace
 
-Result<void> DaemonOptions::validate() const {
+void DaemonOptions::fill_in() {
+  if (source_of("host.leased_bytes_per_client_max") == std::string_view("default"))
+    leased_bytes_per_client_max = std::min(leased_bytes_per_client_max, host_bytes / 2);
+}
+
+Result<void> DaemonOptions::validate(std::string* problem) const {
   if (store_path.empty())
     return error(Code::kInvalid, "no directory for the store: set store.path or HOME");
-  if (leased_bytes_per_client_max > host_bytes)
+  if (leased_bytes_per_client_max > host_bytes) {
+    if (problem != nullptr)
+      *problem =
+          "host.leased_bytes_per_client_max = " + std::to_string(leased_bytes_per_client_max) +
+          " is above host.arena_bytes = " + std::to_string(host_bytes) +
+          ": lower it, or leave it out for half of the arena";
     return error(Code::kInvalid,
                  "host.leased_bytes_per_client_max is above host.arena_bytes: lower it");
+  }
   return {};
 }
 
@@ -266,7 +277,7 @@ Result<void> set_option(std::string_view name, std::string_view value, DaemonOpt
   }
   std::uint64_t number = 0;
   if (!parse_size(value, &number))
-    return wrong_kind(*key, "a number, or a size such as 8GiB", problem);
+    return wrong_kind(*key, "a number, or a size such as 8GiB (KiB, MiB, GiB or TiB)", problem);
   return set_number(*key, number, options, problem);
 }
 

@@ -23,11 +23,11 @@ struct DaemonOptions {
   bool admission = true;           // scarce writes: one-shot prefixes on their second use only
   bool decline_slow_loads = true;  // of prefixes that would be computed faster
   // host
-  std::uint64_t host_bytes = 2ull << 30;         // host arena
-  std::uint64_t abstracts_bytes = 256ull << 20;  // abstracts arena
-  std::uint64_t leased_bytes_per_client_max = 512ull << 20;
-  std::uint64_t tail_bytes_max = 64ull << 30;  // of all open sequences
-  std::uint32_t probation_percent = 40;        // of the eviction orders of memory and disk
+  std::uint64_t host_bytes = 2ull << 30;                     // host arena
+  std::uint64_t abstracts_bytes = 256ull << 20;              // abstracts arena
+  std::uint64_t leased_bytes_per_client_max = 512ull << 20;  // unset: at most half of the arena
+  std::uint64_t tail_bytes_max = 64ull << 30;                // of all open sequences
+  std::uint32_t probation_percent = 40;  // of the eviction orders of memory and disk
   bool huge_pages = true;
   // disk
   std::string io_backend = "auto";  // auto, io_uring, threads
@@ -44,7 +44,10 @@ struct DaemonOptions {
   std::string log_level = "warn";
   std::string kernels = "auto";
 
-  [[nodiscard]] Result<void> validate() const;
+  // When all is read: what was not set follows what was. Before validate().
+  void fill_in();
+  // `*problem`, unless null, names the values that do not go together.
+  [[nodiscard]] Result<void> validate(std::string* problem = nullptr) const;
 
   // Where the value of a key comes from: "default", "file", "environment" or "flag".
   [[nodiscard]] const char* source_of(std::string_view key) const noexcept;

@@ -347,7 +347,8 @@ TEST_F(BadInput, SettingsThatCannotBe) {
   expect(refused("", {"disk.depth=0"}), "disk.depth = 0: must be 1 to");
   expect(refused("", {"disk.dept=1"}), "'disk.depth'");
   expect(refused("", {"disk.depth"}), "KEY=VALUE");
-  expect(refused("", {"host.arena_bytes=2MiB"}), "above host.arena_bytes: lower it");
+  expect(refused("", {"host.arena_bytes=2MiB", "host.leased_bytes_per_client_max=3MiB"}),
+         "= 3145728 is above host.arena_bytes = 2097152: lower it");
 }
 
 // ---- files of a newer version -------------------------------------------------------------------
