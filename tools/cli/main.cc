@@ -107,9 +107,12 @@ int wrong_use(CLI::App& app, const CLI::ParseError& failed, int argc, char** arg
   if (failed.get_exit_code() == 0) return app.exit(failed);  // --help, --version
   Invocation invocation;
   invocation.json = wants_json(argc, argv);
-  kvtier::cli::print_error(
-      invocation, {kvtier::Code::kInvalid},
-      describe_wrong_use(failed, argc, argv) + (invocation.json ? "" : " (kvtier --help)"));
+  std::string help = " (kvtier --help)";
+  for (const Command& command : kvtier::cli::commands())
+    if (argc > 1 && std::strcmp(argv[1], command.name) == 0)
+      help = std::string(" (kvtier ") + command.name + " --help)";
+  kvtier::cli::print_error(invocation, {kvtier::Code::kInvalid},
+                           describe_wrong_use(failed, argc, argv) + (invocation.json ? "" : help));
   return 2;
 }
 
