@@ -62,7 +62,8 @@ Result<Preset> load_preset(std::string_view name) {
   std::string mine;
   for (const std::string& file : toml_files(directory()))
     mine += (mine.empty() ? "; of this user: " : ", ") + fs::path(file).stem().string();
-  return error_with(Code::kNotFound, "%s%s (%s)", built_in.error().message(), mine.c_str(),
+  return error_with(Code::kNotFound, "no such preset: %s; %s%s (%s)", std::string(name).c_str(),
+                    built_in.error().message(), mine.c_str(),
                     path.empty() ? "no HOME" : ("there is no " + path).c_str());
 }
 

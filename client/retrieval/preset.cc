@@ -229,7 +229,7 @@ Result<const Preset*> find_preset(std::string_view name) {
     if (name == preset.name) return &preset;
   return error(
       Code::kNotFound,
-      "no such preset: codes, codes-lookahead, progressive, progressive-lookahead, quest, "
+      "there are codes, codes-lookahead, progressive, progressive-lookahead, quest, "
       "mean, sentencekv, louiskv, clusters, leoam, freekv, arkvale, pqcache, shadow, window "
       "or full");
 }

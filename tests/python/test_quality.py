@@ -93,7 +93,7 @@ def test_the_daemon_and_the_reference_agree(tmp_path):
     [
         (["--engine", "reference", "--preset", "queste"], "the reference has no preset queste; it"),
         (["--preset", "shadow-sequence"], "--engine reference does"),
-        (["--preset", "queste"], "no such preset: codes, codes-lookahead, progressive"),
+        (["--preset", "queste"], "no such preset: queste; there are codes, codes-lookahead"),
         (["--preset", "full,./nowhere.toml"], "cannot read ./nowhere.toml"),
         (["--text", "nowhere.txt"], "no such text: nowhere.txt"),
         (["--budget", "0"], "--budget 0: numbers of rows above 0"),
