@@ -38,6 +38,21 @@ std::string marks(const Json& entry) {
   return text;
 }
 
+// After the rebuilding of a catalogue there can be segments that no sequence shows.
+void print_no_sequences(const Json& reply) {
+  std::uint64_t segments = 0, bytes = 0;
+  for (const Json& space : reply.value("spaces", Json::array())) {
+    segments += number_of(space, "segments");
+    bytes += number_of(space, "bytes_disk");
+  }
+  if (segments == 0)
+    std::printf("Nothing is stored yet.\n");
+  else
+    std::printf("No sequences; %llu %s (%s): storing or matching the same text finds %s.\n",
+                static_cast<unsigned long long>(segments), segments == 1 ? "segment" : "segments",
+                human_bytes(bytes).c_str(), segments == 1 ? "it" : "them");
+}
+
 void print_list(const Json& reply) {
   std::vector<std::vector<std::string>> rows = {
       {"ID", "NAME", "TOKENS", "ON DISK", "SHARED", "IN MEMORY", "USED", ""}};
@@ -48,10 +63,7 @@ void print_list(const Json& reply) {
                     human_bytes(number_of(entry, "bytes_shared")),
                     human_bytes(number_of(entry, "bytes_resident")),
                     human_time(number_of(entry, "used_unix_s")), marks(entry)});
-  if (rows.size() == 1) {
-    std::printf("Nothing is stored yet.\n");
-    return;
-  }
+  if (rows.size() == 1) return print_no_sequences(reply);
   print_table(rows);
 }
 
