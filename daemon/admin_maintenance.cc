@@ -133,12 +133,13 @@ void op_verify(EngineState& engine, Session&, ControlRequest request, ControlDon
   const Result<bool> deep = json_bool(request.body, "deep", true);
   if (!deep) return done(error(deep.error()));
   const CheckPtr check = collect(engine, *deep);
-  run_check(engine, check, [&engine, check, done](Result<void> result) {
+  run_check(engine, check, [&engine, check, deep = *deep, done](Result<void> result) {
     if (!result) return done(error(result.error()));
     forget_stale(engine, *check);
     mark_found(engine, *check);
     const bool sound = std::all_of(check->problems.begin(), check->problems.end(),
                                    [](const Problem& problem) { return problem.warning; });
+    if (sound && deep) engine.metrics.damage_settled = damage_met(engine.metrics);
     done(ControlReply{
         Json{{"sound", sound},
              {"segments", check->segments_checked},
@@ -163,6 +164,7 @@ struct Repair {
   std::size_t next = 0;
   std::uint64_t dropped = 0;
   std::uint64_t segments_behind = 0, bytes_behind = 0;  // whole, but behind what was dropped
+  std::uint64_t left = 0;                               // damaged still
   std::map<std::uint64_t, Cut> cuts;
   Result<void> stored;  // the rows of what was cut
   ControlDone done;
@@ -278,6 +280,7 @@ void mend_log(EngineState& engine, const RepairPtr& repair, SequenceId id) {
       ++repair->dropped;
       if (!problem.warning) note_cut(*repair, sequence, std::nullopt, sequence.tokens_sealed);
     } else {
+      ++repair->left;
       problem.reason += std::string("; not mended: ") + sealed.error().message();
     }
     run_repair(engine, repair);
@@ -290,6 +293,7 @@ void end_repair(EngineState& engine, const RepairPtr& repair) {
     sweep_condemned(engine);
     if (!repair->stored) written = repair->stored;
     if (!written) return repair->done(error(written.error()));
+    if (repair->left == 0) engine.metrics.damage_settled = damage_met(engine.metrics);
     repair->done(ControlReply{Json{{"dropped", repair->dropped},
                                    {"segments_behind", repair->segments_behind},
                                    {"bytes_behind", repair->bytes_behind},
@@ -307,11 +311,12 @@ void run_repair(EngineState& engine, const RepairPtr& repair) {
   std::vector<Problem>& problems = repair->check->problems;
   while (repair->next < problems.size()) {
     Problem& problem = problems[repair->next++];
-    if (problem.newer || problem.unread ||
-        (!problem.segment.valid() && !problem.sequence.valid() && problem.file == 0 &&
-         !problem.derived) ||
-        is_gone(engine, problem))
+    if (problem.newer || is_gone(engine, problem)) continue;
+    if (problem.unread || (!problem.segment.valid() && !problem.sequence.valid() &&
+                           problem.file == 0 && !problem.derived)) {
+      repair->left += problem.warning ? 0 : 1;
       continue;
+    }
     StoredSequence* sequence =
         problem.sequence.valid() ? find_sequence(engine, problem.sequence) : nullptr;
     const bool in_use = sequence != nullptr && (!sequence->open.empty() || sequence->working);
@@ -323,8 +328,10 @@ void run_repair(EngineState& engine, const RepairPtr& repair) {
     }
     if (!in_use && (problem.sequence.valid() || mend(engine, problem, repair)))
       ++repair->dropped;
-    else
+    else {
+      ++repair->left;
       problem.reason += "; in use: close the sequence and repair again";
+    }
   }
   end_repair(engine, repair);
 }

@@ -328,6 +328,7 @@ Json damage_json(const EngineState& engine) {
         return !segment.condemned && (segment.row.bad || segment.state == SegmentState::kLost);
       });
   return Json{{"segments_damaged_now", damaged_now},
+              {"settled", damaged_now == 0 && m.damage_settled == damage_met(m)},
               {"recovered_segments", m.recovered_segments},
               {"recovered_sequences", m.recovered_sequences},
               {"recovery_us", m.recovery_ns / 1000},

@@ -113,6 +113,9 @@ struct Metrics {
   std::uint64_t segments_bad = 0;
   std::uint64_t chunks_bad = 0;
   std::uint64_t logs_torn = 0;
+  // All damage that was met when verify found everything sound, or repair mended all, the last
+  // time.
+  std::uint64_t damage_settled = 0;
   std::uint64_t segments_evicted = 0;  // from disk
   std::uint64_t sequences_evicted = 0;
   std::uint64_t bytes_evicted = 0;
@@ -125,5 +128,10 @@ struct Metrics {
   std::uint64_t requests_malformed = 0;
   std::uint64_t rings_broken = 0;
 };
+
+// Pieces of damage since start; one can be met twice, as a chunk and as its segment.
+[[nodiscard]] inline std::uint64_t damage_met(const Metrics& m) noexcept {
+  return m.segments_missing + m.rows_damaged + m.segments_bad + m.chunks_bad + m.logs_torn;
+}
 
 }  // namespace kvtier

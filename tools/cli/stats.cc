@@ -162,7 +162,9 @@ void print_state(const Json& stats) {
                      count_of(daemon, "open_sequences") + " open sequences; disk by " +
                      text_of(stats["disk"], "backend") + ", kernels " + text_of(daemon, "kernels"));
   if (const std::string damaged = damage_text(stats["damage"]); !damaged.empty())
-    line("damage", damaged + " since start: `kvtier verify` names what is damaged");
+    line("damage", damaged + (stats["damage"].value("settled", false)
+                                  ? " since start; nothing of it is left"
+                                  : " since start: `kvtier verify` names what is damaged"));
   for (const Json& off : stats["off"])
     line("off", off.is_string() ? off.get<std::string>() : off.dump());
 }
