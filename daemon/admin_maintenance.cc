@@ -363,7 +363,8 @@ void op_gc(EngineState& engine, Session&, ControlRequest request, ControlDone do
     if (!report) return done(error(report.error()));
     const std::uint64_t evicted = engine.metrics.segments_evicted;
     const std::size_t values = engine.objects.order.size();
-    const std::uint64_t unused = evict_unreferenced(engine);
+    const std::uint64_t unused = evict_unreferenced(engine) + report->bytes_before -
+                                 std::min(report->bytes_before, report->bytes_after);
     std::uint64_t others = remove_kept_files(engine);
     if (objects) others += evict_objects(engine);
     engine.objects.settle = !engine.objects.unsettled.empty();

@@ -74,13 +74,17 @@ void abandon(EngineState& engine, const CompactionPtr& all, const RunPtr& run,
 }
 
 // The old segments go; their blocks are filed under the new ones.
-void retire_old(EngineState& engine, const Run& run, const StoredSequence& target) {
+void retire_old(EngineState& engine, const Run& run, const StoredSequence& target,
+                CompactionReport* report) {
   for (std::size_t i = run.before.size(); i-- > run.first_part;) {
     Segment* old = find_segment(engine, run.before[i].segment);
-    if (old != nullptr && !old->referenced() && !old->condemned) condemn_segment(engine, *old);
+    if (old == nullptr || old->referenced() || old->condemned) continue;
+    report->bytes_before += old->row.file_bytes;
+    condemn_segment(engine, *old);
   }
   for (std::size_t i = run.first_part; i < target.parts.size(); ++i) {
     Segment& segment = *target.parts[i].segment;
+    report->bytes_after += segment.row.file_bytes;
     for (std::size_t b = 0; b < segment.row.blocks.size(); ++b) {
       const std::uint64_t end = (segment.row.start_token / kBlockTokens + b + 1) * kBlockTokens;
       segment.space->index.insert(
@@ -104,7 +108,7 @@ void parts_swapped(EngineState& engine, const CompactionPtr& all, const RunPtr& 
   remove_sequence(engine, *find_sequence(engine, run->scratch), LogFile::kUnlink,
                   [&engine, all, run](Result<void>) {
                     if (StoredSequence* kept = find_sequence(engine, run->target); kept != nullptr)
-                      retire_old(engine, *run, *kept);
+                      retire_old(engine, *run, *kept, &all->report);
                     next_sequence(engine, all);
                   });
 }

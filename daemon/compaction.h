@@ -20,6 +20,7 @@ struct CompactionReport {
   std::uint64_t sequences = 0;
   std::uint64_t segments_merged = 0;  // old ones
   std::uint64_t segments_made = 0;
+  std::uint64_t bytes_before = 0, bytes_after = 0;  // of the files of both
 };
 
 // All closed sequences that have something to gain: two neighbours that fit in one segment, or one

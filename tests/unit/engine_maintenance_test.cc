@@ -73,7 +73,11 @@ TEST_F(EngineMaintenance, RepairEndsTheSequenceBeforeWhatRots) {
 
 TEST_F(EngineMaintenance, GcMakesOneSegmentOfThreeThatTheDiskHas) {
   const std::vector<SegmentId> before = segments();
-  EXPECT_EQ(request({{"op", "gc"}})["segments_compacted"], 3);
+  const std::uint64_t bytes = state().segments.disk_bytes;
+  const Json done = request({{"op", "gc"}});
+  EXPECT_EQ(done["segments_compacted"], 3);
+  EXPECT_GT(done["bytes_freed"], 0);
+  EXPECT_EQ(done["bytes_freed"], bytes - state().segments.disk_bytes);
   ASSERT_EQ(segments().size(), 1u);
   for (const SegmentId old : before) EXPECT_FALSE(world.disk().exists(segment_path(old)));
   crash();

@@ -236,7 +236,7 @@ Command repair_command() {
 Command gc_command() {
   return {"gc",
           "merge small segments into larger ones (compacted), remove those that no sequence uses "
-          "(removed); freed: their bytes on disk",
+          "(removed); freed: what both gave back on disk",
           {},
           {{"--objects", nullptr, "remove what store plug-ins stored under opaque keys, too"}},
           run_gc};
