@@ -191,7 +191,8 @@ Result<void> Sequence::settle_seal(std::uint32_t half) {
     sealing.state = Tail::HalfState::kFull;  // ours again; the next call asks again
     return error(code,
                  code == Code::kNoSpace
-                     ? "the store is full: the tail cannot be sealed (`kvtier rm`, `kvtier gc`)"
+                     ? "the store is full, by store.disk_bytes_max or its disk: the tail cannot be "
+                       "sealed (`kvtier rm`, `kvtier gc`, or raise that setting)"
                      : "the daemon could not seal the tail (see its log)");
   }
   if (closing_ && done.value0 == 0) {  // nobody asked for it to be kept, and writes are scarce
@@ -280,8 +281,11 @@ Result<void> Sequence::commit_once(bool again) {
   // A commit behind a failed seal is cancelled: the seal, asked for again, has the reason.
   KVT_TRY_VOID(settle_all_seals());
   if (code == Code::kCancelled && !again) return commit_once(true);
-  return error(
-      code, code == Code::kNoSpace ? "the store is full: nothing more can be committed" : nullptr);
+  return error(code,
+               code == Code::kNoSpace
+                   ? "the store is full, by store.disk_bytes_max or its disk: nothing more can be "
+                     "committed (`kvtier rm`, `kvtier gc`, or raise that setting)"
+                   : nullptr);
 }
 
 }  // namespace kvtier
