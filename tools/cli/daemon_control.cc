@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <optional>
 
@@ -16,6 +17,7 @@
 #include "client/ipc/unix_socket.h"
 #include "kvtier/kvtier.h"
 #include "tools/cli/commands.h"
+#include "tools/cli/finding.h"
 
 namespace kvtier::cli {
 namespace {
@@ -50,6 +52,17 @@ std::optional<std::string> ask_lost_rows(const Invocation& invocation) {
   return lost_rows(*stats);
 }
 
+// A daemon that can read its store starts; that storing fails would show only then.
+void warn_of_closed_store(const Invocation& invocation) {
+  std::string why;
+  const Result<Json> status = try_request(invocation, Json{{"op", "status"}}, &why);
+  int refused = 0;
+  const std::string part = status ? closed_part(text_of(*status, "store"), &refused) : "";
+  if (!part.empty())
+    std::fprintf(stderr, "kvtier: %s cannot be written: %s; `kvtier doctor` has the mend\n",
+                 part.c_str(), std::strerror(refused));
+}
+
 int run_start(const Invocation& invocation) {
   warn_of_variables();
   const bool running = daemon_listens(invocation);
@@ -72,6 +85,7 @@ int run_start(const Invocation& invocation) {
     return 0;
   }
   if (lost && !lost->empty()) std::fprintf(stderr, "kvtier: %s\n", lost->c_str());
+  warn_of_closed_store(invocation);
   std::printf(running ? "kvtierd runs already\n" : "kvtierd runs\n");
   return 0;
 }

@@ -44,6 +44,18 @@ std::string setting_of(const Json& settings, const char* name) {
   return "";
 }
 
+std::string closed_part(const std::string& store, int* why) {
+  for (const char* part :
+       {"LOCK", "catalogue", "segments", "logs", "codebooks", "sidecars", "objects"}) {
+    const std::string path = store + "/" + part;
+    const int wanted = std::strcmp(part, "LOCK") == 0 ? W_OK : W_OK | X_OK;
+    if (::faccessat(AT_FDCWD, path.c_str(), wanted, AT_EACCESS) == 0 || errno == ENOENT) continue;
+    *why = errno;
+    return path;
+  }
+  return "";
+}
+
 namespace {
 
 // Room for the scratch file of the disk's back end.
@@ -224,15 +236,8 @@ bool is_writable(const std::string& store, const std::string& place, Finding* fi
   int why = made.valid() ? 0 : errno;
   if (made.valid()) {
     ::unlink(probe.c_str());
-    for (const char* part :
-         {"LOCK", "catalogue", "segments", "logs", "codebooks", "sidecars", "objects"}) {
-      const std::string path = store + "/" + part;
-      const int wanted = std::strcmp(part, "LOCK") == 0 ? W_OK : W_OK | X_OK;
-      if (::faccessat(AT_FDCWD, path.c_str(), wanted, AT_EACCESS) == 0 || errno == ENOENT) continue;
-      why = errno;
-      refused = path;
-      break;
-    }
+    const std::string part = closed_part(store, &why);
+    if (!part.empty()) refused = part;
   }
   if (why == 0) return true;
   *finding = {Grade::kBad, "store",

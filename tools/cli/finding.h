@@ -35,6 +35,9 @@ struct Seen {
 // The first line of a file; "" where it cannot be read.
 [[nodiscard]] std::string read_line(const std::string& path);
 
+// What lies in this store and refuses to be written, by asking, and why (errno); "": nothing does.
+[[nodiscard]] std::string closed_part(const std::string& store, int* why);
+
 [[nodiscard]] Finding check_disk_backend(const Seen& seen);
 [[nodiscard]] Finding check_memlock(const Seen& seen);
 [[nodiscard]] Finding check_open_files(const Seen& seen);
