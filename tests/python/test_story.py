@@ -14,6 +14,7 @@ import pytest
 from conftest import PATHS, ROOT
 
 from kvtier.story import machine, report
+from kvtier.story.progress import Step
 from kvtier.story.settings import Settings
 
 FIELDS = {
@@ -111,6 +112,14 @@ def test_the_whole_story(tmp_path):
     settings = Settings("", "", "", "", "", budget=figures["document_tokens"])
     assert "is no less than the document" in " ".join(report.explained(settings, figures))
     assert not Path(f"/proc/{details['killed_pid']}").exists()
+
+
+def test_a_bar_without_a_count_moves_past_the_expected_time():
+    shares = [Step("loading", expected_s=20).share(seconds) for seconds in (0, 20, 40, 60)]
+    assert shares == pytest.approx([0, 0.632, 0.865, 0.950], abs=1e-3)
+    counted = Step("reading", expected_s=20)
+    counted(3, 4)
+    assert counted.share(60) == 0.75 and Step("storing").share(60) == 0
 
 
 def test_what_lies_on_disk_is_counted_while_it_changes(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -10,8 +11,8 @@ from types import TracebackType
 
 class Step:
     """`with Step("reading") as step: step(done, total)`. Where nothing calls it, it shows the
-    seconds go by, against `expected_s` if given. `seconds` holds the duration afterwards; `note` is
-    printed behind it."""
+    seconds go by, with `expected_s` beside a share that nears 1 and never stands. `seconds` holds
+    the duration afterwards; `note` is printed behind it."""
 
     WIDTH = 28
 
@@ -39,12 +40,15 @@ class Step:
         state = "failed" if kind else self.note
         self._print(f"{self.label:<44} {self.seconds:6.1f} s  {state}", last=True)
 
+    def share(self, elapsed_s: float) -> float:
+        if self._total:
+            return self._done / self._total
+        return -math.expm1(-elapsed_s / self.expected_s) if self.expected_s else 0.0
+
     def _repaint(self) -> None:
         while not self._stop.wait(0.3 if self._terminal else 5.0):
             elapsed = time.monotonic() - self._start
-            share = self._done / self._total if self._total else 0.0
-            if not self._total and self.expected_s:
-                share = min(0.99, elapsed / self.expected_s)
+            share = self.share(elapsed)
             filled = int(share * self.WIDTH)
             bar = "#" * filled + "." * (self.WIDTH - filled)
             self._print(
