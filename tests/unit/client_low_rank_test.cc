@@ -198,7 +198,7 @@ class LowRank : public ClientTest {
     return far;
   }
 
-  const TestShape shape_;
+  const TestShape shape_{};
   const std::uint64_t heads_ = shape_.layers * shape_.kv_heads;
   Model model_{shape_};
   kvt_space* space_ = nullptr;
