@@ -492,6 +492,19 @@ def test_a_low_bit_copy_is_within_half_a_step():
         assert (error.unflatten(-1, (2, 32)).amax(-1) <= 0.55 * step + 2e-3).all()
 
 
+def test_low_bit_keys_before_rope_come_back_turned(tiny):
+    layer = layer_of(tiny, index=0)
+    with pytest.raises(ValueError, match="frequencies"):
+        precision.LowBit(8, 8, before=True).rows(layer)
+    layer.frequency = tiny[0].model.rotary_emb.inv_freq
+    keys = layer.keys[:, :STORED]
+    plain, _ = precision.LowBit(8, 8).rows(layer)
+    turned, values = precision.LowBit(8, 8, before=True).rows(layer)
+    span = float(keys.amax() - keys.amin())
+    assert 0 < differ(turned, keys) < 2 * span / 255 and differ(turned, plain) > 0
+    assert differ(values, layer.values[:, :STORED]) < span / 100
+
+
 def test_hot_rows_are_exact(tiny, books):
     """With a threshold of 0 every row is hot: progressive is codes."""
     exact = Preset("a", abstract=abstract.Codes("codes"), precision=precision.LowBit(2, 2, hot=0.0))

@@ -34,12 +34,13 @@ class Raw:
 class LowBit:
     """Affine, smallest and largest of a group of 32: K per channel over 32 tokens, V per token over
     32 channels (KIVI, arXiv 2402.02750), scale and offset in 16 bits, rounded so that the group
-    stays between its ends."""
+    stays between its ends. `before`: keys as they were before RoPE (KVQuant, arXiv 2401.18079)."""
 
     bits_k: int = 4
     bits_v: int = 4
     hot: float = 0.01
     group: int = 32
+    before: bool = False
 
     @property
     def fetched(self) -> float:
@@ -47,8 +48,13 @@ class LowBit:
 
     def rows(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
         keys, values = layer.keys[:, : layer.stored], layer.values[:, : layer.stored]
-        k = affine(keys.transpose(1, 2), self.bits_k, self.group).transpose(1, 2)
-        return k.contiguous(), affine(values, self.bits_v, self.group)
+        position = torch.arange(layer.stored)
+        if self.before:
+            keys = turn(keys, -position, frequency_of(layer))
+        keys = affine(keys.transpose(1, 2), self.bits_k, self.group).transpose(1, 2)
+        if self.before:
+            keys = turn(keys, position, frequency_of(layer))
+        return keys.contiguous(), affine(values, self.bits_v, self.group)
 
     def device_bytes(self, layer: Layer) -> float:
         return 0.0
@@ -69,14 +75,12 @@ class LowRankKeys:
         return min(rows, max(1, int(self.share * layer.heads * layer.dim)))
 
     def rows(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor] | None:
-        if layer.frequency is None:
-            raise ValueError("low-rank keys need the frequencies of RoPE")
         position = torch.arange(layer.stored)
-        before = turn(layer.keys[:, : layer.stored], -position, layer.frequency)
+        before = turn(layer.keys[:, : layer.stored], -position, frequency_of(layer))
         flat = before.transpose(0, 1).flatten(1)  # [C, H d]
         low = torch.cat([self._factorised(part, layer) for part in self._parts(layer, flat)])
         low = low.view(layer.stored, layer.heads, layer.dim).transpose(0, 1)
-        return turn(low, position, layer.frequency), layer.values[:, : layer.stored]
+        return turn(low, position, frequency_of(layer)), layer.values[:, : layer.stored]
 
     def _parts(self, layer: Layer, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return rows.split(self.segment or layer.stored)
@@ -92,6 +96,12 @@ class LowRankKeys:
         return sum(
             2.0 * self.rank(layer, rows) * (rows / layer.heads + layer.dim) for rows in parts
         )
+
+
+def frequency_of(layer: Layer) -> torch.Tensor:
+    if layer.frequency is None:
+        raise ValueError("keys before RoPE need its frequencies")
+    return layer.frequency
 
 
 def affine(x: torch.Tensor, bits: int, group: int) -> torch.Tensor:

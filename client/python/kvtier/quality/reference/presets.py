@@ -146,6 +146,16 @@ _TABLE = [
         books="codes",
         precision=precision.LowBit(4, 4, hot=0.01),
     ),
+    # What fewer bits cost, and keys before RoPE.
+    *(
+        Preset(
+            f"progressive-{bits}{bits}" + ("-before" if before else ""),
+            abstract=abstract.Codes("codes"),
+            books="codes",
+            precision=precision.LowBit(bits, bits, hot=0.01, before=before),
+        )
+        for bits, before in ((4, True), (3, False), (3, True))
+    ),
 ]
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _TABLE}
 DEFAULT = "codes"
