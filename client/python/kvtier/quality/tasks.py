@@ -59,7 +59,10 @@ EVENTS = (
     ("painted", "a clay pigeon"),
     ("stole", "a cotton shirt"),
 )
-PLACES = "Arlen Borum Corvo Dell Esk Farrow Gorm Hythe Islay Jarrow Kelso Lorn".split()
+PLACES = (
+    "Arlen Borum Corvo Dell Esk Farrow Gorm Hythe Islay Jarrow Kelso Lorn "
+    "Morven Nairn Orford Penrith Quorn Rhyl Selby Tarbert Ullapool Ventnor Whitby Yarm"
+).split()
 WEATHER = "rainy sunny foggy windy snowy stormy".split()
 
 
