@@ -1,13 +1,12 @@
 #include "tools/bench/replay_generate.h"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cmath>
 #include <limits>
-#include <thread>
 
 #include "base/random.h"
+#include "tools/bench/replay_threads.h"
 
 namespace kvtier::bench {
 namespace {
@@ -188,19 +187,11 @@ Trace generate_trace(const TraceShape& shape, const TraceLaw& law, std::uint64_t
   Trace trace;
   trace.shape = shape;
   trace.heads.resize(shape.heads());
-  std::atomic<std::uint32_t> next = 0;
-  const auto work = [&] {
-    for (std::uint32_t i = 0; (i = next.fetch_add(1)) < shape.heads();) {
-      Head head(shape, law, law.motion(i / shape.kv_heads, shape.layers),
-                Random(seed + i * 0x51ED2701ull).next());
-      for (std::uint32_t step = 0; step < shape.steps; ++step) head.step(&trace.heads[i]);
-    }
-  };
-  std::vector<std::thread> others;
-  for (unsigned i = 1; i < std::min(std::thread::hardware_concurrency(), shape.heads()); ++i)
-    others.emplace_back(work);
-  work();
-  for (std::thread& other : others) other.join();
+  each_in_parallel(shape.heads(), [&](std::uint32_t i) {
+    Head head(shape, law, law.motion(i / shape.kv_heads, shape.layers),
+              Random(seed + i * 0x51ED2701ull).next());
+    for (std::uint32_t step = 0; step < shape.steps; ++step) head.step(&trace.heads[i]);
+  });
   return trace;
 }
 
