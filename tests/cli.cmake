@@ -18,4 +18,4 @@ add_test(NAME bench_smoke COMMAND kvtier-bench all --smoke --dir ${PROJECT_BINAR
 set_tests_properties(bench_smoke PROPERTIES TIMEOUT 300 LABELS "no-sanitizer")
 
 # Traces of what decoders choose.
-kvt_test(replay_test SOURCES unit/replay_trace_test.cc unit/replay_generate_test.cc LIBS kvt_replay)
+kvt_test(replay_test SOURCES unit/replay_trace_test.cc unit/replay_generate_test.cc unit/replay_layout_test.cc LIBS kvt_replay)

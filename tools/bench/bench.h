@@ -24,9 +24,10 @@ enum class Size {
 // What only `replay` takes; 0 and empty: as the size says.
 struct ReplayOptions {
   std::uint32_t tokens = 0, layers = 0, steps = 0;
-  std::string trace_path;  // replayed instead of a made trace
-  std::string write_path;  // the trace is written to it
-  std::string fit_path;    // a recorded trace whose law is found, instead of a replay
+  std::string trace_path;     // replayed instead of a made trace
+  std::string write_path;     // the trace is written to it
+  std::string fit_path;       // a recorded trace whose law is found, instead of a replay
+  bool layouts_only = false;  // orders of rows on disk are counted, and nothing is replayed
 };
 
 struct Context {

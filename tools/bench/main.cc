@@ -160,6 +160,9 @@ void add_replay_options(CLI::App* app, ReplayOptions* replay) {
   add("--steps", &replay->steps, "its steps, three fifths of them to warm up; default 80");
   add("--trace", &replay->trace_path, "replay this trace (kvtier-quality --trace) instead");
   add("--write-trace", &replay->write_path, "write the trace that is replayed to this file");
+  app->add_flag("--layouts", replay->layouts_only,
+                "only count what other orders of rows on disk would read: no store, no daemon")
+      ->group(group);
   add("--fit", &replay->fit_path, "find the law of a recorded trace, and replay nothing");
 }
 

@@ -7,6 +7,7 @@
 
 #include "tools/bench/bench.h"
 #include "tools/bench/replay_generate.h"
+#include "tools/bench/replay_layout_figures.h"
 #include "tools/bench/replay_policies.h"
 
 namespace kvtier::bench {
@@ -218,6 +219,7 @@ Result<void> bench_replay(const Context& context, std::vector<Figure>* figures) 
     return error(Code::kInvalid, "a trace to be replayed has pages of 32, and 2 steps or more");
   if (!context.replay.write_path.empty())
     KVT_TRY_VOID(save_trace(trace, context.replay.write_path));
+  if (context.replay.layouts_only) return add_layouts(trace, first_step_of(shape), {}, figures);
   const std::string store = context.directory + "/replay";
   KVT_TRY_VOID(make_replay_store(context, store, shape));
   KVT_TRY(const Measured measured, measure(context, store, trace));
@@ -225,6 +227,8 @@ Result<void> bench_replay(const Context& context, std::vector<Figure>* figures) 
   KVT_TRY_VOID(add_bounds(context, store, measured, shape, figures));
   add_reads(measured, shape, figures);
   add_recency(trace, figures);
+  const DaemonReads daemon{measured.runs.chunks_read, measured.refine.chunks_read};
+  KVT_TRY_VOID(add_layouts(trace, first_step_of(shape), daemon, figures));
   std::error_code ignored;
   std::filesystem::remove_all(store, ignored);
   return {};
