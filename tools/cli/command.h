@@ -23,12 +23,14 @@ struct Flag {
   const char* value;  // "PATH", or null: a switch
   const char* help;
   const char* fallback = nullptr;  // its value where the flag stands alone; null: it may not
+  bool repeats = false;            // may be given several times, each with a value
 };
 
-// What the user typed, checked against the table. Absent ones are not in the map; switches map to
+// What the user typed, checked against the table. Absent ones are not in the maps; switches map to
 // "true".
 struct Invocation {
   std::map<std::string, std::string> values;  // by argument name or by flag without dashes
+  std::map<std::string, std::vector<std::string>> lists;  // of flags that may be repeated
   bool json = false;   // --json: one JSON value on standard output, nothing else
   std::string socket;  // --socket; empty: the default
 
@@ -36,6 +38,11 @@ struct Invocation {
   [[nodiscard]] std::string get(const std::string& name, const std::string& fallback = "") const {
     const auto found = values.find(name);
     return found == values.end() ? fallback : found->second;
+  }
+  // Every value of a flag, whether it may be repeated or not.
+  [[nodiscard]] std::vector<std::string> all(const std::string& name) const {
+    if (const auto found = lists.find(name); found != lists.end()) return found->second;
+    return has(name) ? std::vector<std::string>{get(name)} : std::vector<std::string>{};
   }
 };
 

@@ -21,6 +21,7 @@ struct Parsed {
   CLI::App* app = nullptr;
   const Command* command = nullptr;
   std::map<std::string, std::string> texts;
+  std::map<std::string, std::vector<std::string>> lists;
   std::map<std::string, bool> switches;
   std::vector<std::pair<CLI::Option*, const Flag*>> may_stand_alone;
 };
@@ -43,9 +44,14 @@ void add_command(CLI::App* root, const Command& command, Parsed* parsed, Invocat
     if (argument.required) option->required();
   }
   for (const Flag& flag : command.flags) {
-    if (flag.value == nullptr)
+    if (flag.value == nullptr) {
       parsed->app->add_flag(flag.name, parsed->switches[flag.name], flag.help);
-    else {
+    } else if (flag.repeats) {
+      parsed->app->add_option(flag.name, parsed->lists[flag.name], flag.help)
+          ->type_name(flag.value)
+          ->allow_extra_args(false)
+          ->check(not_empty());
+    } else {
       auto* option = parsed->app->add_option(flag.name, parsed->texts[flag.name], flag.help)
                          ->type_name(flag.value);
       if (flag.fallback == nullptr) {
@@ -67,6 +73,8 @@ void collect(const Parsed& parsed, Invocation* invocation) {
   };
   for (const auto& [name, value] : parsed.texts)
     if (!value.empty()) invocation->values[bare(name)] = value;
+  for (const auto& [name, values] : parsed.lists)
+    if (!values.empty()) invocation->lists[bare(name)] = values;
   for (const auto& [option, flag] : parsed.may_stand_alone)
     if (option->count() > 0 && parsed.texts.at(flag->name).empty())
       invocation->values[bare(flag->name)] = flag->fallback;
