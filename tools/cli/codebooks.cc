@@ -32,7 +32,9 @@ int run_codebooks(const Invocation& invocation) {
                     problem.empty() ? text_of(entry, "state") : "its file " + problem});
   }
   if (rows.size() == 1)
-    std::printf("No space has a codebook: the first view that chooses by key codes trains one.\n");
+    std::printf(
+        "No space has a codebook: `kvtier calibrate` makes one, or the first view that chooses by "
+        "key codes.\n");
   else
     print_table(rows);
   return exit_code;

@@ -24,6 +24,7 @@ namespace kvtier::cli {
 [[nodiscard]] Command repair_command();
 [[nodiscard]] Command gc_command();
 [[nodiscard]] Command codebooks_command();   // codebooks.cc
+[[nodiscard]] Command calibrate_command();   // calibrate.cc
 [[nodiscard]] Command reindex_command();     // reindex.cc
 [[nodiscard]] Command presets_command();     // presets.cc
 [[nodiscard]] Command tune_command();        // tune.cc

@@ -17,6 +17,8 @@ and budget takes a step of about a tenth of a second per evaluated token: 512 of
 --needles and --tasks together (three contexts). Answers to needles and tasks are counted against
 those of full attention; a line of JSON holds one preset and budget:
     kvtier-quality --needles --tasks --preset codes,quest --budget 512 --json rows.jsonl
+--calibrate measures nothing: it reads texts, those of --text or two built-in ones, into the user's
+own daemon and has the codebook made that views of this model then choose by; a minute or two.
 --decode takes two minutes: the default preset at a budget of 1,024 against the fastest exact path
 in the same process, in turn; whole steps and their attention.
 """
@@ -40,13 +42,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--eval", type=int, default=512, help="evaluated tokens behind them (%(default)s)")
     add("--matrix", choices=("quick", "full"), help="three texts, budgets 256 and 1024, presets")
     add("--tune", type=float, metavar="KL", help="find the cheapest preset and budget below it")
+    add("--calibrate", action="store_true", help="make the codebook of the model (see below)")
     add("--decode", action="store_true", help="time of a decode step of 7,168 tokens (see below)")
     add("--needles", action="store_true", help="hidden facts instead of running text (see below)")
     add("--tasks", action="store_true", help="tasks that read much of the context, instead of it")
     add("--sinks", type=int, default=16, help="first tokens, always kept (%(default)s)")
     add("--window", type=int, default=64, help="last stored tokens, always kept (%(default)s)")
     add("--capacity", type=int, default=0, help="rows of the slot cache (default: the preset's)")
-    add("--calibrate", action="append", default=[], metavar="FILE", help="other calibration texts")
+    add("--calibration", action="append", default=[], metavar="FILE", help="other texts for books")
     add("--json", metavar="FILE", help="a line per result; -: to standard output, and no table")
     add("--plots", metavar="DIR", help="two pictures: KL against device bytes and bytes fetched")
     add("--trace", metavar="FILE", help="record what the preset chooses, for kvtier-bench replay")
@@ -71,6 +74,8 @@ def problem(arguments: argparse.Namespace) -> str | None:
         return "--tune measures KL on running text: leave out --needles, --tasks and --matrix"
     if arguments.tune and arguments.engine != "daemon":
         return "--tune measures what the daemon runs: leave out --engine"
+    if arguments.calibrate and (text := not_for_codebooks(arguments)):
+        return text
     others = ("needles", "tasks", "matrix", "tune", "trace", "plots")
     if arguments.decode and any(getattr(arguments, name) for name in others):
         return f"--decode measures time: leave out --{', --'.join(others)}"
@@ -88,6 +93,16 @@ def problem(arguments: argparse.Namespace) -> str | None:
         return "--trace records one text"
     if arguments.json not in (None, "-") and not Path(arguments.json).resolve().parent.is_dir():
         return f"no such directory: {Path(arguments.json).resolve().parent}"
+    return None
+
+
+def not_for_codebooks(arguments: argparse.Namespace) -> str | None:
+    """What --calibrate does not go with, or None."""
+    for name in ("needles", "tasks", "matrix", "tune", "trace", "plots", "decode", "budget"):
+        if getattr(arguments, name):
+            return f"--calibrate measures nothing: leave out --{name}"
+    if "," in (arguments.preset or ""):
+        return "--calibrate makes the codebook of one preset"
     return None
 
 
@@ -119,7 +134,7 @@ def plan_of(arguments: argparse.Namespace):
         texts=[texts.find(name) for name in names],
         presets=presets,
         budgets=[int(part) for part in budgets],
-        calibration=texts.calibration(arguments.calibrate),
+        calibration=texts.calibration(arguments.calibration),
         context=arguments.context,
         eval=arguments.eval,
         engines=["daemon", "reference"] if arguments.engine == "both" else [arguments.engine],
@@ -193,8 +208,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(engines.table())
         return 0
     from ..story.progress import Step
-    from . import daemon, model, probes, run, trace
+    from . import calibrate, daemon, model, probes, run, trace
 
+    if options.calibrate:
+        return calibrate.command(options)
     try:
         plan = plan_of(options)
         with Step("loading the model", expected_s=20):

@@ -57,8 +57,9 @@ class Judge:
         return self._boundaries
 
 
-def load(name: str | None, threads: int = 0) -> Judge:
-    """`name`: None, a .gguf file, or what AutoModelForCausalLM.from_pretrained takes."""
+def load(name: str | None, threads: int = 0, dtype: str = "float32") -> Judge:
+    """`name`: None, a .gguf file, or what AutoModelForCausalLM.from_pretrained takes, with `dtype`
+    as that has it (a .gguf is float32)."""
     from ..story import model as story_model
 
     if name is None or name.endswith(".gguf"):
@@ -72,8 +73,11 @@ def load(name: str | None, threads: int = 0) -> Judge:
 
     if threads:
         torch.set_num_threads(threads)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
+    except OSError as error:  # of many lines
+        raise FileNotFoundError(f"no model at {name}: {str(error).splitlines()[0]}") from error
     return Judge(model, tokenizer, _key(name, model), [])
 
 
@@ -81,5 +85,5 @@ def _key(name: str, model: Any) -> str:
     """Of name, configuration and a few weights: enough for a cache of intermediate results."""
     digest = hashlib.blake2b(f"{name} {model.config.to_json_string()}".encode(), digest_size=12)
     for tensor in list(model.parameters())[:8]:
-        digest.update(tensor.detach().flatten()[:256].numpy().tobytes())
+        digest.update(tensor.detach().flatten()[:256].float().numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,42 @@
+// calibrate: the codebook of a model's key codes, made before the first view that needs it. It
+// takes queries and rotation, which only a runtime knows: the Python package runs the model, as a
+// client of the daemon that this program would ask.
+#include <algorithm>
+#include <cstdlib>
+
+#include "tools/cli/commands.h"
+#include "tools/cli/quality_program.h"
+
+namespace kvtier::cli {
+namespace {
+
+bool is_count(const std::string& text) {
+  return text.size() < 10 && text.find_first_not_of('0') != std::string::npos &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+int run_calibrate(const Invocation& invocation) {
+  if (invocation.has("context") && !is_count(invocation.get("context"))) {
+    print_error(invocation, {Code::kInvalid},
+                "--context: a number of tokens, not '" + invocation.get("context") + "'");
+    return 2;
+  }
+  if (!invocation.socket.empty()) ::setenv("KVTIER_SOCKET", invocation.socket.c_str(), 1);
+  return become_quality(invocation, {"--calibrate"}, {"text", "model", "preset", "context"});
+}
+
+}  // namespace
+
+Command calibrate_command() {
+  return {
+      "calibrate",
+      "make the codebook that a model's key codes refer to, before a view does",
+      {},
+      {{"--text", "FILE", "what it is made from; may be repeated (built-in ones)", nullptr, true},
+       {"--model", "PATH", "a directory or .gguf (SmolLM2-135M-Instruct)"},
+       {"--preset", "NAME", "whose key codes (codes)"},
+       {"--context", "TOKENS", "read at most (the model's positions, up to 8192)"}},
+      run_calibrate};
+}
+
+}  // namespace kvtier::cli
