@@ -69,22 +69,26 @@ def test_the_daemon_and_the_reference_agree(tmp_path):
     done = quality(
         tmp_path,
         *("--text", "dialogue", "--context", 512, "--eval", 12, "--budget", 64),
-        *("--preset", "full,quest", "--json", tmp_path / "rows.json", "--engine", "both"),
+        *("--preset", "full,quest,sentencekv", "--json", tmp_path / "rows.json"),
+        *("--engine", "both"),
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.json").read_text().splitlines()]
     assert [(r["preset"], r["engine"]) for r in rows] == [
-        (preset, engine) for preset in ("full", "quest") for engine in ("daemon", "reference")
+        (preset, engine)
+        for preset in ("full", "quest", "sentencekv")
+        for engine in ("daemon", "reference")
     ]
     assert rows[0]["kl"] < 1e-5 and rows[0]["resident_bytes_ratio"] == 1
-    daemon, reference = rows[2:]
-    # A near tie at the cut may be chosen otherwise: different sums of the same products.
-    assert daemon["kl"] == pytest.approx(reference["kl"], rel=0.02) and daemon["kl"] > 1e-3
-    assert daemon["ppl"] == pytest.approx(reference["ppl"], rel=1e-3)
-    for key in ("device_bytes_ratio", "resident_bytes_ratio"):
-        assert daemon[key] == pytest.approx(reference[key], rel=1e-3), key
-    for key in ("rows_attended", "rows_entered", "rows_first_step", "fetched_ratio"):
-        assert daemon[key] == pytest.approx(reference[key], rel=0.02), key
+    for daemon, reference in (rows[2:4], rows[4:]):
+        # A near tie at the cut may be chosen otherwise: different sums of the same products.
+        assert daemon["kl"] == pytest.approx(reference["kl"], rel=0.02) and daemon["kl"] > 1e-3
+        assert daemon["ppl"] == pytest.approx(reference["ppl"], rel=1e-3)
+        for key in ("device_bytes_ratio", "resident_bytes_ratio"):
+            assert daemon[key] == pytest.approx(reference[key], rel=1e-3), key
+        for key in ("rows_attended", "rows_entered", "rows_first_step", "fetched_ratio"):
+            assert daemon[key] == pytest.approx(reference[key], rel=0.02), key
+        assert daemon["sentences"] == reference["sentences"] and "en" in daemon["sentences"]
     assert "KL" in done.stdout and "dialogue" in done.stdout
 
 
@@ -99,6 +103,7 @@ def test_the_daemon_and_the_reference_agree(tmp_path):
         (["--budget", "0"], "--budget 0: numbers of rows above 0"),
         (["--tune", "inf"], "--tune inf: a divergence above 0"),
         (["--eval", "0"], "--eval 0: at least 1"),
+        (["--language", "german!"], "--language 'german!': a BCP 47 tag"),
         (["--json", "/nowhere/x.json"], "no such directory: /nowhere"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from kvtier import transformers as adapter
 from kvtier.token_table import TokenTable
 
-TEXT = 'The "naïve" café cost 3 €.\n\nWhy? 東京, 🙂!\n'
+TEXT = 'The "naïve" café of Dr. Who cost 3.5 €.\n\nWhy? 東京, 🙂!\n'
 
 
 class Vocabulary:
@@ -55,6 +55,20 @@ def test_sentencepiece_has_spaces_and_bytes_of_its_own():
     assert table.flags([0, 4]) == [0, 2]
 
 
+@pytest.mark.parametrize(
+    "text, flag",
+    [
+        *((mark, 2) for mark in (".", "?”", "…", "。」", "।", "؟", "។ ", "։")),
+        *((mark, 1) for mark in (",", ";", ":\n", "、", "،", "፣")),
+        *((text, 3) for text in (".\n\n", "\n\n\n")),
+        *((text, 0) for text in ("a", "€", '"', ".a", "")),
+    ],
+)
+def test_a_tokens_text_says_which_boundary_it_is(text, flag):
+    vocabulary = Vocabulary({"a": 0}, {0: text}, {})
+    assert TokenTable(vocabulary).flags([0]) == [flag]
+
+
 def test_another_vocabulary_is_read_by_its_tokenizer():
     entries = {"play": 0, "##ing": 1, "[SEP]": 3}  # 2 is a hole
     table = TokenTable(Vocabulary(entries, {0: "play", 1: "ing"}, {3: "[SEP]"}))
@@ -82,4 +96,5 @@ def test_a_stored_document_has_its_text(client, installed):
     with space.open("document", writable=False) as sequence:
         assert b"".join(sequence.texts()).decode() == TEXT * 3
         flags = sequence.tokens()[:, 2].tolist()
-    assert flags == [adapter.boundaries(tokenizer)[i] for i in ids]
+    table = model._kvtier.tokens
+    assert flags == table.flags_of_text(ids) != table.flags(ids)

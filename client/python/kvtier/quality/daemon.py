@@ -119,7 +119,7 @@ class Daemon:
         name = name_of(prefix)
         if name in self._stored:
             return name
-        flags = judge.boundaries()[torch.tensor(prefix.ids)]
+        flags = judge.boundaries(prefix.ids, [])
         sequence = space.create(name=name)
         for first in range(0, prefix.length, PIECE):
             part = slice(first, min(first + PIECE, prefix.length))

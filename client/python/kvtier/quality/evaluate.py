@@ -56,12 +56,11 @@ def reference_of(
     judge: Judge, prefix: Prefix, ids: list[int], name: str, settings: Settings, books: Any
 ) -> Reference:
     preset = find(name)
-    every = torch.tensor(prefix.ids + ids)
     return Reference(
         preset,
         settings.budget,
         prefix.length,
-        judge.boundaries()[every],
+        judge.boundaries(prefix.ids, ids),
         judge.layers,
         settings.sinks,
         settings.window,

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..token_table import TokenTable
+
 
 @dataclass
 class Judge:
@@ -17,7 +19,8 @@ class Judge:
     tokenizer: Any
     key: str  # of the weights, for caches
     files: list[Path]  # to tell the space apart by, where the model is one file
-    _boundaries: torch.Tensor | None = None
+    language: str = "en"  # of the texts
+    _tokens: TokenTable | None = None
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -48,16 +51,22 @@ class Judge:
         """Of RoPE: [head_dim / 2], or less where only a part of a key is turned."""
         return self.model.base_model.rotary_emb.inv_freq.float()
 
-    def boundaries(self) -> torch.Tensor:
-        """uint8 [vocabulary]: 0 none, 1 clause, 2 sentence, 3 paragraph."""
-        if self._boundaries is None:
-            from ..transformers import boundaries
+    @property
+    def tokens(self) -> TokenTable:
+        if self._tokens is None:
+            self._tokens = TokenTable(self.tokenizer, self.language)
+        return self._tokens
 
-            self._boundaries = torch.tensor(boundaries(self.tokenizer), dtype=torch.uint8)
-        return self._boundaries
+    def boundaries(self, stored: list[int], written: list[int]) -> torch.Tensor:
+        """uint8: 0 none, 1 clause, 2 sentence, 3 paragraph; of the tokens of a stored text, then of
+        those that come behind it one at a time."""
+        flags = self.tokens.flags_of_text(stored) + self.tokens.flags(written)
+        return torch.tensor(flags, dtype=torch.uint8)
 
 
-def load(name: str | None, threads: int = 0, dtype: str = "float32") -> Judge:
+def load(
+    name: str | None, threads: int = 0, language: str = "en", *, dtype: str = "float32"
+) -> Judge:
     """`name`: None, a .gguf file, or what AutoModelForCausalLM.from_pretrained takes, with `dtype`
     as that has it (a .gguf is float32)."""
     from ..story import model as story_model
@@ -68,7 +77,7 @@ def load(name: str | None, threads: int = 0, dtype: str = "float32") -> Judge:
             raise FileNotFoundError(f"no such file: {path}")
         model, tokenizer = story_model.load(str(path), threads)
         size = path.stat().st_size
-        return Judge(model, tokenizer, _key(f"{path.name} {size}", model), [path])
+        return Judge(model, tokenizer, _key(f"{path.name} {size}", model), [path], language)
     import transformers
 
     if threads:
@@ -78,7 +87,7 @@ def load(name: str | None, threads: int = 0, dtype: str = "float32") -> Judge:
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
     except OSError as error:  # of many lines
         raise FileNotFoundError(f"no model at {name}: {str(error).splitlines()[0]}") from error
-    return Judge(model, tokenizer, _key(name, model), [])
+    return Judge(model, tokenizer, _key(name, model), [], language)
 
 
 def _key(name: str, model: Any) -> str:

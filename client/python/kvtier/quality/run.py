@@ -145,6 +145,7 @@ def measure(
         "budget": budget,
         "context": len(reading.context),
         "eval": len(rest) - 1,
+        "sentences": judge.tokens.rules,
     } | figures
 
 
