@@ -145,4 +145,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
+        print("interrupted: its daemon is stopped and its store removed", file=sys.stderr)
         sys.exit(130)
