@@ -275,7 +275,7 @@ Json chunks_json(const Metrics& m) {
               {"prefetch_requests", m.prefetches},
               {"touches", m.touches},
               {"cancelled", m.cancelled},
-              {"merged_reads", m.reads_planned},
+              {"merged_reads", m.reads},
               {"read_bytes", m.fill_bytes},
               {"leases_given", m.leases_given},
               {"leases_ended", m.leases_ended},

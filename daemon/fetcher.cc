@@ -189,6 +189,7 @@ Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint
   const ChunkKey key{segment.row.id.value, chunk};
   if (const auto place = engine.fetch.fills.find(key); place != engine.fetch.fills.end()) {
     place->second->waiters.push_back({job.id, index});
+    hasten_fill(engine, *place->second, job.priority);
     ++engine.metrics.chunk_fill_joins;
     return nullptr;
   }
@@ -416,7 +417,7 @@ void touch_entries(EngineState& engine, OpenSequence& open, const FetchEntry* en
 namespace {
 
 // Gives back what the job was charged for entries that have not ended, and forgets it. Its fills go
-// on.
+// on where somebody else waits for them, or their read has begun.
 std::unique_ptr<FetchJob> withdraw(EngineState& engine, std::uint64_t id) {
   const auto place = engine.fetch.jobs.find(id);
   std::unique_ptr<FetchJob> job = std::move(place->second);
@@ -424,8 +425,10 @@ std::unique_ptr<FetchJob> withdraw(EngineState& engine, std::uint64_t id) {
   Session* session = find_session(engine, job->session);
   for (const std::uint32_t entry : job->missing) {
     if (job->segments[entry] == nullptr) continue;
+    const ChunkKey key{job->segments[entry]->row.id.value, job->chunks[entry]};
     uncharge(engine, session, *job, entry);
     set_status(*job, entry, Code::kCancelled);
+    leave_fill(engine, key, id);
   }
   return job;
 }

@@ -3,7 +3,7 @@
 // What is resident is leased at once, without allocation. The rest is planned: metadata first where
 // it is not loaded, then slots, then reads (fills.h). Two requests for one chunk share one. A job
 // that was cancelled or whose session is gone is found no more by its id; its fills go on for
-// whoever else waits, or for nobody. Engine's thread.
+// whoever else waits, and for nobody where their read has begun. Engine's thread.
 #pragma once
 
 #include <cstdint>

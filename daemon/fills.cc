@@ -11,6 +11,13 @@
 
 namespace kvtier {
 
+// The fills that it serves, in file order.
+struct FillRead {
+  std::vector<ChunkKey> keys;
+  std::shared_ptr<const LoadedMeta> meta;  // keeps the checksums while the read is under way
+  IoTicket ticket;
+};
+
 namespace {
 
 void end_fill(EngineState& engine, ChunkKey key, Code code) {
@@ -97,12 +104,6 @@ void chunk_read(EngineState& engine, ChunkKey key, bool ok) {
   raw ? end_fill(engine, key, Code::kOk) : decode_fill(engine, key, fill);
 }
 
-// A merged read and the fills that it serves, in file order.
-struct FillRead {
-  std::vector<ChunkKey> keys;
-  std::shared_ptr<const LoadedMeta> meta;  // keeps the checksums while the read is under way
-};
-
 void submit_read(EngineState& engine, Segment& segment, IoPriority priority,
                  const std::vector<Fill*>& fills, std::size_t begin, std::size_t end) {
   auto read = std::make_shared<FillRead>();
@@ -113,6 +114,7 @@ void submit_read(EngineState& engine, Segment& segment, IoPriority priority,
   request.offset = fills[begin]->file_offset;
   for (std::size_t i = begin; i < end; ++i) {
     Fill& fill = *fills[i];
+    fill.read = read;
     read->keys.push_back({segment.row.id.value, fill.chunk});
     std::byte* target =
         fill.staging.data() != nullptr ? fill.staging.data() : engine.arena->data(fill.slot);
@@ -121,9 +123,7 @@ void submit_read(EngineState& engine, Segment& segment, IoPriority priority,
       request.pieces.back().size_bytes += fill.read_bytes;
     else
       request.pieces.push_back({target, fill.read_bytes});
-    engine.metrics.fill_bytes += fill.read_bytes;
   }
-  ++engine.metrics.reads_planned;
   const Result<FileId> file = begin_file_use(engine, segment);
   if (!file) {
     for (const ChunkKey key : read->keys)
@@ -135,6 +135,8 @@ void submit_read(EngineState& engine, Segment& segment, IoPriority priority,
   begin_timed_read(engine);
   request.done = [&engine, read, target, bytes = request.size_bytes()](Result<void> result) {
     end_timed_read(engine, bytes);
+    engine.metrics.fill_bytes += bytes;
+    ++engine.metrics.reads;
     end_file_use(engine, *target);
     // The table's bound may have dropped the checksums meanwhile: the read kept them.
     if (target->meta == nullptr) keep_meta(engine, *target, read->meta);
@@ -145,7 +147,7 @@ void submit_read(EngineState& engine, Segment& segment, IoPriority priority,
     }
     --target->busy;
   };
-  engine.io->submit(std::move(request));
+  read->ticket = engine.io->submit(std::move(request));
 }
 
 }  // namespace
@@ -190,6 +192,30 @@ void submit_fills(EngineState& engine, Segment& segment, IoPriority priority,
     submit_read(engine, segment, priority, fills, begin, end);
     begin = end;
   }
+}
+
+void hasten_fill(EngineState& engine, Fill& fill, IoPriority priority) {
+  if (fill.read != nullptr) engine.io->hasten(&fill.read->ticket, priority);
+}
+
+void leave_fill(EngineState& engine, ChunkKey key, std::uint64_t job) {
+  const auto place = engine.fetch.fills.find(key);
+  if (place == engine.fetch.fills.end()) return;
+  std::vector<Fill::Waiter>& waiters = place->second->waiters;
+  waiters.erase(std::remove_if(waiters.begin(), waiters.end(),
+                               [job](const Fill::Waiter& waiter) { return waiter.job == job; }),
+                waiters.end());
+  const std::shared_ptr<FillRead> read = place->second->read;
+  if (read == nullptr) return;
+  for (const ChunkKey other : read->keys) {
+    const auto fill = engine.fetch.fills.find(other);
+    if (fill == engine.fetch.fills.end() || !fill->second->waiters.empty()) return;
+  }
+  if (!engine.io->withdraw(read->ticket)) return;
+  Segment& segment = *place->second->segment;
+  end_timed_read(engine, 0);
+  end_file_use(engine, segment);
+  for (const ChunkKey other : read->keys) end_fill(engine, other, Code::kCancelled);
 }
 
 }  // namespace kvtier

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "daemon/segments.h"
@@ -22,6 +23,8 @@ struct ChunkKeyHash {
   }
 };
 
+struct FillRead;  // one read of the disk, of one fill or of neighbours
+
 // A chunk on its way into a slot.
 struct Fill {
   struct Waiter {
@@ -33,7 +36,8 @@ struct Fill {
   SlotId slot;
   std::uint64_t read_bytes = 0;
   std::uint64_t file_offset = 0;
-  AlignedBuffer staging;  // for chunks that are not raw
+  AlignedBuffer staging;           // for chunks that are not raw
+  std::shared_ptr<FillRead> read;  // null: not submitted yet
   std::vector<Waiter> waiters;
 };
 
@@ -44,5 +48,11 @@ struct Fill {
 // Reads these fills of one segment.
 void submit_fills(EngineState& engine, Segment& segment, IoPriority priority,
                   std::vector<Fill*> fills);
+// Somebody waits for it with this priority: where its read has not begun, it goes before what is
+// less urgent.
+void hasten_fill(EngineState& engine, Fill& fill, IoPriority priority);
+// The job waits for this chunk no more. Where nobody else does, nor for what is read with it, and
+// the read has not begun, there will be none: the fills end, their slots are free.
+void leave_fill(EngineState& engine, ChunkKey key, std::uint64_t job);
 
 }  // namespace kvtier

@@ -68,7 +68,7 @@ struct Metrics {
   std::uint64_t prefetches = 0;
   std::uint64_t touches = 0;
   std::uint64_t cancelled = 0;
-  std::uint64_t reads_planned = 0;  // merged reads of chunks
+  std::uint64_t reads = 0;  // of chunks, merged
   std::uint64_t fill_bytes = 0;
   std::uint64_t meta_loads = 0;
   std::uint64_t meta_load_bytes = 0;

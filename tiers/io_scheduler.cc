@@ -1,6 +1,7 @@
 // Order and bounds of what goes to the disk.
 #include "tiers/io_scheduler.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace kvtier {
@@ -21,13 +22,50 @@ constexpr bool fits(std::uint64_t size, std::uint64_t used, std::uint64_t bound)
 
 }  // namespace
 
-void IoScheduler::submit(IoRequest request) {
-  const std::size_t urgency = class_of(request);
+IoTicket IoScheduler::submit(IoRequest request) {
   ++outstanding_;
-  ++stats_.submitted[urgency];
-  ++stats_.waiting[urgency];
-  waiting_[urgency].push_back(std::move(request));
+  ++stats_.submitted[class_of(request)];
+  const IoTicket ticket = enqueue(std::move(request));
   start_what_fits();
+  return ticket;
+}
+
+IoTicket IoScheduler::enqueue(IoRequest request) {
+  const IoTicket ticket{request.priority, next_number_++};
+  ++stats_.waiting[class_of(request)];
+  waiting_[class_of(request)].push_back({ticket.number, std::move(request)});
+  return ticket;
+}
+
+IoScheduler::Waiting* IoScheduler::find(IoTicket ticket) {
+  std::deque<Waiting>& queue = waiting_[static_cast<std::size_t>(ticket.priority)];
+  const auto place = std::lower_bound(
+      queue.begin(), queue.end(), ticket.number,
+      [](const Waiting& waiting, std::uint64_t number) { return waiting.number < number; });
+  const bool found = place != queue.end() && place->number == ticket.number && !place->gone;
+  return found ? &*place : nullptr;
+}
+
+void IoScheduler::hasten(IoTicket* ticket, IoPriority priority) {
+  if (priority >= ticket->priority) return;
+  Waiting* waiting = find(*ticket);
+  if (waiting == nullptr) return;
+  waiting->gone = true;
+  --stats_.waiting[class_of(waiting->request)];
+  IoRequest request = std::move(waiting->request);
+  request.priority = priority;
+  *ticket = enqueue(std::move(request));
+  start_what_fits();
+}
+
+bool IoScheduler::withdraw(IoTicket ticket) {
+  Waiting* waiting = find(ticket);
+  if (waiting == nullptr) return false;
+  waiting->gone = true;
+  waiting->request.done = nullptr;
+  --stats_.waiting[class_of(waiting->request)];
+  --outstanding_;
+  return true;
 }
 
 std::size_t IoScheduler::poll() {
@@ -40,10 +78,14 @@ std::size_t IoScheduler::poll() {
 // for.
 void IoScheduler::start_what_fits() {
   for (std::size_t urgency = 0; urgency < kIoPriorities; ++urgency) {
-    std::deque<IoRequest>& queue = waiting_[urgency];
+    std::deque<Waiting>& queue = waiting_[urgency];
     while (!queue.empty()) {
-      if (!may_start(queue.front())) return;
-      IoRequest request = std::move(queue.front());
+      if (queue.front().gone) {
+        queue.pop_front();
+        continue;
+      }
+      if (!may_start(queue.front().request)) return;
+      IoRequest request = std::move(queue.front().request);
       queue.pop_front();
       const std::uint64_t size = request.size_bytes();
       --stats_.waiting[urgency];
@@ -70,7 +112,7 @@ bool IoScheduler::may_start(const IoRequest& request) const noexcept {
   const std::uint64_t size = request.size_bytes();
   const bool bulk = urgency >= kWriteBackClass;
   if (bulk) {
-    const bool urgent = !waiting_[kCommitClass].empty() || !waiting_[kDemandClass].empty() ||
+    const bool urgent = stats_.waiting[kCommitClass] != 0 || stats_.waiting[kDemandClass] != 0 ||
                         in_flight_count_[kCommitClass] != 0 || in_flight_count_[kDemandClass] != 0;
     const std::uint64_t bound =
         urgent ? options_.bulk_bytes_when_urgent_max : options_.bulk_bytes_in_flight_max;

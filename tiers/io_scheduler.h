@@ -3,7 +3,8 @@
 // Urgency first (commit > demand > prefetch > write-back > background), within a class in order of
 // submission. Bytes in flight are bounded, and bulk classes (write-back, background) get a smaller
 // bound of their own that shrinks while a commit or a demand read waits or is in flight: one
-// client's bulk write must not hold up another's read.
+// client's bulk write must not hold up another's read. What waits can be made more urgent, or taken
+// back, by its ticket.
 #pragma once
 
 #include <array>
@@ -25,11 +26,22 @@ struct IoSchedulerStats {
   std::uint64_t bytes_in_flight = 0;
 };
 
+// Names a request for as long as it waits.
+struct IoTicket {
+  IoPriority priority = IoPriority::kBackground;  // that it waits with
+  std::uint64_t number = 0;                       // 0: nothing
+};
+
 class IoScheduler {
  public:
   IoScheduler(Io& io, IoSchedulerOptions options) : io_(io), options_(options) {}
 
-  void submit(IoRequest request);
+  IoTicket submit(IoRequest request);
+  // Where it waits in a less urgent class: behind what waits in this one, and the ticket names it
+  // there. It may start at once.
+  void hasten(IoTicket* ticket, IoPriority priority);
+  // True: it was waiting, will not be started, and its callback is dropped. False: it has started.
+  [[nodiscard]] bool withdraw(IoTicket ticket);
   // Polls the Io (callbacks run here), then starts what now fits. The number of callbacks.
   std::size_t poll();
   // Waiting or in flight.
@@ -38,12 +50,21 @@ class IoScheduler {
   [[nodiscard]] Io& io() const noexcept { return io_; }
 
  private:
+  struct Waiting {
+    std::uint64_t number = 0;  // ascending in a class
+    IoRequest request;
+    bool gone = false;  // hastened or withdrawn; dropped when its turn comes
+  };
+
+  IoTicket enqueue(IoRequest request);
+  [[nodiscard]] Waiting* find(IoTicket ticket);
   void start_what_fits();
   [[nodiscard]] bool may_start(const IoRequest& request) const noexcept;
 
   Io& io_;
   const IoSchedulerOptions options_;
-  std::array<std::deque<IoRequest>, kIoPriorities> waiting_;
+  std::array<std::deque<Waiting>, kIoPriorities> waiting_;
+  std::uint64_t next_number_ = 1;
   std::array<std::uint64_t, kIoPriorities> in_flight_bytes_{};
   std::array<std::uint64_t, kIoPriorities> in_flight_count_{};
   std::size_t outstanding_ = 0;

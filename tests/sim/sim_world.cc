@@ -50,6 +50,7 @@ Result<void> SimWorld::start() {
   options.abstracts_bytes = options_.abstracts_bytes;
   options.disk_bytes_max = options_.disk_bytes_max;
   options.scrub_mb_per_s = options_.scrub_mb_per_s;
+  options.io_bytes_in_flight_max = options_.io_bytes_in_flight_max;
   options.huge_pages = false;
   options.kernels = "scalar";
   KVT_TRY(engine_, Engine::make(options, world));

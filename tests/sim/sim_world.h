@@ -22,6 +22,7 @@ struct SimWorldOptions {
   std::uint64_t abstracts_bytes = 4ull << 20;
   std::uint64_t disk_bytes_max = 1ull << 30;
   std::uint32_t scrub_mb_per_s = 0;
+  std::uint64_t io_bytes_in_flight_max = 8ull << 20;
   SimDiskOptions disk;
 };
 

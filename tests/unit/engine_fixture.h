@@ -26,6 +26,7 @@ inline std::vector<std::uint32_t> make_ids(std::uint32_t count, std::uint32_t sa
 
 class EngineFixture : public ::testing::Test {
  protected:
+  explicit EngineFixture(const sim::SimWorldOptions& options = {}) : world(options) {}
   void SetUp() override {
     add_admin_ops();
     restart();
@@ -90,7 +91,7 @@ class EngineFixture : public ::testing::Test {
   }
   EngineState& state() { return world.engine().state(); }
 
-  sim::SimWorld world{sim::SimWorldOptions{}};
+  sim::SimWorld world;
   Geometry geometry = sim::tiny_geometry();
   std::unique_ptr<sim::SimClient> client;
   std::uint64_t space = 0;

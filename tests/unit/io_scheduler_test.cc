@@ -69,7 +69,8 @@ class ScriptedIo final : public Io {
 class IoSchedulerTest : public testing::Test {
  protected:
   // The offset serves as tag.
-  void submit(IoPriority priority, std::uint64_t tag, std::uint64_t size_bytes, IoDone done = {}) {
+  IoTicket submit(IoPriority priority, std::uint64_t tag, std::uint64_t size_bytes,
+                  IoDone done = {}) {
     IoRequest request;
     request.op = size_bytes == 0 ? IoOp::kSync : IoOp::kRead;
     request.priority = priority;
@@ -79,7 +80,7 @@ class IoSchedulerTest : public testing::Test {
       ++called_;
       if (done) done(result);
     };
-    scheduler_.submit(std::move(request));
+    return scheduler_.submit(std::move(request));
   }
   void finish_all() {
     for (int i = 0; i < 1000 && scheduler_.outstanding() > 0; ++i) {
@@ -226,6 +227,64 @@ TEST_F(IoSchedulerTest, CallbacksMaySubmitMore) {
   EXPECT_EQ(scheduler_.stats().submitted[static_cast<std::size_t>(IoPriority::kDemand)], 50u);
   EXPECT_EQ(scheduler_.stats().bytes[static_cast<std::size_t>(IoPriority::kDemand)],
             50 * 900 * kKib);
+}
+
+TEST_F(IoSchedulerTest, WhatWaitsCanBeHastened) {
+  const IoTicket first = submit(IoPriority::kDemand, 0, 1024 * kKib);  // fills the house
+  submit(IoPriority::kPrefetch, 30, 64 * kKib);
+  IoTicket hastened = submit(IoPriority::kPrefetch, 31, 64 * kKib);
+  submit(IoPriority::kPrefetch, 32, 64 * kKib);
+  submit(IoPriority::kDemand, 20, 64 * kKib);
+  scheduler_.hasten(&hastened, IoPriority::kDemand);
+  EXPECT_EQ(hastened.priority, IoPriority::kDemand);
+  IoTicket slower = hastened;
+  scheduler_.hasten(&slower, IoPriority::kBackground);
+  EXPECT_EQ(slower.priority, IoPriority::kDemand) << "nothing is made to wait longer";
+  IoTicket started = first;
+  scheduler_.hasten(&started, IoPriority::kCommit);
+  EXPECT_EQ(started.priority, IoPriority::kDemand) << "it has begun";
+  EXPECT_EQ(scheduler_.stats().waiting[static_cast<std::size_t>(IoPriority::kDemand)], 2u);
+  EXPECT_EQ(scheduler_.stats().waiting[static_cast<std::size_t>(IoPriority::kPrefetch)], 2u);
+  finish_all();
+  EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 20, 31, 30, 32}));
+  EXPECT_EQ(called_, 5u);
+}
+
+TEST_F(IoSchedulerTest, AHastenedRequestMayStartAtOnce) {
+  submit(IoPriority::kWriteBack, 0, 512 * kKib);
+  IoTicket bulk = submit(IoPriority::kBackground, 1, 64 * kKib);  // over the bound of bulk
+  EXPECT_EQ(io_.running(), 1u);
+  scheduler_.hasten(&bulk, IoPriority::kDemand);
+  EXPECT_EQ(io_.running(), 2u);
+  finish_all();
+  EXPECT_EQ(called_, 2u);
+}
+
+TEST_F(IoSchedulerTest, WhatWaitsCanBeTakenBack) {
+  const IoTicket first = submit(IoPriority::kDemand, 0, 1024 * kKib);
+  const IoTicket taken = submit(IoPriority::kPrefetch, 30, 64 * kKib);
+  submit(IoPriority::kPrefetch, 31, 64 * kKib);
+  EXPECT_FALSE(scheduler_.withdraw(first)) << "it has begun";
+  EXPECT_FALSE(scheduler_.withdraw(IoTicket{})) << "nothing";
+  EXPECT_TRUE(scheduler_.withdraw(taken));
+  EXPECT_FALSE(scheduler_.withdraw(taken)) << "it is gone";
+  IoTicket gone = taken;
+  scheduler_.hasten(&gone, IoPriority::kDemand);
+  EXPECT_EQ(scheduler_.outstanding(), 2u);
+  finish_all();
+  EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 31}));
+  EXPECT_EQ(called_, 2u) << "its callback was dropped";
+}
+
+TEST_F(IoSchedulerTest, WhatWasTakenBackHoldsUpNobody) {
+  submit(IoPriority::kDemand, 0, 1000 * kKib);
+  const IoTicket large = submit(IoPriority::kDemand, 1, 100 * kKib);  // does not fit
+  submit(IoPriority::kPrefetch, 2, 16 * kKib);                        // must not go before it
+  EXPECT_EQ(io_.running(), 1u);
+  EXPECT_TRUE(scheduler_.withdraw(large));
+  scheduler_.poll();
+  EXPECT_EQ(io_.running(), 2u);
+  finish_all();
 }
 
 TEST_F(IoSchedulerTest, ErrorsFreeTheRoomToo) {

@@ -1,0 +1,152 @@
+// Reads that wait for their turn: what was only hinted at is not read when it was taken back, and
+// does not hold up whoever comes to need it. The disk begins no read until the test lets it, and
+// the scheduler lets one begin at a time.
+#include <gtest/gtest.h>
+
+#include "tests/unit/engine_fixture.h"
+#include "tiers/io_faulty.h"
+
+namespace kvtier {
+namespace {
+
+using sim::SimClient;
+using sim::SimSequence;
+
+class EngineHints : public EngineFixture {
+ protected:
+  EngineHints() : EngineFixture({.io_bytes_in_flight_max = 4096}) {}
+  void SetUp() override {
+    world.wrap_io([this](std::unique_ptr<Io> io) {
+      auto made = std::make_unique<FaultyIo>(std::move(io));
+      disk = made.get();
+      return made;
+    });
+    EngineFixture::SetUp();
+    auto written = client->create(space, {}, "chat");
+    seal_all(*written, ids, 128);
+    written.reset();
+    crash();  // nothing is in memory
+    chat = client->attach(space, "chat", false);
+    ASSERT_NE(chat, nullptr);
+    const auto all = SimClient::all_entries(chat->read_directory(), geometry);
+    ASSERT_GE(all.size(), 24u);
+    // Every other chunk, so that none are read together. The first brings the segment's metadata.
+    for (std::size_t i = 0; i < all.size(); i += 2) entries.push_back(all[i]);
+    const sim::FetchResult first = client->fetch(*chat, {entries[0]});
+    ASSERT_EQ(first.completion.status, 0);
+    client->release(first.completion.value0);
+    world.settle();
+    reads_before = state().metrics.reads;
+    disk->set_plan({.kind = FaultKind::kDelay,
+                    .data_at = 0,
+                    .count = UINT64_MAX,
+                    .delay_polls = UINT32_MAX,
+                    .data_op = IoOp::kRead});
+    // The only one that begins.
+    begun = ask({entries[1]}, Op::kFetch);
+  }
+  // Each request has an argument area of its own.
+  std::uint64_t ask(const std::vector<FetchEntry>& wanted, Op op) {
+    const std::uint64_t asked = client->start_fetch(*chat, wanted, op, arguments);
+    arguments += 4096;
+    for (int i = 0; i < 5; ++i) world.turn();
+    return asked;
+  }
+  void cancel(std::uint64_t asked) {
+    Submission request{};
+    request.op = static_cast<std::uint16_t>(Op::kCancel);
+    request.value0 = asked;
+    client->submit(request);
+    EXPECT_EQ(client->wait(asked).status, static_cast<std::int32_t>(Code::kCancelled));
+  }
+  void let_go() {
+    disk->set_plan({});
+    disk->end_delays();
+  }
+  std::uint64_t reads() { return state().metrics.reads - reads_before; }
+  void expect_nothing_left() {
+    EXPECT_TRUE(state().fetch.jobs.empty());
+    EXPECT_TRUE(state().fetch.fills.empty());
+    EXPECT_EQ(state().io->outstanding(), 0u);
+    EXPECT_EQ(find_session(state(), client->session())->in_flight, 0u);
+  }
+
+  const std::vector<std::uint32_t> ids = make_ids(128);
+  FaultyIo* disk = nullptr;
+  std::unique_ptr<SimSequence> chat;
+  std::vector<FetchEntry> entries;
+  std::uint64_t arguments = 0;
+  std::uint64_t reads_before = 0;
+  std::uint64_t begun = 0;
+};
+
+TEST_F(EngineHints, WhatIsTakenBackIsNotRead) {
+  const std::uint64_t hint = ask({entries.begin() + 2, entries.begin() + 10}, Op::kPrefetch);
+  EXPECT_EQ(state().fetch.fills.size(), 9u);
+  cancel(hint);
+  EXPECT_EQ(state().fetch.fills.size(), 1u) << "the one that has begun";
+  let_go();
+  const Completion first = client->wait(begun);
+  EXPECT_EQ(first.status, 0);
+  client->release(first.value0);
+  world.settle();
+  EXPECT_EQ(reads(), 1u);
+  expect_nothing_left();
+  expect_all(*client, *chat, ids);
+}
+
+TEST_F(EngineHints, WhatSomebodyElseWaitsForIsRead) {
+  const std::uint64_t hint = ask({entries.begin() + 2, entries.begin() + 10}, Op::kPrefetch);
+  const std::uint64_t other = ask({entries[4], entries[7]}, Op::kFetch);
+  cancel(hint);
+  let_go();
+  const Completion got = client->wait(other);
+  EXPECT_EQ(got.status, 0);
+  EXPECT_EQ(got.count, 2u);
+  client->release(got.value0);
+  client->release(client->wait(begun).value0);
+  world.settle();
+  EXPECT_EQ(reads(), 3u);
+  expect_nothing_left();
+  expect_all(*client, *chat, ids);
+}
+
+TEST_F(EngineHints, WhoComesToNeedItDoesNotWaitForTheRest) {
+  const std::uint64_t hint = ask({entries.begin() + 2, entries.begin() + 12}, Op::kPrefetch);
+  const std::uint64_t demand = ask({entries[11]}, Op::kFetch);
+  EXPECT_EQ(state().metrics.chunk_fill_joins, 1u);
+  let_go();
+  const Completion got = client->wait(demand);
+  EXPECT_EQ(got.status, 0);
+  EXPECT_LE(reads(), 3u) << "it waited behind hints";
+  client->release(got.value0);
+  client->release(client->wait(begun).value0);
+  EXPECT_EQ(client->wait(hint).status, 0);
+  world.settle();
+  EXPECT_EQ(reads(), 11u) << "each once";
+  expect_nothing_left();
+  expect_all(*client, *chat, ids);
+}
+
+TEST_F(EngineHints, HintsOfAClientThatIsGoneAreNotRead) {
+  auto dying = std::make_unique<SimClient>(world, "dying");
+  ASSERT_EQ(dying->open_space(geometry), space);
+  auto its = dying->attach(space, "chat", false);
+  ASSERT_NE(its, nullptr);
+  static_cast<void>(
+      dying->start_fetch(*its, {entries.begin() + 2, entries.begin() + 10}, Op::kPrefetch, 0));
+  for (int i = 0; i < 5; ++i) world.turn();
+  EXPECT_EQ(state().fetch.fills.size(), 9u);
+  its.reset();
+  dying.reset();
+  for (int i = 0; i < 5; ++i) world.turn();
+  EXPECT_EQ(state().fetch.fills.size(), 1u);
+  let_go();
+  client->release(client->wait(begun).value0);
+  world.settle();
+  EXPECT_EQ(reads(), 1u);
+  expect_nothing_left();
+}
+
+}  // namespace
+}  // namespace kvtier
