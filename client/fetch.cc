@@ -20,14 +20,13 @@ Result<Fetch> Fetch::submit(std::shared_ptr<Connection> connection, std::uint32_
   return send(std::move(connection), submission, entries, block);
 }
 
-void Fetch::prefetch(std::shared_ptr<Connection> connection, std::uint32_t handle,
-                     std::span<const FetchEntry> entries) noexcept {
+Result<Fetch> Fetch::prefetch(std::shared_ptr<Connection> connection, std::uint32_t handle,
+                              std::span<const FetchEntry> entries) {
   Submission submission{};
   submission.op = static_cast<std::uint16_t>(Op::kPrefetch);
   submission.priority = static_cast<std::uint8_t>(Priority::kPrefetch);
   submission.sequence = handle;
-  // Abandoned at once: its arguments come back when the daemon is done with them.
-  static_cast<void>(send(std::move(connection), submission, entries, false));
+  return send(std::move(connection), submission, entries, false);
 }
 
 Result<Fetch> Fetch::send(std::shared_ptr<Connection> connection, Submission submission,
@@ -71,6 +70,16 @@ void Fetch::release() noexcept {
     }
   }
   connection_.reset();
+}
+
+void Fetch::cancel() noexcept {
+  if (connection_ != nullptr && ticket_ != 0) {
+    Submission cancel{};
+    cancel.op = static_cast<std::uint16_t>(Op::kCancel);
+    cancel.value0 = ticket_;
+    static_cast<void>(connection_->post(cancel, Deadline::after_ms(kSubmitMs)));
+  }
+  release();
 }
 
 Result<void> Fetch::wait(const Deadline& deadline) {

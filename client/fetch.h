@@ -16,10 +16,12 @@ class Fetch {
                                             std::uint32_t handle,
                                             std::span<const FetchEntry> entries, Priority priority,
                                             bool block);
-  // Asks the daemon to have these chunks in memory, behind what anybody waits for. Does not wait;
-  // what cannot be asked for now is not asked for. At most limits().fetch_entries.
-  static void prefetch(std::shared_ptr<Connection> connection, std::uint32_t handle,
-                       std::span<const FetchEntry> entries) noexcept;
+  // Asks the daemon to have these chunks in memory, behind what anybody waits for. Does not wait:
+  // kBusy where all argument blocks are lent. At most limits().fetch_entries. Its end leases
+  // nothing; who does not care drops it.
+  [[nodiscard]] static Result<Fetch> prefetch(std::shared_ptr<Connection> connection,
+                                              std::uint32_t handle,
+                                              std::span<const FetchEntry> entries);
   Fetch(Fetch&& other) noexcept;
   Fetch& operator=(Fetch&&) = delete;
   // Gives the lease back; abandons what has not completed.
@@ -36,6 +38,8 @@ class Fetch {
   [[nodiscard]] const std::byte* chunk(std::size_t index, std::uint64_t slot_bytes) const noexcept;
   [[nodiscard]] std::uint64_t bytes_disk() const noexcept { return bytes_disk_; }
   void release() noexcept;
+  // Nobody wants it any more: what the daemon has not begun to read is not read. Then as release().
+  void cancel() noexcept;
 
  private:
   static Result<Fetch> send(std::shared_ptr<Connection> connection, Submission submission,

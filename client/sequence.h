@@ -105,8 +105,8 @@ class Sequence {
   [[nodiscard]] Result<Fetch> fetch(std::span<const FetchEntry> entries) const {
     return Fetch::submit(connection_, handle_, entries, Priority::kDemand, false);
   }
-  void prefetch(std::span<const FetchEntry> entries) const noexcept {
-    Fetch::prefetch(connection_, handle_, entries);
+  [[nodiscard]] Result<Fetch> prefetch(std::span<const FetchEntry> entries) const {
+    return Fetch::prefetch(connection_, handle_, entries);
   }
   // Abstracts of what is stored, as the daemon sees it now. `segments` without a place in `ready`
   // or `failed` are being built or loaded. kStale where it was closed.

@@ -80,6 +80,8 @@ struct ViewStats {
   double bound_sum = 0.0;
   double bound_max = 0.0;
   std::uint64_t rows_rebuilt = 0;  // of rows_fetched, whose keys are from a low-rank copy
+  std::uint64_t rows_hinted = 0;   // runners-up that the daemon was told of
+  std::uint64_t hints_stale = 0;   // hints that were taken back before they were followed whole
 };
 
 // What one attend call is about.
@@ -151,6 +153,12 @@ class View {
     std::optional<Fetch> fetch;
     std::vector<WantedRow> rows;
     std::vector<std::uint32_t> first;  // of `rows`, per entry, and one past the end
+  };
+
+  // Runners-up of a layer that the daemon was told of.
+  struct Hint {
+    std::optional<Fetch> fetch;
+    bool from_disk = false;  // the layer's last rows, or what it was told of last, came from there
   };
 
   // With a precision, what one KV head of a layer remembers from step to step.
@@ -250,6 +258,13 @@ class View {
   // Before the caches are told of anything else.
   void forget_coming() noexcept;
 
+  // view_hints.cc
+  // Runners-up that a choice of this layer shall give.
+  [[nodiscard]] std::uint64_t hinted_rows(std::uint32_t layer) const noexcept;
+  // Tells the daemon of the runners-up of this step's choices; takes back what it was told before.
+  void send_hints(const AttendStep& step);
+  void end_hint(Hint* hint) noexcept;
+
   // view_precision.cc
   [[nodiscard]] bool has_rendition() const noexcept {
     return wants_abstracts() && !preset_.precision.none();
@@ -346,6 +361,7 @@ class View {
       caches_;                                                   // by layer; one cache per KV head
   std::unordered_map<std::uint32_t, LayerQuery> layer_queries_;  // by layer
   std::unordered_map<std::uint32_t, ComingRows> coming_;         // by layer
+  std::unordered_map<std::uint32_t, Hint> hints_;                // by layer
   LayerBefore layer_before_;
   struct {
     std::uint64_t visible = 0;  // of the step
@@ -383,6 +399,7 @@ class View {
   std::vector<std::vector<SegmentExtent>> head_extents_;
   std::vector<SelectInput> tree_heads_;
   std::vector<WantedRow> wanted_;
+  std::vector<std::vector<std::uint32_t>> runners_up_;  // of this step's choices, by KV head
   std::vector<FetchEntry> entries_, touches_;
   std::vector<std::uint32_t> first_wanted_;  // per entry, and one past the end
   std::vector<std::uint64_t> sources_, targets_, row_targets_;

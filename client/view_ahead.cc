@@ -68,7 +68,8 @@ void View::send_for(const AttendStep& step, const float* vectors) {
 // are in the base rendition already.
 Result<std::span<const std::uint32_t>> View::likely_rows(const AttendStep& step,
                                                          const float* vectors, std::uint32_t head) {
-  const SelectInput input = select_input(step, vectors, head);
+  SelectInput input = select_input(step, vectors, head);
+  input.next_rows = 0;
   KVT_TRY(const std::span<float> scores, selector_.scores_of(input));
   KVT_TRY(const Selection selection, selector_.choose(input, scores));
   stats_.units_scored += selection.units_scored;

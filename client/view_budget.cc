@@ -38,6 +38,7 @@ Result<bool> View::attend_budget(const AttendStep& step) {
   }
   for (SlotCache& cache : *caches) cache.complete();
   if (step.attempt == 0) touch_rows(step, *caches);
+  send_hints(step);
   for (std::uint32_t head = 0; head < step.kv_heads; ++head) {
     KVT_TRY_VOID(attend_cached(step, head, (*caches)[head]));
   }
@@ -80,6 +81,7 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
   LayerQuery& query = layer_queries_[step.layer];
   observe(step, &query);
   wanted_.clear();
+  runners_up_.resize(step.kv_heads);
   missed_.resize(std::size_t{step.kv_heads} * step.group);
   KVT_TRY_VOID(preset_.scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
                                                   : select_heads(step, &query, caches));
@@ -292,7 +294,10 @@ SelectInput View::select_input(const AttendStep& step, const float* vectors, std
   input.flat = step.layer < preset_.flat_layers;
   // Base renditions are read row by row, wherever exact ones lie.
   const ChoiceWidth& width = widths_.try_emplace(step.layer, ChoiceWidth(from_disk_)).first->second;
-  input.grain_tokens = has_base() ? 1 : width.tokens();
+  input.grain_tokens = has_base()                ? 1
+                       : preset_.run_tokens != 0 ? preset_.run_tokens
+                                                 : width.tokens();
+  input.next_rows = hinted_rows(step.layer);
   return input;
 }
 
@@ -303,6 +308,7 @@ Result<void> View::take_selection(const AttendStep& step, std::uint32_t head,
   stats_.units_missing += selection.units_missing * step.queries;
   stats_.rows_selected += selection.tokens.size() - selection.kept_rows;
   stats_.mass_sum += static_cast<double>(selection.mass);
+  runners_up_[head].assign(selection.next.begin(), selection.next.end());
   if (!selection.missed.empty()) {
     std::copy(selection.missed.begin(), selection.missed.end(),
               missed_.begin() + static_cast<std::ptrdiff_t>(head * step.group));
@@ -391,6 +397,7 @@ void View::account(const AttendStep& step, const FetchTally& tally) noexcept {
   if (tally.chunks != 0) {
     from_disk_ = ChoiceWidth::much_from_disk(tally.bytes_disk, fetched_bytes);
     widths_[step.layer].observe(from_disk_);
+    if (tally.bytes_disk != 0) hints_[step.layer].from_disk = true;
   }
   stats_.chunks_fetched += tally.chunks;
   stats_.bytes_disk += tally.bytes_disk;

@@ -183,7 +183,9 @@ void View::refine_behind(const AttendStep& step) {
   targets_.clear();
   list_entries(step);
   const auto room = static_cast<std::size_t>(sequence_->connection()->limits().fetch_entries);
-  sequence_->prefetch(std::span(entries_).first(std::min(entries_.size(), room)));
+  // Nobody waits for its end: the next step asks for the rows themselves.
+  if (!sequence_->prefetch(std::span(entries_).first(std::min(entries_.size(), room))))
+    clear_error_text();
 }
 
 Result<void> View::refine(const AttendStep& step, std::vector<SlotCache>* caches) {

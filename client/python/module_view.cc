@@ -101,6 +101,8 @@ nb::dict view_stats(View& self) {
   d["bound_sum"] = stats.bound_sum;
   d["bound_max"] = stats.bound_max;
   d["rows_rebuilt"] = stats.rows_rebuilt;
+  d["rows_hinted"] = stats.rows_hinted;
+  d["hints_stale"] = stats.hints_stale;
   return d;
 }
 

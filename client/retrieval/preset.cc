@@ -122,6 +122,27 @@ Result<void> validate_certified(const Preset& preset) {
       "\"every-step\", fetch \"demand\" and precision \"exact\"");
 }
 
+// What is taken together, and what is hinted at.
+Result<void> validate_travel(const Preset& preset) {
+  if (preset.run_tokens > 1 && (preset.abstract.partition != PartitionKind::kTokens ||
+                                preset.group != GroupMode::kMeanSoftmax || preset.abstract.none()))
+    return error(
+        Code::kInvalid,
+        "run_tokens adds up the masses of single tokens: it needs partition \"tokens\" and "
+        "group \"mean-softmax\"");
+  if (preset.run_tokens > kRunTokensMax) return error(Code::kInvalid, "run_tokens is at most 256");
+  if (preset.runners_up_percent > 100)
+    return error(Code::kInvalid, "runners_up_percent is at most 100");
+  const bool base = preset.precision.abstract == AbstractKind::kBase;
+  if (base && (preset.run_tokens != 0 || preset.runners_up_percent != 0))
+    return error(Code::kInvalid,
+                 "chosen rows of a base rendition do not travel: run_tokens and runners_up_percent "
+                 "go with precision \"exact\" and \"low-rank:10\" and the like");
+  if (preset.runners_up_percent != 0 && preset.abstract.none())
+    return error(Code::kInvalid, "runners_up_percent needs an abstract to choose by");
+  return {};
+}
+
 // Rows that come early take the places of a choice that is made anew, head by head.
 Result<void> validate_fetch(const Preset& preset) {
   if (preset.fetch == FetchKind::kDemand) return {};
@@ -172,6 +193,7 @@ Result<void> Preset::validate() const {
   KVT_TRY_VOID(validate_units(*this));
   KVT_TRY_VOID(validate_precision(*this));
   KVT_TRY_VOID(validate_fetch(*this));
+  KVT_TRY_VOID(validate_travel(*this));
   KVT_TRY_VOID(validate_certified(*this));
   if (scope == ScopeKind::kLayer && abstract.by_head())
     return error(Code::kInvalid,

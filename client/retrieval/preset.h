@@ -8,7 +8,7 @@
 //   group      how the scores of the query heads that share a KV head become one
 //   budget     how much is taken
 //   trigger    when to choose anew
-//   fetch      when the rows of a choice are brought
+//   fetch      when the rows of a choice are brought, and what is hinted at beside them
 //   residency  how many rows stay in the slot cache beside those in use
 //   precision  from which copy rows are attended, and which of them must be exact
 // docs/retrieval.md has the table. A new preset is one row in preset.cc, or a user's file
@@ -107,6 +107,8 @@ enum class FetchKind : std::uint8_t {
   kBehind = 2,
 };
 
+inline constexpr std::uint32_t kRunTokensMax = 256;
+
 struct Preset {
   std::string name;
   AbstractSpec abstract = {};  // none: nothing is scored
@@ -121,6 +123,13 @@ struct Preset {
   TriggerKind trigger = TriggerKind::kEveryStep;
   float level = 0.0f;
   FetchKind fetch = FetchKind::kDemand;
+  // Where rows come from the disk, so many of the next best, in per cent of the budget, are named
+  // to the daemon after each choice: it reads them behind what anybody waits for, and what it has
+  // not begun when the layer chooses anew is dropped.
+  std::uint32_t runners_up_percent = 0;
+  // Of single tokens: so many neighbours are taken together, by the sum of their masses, which is
+  // the log-sum-exp of their scores. 0: one where rows come from memory, more where from the disk.
+  std::uint32_t run_tokens = 0;
   // Rows of the slot cache, in per cent of the budget, where the user says nothing.
   std::uint32_t residency_percent = 200;
   // A rendition; none: all rows are exact. From a base rendition (AbstractKind::kBase) chosen rows

@@ -44,6 +44,8 @@ constexpr std::string_view kFlatLayers = "flat_layers";
 constexpr std::string_view kPrecision = "precision";
 constexpr std::string_view kExactAbove = "exact_above";
 constexpr std::string_view kRefine = "refine";
+constexpr std::string_view kRunnersUp = "runners_up_percent";
+constexpr std::string_view kRun = "run_tokens";
 constexpr std::string_view kExact = "exact";  // precision of a preset that has none
 constexpr std::array kParts = {
     Part{kPartition,
@@ -76,6 +78,11 @@ constexpr std::array kParts = {
          "steps of trigger \"every-n\"; a share above 0, below 1, of \"mass\"; a cosine above -1, "
          "at most 1, of the other triggers and of query \"step-before\""},
     Part{"fetch", &Preset::fetch, kFetches},
+    Part{kRunnersUp, &Preset::runners_up_percent, {}, "0 to 100, of the budget"},
+    Part{kRun,
+         &Preset::run_tokens,
+         {},
+         "0 to 256, of partition \"tokens\"; 0: as rows come from memory or disk"},
     Part{"residency_percent", &Preset::residency_percent, {}, "0 to 10000, of the budget"},
     Part{kPrecision,
          &Preset::precision,
@@ -314,6 +321,10 @@ bool says_something(const Part& part, const Preset& preset) {
   if (part.key == kShare) return has_share(preset);
   if (part.key == kFlatLayers) return has_levels(preset);
   if (part.key == kExactAbove || part.key == kRefine) return refines(preset);
+  if (part.key == kRunnersUp) return !preset.abstract.none() && !refines(preset);
+  if (part.key == kRun)
+    return !preset.abstract.none() && preset.abstract.partition == PartitionKind::kTokens &&
+           !refines(preset);
   return part.key != kLevel || has_level(preset);
 }
 

@@ -51,6 +51,7 @@ struct SelectInput {
   // Where units are single tokens: so many neighbours are taken together, by the sum of their
   // scores. For rows that lie on a disk, which gives chunks. 1 to kSegmentTokensMax.
   std::uint32_t grain_tokens = 1;
+  std::uint64_t next_rows = 0;     // so many rows behind the chosen ones are wanted, too
   std::uint32_t summed_heads = 1;  // whose scores were added up
   bool flat = false;               // every unit is scored, whatever the preset's search
   bool bound = false;              // Selection::missed is wanted

@@ -36,6 +36,9 @@ struct Selection {
   // Estimated share of the attention mass over stored tokens that are not kept which the chosen
   // ones hold. 1 where the group's scores are not masses.
   float mass = 1.0f;
+  // Where asked for: the runners-up, rows of the best units that were not taken, ascending, none of
+  // them among `tokens`. At most SelectInput::next_rows. Valid as `tokens` are.
+  std::span<const std::uint32_t> next;
   // Where asked for: of each query, an upper bound of the logarithm of the attention mass (the sum
   // of exp(scale * q . k)) of all rows that are not among `tokens`; -infinity: there are none.
   // Empty where the scores bound no key (selector_bound.cc). Valid as `tokens` are.
@@ -135,6 +138,8 @@ class Selector {
   template <class F>
   void for_each_member(const SelectInput& input, const Candidate& unit, const F& f) const;
   void mark_unit(const SelectInput& input, const Candidate& unit);
+  // Its tokens that are neither marked nor kept, while there is room for runners-up.
+  void add_next(const SelectInput& input, const Candidate& unit);
   // The first `rows` of its tokens that are not kept.
   void mark_first(const SelectInput& input, const Candidate& unit, std::uint64_t rows);
   void emit(Selection* out);
@@ -157,6 +162,7 @@ class Selector {
   std::vector<std::uint32_t> best_;    // numbers of the chosen candidates or tokens
   std::vector<std::uint64_t> chosen_;  // a bit per token
   std::vector<std::uint32_t> tokens_;  // the selection
+  std::vector<std::uint32_t> next_;    // and the runners-up
 };
 
 }  // namespace kvtier

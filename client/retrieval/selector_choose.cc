@@ -52,6 +52,7 @@ Result<Selection> Selector::choose(const SelectInput& input, std::span<float> sc
   KVT_TRY_VOID(check_input(input));
   Selection out = scores.empty() ? Selection{} : tally_;
   clear_marks();
+  next_.clear();
   if (preset_->budget == BudgetKind::kAll) mark(0, end_token_);
   if (!scores.empty()) {
     if (scores.size() != units_) return error(Code::kInvalid, "scores of other segments");
@@ -70,6 +71,8 @@ Result<Selection> Selector::choose(const SelectInput& input, std::span<float> sc
     out.kept_rows += last - range.first;
   }
   emit(&out);
+  std::sort(next_.begin(), next_.end());
+  out.next = next_;
   if (bounded_ && input.bound && !scores.empty()) KVT_TRY_VOID(bound_missed(input, &out));
   return out;
 }
@@ -159,7 +162,7 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
   TopKArgs args;
   args.scores = scores.data();
   args.count = &count;
-  args.k = std::min(count, left);
+  args.k = std::min(count, left + input.next_rows);
   args.ordered = true;
   args.out_count = &found;
   make_room(&best_, args.k);
@@ -170,13 +173,15 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
   const std::uint64_t worth = rows_worth(input, scores.first(candidates_.size()),
                                          [this](std::size_t i) { return candidates_[i].cost; });
   if (cut) left = std::min(left, worth);
+  const std::uint64_t listed = found;
   if (preset_->budget == BudgetKind::kCertified) {
     KVT_TRY(found, enough_units(input, found));
   }
   double total = 0.0, taken = 0.0;
   for (std::uint64_t i = 0; i < count && masses; ++i)
     if (scores[i] < kFetchScore) total += static_cast<double>(scores[i]);
-  for (std::uint64_t i = 0, rows = 0; i < found && rows < worth; ++i) {
+  std::uint64_t i = 0;
+  for (std::uint64_t rows = 0; i < found && rows < worth; ++i) {
     const Candidate& unit = candidates_[best_[i]];
     if (unit.cost > left) {
       if (cut) mark_first(input, unit, left);
@@ -190,6 +195,7 @@ Result<void> Selector::choose_units(const SelectInput& input, std::span<float> s
     if (scores[best_[i]] < kFetchScore) taken += static_cast<double>(scores[best_[i]]);
     mark_unit(input, unit);
   }
+  for (; i < listed && next_.size() < input.next_rows; ++i) add_next(input, candidates_[best_[i]]);
   if (masses && total > 0.0) out->mass = static_cast<float>(taken / total);
   return {};
 }
@@ -212,22 +218,25 @@ Result<void> Selector::choose_tokens(const SelectInput& input, std::span<float> 
   TopKArgs args;
   args.scores = scores.data();
   args.count = &count;
-  args.k = std::min({count - kept, rows_allowed(input),
-                     rows_worth(input, scores, [](std::size_t) { return 1u; })});
-  args.ordered = by_mass;
+  const std::uint64_t allowed =
+      std::min(rows_allowed(input), rows_worth(input, scores, [](std::size_t) { return 1u; }));
+  args.k = std::min(count - kept, allowed + input.next_rows);
+  args.ordered = by_mass || input.next_rows != 0;
   args.out_count = &found;
   make_room(&best_, args.k);
   args.out = best_.data();
   KVT_TRY_VOID(kernels_->top_k(args, nullptr));
   double taken = 0.0;
   const bool masses = preset_->group == GroupMode::kMeanSoftmax;
-  for (std::uint64_t i = 0; i < found; ++i) {
+  std::uint64_t i = 0;
+  for (; i < std::min(found, allowed); ++i) {
     const float mass = scores[best_[i]];
     if (by_mass && mass < kFetchScore && taken >= static_cast<double>(preset_->share) * total)
       break;
     if (mass > 0.0f && mass < kFetchScore) taken += static_cast<double>(mass);
     mark(best_[i], best_[i] + 1);
   }
+  for (; i < found && next_.size() < input.next_rows; ++i) next_.push_back(best_[i]);
   if (masses && total > 0.0) out->mass = static_cast<float>(std::min(1.0, taken / total));
   return {};
 }
@@ -368,6 +377,13 @@ void Selector::mark_first(const SelectInput& input, const Candidate& unit, std::
   });
 }
 
+void Selector::add_next(const SelectInput& input, const Candidate& unit) {
+  for_each_member(input, unit, [&](std::uint64_t t) {
+    if (next_.size() < input.next_rows && marked_in(t, t + 1) == 0 && !is_kept(input.kept, t))
+      next_.push_back(static_cast<std::uint32_t>(t));
+  });
+}
+
 void Selector::emit(Selection* out) {
   tokens_.clear();
   for (std::size_t word = 0; word < chosen_.size(); ++word)
@@ -386,7 +402,7 @@ std::uint64_t Selector::memory_bytes() const noexcept {
          (pieces_.capacity() + piece_starts_.capacity() + chosen_.capacity()) *
              sizeof(std::uint64_t) +
          tree_.memory_bytes() + candidates_.capacity() * sizeof(Candidate) +
-         (best_.capacity() + tokens_.capacity()) * sizeof(std::uint32_t);
+         (best_.capacity() + tokens_.capacity() + next_.capacity()) * sizeof(std::uint32_t);
 }
 
 }  // namespace kvtier

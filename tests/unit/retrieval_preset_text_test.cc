@@ -102,6 +102,10 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     one.exact_above = 0.25f;
     one.refine = static_cast<RefineKind>(i);
     there_and_back(one);
+    one = preset;
+    one.runners_up_percent = 25;
+    one.run_tokens = i == 0 ? 0 : 16;
+    there_and_back(one);
   }
 }
 
@@ -153,6 +157,10 @@ TEST(PresetText, WhatIsUnknownIsAnsweredWithWhatThereIs) {
   expect_problem("base = \"quest\"\nresidency_percent = 99999",
                  "residency_percent is at most 10000");
   expect_problem("base = \"quest\"\ncut = 1", "cut: must be true or false");
+  expect_problem("base = \"codes\"\nrun_tokens = 257", "run_tokens is at most 256");
+  expect_problem("base = \"codes\"\nrunners_up_percent = 101", "runners_up_percent is at most 100");
+  expect_problem("base = \"codes\"\nrunners_up_percent = \"many\"",
+                 "runners_up_percent = \"many\": must be 0 to 100");
   expect_problem("base = \"quest\"\ndense_layers = 4000",
                  "dense_layers and flat_layers are at most 256");
   for (const char* wrong :
@@ -171,6 +179,11 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("partition = \"pages:16\"", "a partition needs an abstract: box");
   expect_problem("base = \"quest\"\nabstract = \"codes:4\"",
                  "codes, base and low-rank are of single tokens");
+  expect_problem("base = \"quest\"\nrun_tokens = 16", "it needs partition \"tokens\"");
+  expect_problem("base = \"codes\"\ngroup = \"max\"\nrun_tokens = 16", "group \"mean-softmax\"");
+  expect_problem("base = \"progressive\"\nrun_tokens = 16", "do not travel");
+  expect_problem("base = \"progressive\"\nrunners_up_percent = 10", "do not travel");
+  expect_problem("base = \"window\"\nrunners_up_percent = 10", "needs an abstract to choose by");
   expect_problem("base = \"quest\"\nabstract = \"keys:4\"", "an abstract is box, mean, ball");
   expect_problem("base = \"quest\"\nabstract = \"representatives:17\"", "1 to 16");
   expect_problem("base = \"quest\"\npartition = \"pages:4\"\nabstract = \"representatives:5\"",

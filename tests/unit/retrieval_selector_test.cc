@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numeric>
 #include <set>
 
@@ -170,6 +171,34 @@ TEST_P(SelectorTest, EqualsBruteForce) {
             }
         }
   }
+}
+
+// What a larger budget would have taken beside; the choice is what it would be without.
+TEST_P(SelectorTest, RunnersUpAreTheNextBest) {
+  for (const std::uint32_t unit : {1u, 16u})
+    for (const std::uint64_t budget : {0u, 64u, 512u, 2700u, 100000u}) {
+      Preset preset = **find_preset("quest");
+      preset.abstract.unit_tokens = static_cast<std::uint16_t>(unit);
+      Selector selector(GetParam(), &preset), other(GetParam(), &preset);
+      World world(&random, {2048, 704}, unit, 8, 3, AbstractKind::kBox);
+      const TokenRange kept[] = {{0, 32}, {world.end - 64, world.end}};
+      SelectInput input = world.input(kept, budget);
+      EXPECT_TRUE(other.select(input)->next.empty()) << "nobody asked";
+      const std::vector<std::uint32_t> without = tokens_of(*other.select(input));
+      input.budget_rows += 128;
+      const std::vector<std::uint32_t> larger = tokens_of(*other.select(input));
+      input.budget_rows = budget;
+      input.next_rows = 128;
+      const auto selection = selector.select(input);
+      ASSERT_TRUE(selection);
+      EXPECT_EQ(tokens_of(*selection), without);
+      std::vector<std::uint32_t> wanted;
+      std::set_difference(larger.begin(), larger.end(), without.begin(), without.end(),
+                          std::back_inserter(wanted));
+      if (budget == 0) wanted.clear();  // nothing is scored
+      EXPECT_EQ(std::vector<std::uint32_t>(selection->next.begin(), selection->next.end()), wanted)
+          << "unit " << unit << " budget " << budget;
+    }
 }
 
 // Of every query: the bound of each unit for each of its rows that was left out.
