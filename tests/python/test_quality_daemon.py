@@ -69,10 +69,17 @@ AS_THE_ENGINE = {
     "landmarks": Preset(
         "landmarks", partition.Pages(8), abstract.Mean(), group=group.MaxSoftmax()
     ),
+    "singly": replace(PRESETS["codes"], score=score.ByteTables()),
+    "runs": replace(PRESETS["codes-runs"], score=score.ByteTables()),
 }
 
-# Parts that no built-in has, as a user's file: ShadowKV's choice.
-OF_USERS = {"landmarks": 'base = "mean"\npartition = "pages:8"\ngroup = "max-softmax"\n'}
+# Parts that no built-in has, as a user's file: ShadowKV's choice; tokens singly or in runs,
+# wherever they lie.
+OF_USERS = {
+    "landmarks": 'base = "mean"\npartition = "pages:8"\ngroup = "max-softmax"\n',
+    "singly": 'base = "codes"\nrun_tokens = 1\nrunners_up_percent = 50\n',
+    "runs": 'base = "codes"\nrun_tokens = 16\n',
+}
 
 
 def known_units(

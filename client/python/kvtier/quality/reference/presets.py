@@ -130,6 +130,14 @@ _TABLE = [
     Preset("codes", abstract=abstract.Codes("codes"), books="codes"),
     # The same without the change of coordinates.
     Preset("codes-plain", abstract=abstract.Codes("plain"), books="plain"),
+    # Runs of 16 by the log-sum-exp over their codes, as rows are better read from a disk.
+    Preset(
+        "codes-runs",
+        abstract=abstract.Codes("codes"),
+        search=search.Runs(16),
+        budget=budget.Tokens(cut=True),
+        books="codes",
+    ),
     # The same choice; what the query guessed a layer ahead would choose is brought before.
     Preset(
         "codes-lookahead",

@@ -10,6 +10,7 @@ import torch
 
 from .bound import attended
 from .layer import Layer
+from .partition import Pages
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,29 @@ class Flat:
         least = preset.score.least(queries, vectors, units.size() == units.cost)
         bounds = scores * layer.scale, least * layer.scale
         return preset.budget.certify(weights, units, rows, bounds, held)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Every row is scored, and `rows` neighbours are taken together by the sum of their masses,
+    which is the log-sum-exp of their scores."""
+
+    rows: int = 16
+
+    def choose(
+        self,
+        queries: torch.Tensor,
+        steps: torch.Tensor,
+        units: Any,
+        vectors: Any,
+        preset: Any,
+        layer: Layer,
+        rows: int,
+    ) -> torch.Tensor:
+        mass = preset.group.of(preset.score.of(queries, vectors, layer.scale), layer.scale)
+        runs = Pages(self.rows).split(layer)
+        total = torch.zeros(*mass.shape[:-1], runs.count).index_add_(-1, runs.of_row[0], mass)
+        return preset.budget.choose(total, runs, rows)
 
 
 @dataclass(frozen=True)
