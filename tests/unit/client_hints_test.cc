@@ -33,9 +33,16 @@ class Hints : public ClientTest {
   void write(const std::string& name, const std::string& more) const {
     std::ofstream(root_ + "/" + name + ".toml") << "base = \"codes\"\nrun_tokens = 1\n" + more;
   }
+  // Nothing is in memory.
   void restart() {
+    kvt_sequence_close(sequence_);
+    kvt_space_close(space_);
+    kvt_client_close(client_);
     daemon_->stop();
     daemon_->start();
+    client_ = open_client();
+    space_ = open_space(shape_, "hints", "codes");
+    sequence_ = open_sequence(space_, "long", true);
   }
   std::vector<float> step(const char* preset, std::uint32_t steps = 1,
                           kvt_view_stats* seen = nullptr) {

@@ -14,7 +14,12 @@ using sim::SimSequence;
 
 class EngineHints : public EngineFixture {
  protected:
-  EngineHints() : EngineFixture({.io_bytes_in_flight_max = 4096}) {}
+  EngineHints() : EngineFixture(one_read_at_a_time()) {}
+  static sim::SimWorldOptions one_read_at_a_time() {
+    sim::SimWorldOptions options;
+    options.io_bytes_in_flight_max = 4096;
+    return options;
+  }
   void SetUp() override {
     world.wrap_io([this](std::unique_ptr<Io> io) {
       auto made = std::make_unique<FaultyIo>(std::move(io));

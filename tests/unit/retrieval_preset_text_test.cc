@@ -103,6 +103,8 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     one.refine = static_cast<RefineKind>(i);
     there_and_back(one);
     one = preset;
+    one.abstract = *parse_abstract_spec("codes:4/tokens");
+    one.score = ScoreKind::kPlain;
     one.runners_up_percent = 25;
     one.run_tokens = i == 0 ? 0 : 16;
     there_and_back(one);
