@@ -133,8 +133,7 @@ kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
                                 from.bound_sum,
                                 from.bound_max,
                                 from.rows_rebuilt,
-                                from.rows_hinted,
-                                from.hints_stale};
+                                from.rows_hinted};
     std::memcpy(out, &all, std::min<std::size_t>(size, sizeof all));
     return {};
   });

@@ -20,13 +20,22 @@ Result<Fetch> Fetch::submit(std::shared_ptr<Connection> connection, std::uint32_
   return send(std::move(connection), submission, entries, block);
 }
 
-Result<Fetch> Fetch::prefetch(std::shared_ptr<Connection> connection, std::uint32_t handle,
-                              std::span<const FetchEntry> entries) {
+Result<Ticket> Fetch::prefetch(std::shared_ptr<Connection> connection, std::uint32_t handle,
+                               std::span<const FetchEntry> entries) {
   Submission submission{};
   submission.op = static_cast<std::uint16_t>(Op::kPrefetch);
   submission.priority = static_cast<std::uint8_t>(Priority::kPrefetch);
   submission.sequence = handle;
-  return send(std::move(connection), submission, entries, false);
+  KVT_TRY(Fetch sent, send(std::move(connection), submission, entries, false));
+  // Abandoned at once: its arguments come back when the daemon is done with them.
+  return sent.ticket_;
+}
+
+void Fetch::cancel(Connection& connection, Ticket ticket) noexcept {
+  Submission cancel{};
+  cancel.op = static_cast<std::uint16_t>(Op::kCancel);
+  cancel.value0 = ticket;
+  static_cast<void>(connection.post(cancel, Deadline::after_ms(kSubmitMs)));
 }
 
 Result<Fetch> Fetch::send(std::shared_ptr<Connection> connection, Submission submission,
@@ -70,16 +79,6 @@ void Fetch::release() noexcept {
     }
   }
   connection_.reset();
-}
-
-void Fetch::cancel() noexcept {
-  if (connection_ != nullptr && ticket_ != 0) {
-    Submission cancel{};
-    cancel.op = static_cast<std::uint16_t>(Op::kCancel);
-    cancel.value0 = ticket_;
-    static_cast<void>(connection_->post(cancel, Deadline::after_ms(kSubmitMs)));
-  }
-  release();
 }
 
 Result<void> Fetch::wait(const Deadline& deadline) {

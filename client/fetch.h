@@ -16,12 +16,15 @@ class Fetch {
                                             std::uint32_t handle,
                                             std::span<const FetchEntry> entries, Priority priority,
                                             bool block);
-  // Asks the daemon to have these chunks in memory, behind what anybody waits for. Does not wait:
-  // kBusy where all argument blocks are lent. At most limits().fetch_entries. Its end leases
-  // nothing; who does not care drops it.
-  [[nodiscard]] static Result<Fetch> prefetch(std::shared_ptr<Connection> connection,
-                                              std::uint32_t handle,
-                                              std::span<const FetchEntry> entries);
+  // Asks the daemon to have these chunks in memory, behind what anybody waits for. Nobody can wait
+  // for its end, which leases nothing; the ticket is for cancel(). kBusy where all argument blocks
+  // are lent. At most limits().fetch_entries.
+  [[nodiscard]] static Result<Ticket> prefetch(std::shared_ptr<Connection> connection,
+                                               std::uint32_t handle,
+                                               std::span<const FetchEntry> entries);
+  // Nobody wants what was prefetched any more: what the daemon has not begun to read is not read.
+  // Nothing where it has ended.
+  static void cancel(Connection& connection, Ticket ticket) noexcept;
   Fetch(Fetch&& other) noexcept;
   Fetch& operator=(Fetch&&) = delete;
   // Gives the lease back; abandons what has not completed.
@@ -38,8 +41,6 @@ class Fetch {
   [[nodiscard]] const std::byte* chunk(std::size_t index, std::uint64_t slot_bytes) const noexcept;
   [[nodiscard]] std::uint64_t bytes_disk() const noexcept { return bytes_disk_; }
   void release() noexcept;
-  // Nobody wants it any more: what the daemon has not begun to read is not read. Then as release().
-  void cancel() noexcept;
 
  private:
   static Result<Fetch> send(std::shared_ptr<Connection> connection, Submission submission,

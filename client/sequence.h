@@ -105,7 +105,7 @@ class Sequence {
   [[nodiscard]] Result<Fetch> fetch(std::span<const FetchEntry> entries) const {
     return Fetch::submit(connection_, handle_, entries, Priority::kDemand, false);
   }
-  [[nodiscard]] Result<Fetch> prefetch(std::span<const FetchEntry> entries) const {
+  [[nodiscard]] Result<Ticket> prefetch(std::span<const FetchEntry> entries) const {
     return Fetch::prefetch(connection_, handle_, entries);
   }
   // Abstracts of what is stored, as the daemon sees it now. `segments` without a place in `ready`

@@ -76,6 +76,7 @@ View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, Prese
 }
 
 View::~View() {
+  for (const auto& [layer, hint] : hints_) cancel_hint(hint);
   sequence_->remove_observer(observer_);
   drop_abstracts();
 }
@@ -205,6 +206,7 @@ void View::discard_attempt(const ViewStats& before) noexcept {
   kept.bytes_disk = stats_.bytes_disk;
   kept.wait_ns = stats_.wait_ns;
   kept.rows_waited = stats_.rows_waited;
+  kept.rows_hinted = stats_.rows_hinted;
   kept.steps_repeated = before.steps_repeated + 1;
   stats_ = kept;
 }

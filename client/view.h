@@ -81,7 +81,6 @@ struct ViewStats {
   double bound_max = 0.0;
   std::uint64_t rows_rebuilt = 0;  // of rows_fetched, whose keys are from a low-rank copy
   std::uint64_t rows_hinted = 0;   // runners-up that the daemon was told of
-  std::uint64_t hints_stale = 0;   // hints that were taken back before they were followed whole
 };
 
 // What one attend call is about.
@@ -157,9 +156,11 @@ class View {
 
   // Runners-up of a layer that the daemon was told of.
   struct Hint {
-    std::optional<Fetch> fetch;
-    bool from_disk = false;  // the layer's last rows, or what it was told of last, came from there
+    std::weak_ptr<Connection> connection;  // that it was told on
+    Ticket ticket = 0;
+    std::uint32_t calm = kCalmMax;  // choices since rows of the layer came from the disk
   };
+  static constexpr std::uint32_t kCalmMax = 16;
 
   // With a precision, what one KV head of a layer remembers from step to step.
   struct ChosenRows {
@@ -263,7 +264,8 @@ class View {
   [[nodiscard]] std::uint64_t hinted_rows(std::uint32_t layer) const noexcept;
   // Tells the daemon of the runners-up of this step's choices; takes back what it was told before.
   void send_hints(const AttendStep& step);
-  void end_hint(Hint* hint) noexcept;
+  [[nodiscard]] bool hints_allowed();
+  static void cancel_hint(const Hint& hint) noexcept;
 
   // view_precision.cc
   [[nodiscard]] bool has_rendition() const noexcept {

@@ -82,6 +82,7 @@ Result<void> View::select_rows(const AttendStep& step, std::vector<SlotCache>* c
   observe(step, &query);
   wanted_.clear();
   runners_up_.resize(step.kv_heads);
+  for (std::vector<std::uint32_t>& tokens : runners_up_) tokens.clear();
   missed_.resize(std::size_t{step.kv_heads} * step.group);
   KVT_TRY_VOID(preset_.scope == ScopeKind::kLayer ? select_layer(step, &query, caches)
                                                   : select_heads(step, &query, caches));
@@ -397,7 +398,7 @@ void View::account(const AttendStep& step, const FetchTally& tally) noexcept {
   if (tally.chunks != 0) {
     from_disk_ = ChoiceWidth::much_from_disk(tally.bytes_disk, fetched_bytes);
     widths_[step.layer].observe(from_disk_);
-    if (tally.bytes_disk != 0) hints_[step.layer].from_disk = true;
+    if (tally.bytes_disk != 0) hints_[step.layer].calm = 0;
   }
   stats_.chunks_fetched += tally.chunks;
   stats_.bytes_disk += tally.bytes_disk;

@@ -204,6 +204,12 @@ Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint
     return final_status(Code::kMiss);
   }
   const std::uint64_t slot_bytes = segment.space->row.geometry.slot_bytes(job.entries[index].layer);
+  // What is being filled cannot be evicted: guesses must leave room for what is waited for.
+  const bool hinted = job.priority == IoPriority::kPrefetch && !job.leases && session != nullptr;
+  if (hinted && engine.fetch.hinted_bytes + slot_bytes > engine.arena->size_bytes() / 4) {
+    job.full = true;
+    return final_status(Code::kFull);
+  }
   const Result<SlotId> slot =
       engine.arena->allocate(slot_bytes, {segment.row.id.value, chunk}, near);
   if (!slot) {
@@ -213,6 +219,8 @@ Fill* plan_entry(EngineState& engine, Session* session, FetchJob& job, std::uint
   }
   Fill& fill = begin_fill(engine, segment, chunk, *slot);
   fill.waiters.push_back({job.id, index});
+  fill.hinted = hinted;
+  if (hinted) engine.fetch.hinted_bytes += slot_bytes;
   return &fill;
 }
 

@@ -43,6 +43,7 @@ struct FetchTable {
   std::unordered_map<std::uint64_t, std::unique_ptr<FetchJob>> jobs;  // that wait
   std::unordered_map<ChunkKey, std::unique_ptr<Fill>, ChunkKeyHash> fills;
   std::vector<std::unique_ptr<FetchJob>> spare;
+  std::uint64_t hinted_bytes = 0;  // of slots that prefetches fill
   std::uint64_t next_job = 1;
 };
 

@@ -26,6 +26,7 @@ void end_fill(EngineState& engine, ChunkKey key, Code code) {
   const std::unique_ptr<Fill> fill = std::move(place->second);
   engine.fetch.fills.erase(place);
   --fill->segment->busy;
+  if (fill->hinted) engine.fetch.hinted_bytes -= engine.arena->slot_bytes(fill->slot);
   if (code == Code::kOk) {
     engine.arena->set_ready(fill->slot);
     set_resident(*fill->segment, fill->chunk, fill->slot, engine.arena->slot_bytes(fill->slot));
@@ -207,8 +208,10 @@ void leave_fill(EngineState& engine, ChunkKey key, std::uint64_t job) {
                 waiters.end());
   const std::shared_ptr<FillRead> read = place->second->read;
   if (read == nullptr) return;
-  for (const ChunkKey other : read->keys) {
-    const auto fill = engine.fetch.fills.find(other);
+  // A job leaves its chunks in the order of the file: the last one is the likeliest still waited
+  // for.
+  for (auto other = read->keys.rbegin(); other != read->keys.rend(); ++other) {
+    const auto fill = engine.fetch.fills.find(*other);
     if (fill == engine.fetch.fills.end() || !fill->second->waiters.empty()) return;
   }
   if (!engine.io->withdraw(read->ticket)) return;

@@ -46,13 +46,24 @@ IoScheduler::Waiting* IoScheduler::find(IoTicket ticket) {
   return found ? &*place : nullptr;
 }
 
+// What is gone is dropped in its turn, or here when most of the queue is.
+IoRequest IoScheduler::take(Waiting* waiting) {
+  constexpr std::size_t kGoneMax = 64;
+  IoRequest request = std::exchange(waiting->request, {});
+  waiting->gone = true;
+  const std::size_t urgency = class_of(request);
+  std::deque<Waiting>& queue = waiting_[urgency];
+  --stats_.waiting[urgency];
+  if (queue.size() > 2 * stats_.waiting[urgency] + kGoneMax)
+    std::erase_if(queue, [](const Waiting& one) { return one.gone; });
+  return request;
+}
+
 void IoScheduler::hasten(IoTicket* ticket, IoPriority priority) {
   if (priority >= ticket->priority) return;
   Waiting* waiting = find(*ticket);
   if (waiting == nullptr) return;
-  waiting->gone = true;
-  --stats_.waiting[class_of(waiting->request)];
-  IoRequest request = std::move(waiting->request);
+  IoRequest request = take(waiting);
   request.priority = priority;
   *ticket = enqueue(std::move(request));
   start_what_fits();
@@ -61,9 +72,7 @@ void IoScheduler::hasten(IoTicket* ticket, IoPriority priority) {
 bool IoScheduler::withdraw(IoTicket ticket) {
   Waiting* waiting = find(ticket);
   if (waiting == nullptr) return false;
-  waiting->gone = true;
-  waiting->request.done = nullptr;
-  --stats_.waiting[class_of(waiting->request)];
+  take(waiting);
   --outstanding_;
   return true;
 }

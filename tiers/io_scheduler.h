@@ -21,6 +21,8 @@ struct IoSchedulerOptions {
   std::uint64_t bulk_bytes_when_urgent_max = 512ull << 10;
 };
 
+// A hastened request is `submitted` in the class that it came in, `waiting` and in `bytes` where it
+// went.
 struct IoSchedulerStats {
   std::array<std::uint64_t, kIoPriorities> submitted{}, waiting{}, bytes{};
   std::uint64_t bytes_in_flight = 0;
@@ -47,6 +49,10 @@ class IoScheduler {
   // Waiting or in flight.
   [[nodiscard]] std::size_t outstanding() const noexcept { return outstanding_; }
   [[nodiscard]] IoSchedulerStats stats() const noexcept { return stats_; }
+  // Entries of the class's queue, those that are gone included.
+  [[nodiscard]] std::size_t queued(IoPriority priority) const noexcept {
+    return waiting_[static_cast<std::size_t>(priority)].size();
+  }
   [[nodiscard]] Io& io() const noexcept { return io_; }
 
  private:
@@ -58,6 +64,8 @@ class IoScheduler {
 
   IoTicket enqueue(IoRequest request);
   [[nodiscard]] Waiting* find(IoTicket ticket);
+  // Takes its request out of the queue.
+  IoRequest take(Waiting* waiting);
   void start_what_fits();
   [[nodiscard]] bool may_start(const IoRequest& request) const noexcept;
 

@@ -102,7 +102,6 @@ nb::dict view_stats(View& self) {
   d["bound_max"] = stats.bound_max;
   d["rows_rebuilt"] = stats.rows_rebuilt;
   d["rows_hinted"] = stats.rows_hinted;
-  d["hints_stale"] = stats.hints_stale;
   return d;
 }
 

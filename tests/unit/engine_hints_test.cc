@@ -116,6 +116,50 @@ TEST_F(EngineHints, WhatSomebodyElseWaitsForIsRead) {
   expect_all(*client, *chat, ids);
 }
 
+// Neighbours are one read: it goes on for whoever waits for any of them, and once.
+TEST_F(EngineHints, AMergedReadIsDroppedWhenNobodyWaitsForAnyOfIt) {
+  const auto all = SimClient::all_entries(chat->read_directory(), geometry);
+  const std::vector<FetchEntry> run(all.begin() + 8, all.begin() + 14);
+  const std::uint64_t hint = ask(run, Op::kPrefetch);
+  const std::uint64_t other = ask({all[10]}, Op::kPrefetch);
+  const std::size_t fills = state().fetch.fills.size();
+  EXPECT_EQ(fills, 7u);
+  cancel(hint);
+  EXPECT_EQ(state().fetch.fills.size(), fills) << "one of them is wanted";
+  cancel(other);
+  EXPECT_EQ(state().fetch.fills.size(), 1u);
+  EXPECT_EQ(state().fetch.hinted_bytes, 0u);
+  const std::uint64_t again = ask(run, Op::kFetch);
+  let_go();
+  const Completion got = client->wait(again);
+  EXPECT_EQ(got.count, run.size());
+  client->release(got.value0);
+  client->release(client->wait(begun).value0);
+  world.settle();
+  EXPECT_EQ(reads(), 2u);
+  expect_nothing_left();
+  expect_all(*client, *chat, ids);
+}
+
+// What is being filled cannot be evicted: guesses leave most of the arena to others.
+TEST_F(EngineHints, HintsFillAQuarterOfTheArenaAtMost) {
+  state().fetch.hinted_bytes = state().arena->size_bytes() / 4 - 4096;
+  const std::uint64_t hint = ask({entries.begin() + 2, entries.begin() + 10}, Op::kPrefetch);
+  EXPECT_LE(state().fetch.hinted_bytes, state().arena->size_bytes() / 4);
+  EXPECT_LE(state().fetch.fills.size(), 2u);
+  const std::uint64_t demand = ask({entries[5], entries[6]}, Op::kFetch);
+  let_go();
+  EXPECT_EQ(client->wait(hint).status, static_cast<std::int32_t>(Code::kFull));
+  const Completion got = client->wait(demand);
+  EXPECT_EQ(got.count, 2u) << "a demand has its slots all the same";
+  client->release(got.value0);
+  client->release(client->wait(begun).value0);
+  world.settle();
+  state().fetch.hinted_bytes -= state().arena->size_bytes() / 4 - 4096;
+  EXPECT_EQ(state().fetch.hinted_bytes, 0u);
+  expect_nothing_left();
+}
+
 TEST_F(EngineHints, WhoComesToNeedItDoesNotWaitForTheRest) {
   const std::uint64_t hint = ask({entries.begin() + 2, entries.begin() + 12}, Op::kPrefetch);
   const std::uint64_t demand = ask({entries[11]}, Op::kFetch);

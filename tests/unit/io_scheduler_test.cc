@@ -276,6 +276,18 @@ TEST_F(IoSchedulerTest, WhatWaitsCanBeTakenBack) {
   EXPECT_EQ(called_, 2u) << "its callback was dropped";
 }
 
+TEST_F(IoSchedulerTest, WhatIsTakenBackAgainAndAgainTakesNoMemory) {
+  submit(IoPriority::kDemand, 0, 1024 * kKib);
+  submit(IoPriority::kPrefetch, 1, 64 * kKib);
+  for (std::uint64_t i = 2; i < 5000; ++i) {
+    const IoTicket taken = submit(IoPriority::kPrefetch, i, 64 * kKib);
+    ASSERT_TRUE(scheduler_.withdraw(taken));
+  }
+  EXPECT_LT(scheduler_.queued(IoPriority::kPrefetch), 100u);
+  finish_all();
+  EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 1}));
+}
+
 TEST_F(IoSchedulerTest, WhatWasTakenBackHoldsUpNobody) {
   submit(IoPriority::kDemand, 0, 1000 * kKib);
   const IoTicket large = submit(IoPriority::kDemand, 1, 100 * kKib);  // does not fit

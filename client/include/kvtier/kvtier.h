@@ -302,7 +302,6 @@ typedef struct kvt_view_stats {
   double bound_max;      /* the largest of any step and query head */
   uint64_t rows_rebuilt; /* of rows_fetched: only values came, keys are from a low-rank copy */
   uint64_t rows_hinted;  /* runners-up that the daemon was told of (runners_up_percent) */
-  uint64_t hints_stale;  /* such hints that were taken back before they were followed whole */
 } kvt_view_stats;
 
 /* The presets that views take, as JSON, freed with kvt_free: {"presets": [{"name", "from", parts}],

@@ -228,7 +228,6 @@ class ViewStats(TypedDict):
     bound_max: float
     rows_rebuilt: int
     rows_hinted: int
-    hints_stale: int
 
 class View(_Closable):
     """One way to read a sequence: a preset and a budget."""
