@@ -10,7 +10,7 @@ target_link_libraries(kvt_replay PUBLIC kvt_device kvt_tiers kvt_base PRIVATE kv
 
 add_executable(kvtier-bench
   bench/main.cc bench/build.cc bench/common.cc bench/commit.cc bench/decode.cc bench/disk.cc bench/fetch.cc bench/idle.cc
-  bench/kernels.cc
+  bench/kernels.cc bench/tree.cc
   bench/match.cc bench/model.cc bench/open.cc bench/own_daemon.cc bench/peer.cc bench/plain_file.cc bench/replay.cc
   bench/replay_layout_figures.cc bench/replay_policies.cc bench/replay_store.cc bench/restore.cc bench/resume.cc bench/ring.cc bench/seal.cc ${CMAKE_CURRENT_BINARY_DIR}/peer_text.cc)
 target_include_directories(kvtier-bench PRIVATE ${PROJECT_SOURCE_DIR}/client/include)

@@ -142,6 +142,7 @@ class OwnDaemon {
 [[nodiscard]] Result<void> bench_match(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_open(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_score(const Context& context, std::vector<Figure>* figures);
+[[nodiscard]] Result<void> bench_tree(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_attend(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_decode(const Context& context, std::vector<Figure>* figures);
 [[nodiscard]] Result<void> bench_replay(const Context& context, std::vector<Figure>* figures);

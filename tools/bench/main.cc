@@ -28,6 +28,7 @@ const std::vector<Bench>& benches() {
       {"match", "longest prefix of 64k tokens", bench_match},
       {"open", "a store of 5,000 segments and 160,000 blocks", bench_open},
       {"score", "scoring of abstracts and key codes, and choosing", bench_score},
+      {"tree", "choosing by boxes, from coarse to fine and flat", bench_tree},
       {"attend", "attention over rows, raw and from a base rendition", bench_attend},
       {"decode", "attention of one step over 7k tokens, all layers, against SDPA", bench_decode},
       {"replay", "KV of decode steps after a trace of what they choose, context beyond memory",
