@@ -254,6 +254,7 @@ Json disk_json(const EngineState& engine) {
               {"evicted_bytes", metrics.bytes_evicted},
               {"evicted_segments", metrics.segments_evicted},
               {"evicted_sequences", metrics.sequences_evicted},
+              {"refused_no_room", metrics.no_room},
               {"ghost_blocks", engine.miss_log.ghosts.size()},
               {"ghost_hits", engine.miss_log.ghost_hits}};
 }

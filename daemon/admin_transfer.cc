@@ -23,6 +23,12 @@ namespace {
 
 constexpr std::size_t kBufferBytes = 4u << 20;
 
+Status with_file(const Status& status, const std::string& path) {
+  Status named = refusal(status.code, status.message(), ": " + path);
+  named.os_error = status.os_error;
+  return named;
+}
+
 // Buffers small writes of the export's writer; the file is synced at the end.
 class FileSink {
  public:
@@ -76,7 +82,8 @@ struct Export {
   std::shared_ptr<TailMemory> tail;  // the committed tail, in half 0
   std::uint32_t tail_tokens = 0;
   std::uint64_t bytes = 0;
-  SegmentId failed;  // where it ended
+  SegmentId failed;       // where it ended
+  bool own_file = false;  // the file written is at fault
   Result<void> result;
 };
 using ExportPtr = std::shared_ptr<Export>;
@@ -124,10 +131,18 @@ Result<void> write_tail(const Export& job, ExportWriter& writer) {
 
 Result<void> write_export(Export& job) {
   FileSink sink;
+  job.own_file = true;
   KVT_TRY_VOID(sink.create(job.file_path));
   const auto write = [&]() -> Result<void> {
+    job.own_file = false;
     KVT_TRY(SegmentFiles files, SegmentFiles::open(job.make_io));
-    ExportWriter writer([&sink](ByteSpan bytes) { return sink.write(bytes); }, job.codec);
+    ExportWriter writer(
+        [&](ByteSpan bytes) {
+          const Result<void> wrote = sink.write(bytes);
+          job.own_file = !wrote;
+          return wrote;
+        },
+        job.codec);
     KVT_TRY_VOID(writer.begin(job.description));
     for (const Export::Part& part : job.parts) {
       job.failed = part.segment;
@@ -138,6 +153,7 @@ Result<void> write_export(Export& job) {
     KVT_TRY_VOID(writer.finish());
     files.end();
     job.bytes = writer.written_bytes();
+    job.own_file = true;
     return sink.finish();
   };
   const Result<void> written = write();
@@ -145,9 +161,10 @@ Result<void> write_export(Export& job) {
   return written;
 }
 
-// Where it is the store's fault, with the file and what to do.
+// With the file at fault: the export, or the store's own, and what to do then.
 Status export_refusal(const Export& job) {
   const Status& status = job.result.error();
+  if (job.own_file) return with_file(status, job.file_path);
   const bool damaged = status.code == Code::kCorrupt || status.code == Code::kNotFound;
   if (!job.failed.valid() || !damaged) return status;
   return refusal(status.code, status.message(),
@@ -410,7 +427,12 @@ void op_import(EngineState& engine, Session&, ControlRequest request, ControlDon
   run_on_worker(
       engine, [job] { job->result = open_import(*job); },
       [&engine, job] {
-        if (!job->result) return job->done(error(import_refusal(*job, job->result.error())));
+        if (!job->result) {
+          const Status& status = job->result.error();
+          return job->done(error(status.code == Code::kCorrupt
+                                     ? import_refusal(*job, status)
+                                     : with_file(status, job->file_path)));
+        }
         begin_import(engine, job);
       });
 }

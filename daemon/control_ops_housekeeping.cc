@@ -216,10 +216,13 @@ void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone do
   const Result<bool> force = json_bool(request.body, "force", false);
   if (!force) return done(error(force.error()));
   StoredSequence& sequence = **target;
-  if (sequence.row.pinned && !*force)
-    return done(error(Code::kPermission,
-                      "the sequence is pinned: take the pin off first (kvtier pin --off), or ask "
-                      "for it by force (kvtier rm --force)"));
+  if (sequence.row.pinned && !*force) {
+    const std::string name =
+        sequence.row.name.empty() ? std::to_string(sequence.row.id.value) : sequence.row.name;
+    return done(error(refusal(Code::kPermission, "the sequence is pinned: take the pin off first",
+                              " (kvtier pin --off " + name +
+                                  "), or ask for it by force (kvtier rm --force " + name + ")")));
+  }
   if (!sequence.open.empty() || sequence.working || sequence.writer_coming || sequence.busy != 0)
     return done(error(refusal(Code::kBusy, "the sequence is in use: close it first",
                               users_of(engine, sequence))));

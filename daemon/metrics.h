@@ -119,6 +119,7 @@ struct Metrics {
   std::uint64_t segments_evicted = 0;  // from disk
   std::uint64_t sequences_evicted = 0;
   std::uint64_t bytes_evicted = 0;
+  std::uint64_t no_room = 0;  // writes refused: limit or disk full, nothing may go
 
   ObjectMetrics objects;
 

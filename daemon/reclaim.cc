@@ -131,6 +131,7 @@ Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes) {
     if (used - std::min(used, condemned_bytes(engine)) + bytes <= limit) break;
     if (make_room(engine)) continue;
     publish_objects(engine);
+    ++engine.metrics.no_room;
     return error(Code::kNoSpace,
                  rows_were_lost(engine)
                      ? "the store's disk limit is reached, and files whose rows may be lost stay: "
@@ -148,6 +149,7 @@ Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes) {
          make_room(engine)) {
   }
   publish_objects(engine);
+  ++engine.metrics.no_room;
   return error(Code::kNoSpace, "the disk is full");
 }
 

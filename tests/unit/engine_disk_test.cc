@@ -201,7 +201,9 @@ TEST_F(EngineDisk, DiskLimitEvictsUnusedSegmentsSuffixFirst) {
   // Now everything is in use: no room.
   client->append(*sequence, geometry, make_ids(256, 2), 128, 128);
   state().options.disk_bytes_max = store_bytes(state());
+  EXPECT_EQ(state().metrics.no_room, 0u);
   EXPECT_EQ(client->seal(*sequence).status, static_cast<std::int32_t>(Code::kNoSpace));
+  EXPECT_EQ(state().metrics.no_room, 1u);
   state().options.disk_bytes_max = 1ull << 30;
   EXPECT_EQ(client->seal(*sequence).status, 0);
 }

@@ -326,6 +326,7 @@ TEST_F(EnginePolicyTest, CommitsHaveTheLimitToo) {
   client->append(*chat, geometry, ids, 10, 80);
   state().options.disk_bytes_max = store_bytes(state()) + 4096;
   EXPECT_EQ(client->commit(*chat).status, static_cast<std::int32_t>(Code::kNoSpace));
+  EXPECT_EQ(state().metrics.no_room, 1u);
   EXPECT_FALSE(find_sequence_by_name(state(), "chat")->log.suspect) << "nothing was written";
   state().options.disk_bytes_max = 1ull << 30;
   EXPECT_EQ(client->commit(*chat).value1, 90u);

@@ -62,6 +62,10 @@ void print_where(const Json& stats) {
   line("evicted", count_of(host, "evictions") + " chunks from memory; " +
                       count_of(disk, "evicted_segments") + " segments and " +
                       count_of(disk, "evicted_sequences") + " nameless sequences from disk");
+  if (number_of(disk, "refused_no_room") != 0)
+    line("refused", count_of(disk, "refused_no_room") +
+                        " writes for want of room on disk (kvtier rm, kvtier gc, or raise "
+                        "store.disk_bytes_max)");
 }
 
 void print_hits(const Json& stats) {
@@ -69,9 +73,10 @@ void print_hits(const Json& stats) {
   const Json& chunks = stats["chunks"];
   const std::uint64_t asked = number_of(prefixes, "tokens_asked");
   const std::uint64_t found = number_of(prefixes, "tokens_found");
-  line("prefixes", std::to_string(found) + " of " + std::to_string(asked) + " tokens found (" +
-                       percent(found, asked) + ") in " + count_of(prefixes, "matches") +
-                       " matches");
+  line("prefixes", asked == 0 ? "none asked for"
+                              : std::to_string(found) + " of " + std::to_string(asked) +
+                                    " tokens found (" + percent(found, asked) + ") in " +
+                                    count_of(prefixes, "matches") + " matches");
   const std::uint64_t memory = number_of(chunks, "from_memory");
   const std::uint64_t disk = number_of(chunks, "from_disk");
   line("chunks", std::to_string(memory) + " from memory, " + std::to_string(disk) + " from disk (" +
