@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -262,8 +263,17 @@ def test_tune_writes_the_profile_that_views_then_use(tmp_path):
     profile.unlink()
     done = quality(
         tmp_path,
-        *("--tune", 1e-9, "--preset", "window", "--text", "prose"),
+        *("--tune", 1e-9, "--preset", "window", "--text", "prose", "--json", "-"),
         *("--context", 512, "--eval", 4, "--budget", 16),
     )
-    assert done.returncode == 1 and "nothing that was tried" in done.stderr
+    told = json.loads(done.stdout)
+    assert done.returncode == 1 and not told["ok"] and "nothing that was tried" in told["error"]
     assert not list(profile.parent.glob("*.toml"))
+    done = quality(
+        tmp_path,
+        *("--tune", 100, "--preset", "window", "--text", "prose", "--json", "-"),
+        *("--context", 512, "--eval", 4, "--budget", 16),
+    )
+    told = json.loads(done.stdout)
+    assert told["ok"] and (told["preset"], told["budget"]) == ("window", 16)
+    assert Path(told["profile"]).is_file() and told["rows"][0]["preset"] == "window"

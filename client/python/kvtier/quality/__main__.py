@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from pathlib import Path
@@ -181,18 +182,20 @@ def measured(plan, judge, options: argparse.Namespace):
     return run.run(plan, judge), report.DIVERGENCES
 
 
-def tuned(plan, judge, bound: float, rows) -> int:
-    """Writes the profile of the best row and says so."""
+def tuned(plan, judge, options: argparse.Namespace, rows: list[dict[str, Any]]) -> int:
+    """Writes the profile of the best row and says so: with --json - as one object."""
     from . import tune
 
     best = tune.choose(rows)
     if best is None:
         closest = min(rows, key=lambda row: row["kl"], default=None)
         near = f"; the closest: {closest['preset']} at {closest['budget']}" if closest else ""
-        print(f"nothing that was tried keeps KL <= {bound}{near}", file=sys.stderr)
+        fail(options, f"nothing that was tried keeps KL <= {options.tune}{near}")
         return 1
-    text = tune.profile_text(judge, plan, bound, best)
-    path = tune.write_profile(text)
+    path = tune.write_profile(tune.profile_text(judge, plan, options.tune, best))
+    if options.json == "-":
+        chosen = {name: best[name] for name in ("preset", "budget", "kl")}
+        print(report.as_json({"ok": True, **chosen, "profile": str(path), "rows": rows}))
     print(
         f"{best['preset']} with a budget of {best['budget']} keeps KL at {best['kl']:.4f}, with "
         f"{100 * tune.cost(best):.1f} % of the KV's bytes. Views of this model take it from now "
@@ -202,11 +205,19 @@ def tuned(plan, judge, bound: float, rows) -> int:
     return 0
 
 
+def fail(options: argparse.Namespace, text: str) -> None:
+    """Where one JSON value is expected, the error is one, too."""
+    if options.tune and options.json == "-":
+        print(json.dumps({"ok": False, "error": text}))
+    else:
+        print(text, file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if text := problem(options):
-        print(text, file=sys.stderr)
+        fail(options, text)
         return 2
     if options.list:
         from . import engines
@@ -226,7 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
             trace.record(plan, judge, Path(options.trace))
             return 0
         rows, look = measured(plan, judge, options)
-        if options.json in (None, "-"):
+        if options.tune and options.json == "-":
+            rows = list(rows)
+        elif options.json in (None, "-"):
             rows = show(rows, options.json is None, sys.stdout if options.json else None, look)
         else:
             with open(options.json, "w", encoding="utf-8") as file:
@@ -237,12 +250,12 @@ def main(arguments: list[str] | None = None) -> int:
             for picture in plots.draw(rows, Path(options.plots)):
                 print(f"picture: {picture}", file=sys.stderr)
         if options.tune:
-            return tuned(plan, judge, options.tune, rows)
+            return tuned(plan, judge, options, rows)
     except (
         *(FileNotFoundError, KeyError, run.TooShort, probes.NoRoom),
         *(trace.NotRows, daemon.NotThere),
     ) as error:
-        print(error.args[0] if error.args else error, file=sys.stderr)
+        fail(options, str(error.args[0] if error.args else error))
         return 2
     return 0
 

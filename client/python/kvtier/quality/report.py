@@ -119,4 +119,6 @@ def as_json(row: Row) -> str:
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
     return round(value, 6) if isinstance(value, float) else value
