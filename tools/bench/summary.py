@@ -95,7 +95,7 @@ def story_rows(path):
     yield f"of the prefill | {judged(cold / story['prefill_s'], 0.01, '.4f')}"
     yield f"tokens forwarded on resume | {story['tokens_forwarded_on_resume']}"
     yield f"greedy tokens, budget = all, equal to full attention | {'yes' if story['tokens_equal_budget_all'] else '**no**'}"
-    yield f"largest difference of a logit from full attention, budget = all, 128 tokens | {judged(story['logits_apart_budget_all'], 1e-3, '.1e')}"
+    yield f"largest difference of a logit from full attention, budget = all, 128 tokens | {judged(story['details']['logits_apart_budget_all'], 1e-3, '.1e')}"
     yield (f"perplexity, last 128 tokens | full {perplexity['full']:.4f}, all {perplexity['all']:.4f}, "
            f"budget {story['budget_tokens']}: {perplexity['budget']:.4f}")
     yield f"tokens per second | full {tokens['full']:.2f}, all {tokens['all']:.2f}, budget {tokens['budget']:.2f}"
@@ -122,7 +122,7 @@ def main():
     print("# Benchmarks\n")
     print(f"Made by `tools/bench/summary.py`. Machine: {machine()}. Commit {commit()}.\n")
     print((HERE / "notes.md").read_text(encoding="utf-8").strip() + "\n")
-    print("## `kvtier-bench --quick`\n")
+    print("## `kvtier-bench all --quick`\n")
     print(f"Made by `{command(sys.argv[1])}`. One figure by itself: `kvtier-bench NAME --quick`, NAME as in the column *bench*.\n")
     print_figures(sys.argv[1])
     if len(sys.argv) > 2 and sys.argv[2] != "-":

@@ -115,6 +115,8 @@ def problem(arguments: argparse.Namespace) -> str | None:
         return f"no such file: {arguments.document}"
     if (words := len(arguments.document.read_text(errors="replace").split())) < 300:
         return f"{arguments.document}: {words} words; give a text of 400 words (512 tokens) or more"
+    if arguments.gguf is not None and not arguments.gguf.is_file():
+        return f"no such file: {arguments.gguf}"
     for path in filter(None, (arguments.json, arguments.png)):
         if not path.resolve().parent.is_dir():
             return f"no such directory: {path.resolve().parent}"

@@ -22,7 +22,6 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
             "kvtier_ram": resume["kvtier_ram_s"],
         },
         "tokens_equal_budget_all": full["tokens"] == everything["tokens"],
-        "logits_apart_budget_all": everything["logits_apart"],
         "perplexity": {
             "full": full["perplexity"],
             "all": everything["perplexity"],
@@ -44,6 +43,7 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
             "budget": budget["tokens_per_s"],
         },
         "details": {
+            "logits_apart_budget_all": everything["logits_apart"],
             "kv_bytes": full["kv_bytes"],
             "saved_cache_bytes": full["saved_bytes"],
             "parameters": decode["parameters"],
@@ -106,7 +106,7 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
         (f"{d['greedy_tokens']} greedy tokens, kvtier with all rows", f"{equal} as full attention"),
         (
             f"  largest difference of a logit, {settings.scored_tokens} tokens",
-            f"{f['logits_apart_budget_all']:.1e}",
+            f"{f['details']['logits_apart_budget_all']:.1e}",
         ),
         (
             "perplexity: full / all rows / " + f"{f['budget_tokens']:,} rows",
