@@ -186,7 +186,11 @@ int main(int argc, char** argv) {
                  "Python with torch and safetensors for the peers of resume and decode; default: "
                  "$VIRTUAL_ENV, else .venv of the repository");
   add_replay_options(&app, &arguments.replay);
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& failed) {
+    return app.exit(failed) == 0 ? 0 : 2;  // 0: --help
+  }
   if (arguments.list || arguments.names.empty()) {
     list_benches();
     return arguments.list ? 0 : 2;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
 
@@ -127,14 +129,16 @@ Result<Trace> parse_trace(ByteSpan bytes, std::string* problem) {
       }
     }
   }
-  if (reader.remaining() != 0)
-    return fail({Code::kCorrupt, 0, "bytes behind the last step"});
+  if (reader.remaining() != 0) return fail({Code::kCorrupt, 0, "bytes behind the last step"});
   return trace;
 }
 
 Result<Trace> load_trace(const std::string& path) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return error(Code::kNotFound, "cannot open the trace");
+  if (!file) {
+    std::fprintf(stderr, "kvtier-bench: %s: %s\n", path.c_str(), std::strerror(errno));
+    return error(Code::kNotFound, "cannot open the trace");
+  }
   const auto size = static_cast<std::uint64_t>(file.tellg());
   if (size > kFileBytesMax) return error(Code::kTooLarge, "a trace of more than 8 GiB");
   std::vector<std::byte> bytes(static_cast<std::size_t>(size));
@@ -149,11 +153,10 @@ Result<Trace> load_trace(const std::string& path) {
 
 std::vector<std::byte> encode_trace(const Trace& trace) {
   const TraceShape& shape = trace.shape;
-  const Json header = {{"kvtier_trace", kVersion},     {"tokens", shape.tokens},
-                       {"layers", shape.layers},       {"kv_heads", shape.kv_heads},
-                       {"row_bytes", shape.row_bytes}, {"steps", shape.steps},
-                       {"budget", shape.budget},       {"granules", shape.granules},
-                       {"source", shape.source}};
+  const Json header = {
+      {"kvtier_trace", kVersion},   {"tokens", shape.tokens},       {"layers", shape.layers},
+      {"kv_heads", shape.kv_heads}, {"row_bytes", shape.row_bytes}, {"steps", shape.steps},
+      {"budget", shape.budget},     {"granules", shape.granules},   {"source", shape.source}};
   ByteWriter writer;
   writer.write_bytes(as_bytes(dump_json(header) + "\n"));
   for (const HeadTrace& head : trace.heads) {
