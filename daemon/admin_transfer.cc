@@ -379,26 +379,7 @@ void next_import(EngineState& engine, const ImportPtr& job) {
       });
 }
 
-// The file is sound: make its space and sequence, then seal run after run.
-void begin_import(EngineState& engine, const ImportPtr& job) {
-  const ExportDescription& description = job->reader->description();
-  if (job->name.empty()) job->name = description.name;
-  if (const Result<void> fine = check_name(job->name); !job->name.empty() && !fine)
-    return job->done(error(refusal(Code::kInvalid, fine.error().message(),
-                                   ": import with another --name than the file has inside")));
-  Result<SpaceRow> row = make_space_row(description.fingerprint, false);
-  if (!row) return job->done(error(row.error()));
-  row->abstracts = description.abstracts;
-  const bool known = find_space(engine, row->id) != nullptr;
-  row->created_unix_ns = engine.wall_ns();
-  StoredSpace& space = add_space(engine, std::move(*row));
-  if (space.row.private_only)
-    return job->done(error(Code::kPermission, "this space is private: nothing is stored in it"));
-  if (!known) {
-    CatalogueBatch batch;
-    batch.put_space(space.row);
-    post_batch(engine, std::move(batch), false, [](Result<void>) {});
-  }
+void make_imported(EngineState& engine, const ImportPtr& job, StoredSpace& space) {
   Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(engine, space);
   if (!tail) return job->done(error(tail.error()));
   job->tail = std::move(*tail);
@@ -410,6 +391,25 @@ void begin_import(EngineState& engine, const ImportPtr& job) {
   sequence.internal = true;  // until it is whole
   learn_chain(engine, sequence, [&engine, job](Result<void> learned) {
     learned ? next_import(engine, job) : fail_import(engine, job, learned.error());
+  });
+}
+
+// The file is sound: make its space and sequence, then seal run after run.
+void begin_import(EngineState& engine, const ImportPtr& job) {
+  const ExportDescription& description = job->reader->description();
+  if (job->name.empty()) job->name = description.name;
+  if (const Result<void> fine = check_name(job->name); !job->name.empty() && !fine)
+    return job->done(error(refusal(Code::kInvalid, fine.error().message(),
+                                   ": import with another --name than the file has inside")));
+  Result<SpaceRow> row = make_space_row(description.fingerprint, false);
+  if (!row) return job->done(error(row.error()));
+  row->abstracts = description.abstracts;
+  row->created_unix_ns = engine.wall_ns();
+  StoredSpace& space = add_space(engine, std::move(*row));
+  if (space.row.private_only)
+    return job->done(error(Code::kPermission, "this space is private: nothing is stored in it"));
+  keep_space(engine, space, [&engine, &space, job](Result<void> kept) {
+    kept ? make_imported(engine, job, space) : job->done(error(kept.error()));
   });
 }
 

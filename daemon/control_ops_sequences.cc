@@ -57,7 +57,8 @@ Json space_reply(const StoredSpace& space, bool created) {
 
 // A catalogue that was rebuilt from files knows a space by its digest only: the first client that
 // opens it brings the texts, and the digest says that they are right. The first that knows the
-// rotation brings it: it is no part of the digest, and another one would only save less.
+// rotation brings it: it is no part of the digest, and another one would only save less. A space is
+// private while all who opened it want it so.
 void learn(EngineState& engine, StoredSpace& space, const SpaceRow& given) {
   const bool texts = space.row.model.empty() && !given.model.empty();
   const bool rotation = !space.row.rotation.known() && given.rotation.known();
@@ -67,7 +68,8 @@ void learn(EngineState& engine, StoredSpace& space, const SpaceRow& given) {
     space.row.detail = given.detail;
   }
   if (rotation) space.row.rotation = given.rotation;
-  if (!(texts || rotation) || space.row.private_only || engine.read_only) return;
+  if (!given.private_only) space.row.private_only = false;
+  if (!(texts || rotation) || !space.row_durable || engine.read_only) return;
   CatalogueBatch batch;
   batch.put_space(space.row);
   post_batch(engine, std::move(batch), false, [](Result<void>) {});
@@ -76,21 +78,20 @@ void learn(EngineState& engine, StoredSpace& space, const SpaceRow& given) {
 void op_space(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
   Result<SpaceRow> row = parse_space(request);
   if (!row) return done(error(row.error()));
-  if (StoredSpace* space = find_space(engine, row->id); space != nullptr) {
+  StoredSpace* space = find_space(engine, row->id);
+  const bool created = space == nullptr;
+  if (created) {
+    row->created_unix_ns = engine.wall_ns();
+    space = &add_space(engine, *std::move(row));
+  } else {
     if (space->row.digest != row->digest)
       return done(error(Code::kInternal, "two spaces with one id"));
     learn(engine, *space, *row);
-    return done(ControlReply{space_reply(*space, false), {}, {}});
   }
-  row->created_unix_ns = engine.wall_ns();
-  StoredSpace& space = add_space(engine, *std::move(row));
-  const Json body = space_reply(space, true);
-  if (space.row.private_only) return done(ControlReply{body, {}, {}});
-  CatalogueBatch batch;
-  batch.put_space(space.row);
-  post_batch(engine, std::move(batch), true, [body, done = std::move(done)](Result<void> result) {
-    result ? done(ControlReply{body, {}, {}}) : done(error(result.error()));
-  });
+  keep_space(engine, *space,
+             [body = space_reply(*space, created), done = std::move(done)](Result<void> kept) {
+               kept ? done(ControlReply{body, {}, {}}) : done(error(kept.error()));
+             });
 }
 
 // ---- match ----

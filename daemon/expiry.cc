@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "daemon/engine_state.h"
+#include "daemon/segments.h"
 
 namespace kvtier {
 
@@ -39,6 +40,7 @@ void resume_catalogue(EngineState& engine) {
       engine.next_resume_ns = engine.now_ns() + kSecond;
       if (!result) return;
       engine.read_only = false;
+      remove_rows_again(engine);
       KVT_LOG(kWarn, "catalogue: open again; the store takes writes");
     });
   });

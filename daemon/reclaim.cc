@@ -57,7 +57,8 @@ std::uint64_t condemned_bytes(EngineState& engine) {
   std::uint64_t bytes = 0;
   for (const SegmentId id : engine.segments.condemned) {
     const Segment* segment = find_segment(engine, id);
-    if (segment != nullptr && !segment->referenced()) bytes += segment->row.file_bytes;
+    if (segment != nullptr && !segment->referenced() && !segment->row_stays)
+      bytes += segment->row.file_bytes;
   }
   return bytes;
 }

@@ -265,7 +265,7 @@ Result<void> recover_engine(EngineState& engine) {
     mend.put_number("chain_key", loaded.chain_key);
   }
   engine.chain_key = loaded.chain_key;
-  for (SpaceRow& row : loaded.spaces) add_space(engine, std::move(row));
+  for (SpaceRow& row : loaded.spaces) add_space(engine, std::move(row)).row_durable = true;
   std::vector<std::string> orphans;
   KVT_TRY(const std::unordered_set<std::uint64_t> files, list_segments(engine, &loaded, &orphans));
   add_segments(engine, loaded, files, &mend);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cinttypes>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -297,6 +298,22 @@ void mark_lost(EngineState& engine, Segment& segment, const char* why) {
   ++engine.metrics.segments_missing;
 }
 
+namespace {
+
+// Where it cannot, the row may still name the file, which stays until the catalogue is open again.
+void remove_row(EngineState& engine, SegmentId id) {
+  CatalogueBatch batch;
+  batch.remove_segment(id);
+  post_batch(engine, std::move(batch), true, [&engine, id](Result<void> removed) {
+    Segment* segment = find_segment(engine, id);
+    if (segment == nullptr) return;
+    segment->row_stays = !removed;
+    if (removed) --segment->busy;
+  });
+}
+
+}  // namespace
+
 void condemn_segment(EngineState& engine, Segment& segment) {
   if (segment.condemned) return;
   KVT_CHECK(segment.sequence_refs == 0);
@@ -307,16 +324,17 @@ void condemn_segment(EngineState& engine, Segment& segment) {
   else
     std::erase(segment.space->roots, segment.row.id);
   if (segment.state == SegmentState::kOnDisk || segment.state == SegmentState::kLost) {
-    CatalogueBatch batch;
-    batch.remove_segment(segment.row.id);
     ++segment.busy;  // the file goes after the row
-    const SegmentId id = segment.row.id;
-    post_batch(engine, std::move(batch), true, [&engine, id](Result<void> removed) {
-      if (!removed) return;  // a row may still name the file: it stays until the next start
-      if (Segment* gone = find_segment(engine, id); gone != nullptr) --gone->busy;
-    });
+    remove_row(engine, segment.row.id);
   }
   engine.segments.condemned.push_back(segment.row.id);
+}
+
+void remove_rows_again(EngineState& engine) {
+  for (const SegmentId id : engine.segments.condemned) {
+    Segment* segment = find_segment(engine, id);
+    if (segment != nullptr && std::exchange(segment->row_stays, false)) remove_row(engine, id);
+  }
 }
 
 namespace {

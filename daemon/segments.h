@@ -63,6 +63,7 @@ struct Segment {
   std::uint32_t busy = 0;
   std::uint32_t leases = 0;  // slots of it that are leased, counted per lease
   bool condemned = false;    // out of the catalogue: goes when nobody uses it
+  bool row_stays = false;    // its row could not be removed, and it is busy therefore
   bool indexed = false;
   bool used_again = false;  // a prefix match found it: leaves the probation of the disk
 
@@ -139,6 +140,8 @@ void mark_lost(EngineState& engine, Segment& segment, const char* why);
 // Takes the segment out of index, catalogue batch and table; file and slots go when nobody uses
 // them.
 void condemn_segment(EngineState& engine, Segment& segment);
+// The catalogue takes writes again.
+void remove_rows_again(EngineState& engine);
 // Unlinks and forgets condemned segments that nobody uses any more. Cheap where there is none.
 void sweep_condemned(EngineState& engine);
 

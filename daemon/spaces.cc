@@ -26,6 +26,16 @@ StoredSpace& add_space(EngineState& engine, SpaceRow row) {
   return *space;
 }
 
+void keep_space(EngineState& engine, StoredSpace& space, std::function<void(Result<void>)> done) {
+  if (space.row_durable || space.row.private_only) return done({});
+  CatalogueBatch batch;
+  batch.put_space(space.row);
+  post_batch(engine, std::move(batch), true, [&space, done = std::move(done)](Result<void> kept) {
+    if (kept) space.row_durable = true;
+    done(kept);
+  });
+}
+
 namespace {
 
 // The state of other layers comes as snapshots. Files have a place for them, but no client can hand

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -22,8 +23,9 @@ struct StoredSpace {
       : row(std::move(made)), tail(row.geometry), index(chain_key) {}
 
   // Constant but for what a client brings when it opens the space (learn): texts that a rebuilt
-  // catalogue lacks, the rotation; and abstracts (lane_of).
+  // catalogue lacks, the rotation, that the space is not private; and abstracts (lane_of).
   SpaceRow row;
+  bool row_durable = false;  // the catalogue has the row, synced
   const TailLayout tail;
   PrefixIndex index;
   std::vector<SegmentId> roots;  // segments that begin at token 0
@@ -47,6 +49,10 @@ struct StoredSpace {
 [[nodiscard]] StoredSpace* find_space(EngineState& engine, SpaceId id);
 // Adds a space from its row, or gives the one that is there.
 StoredSpace& add_space(EngineState& engine, SpaceRow row);
+// `done` once the catalogue has the space's row, synced (at once where it has it): before, nothing
+// may be committed in the space, since a start drops what no space is there for. Nothing to do for
+// a space that is private. Any failure is tried again by whoever opens the space next.
+void keep_space(EngineState& engine, StoredSpace& space, std::function<void(Result<void>)> done);
 // The row that a request describes: digest and id computed. No abstracts yet.
 // kUnsupported where a layer needs snapshots.
 [[nodiscard]] Result<SpaceRow> make_space_row(const Fingerprint& fingerprint, bool private_only);

@@ -378,6 +378,32 @@ TEST_F(Sequences, APrivateSpaceIsPrivate) {
   kvt_space_close(closed);
 }
 
+// A client that wants nothing of it on disk decides for itself only.
+TEST_F(Sequences, APrivateSpaceIsOpenToOthers) {
+  const TestShape shape{};
+  kvt_space* closed = open_space(shape, "whose model", "quest", true);
+  kvt_sequence* secret = create_sequence(closed, "secret");
+  Model model(shape), open_model(shape);
+  model.append(secret, 1, 100);
+  kvt_space* open = open_space(shape, "whose model");
+  kvt_sequence* sequence = create_sequence(open, "public");
+  open_model.append(sequence, 2, 100);
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  EXPECT_EQ(kvt_sequence_commit(secret), KVT_ERROR_UNSUPPORTED);
+  kvt_sequence* later = create_sequence(closed, "secret too");
+  EXPECT_EQ(kvt_sequence_commit(later), KVT_ERROR_UNSUPPORTED);
+  KVT_EXPECT_OK(kvt_sequence_close(later));
+  KVT_EXPECT_OK(kvt_sequence_close(secret));
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  daemon_->kill();
+  daemon_->start();
+  sequence = open_sequence(open, "public", false);
+  open_model.expect_equal(sequence);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(open);
+  kvt_space_close(closed);
+}
+
 // The piece fills a half and begins the next: admission decides about what is left of the tail
 // only.
 TEST_F(Sequences, AFullHalfIsAlwaysAdmitted) {

@@ -32,6 +32,13 @@ class EngineAsyncTest : public EngineFixture {
                            });
     return reply;
   }
+  // The sequence's row goes, that of its segment cannot.
+  void remove_but_for_the_row(const std::string& name) {
+    ASSERT_TRUE(arm_faults("catalogue.write=fail@2"));
+    const auto reply = send(*client, {{"op", "rm"}, {"target", name}});
+    while (state().metrics.catalogue_failures == 0) ASSERT_TRUE(world.turn());
+    ASSERT_TRUE(arm_faults(""));
+  }
 };
 
 // Two forks wait for the committed tail to be sealed. The seal of the first fails: the second must
@@ -269,16 +276,51 @@ TEST_F(EngineAsyncTest, AFileStaysWhereItsRowMayStay) {
     auto chat = client->create(space, {}, "chat");
     seal(*chat, ids, 64);
     ASSERT_TRUE(close(*chat));
-    ASSERT_TRUE(arm_faults("catalogue.write=fail@2"));
-    ASSERT_TRUE(client->control({{"op", "rm"}, {"target", "chat"}}).ok());
-    world.settle();
-    ASSERT_TRUE(arm_faults(""));
+    remove_but_for_the_row("chat");
   }
   EXPECT_EQ(world.disk().list("segments")->size(), 1u);
   crash();
   EXPECT_EQ(state().metrics.segments_missing, 0u);
   Reply reply;
   auto again = client->create(space, ids, "", false, &reply);
+  EXPECT_EQ(reply.body["tokens"], 64);
+}
+
+// The catalogue takes writes again: row and file go, and what they took is no room until then.
+TEST_F(EngineAsyncTest, AFileGoesWhenItsRowCanBeRemoved) {
+  auto chat = client->create(space, {}, "chat");
+  seal(*chat, make_ids(64), 64);
+  ASSERT_TRUE(close(*chat));
+  remove_but_for_the_row("chat");
+  state().options.disk_bytes_max = store_bytes(state());
+  EXPECT_FALSE(reserve_disk(state(), 1));
+  ASSERT_EQ(world.disk().list("segments")->size(), 1u);
+  world.settle();
+  EXPECT_FALSE(state().read_only);
+  EXPECT_EQ(world.disk().list("segments")->size(), 0u);
+  EXPECT_TRUE(reserve_disk(state(), 1));
+}
+
+// The row of a space could not be written: whoever opens it next writes it, or all that is
+// committed in it would go at the next start.
+TEST_F(EngineAsyncTest, ASpaceHasItsRowBeforeItIsUsed) {
+  ASSERT_TRUE(arm_faults("catalogue.write=fail@1"));
+  EXPECT_EQ(client->open_space(geometry, "another model"), 0u);
+  ASSERT_TRUE(arm_faults(""));
+  world.settle();
+  const std::uint64_t other = client->open_space(geometry, "another model");
+  ASSERT_NE(other, 0u);
+  const auto ids = make_ids(64);
+  {
+    auto chat = client->create(other, {}, "chat");
+    seal(*chat, ids, 64);
+    ASSERT_TRUE(close(*chat));
+  }
+  crash();
+  ASSERT_NE(find_sequence_by_name(state(), "chat"), nullptr);
+  Reply reply;
+  auto again =
+      client->create(client->open_space(geometry, "another model"), ids, "", false, &reply);
   EXPECT_EQ(reply.body["tokens"], 64);
 }
 
