@@ -120,14 +120,15 @@ void next_texts(EngineState& engine, const TextReadPtr& read) {
                          run.first, run.count);
       continue;
     }
-    return read_segment_meta(engine, *run.segment, IoPriority::kDemand,
-                             [&engine, read, run](Result<SegmentMeta> meta) {
-                               if (!meta && meta.error().code == Code::kCorrupt)
-                                 mark_bad(engine, *run.segment, "metadata");
-                               if (!meta) return finish_texts(read, error(meta.error()));
-                               read->texts.append(meta->texts, run.first, run.count);
-                               next_texts(engine, read);
-                             });
+    read_segment_meta(engine, *run.segment, IoPriority::kDemand,
+                      [&engine, read, run](Result<SegmentMeta> meta) {
+                        if (!meta && meta.error().code == Code::kCorrupt)
+                          mark_bad(engine, *run.segment, "metadata");
+                        if (!meta) return finish_texts(read, error(meta.error()));
+                        read->texts.append(meta->texts, run.first, run.count);
+                        next_texts(engine, read);
+                      });
+    return;
   }
   finish_texts(read, {});
 }

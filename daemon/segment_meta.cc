@@ -5,15 +5,17 @@
 
 namespace kvtier {
 
-namespace {
-
 struct MetaRead {
   SegmentId segment;  // its `busy` is counted
   FileId file;
   IoPriority priority = IoPriority::kDemand;
+  IoTicket ticket;
   AlignedBuffer buffer;
   std::function<void(Result<SegmentMeta>)> done;
 };
+
+namespace {
+
 using MetaReadPtr = std::shared_ptr<MetaRead>;
 
 // What the file says must be what the catalogue says: a file put in another's place is not served.
@@ -47,7 +49,7 @@ void submit(EngineState& engine, const MetaReadPtr& read, std::uint64_t bytes, I
   request.pieces.push_back({read->buffer.data(), read->buffer.size_bytes()});
   request.done = std::move(done);
   engine.metrics.meta_load_bytes += read->buffer.size_bytes();
-  engine.io->submit(std::move(request));
+  read->ticket = engine.io->submit(std::move(request));
 }
 
 // The header says how long header and metadata are; then all of it is read once more from offset 0.
@@ -65,10 +67,14 @@ void header_read(EngineState& engine, const MetaReadPtr& read, Result<void> resu
 
 }  // namespace
 
-void read_segment_meta(EngineState& engine, Segment& segment, IoPriority priority,
-                       std::function<void(Result<SegmentMeta>)> done) {
+std::shared_ptr<MetaRead> read_segment_meta(EngineState& engine, Segment& segment,
+                                            IoPriority priority,
+                                            std::function<void(Result<SegmentMeta>)> done) {
   Result<FileId> file = begin_file_use(engine, segment);
-  if (!file) return done(error(file.error()));
+  if (!file) {
+    done(error(file.error()));
+    return nullptr;
+  }
   ++segment.busy;
   auto read = std::make_shared<MetaRead>();
   read->segment = segment.row.id;
@@ -77,6 +83,13 @@ void read_segment_meta(EngineState& engine, Segment& segment, IoPriority priorit
   read->done = std::move(done);
   submit(engine, read, kSegmentHeaderBytes,
          [&engine, read](Result<void> got) { header_read(engine, read, got); });
+  return read;
+}
+
+void hasten_meta(EngineState& engine, MetaRead& read, IoPriority priority) {
+  if (priority >= read.priority) return;
+  read.priority = priority;  // of its second read
+  engine.io->hasten(&read.ticket, priority);
 }
 
 }  // namespace kvtier

@@ -3,14 +3,19 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 
 #include "daemon/segments.h"
 
 namespace kvtier {
 
 // `done` with what the file says, checked against the catalogue's row; the segment stays until
-// then.
-void read_segment_meta(EngineState& engine, Segment& segment, IoPriority priority,
-                       std::function<void(Result<SegmentMeta>)> done);
+// then. Gives the read, for hasten_meta while it is under way; none where it could not begin, and
+// `done` has been told why.
+std::shared_ptr<MetaRead> read_segment_meta(EngineState& engine, Segment& segment,
+                                            IoPriority priority,
+                                            std::function<void(Result<SegmentMeta>)> done);
+// Somebody more urgent waits for it, too.
+void hasten_meta(EngineState& engine, MetaRead& read, IoPriority priority);
 
 }  // namespace kvtier

@@ -156,6 +156,7 @@ void mark_newer(EngineState& engine, Segment& segment) {
 
 void finish_meta(EngineState& engine, Segment& segment, Result<void> result) {
   segment.meta_loading = false;
+  segment.meta_read.reset();
   --segment.busy;
   // A newer file is sound to whoever wrote it: never marked, so that it is served after an upgrade.
   if (!result && result.error().code == Code::kVersion)
@@ -183,11 +184,14 @@ void load_meta(EngineState& engine, Segment& segment, IoPriority priority, MetaD
   if (segment.state != SegmentState::kOnDisk)
     return done(error(Code::kMiss, "the segment is not stored"));
   segment.meta_waiters.push_back(std::move(done));
-  if (segment.meta_loading) return;
+  if (segment.meta_loading) {
+    if (segment.meta_read != nullptr) hasten_meta(engine, *segment.meta_read, priority);
+    return;
+  }
   segment.meta_loading = true;
   ++segment.busy;
   ++engine.metrics.meta_loads;
-  read_segment_meta(
+  segment.meta_read = read_segment_meta(
       engine, segment, priority, [&engine, id = segment.row.id](Result<SegmentMeta> meta) {
         Segment& found = *find_segment(engine, id);  // busy
         if (!meta) return finish_meta(engine, found, error(meta.error()));

@@ -52,6 +52,7 @@ struct LoadedMeta {
            entries.size() * sizeof(ChunkEntry) + 256;
   }
 };
+struct MetaRead;  // segment_meta.h
 using MetaDone = std::function<void(Result<void>)>;
 
 struct Segment {
@@ -78,6 +79,7 @@ struct Segment {
       meta_place;  // in SegmentTable::meta_order while meta is set and not pinned
   bool meta_listed = false;
   bool meta_loading = false;
+  std::shared_ptr<MetaRead> meta_read;  // while it is loading
   std::vector<MetaDone> meta_waiters;
 
   FileId file;

@@ -29,6 +29,8 @@ class EngineHints : public EngineFixture {
     EngineFixture::SetUp();
     auto written = client->create(space, {}, "chat");
     seal_all(*written, ids, 128);
+    written = client->create(space, {}, "other");
+    seal_all(*written, make_ids(64, 1), 64);
     written.reset();
     crash();  // nothing is in memory
     chat = client->attach(space, "chat", false);
@@ -51,8 +53,9 @@ class EngineHints : public EngineFixture {
     begun = ask({entries[1]}, Op::kFetch);
   }
   // Each request has an argument area of its own.
-  std::uint64_t ask(const std::vector<FetchEntry>& wanted, Op op) {
-    const std::uint64_t asked = client->start_fetch(*chat, wanted, op, arguments);
+  std::uint64_t ask(const std::vector<FetchEntry>& wanted, Op op) { return ask(*chat, wanted, op); }
+  std::uint64_t ask(SimSequence& of, const std::vector<FetchEntry>& wanted, Op op) {
+    const std::uint64_t asked = client->start_fetch(of, wanted, op, arguments);
     arguments += 4096;
     for (int i = 0; i < 5; ++i) world.turn();
     return asked;
@@ -179,6 +182,28 @@ TEST_F(EngineHints, WhoComesToNeedItDoesNotWaitForTheRest) {
   EXPECT_EQ(reads(), 11u) << "each once";
   expect_nothing_left();
   expect_all(*client, *chat, ids);
+}
+
+// Where its checksum is to be found is read for a hint at first, behind all other hints.
+TEST_F(EngineHints, MetadataDoesNotWaitForTheRestEither) {
+  auto other = client->attach(space, "other", false);
+  ASSERT_NE(other, nullptr);
+  const FetchEntry wanted = SimClient::all_entries(other->read_directory(), geometry)[0];
+  const std::uint64_t hints = ask({entries.begin() + 2, entries.begin() + 12}, Op::kPrefetch);
+  const std::uint64_t hint = ask(*other, {wanted}, Op::kPrefetch);
+  const std::uint64_t loads = state().metrics.meta_loads;
+  const std::uint64_t demand = ask(*other, {wanted}, Op::kFetch);
+  EXPECT_EQ(state().metrics.meta_loads, loads) << "it joined";
+  let_go();
+  const Completion got = client->wait(demand);
+  EXPECT_EQ(got.status, 0);
+  EXPECT_LE(reads(), 3u) << "it waited behind hints";
+  client->release(got.value0);
+  client->release(client->wait(begun).value0);
+  EXPECT_EQ(client->wait(hints).status, 0);
+  EXPECT_EQ(client->wait(hint).status, 0);
+  world.settle();
+  expect_nothing_left();
 }
 
 TEST_F(EngineHints, HintsOfAClientThatIsGoneAreNotRead) {
