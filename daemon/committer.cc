@@ -303,8 +303,25 @@ std::uint64_t bytes_of_records(const CommitJob& job) {
   return bytes;
 }
 
+// Of many records, or each would wait for the one before to make the file longer. Counts as one.
+void allocate_records(EngineState& engine, const Job& job, std::uint64_t end) {
+  ++job->at_once;
+  IoRequest room;
+  room.op = IoOp::kAllocate;
+  room.priority = IoPriority::kCommit;
+  room.file = job->file;
+  room.offset = end;
+  room.done = [&engine, job](Result<void> allocated) {
+    if (!allocated && job->failure.ok()) job->failure = allocated.error();
+    --job->at_once;
+    go_on(engine, job);
+  };
+  engine.io->submit(std::move(room));
+}
+
 void run_commit(EngineState& engine, const Job& job) {
   std::uint64_t bytes = bytes_of_records(*job);
+  const std::uint64_t end = job->offset + (job->new_file ? kTailLogHeaderBytes : 0) + bytes;
   // A new file takes the place of the one before: what cuts a log fits always.
   const std::uint64_t before = engine.sequences.all.at(job->sequence)->log.end_offset;
   if (job->new_file)
@@ -323,6 +340,7 @@ void run_commit(EngineState& engine, const Job& job) {
     job->file = engine.sequences.all.at(job->sequence)->log.file;
   }
   job->began = true;
+  if (!job->by_engine) allocate_records(engine, job, end);
   begin_record(engine, job);
 }
 

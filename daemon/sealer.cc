@@ -224,7 +224,10 @@ class WriteGatherer {
     if (!write_.pieces.empty() &&
         (bytes_ + size > kReadBytesMax || write_.pieces.size() == kIoVecsMax))
       cut();
-    if (write_.pieces.empty()) write_.offset = offset;
+    if (write_.pieces.empty()) {
+      write_.op = IoOp::kWrite;
+      write_.offset = offset;
+    }
     if (!write_.pieces.empty() &&
         write_.pieces.back().data + write_.pieces.back().size_bytes == data)
       write_.pieces.back().size_bytes += size;
@@ -249,19 +252,28 @@ class WriteGatherer {
   std::uint64_t bytes_ = 0;
 };
 
+void submit_to_file(EngineState& engine, const Job& job, IoRequest request) {
+  ++job->writes_under_way;
+  request.priority = IoPriority::kWriteBack;
+  request.file = job->file;
+  request.done = [&engine, job](Result<void> result) {
+    if (!result && job->failure.ok()) job->failure = result.error();
+    --job->writes_under_way;
+    step_seal(engine, job);
+  };
+  engine.io->submit(std::move(request));
+}
+
 void submit_writes(EngineState& engine, const Job& job, std::vector<IoRequest> writes) {
-  job->writes_under_way += static_cast<std::uint32_t>(writes.size());
-  for (IoRequest& write : writes) {
-    write.op = IoOp::kWrite;
-    write.priority = IoPriority::kWriteBack;
-    write.file = job->file;
-    write.done = [&engine, job](Result<void> result) {
-      if (!result && job->failure.ok()) job->failure = result.error();
-      --job->writes_under_way;
-      step_seal(engine, job);
-    };
-    engine.io->submit(std::move(write));
-  }
+  for (IoRequest& write : writes) submit_to_file(engine, job, std::move(write));
+}
+
+// The file's length is known: writes that make a file longer would wait for each other.
+void allocate_file(EngineState& engine, const Job& job) {
+  IoRequest room;
+  room.op = IoOp::kAllocate;
+  room.offset = job->row.file_bytes;
+  submit_to_file(engine, job, std::move(room));
 }
 
 void write_slice(EngineState& engine, const Job& job, const SealSlice& slice) {
@@ -374,6 +386,7 @@ void make_file(EngineState& engine, const Job& job) {
                            {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
   if (!file) return fail_seal(engine, job, file.error());
   job->file = *file;
+  allocate_file(engine, job);
   step_seal(engine, job);
 }
 

@@ -165,12 +165,14 @@ Result<void> check_io_path(std::string_view path, bool root_allowed) {
 }
 
 Result<void> check_io_request(const IoRequest& request, bool direct, bool writable) {
-  if (request.op == IoOp::kSync || request.op == IoOp::kSyncDirectory) {
-    if (!request.pieces.empty()) return error(Code::kInvalid, "a sync has no pieces");
+  const bool writes = request.op == IoOp::kWrite || request.op == IoOp::kAllocate;
+  if (writes && !writable) return error(Code::kInvalid, "the file is open for reading only");
+  if (request.op != IoOp::kRead && request.op != IoOp::kWrite) {
+    if (!request.pieces.empty()) return error(Code::kInvalid, "only a transfer has pieces");
+    if (request.offset > static_cast<std::uint64_t>(INT64_MAX))
+      return error(Code::kTooLarge, "beyond the largest file");
     return {};
   }
-  if (request.op == IoOp::kWrite && !writable)
-    return error(Code::kInvalid, "the file is open for reading only");
   if (request.pieces.empty() || request.pieces.size() > kIoVecsMax)
     return error(Code::kInvalid, "a transfer has 1 .. 256 pieces");
   std::uint64_t end = request.offset;

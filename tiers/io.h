@@ -37,6 +37,10 @@ enum class IoOp : std::uint8_t {
   kWrite = 1,
   kSync = 2,           // fdatasync of a file
   kSyncDirectory = 3,  // makes created, renamed and unlinked names in a directory durable
+  // Gives the file room up to `offset`, and that length where it is shorter; what is not written
+  // reads as zeros. Writes that need no new room need not wait for each other. Where the file
+  // system cannot, nothing happens.
+  kAllocate = 4,
 };
 
 struct FileId {
@@ -57,7 +61,7 @@ struct IoRequest {
   IoPriority priority = IoPriority::kDemand;
   FileId file;
   std::uint64_t offset = 0;
-  std::vector<IoVec> pieces;  // at most kIoVecsMax; empty for a sync
+  std::vector<IoVec> pieces;  // at most kIoVecsMax; of transfers only
   std::string directory;      // kSyncDirectory, which names no file; "": the root
   IoDone done;
 

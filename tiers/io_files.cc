@@ -209,6 +209,9 @@ Result<OpenFile*> FileTable::admit(IoRequest& request) {
         return error(Code::kIo, "an earlier sync of this file failed: its data cannot be trusted");
       fault = KVT_FAULT("io.sync");
       break;
+    case IoOp::kAllocate:
+      fault = KVT_FAULT("io.allocate");
+      break;
     case IoOp::kSyncDirectory:
       break;
   }
@@ -216,8 +219,12 @@ Result<OpenFile*> FileTable::admit(IoRequest& request) {
   return file;
 }
 
+bool FileTable::cannot_allocate(int os_error) {
+  return os_error == EOPNOTSUPP || os_error == ENOSYS || os_error == EINVAL;
+}
+
 Status FileTable::failed(OpenFile& file, IoOp op, int os_error) {
-  static constexpr const char* kWhat[] = {"read", "write", "sync", "sync"};
+  static constexpr const char* kWhat[] = {"read", "write", "sync", "sync", "allocation"};
   const char* const what = kWhat[static_cast<int>(op)];
   if (op == IoOp::kSync) file.poisoned = true;
   KVT_LOG(kError, "%s of %s: %s", what, file.path.c_str(), std::strerror(os_error));
@@ -254,7 +261,7 @@ void FileIo::end(IoRequest& request, Result<void> result) {
   } else if (request.op == IoOp::kWrite) {
     ++stats_.writes;
     stats_.written_bytes += request.size_bytes();
-  } else {
+  } else if (request.op != IoOp::kAllocate) {
     ++stats_.syncs;
   }
   if (request.done) request.done(result);

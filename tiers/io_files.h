@@ -47,6 +47,8 @@ class FileTable {
   // poison. A directory is opened for its sync, as the request's file: release() closes it.
   [[nodiscard]] Result<OpenFile*> admit(IoRequest& request);
   void release(const IoRequest& request);
+  // What says that a file system has no such thing as room without contents.
+  static bool cannot_allocate(int os_error);
   // The status of a failed transfer or sync, logged; a failed sync poisons. Any thread.
   static Status failed(OpenFile& file, IoOp op, int os_error);
   // "direct I/O refused by the file system", or "".

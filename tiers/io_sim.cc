@@ -3,6 +3,7 @@
 // An operation takes effect when it is submitted or when it completes, drawn for each, so that code
 // which does not wait for a completion is found out. A read that is in flight sees the file at one
 // of these two times. A failed sync poisons the open file as the real back ends do.
+#include <algorithm>
 #include <map>
 #include <unordered_map>
 #include <utility>
@@ -186,6 +187,8 @@ Result<void> SimIo::apply(const IoRequest& request) {
   KVT_TRY(File* const target, file(request.file));
   KVT_TRY_VOID(check_io_request(request, target->direct, target->writable));
   if (request.op == IoOp::kSync) return sync(*target);
+  if (request.op == IoOp::kAllocate)
+    return state_.resize(*target->node, std::max(target->node->now.size_bytes(), request.offset));
   return transfer(request, *target);
 }
 
@@ -234,6 +237,8 @@ void SimIo::count(const IoRequest& request, const Result<void>& result) {
     case IoOp::kSync:
     case IoOp::kSyncDirectory:
       ++stats_.syncs;
+      break;
+    case IoOp::kAllocate:
       break;
   }
 }

@@ -3,6 +3,7 @@
 //
 // The owner's thread checks and queues; workers transfer; finished operations wait in a list,
 // announced by an eventfd, until the owner's poll() runs their callbacks.
+#include <fcntl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -95,11 +96,20 @@ Result<void> transfer(const IoRequest& request, OpenFile& file) {
   return {};
 }
 
+Result<void> allocate(const IoRequest& request, OpenFile& file) {
+  while (::fallocate(file.fd.get(), 0, 0, static_cast<off_t>(request.offset)) != 0) {
+    if (FileTable::cannot_allocate(errno)) return {};
+    if (errno != EINTR) return error(FileTable::failed(file, request.op, errno));
+  }
+  return {};
+}
+
 Result<void> run(const IoRequest& request, OpenFile& file) {
   if (request.op == IoOp::kSyncDirectory) {
     if (::fsync(file.fd.get()) != 0) return error(FileTable::failed(file, request.op, errno));
     return {};
   }
+  if (request.op == IoOp::kAllocate) return allocate(request, file);
   if (request.op != IoOp::kSync) return transfer(request, file);
   if (file.poisoned)
     return error(Code::kIo, "an earlier sync of this file failed: its data cannot be trusted");

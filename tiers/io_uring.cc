@@ -348,6 +348,8 @@ void UringIo::prepare(std::uint32_t index) {
     io_uring_prep_fsync(entry, fd, IORING_FSYNC_DATASYNC);
   } else if (operation.request.op == IoOp::kSyncDirectory) {
     io_uring_prep_fsync(entry, fd, 0);
+  } else if (operation.request.op == IoOp::kAllocate) {
+    io_uring_prep_fallocate(entry, fd, 0, 0, static_cast<off_t>(operation.request.offset));
   } else {
     const bool one_run = operation.rest.size() - operation.first == 1;
     const int buffer = one_run ? registered_buffer(operation.rest[operation.first]) : -1;
@@ -433,6 +435,7 @@ void UringIo::complete(std::uint32_t index, int result) {
     again_.push_back(index);
     return;
   }
+  if (op == IoOp::kAllocate && FileTable::cannot_allocate(-result)) return finish(index, {});
   if (result < 0) {
     finish(index, error(FileTable::failed(*operation.file, op, -result)));
     return;

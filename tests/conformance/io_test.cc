@@ -184,6 +184,27 @@ TEST_P(IoSuite, DirectTransfersOfOneMebibyteAndMore) {
   }
 }
 
+TEST_P(IoSuite, RoomIsZerosUntilItIsWritten) {
+  const auto bytes = pattern(kDiskAlign, 6);
+  const FileId file = make_file("f", bytes, true);
+  ASSERT_EQ(run(IoOp::kAllocate, file, 64 * kDiskAlign, {}).code, Code::kOk);
+  const std::uint64_t size = *io_->size_bytes(file);
+  EXPECT_TRUE(size == 64 * kDiskAlign || size == kDiskAlign) << "all of it, or nothing happened";
+  AlignedBuffer one(kDiskAlign);
+  std::memset(one.data(), 7, kDiskAlign);
+  ASSERT_EQ(run(IoOp::kWrite, file, 63 * kDiskAlign, {{one.data(), kDiskAlign}}).code, Code::kOk);
+  ASSERT_EQ(run(IoOp::kAllocate, file, 2 * kDiskAlign, {}).code, Code::kOk);
+  ASSERT_EQ(run(IoOp::kSync, file, 0, {}).code, Code::kOk);
+  std::vector<std::byte> expected(64 * kDiskAlign);
+  std::copy(bytes.begin(), bytes.end(), expected.begin());
+  std::fill(expected.end() - kDiskAlign, expected.end(), std::byte{7});
+  EXPECT_EQ(contents("f"), expected);
+  const auto reader = io_->open("f", {OpenMode::kRead, false});
+  ASSERT_TRUE(reader);
+  EXPECT_EQ(run(IoOp::kAllocate, *reader, kDiskAlign, {}).code, Code::kInvalid);
+  io_->close(*reader);
+}
+
 TEST_P(IoSuite, DirectWantsAlignedOffsetLengthAndMemory) {
   const FileId file = make_file("f", pattern(4 * kDiskAlign, 5), true);
   AlignedBuffer buffer(2 * kDiskAlign);
