@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "client/ipc/off_topics.h"
 #include "daemon/admin.h"
 #include "daemon/engine_state.h"
 #include "daemon/reclaim.h"
@@ -432,42 +433,42 @@ void op_config(EngineState& engine, Session&, ControlRequest, ControlDone done) 
 
 Json switched_off(const EngineState& engine) {
   Json off = Json::array();
+  const auto say = [&off](OffTopic topic, const std::string& why) {
+    off.push_back(off_beginning(topic) + why);
+  };
   const std::string note = engine.io->io().note();
-  if (!note.empty()) off.push_back("disk: " + note);
+  if (!note.empty()) say(OffTopic::kDisk, note);
   if (engine.options.huge_pages && std::string(engine.arena->stats().pages) == "4 KiB")
-    off.push_back(
-        "huge pages: the kernel gives none to shared memory (optional, as root: echo advise > "
+    say(OffTopic::kHugePages,
+        "the kernel gives none to shared memory (optional, as root: echo advise > "
         "/sys/kernel/mm/transparent_hugepage/shmem_enabled, then start again)");
-  if (!engine.options.huge_pages) off.push_back("huge pages: host.huge_pages is false");
+  if (!engine.options.huge_pages) say(OffTopic::kHugePages, "host.huge_pages is false");
   if (engine.read_only)
-    off.push_back(
-        "writing: the catalogue refused a batch; the store is read-only until the disk is well "
-        "again");
+    say(OffTopic::kWriting,
+        "the catalogue refused a batch; the store is read-only until the disk is well again");
   if (write_budget_spent(engine))
-    off.push_back(
-        "optional writing: today's write budget is spent (store.disk_write_bytes_per_day): no "
-        "sidecars, no merging; commits and names are written all the same");
+    say(OffTopic::kOptionalWriting,
+        "today's write budget is spent (store.disk_write_bytes_per_day): no sidecars, no merging; "
+        "commits and names are written all the same");
   if (engine.metrics.abstracts_full > 0)
-    off.push_back(
-        "abstracts of some segments: their arena is full (host.abstracts_bytes); views of these "
-        "segments read exact rows");
+    say(OffTopic::kAbstracts,
+        "their arena is full (host.abstracts_bytes); views of these segments read exact rows");
   if (!engine.abstract_table.base_refused.empty())
-    off.push_back(
-        "base renditions or low-rank keys of some segments: they have three quarters of the "
-        "abstracts' arena (host.abstracts_bytes), which are full; views of these segments read "
-        "exact rows");
+    say(OffTopic::kBaseRenditions,
+        "they have three quarters of the abstracts' arena (host.abstracts_bytes), which are full; "
+        "views of these segments read exact rows");
   if (engine.metrics.rotation_unknown > 0)
-    off.push_back(
-        "low-rank keys of some segments: no client has said how their runtime turns keys "
-        "(rope_frequencies of the space); views of these segments read exact keys");
+    say(OffTopic::kRotation,
+        "no client has said how their runtime turns keys (rope_frequencies of the space); views of "
+        "these segments read exact keys");
   if (std::string(engine.kernels->name) == "scalar")
-    off.push_back("kernels: scalar; daemon.kernels says so, or this CPU has no vectors");
+    say(OffTopic::kKernels, "scalar; daemon.kernels says so, or this CPU has no vectors");
   if (!engine.options.admission)
-    off.push_back("admission: store.admission is false; every closed tail is written");
+    say(OffTopic::kAdmission, "store.admission is false; every closed tail is written");
   if (!engine.options.decline_slow_loads)
-    off.push_back("declining of slow loads: store.decline_slow_loads is false");
+    say(OffTopic::kDeclining, "store.decline_slow_loads is false");
   if (engine.options.scrub_mb_per_s == 0)
-    off.push_back("background verification: daemon.scrub_mb_per_s is 0");
+    say(OffTopic::kVerification, "daemon.scrub_mb_per_s is 0");
   return off;
 }
 

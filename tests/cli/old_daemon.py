@@ -1,5 +1,5 @@
 """A kvtierd as far as a client sees one, that refuses these requests, by default every hello as another version would:
-old_daemon.py [OP...]. Others get an empty answer. It ends with SIGTERM."""
+old_daemon.py [OP...]. Others get $ANSWER (JSON), or an empty answer. It ends with SIGTERM."""
 import ctypes
 import json
 import os
@@ -19,7 +19,7 @@ while True:
     while len(head := connection.recv(16)) == 16:
         magic, json_bytes, _, _ = struct.unpack("<IIII", head)
         request = json.loads(connection.recv(json_bytes))
-        answer = {"id": request["id"], "ok": True}
+        answer = {**json.loads(os.environ.get("ANSWER", "{}")), "id": request["id"], "ok": True}
         if request["op"] in REFUSED:
             answer = {"id": request["id"], "ok": False, "code": 41,
                       "error": f"client speaks protocol {request.get('version')}, this kvtierd 99: "

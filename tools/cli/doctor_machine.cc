@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "client/ipc/off_topics.h"
 #include "tiers/io.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/finding.h"
@@ -42,12 +43,51 @@ bool may_lock_all(pid_t process) {
   return false;
 }
 
-std::string off_line(const Json& status, const std::string& topic) {
+std::string off_line(const Json& status, OffTopic topic) {
+  const std::string begin = off_beginning(topic);
   if (status.is_object() && status.contains("off"))
     for (const Json& line : status["off"])
-      if (line.is_string() && line.get<std::string>().starts_with(topic))
-        return line.get<std::string>().substr(topic.size());
+      if (line.is_string() && line.get<std::string>().starts_with(begin))
+        return line.get<std::string>().substr(begin.size());
   return "";
+}
+
+struct OffMend {
+  Grade grade;
+  const char* text;  // null: another finding speaks of it
+};
+
+// No default: a topic that the daemon learns is one here, too.
+OffMend mend_of(OffTopic topic) {
+  switch (topic) {
+    case OffTopic::kDisk:
+    case OffTopic::kHugePages:
+    case OffTopic::kOptionalWriting:
+      return {Grade::kSlow, nullptr};
+    case OffTopic::kWriting:
+      return {Grade::kBad,
+              "free space on the store's disk, or mend it (dmesg says what failed); the daemon "
+              "tries again by itself"};
+    case OffTopic::kAbstracts:
+    case OffTopic::kBaseRenditions:
+      return {Grade::kSlow, "raise host.abstracts_bytes"};
+    case OffTopic::kRotation:
+      return {Grade::kSlow,
+              "open the space with rope_pairing, rope_positions and rope_frequencies "
+              "(kvt_space_options; in Python arguments of open_space)"};
+    case OffTopic::kKernels:
+      return {Grade::kSlow,
+              "set daemon.kernels = \"auto\"; for a processor without vectors there is no mend"};
+    case OffTopic::kAdmission:
+      return {Grade::kInfo, "if you want it, set store.admission = true"};
+    case OffTopic::kDeclining:
+      return {Grade::kInfo, "if you want it, set store.decline_slow_loads = true"};
+    case OffTopic::kVerification:
+      return {Grade::kInfo,
+              "if you want it, set daemon.scrub_mb_per_s = 20: all that is stored is read at that "
+              "rate"};
+  }
+  return {Grade::kSlow, nullptr};
 }
 
 Finding judge_disk_note(const std::string& name, const std::string& note) {
@@ -80,7 +120,8 @@ Finding judge_disk_note(const std::string& name, const std::string& note) {
 
 Finding check_disk_backend(const Seen& seen) {
   if (seen.status.is_object() && seen.status.contains("modes"))
-    return judge_disk_note(text_of(seen.status["modes"], "io"), off_line(seen.status, "disk: "));
+    return judge_disk_note(text_of(seen.status["modes"], "io"),
+                           off_line(seen.status, OffTopic::kDisk));
   IoOptions options;
   options.root = seen.probe_directory.empty() ? std::filesystem::temp_directory_path().string()
                                               : seen.probe_directory;
@@ -124,7 +165,7 @@ Finding check_huge_pages(const Seen& seen) {
   constexpr const char* kPath = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
   const bool runs = seen.status.is_object() && seen.status.contains("modes");
   const bool unwanted =
-      runs ? off_line(seen.status, "huge pages: ").find(" is false") != std::string::npos
+      runs ? off_line(seen.status, OffTopic::kHugePages).find(" is false") != std::string::npos
            : setting_of(seen.settings, "host.huge_pages") == "false";
   if (unwanted)
     return {Grade::kInfo, "huge pages", "not asked for (host.huge_pages is false)",
@@ -159,35 +200,13 @@ Finding check_memory(const Seen& seen) {
 }
 
 void check_switched_off(const Seen& seen, std::vector<Finding>* findings) {
-  struct Topic {
-    const char* begin;
-    Grade grade;
-    const char* mend;  // null: another finding speaks of it
-  };
-  static constexpr Topic kTopics[] = {
-      {"disk: ", Grade::kSlow, nullptr},
-      {"huge pages: ", Grade::kSlow, nullptr},
-      {"optional writing: ", Grade::kSlow, nullptr},
-      {"writing: ", Grade::kBad,
-       "free space on the store's disk, or mend it (dmesg says what failed); the daemon tries "
-       "again by itself"},
-      {"abstracts of some segments: ", Grade::kSlow, "raise host.abstracts_bytes"},
-      {"base renditions of some segments: ", Grade::kSlow, "raise host.abstracts_bytes"},
-      {"kernels: ", Grade::kSlow,
-       "set daemon.kernels = \"auto\"; for a processor without vectors there is no mend"},
-      {"admission: ", Grade::kInfo, "if you want it, set store.admission = true"},
-      {"declining of slow loads: ", Grade::kInfo,
-       "if you want it, set store.decline_slow_loads = true"},
-      {"background verification: ", Grade::kInfo,
-       "if you want it, set daemon.scrub_mb_per_s = 20: all that is stored is read at that rate"},
-  };
   if (!seen.status.is_object() || !seen.status.contains("off")) return;
   for (const Json& entry : seen.status["off"]) {
     const std::string line = entry.is_string() ? entry.get<std::string>() : entry.dump();
-    Topic topic{"", Grade::kSlow, "if you want it, change the setting that it names"};
-    for (const Topic& known : kTopics)
-      if (line.starts_with(known.begin)) topic = known;
-    if (topic.mend != nullptr) findings->push_back({topic.grade, "switched off", line, topic.mend});
+    OffMend mend{Grade::kSlow, "if you want it, change the setting that it names"};
+    for (const OffTopic topic : kOffTopics)
+      if (line.starts_with(off_beginning(topic))) mend = mend_of(topic);
+    if (mend.text != nullptr) findings->push_back({mend.grade, "switched off", line, mend.text});
   }
 }
 
