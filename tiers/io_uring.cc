@@ -253,8 +253,7 @@ void UringIo::registration_failed(int result, std::uint64_t size_bytes) {
   if (result == -ENOMEM || result == -EPERM)
     ::snprintf(text, sizeof text,
                "registered buffers: %s: the memlock limit of %llu KiB is below the arena's %llu "
-               "MiB; raise it "
-               "with 'ulimit -l unlimited' or LimitMEMLOCK=infinity in the systemd unit",
+               "MiB; `kvtier doctor` says how to raise it",
                errno_name(-result), static_cast<unsigned long long>(limit.rlim_cur >> 10), mib);
   else
     ::snprintf(text, sizeof text, "registered buffers: %s for %llu MiB", errno_name(-result), mib);

@@ -20,12 +20,19 @@ constexpr unsigned kCapIpcLock = 14;
 constexpr std::uint64_t kOpenFilesLeast = 64;
 constexpr std::uint64_t kOpenFilesWanted = 1024;
 constexpr const char* kRestart = ", then kvtier stop; kvtier start";
-constexpr const char* kMemlockMend =
-    "LimitMEMLOCK=infinity in the systemd unit, or `memlock unlimited` in "
-    "/etc/security/limits.conf (a shell: ulimit -l unlimited), then kvtier stop; kvtier start";
-constexpr const char* kOpenFilesMend =
-    "LimitNOFILE=65536 in the systemd unit, or `nofile 65536` in /etc/security/limits.conf (a "
-    "shell: ulimit -n 65536), then kvtier stop; kvtier start";
+
+// No shell and no unit of the user's own raises a hard limit: root does, for the next login. `item`
+// as limits.conf names it, `directive` as systemd does.
+std::string limit_mend(const std::string& item, const std::string& value,
+                       const std::string& directive) {
+  return "as root `USER - " + item + " " + value +
+         "` in /etc/security/limits.conf, under systemd also `systemctl edit user@.service` with " +
+         directive + ", then log in anew (a container: start it with --ulimit " + item + "=" +
+         (value == "unlimited" ? "-1" : value) + ")" + kRestart;
+}
+
+std::string memlock_mend() { return limit_mend("memlock", "unlimited", "LimitMEMLOCK=infinity"); }
+std::string open_files_mend() { return limit_mend("nofile", "65536", "LimitNOFILE=65536"); }
 
 rlim_t hard_limit(__rlimit_resource resource, pid_t process) {
   rlimit limit{};
@@ -98,9 +105,9 @@ Finding judge_disk_note(const std::string& name, const std::string& note) {
     finding.grade = Grade::kInfo;
     finding.mend = std::string("if you want io_uring, set disk.backend = \"auto\"") + kRestart;
   } else if (says("memlock")) {
-    finding.mend = kMemlockMend;
+    finding.mend = memlock_mend();
   } else if (says("open files")) {
-    finding.mend = kOpenFilesMend;
+    finding.mend = open_files_mend();
   } else if (says("seccomp")) {
     const std::string disabled = read_line("/proc/sys/kernel/io_uring_disabled");
     finding.mend =
@@ -146,7 +153,7 @@ Finding check_memlock(const Seen& seen) {
     return {Grade::kGood, "locked memory", "enough for registered buffers", ""};
   return {Grade::kSlow, "locked memory",
           "the limit is " + human_bytes(limit) + ": disk buffers cannot be registered",
-          kMemlockMend};
+          memlock_mend()};
 }
 
 Finding check_open_files(const Seen& seen) {
@@ -155,9 +162,9 @@ Finding check_open_files(const Seen& seen) {
       limit == RLIM_INFINITY ? "no limit" : "at most " + std::to_string(limit);
   if (limit < kOpenFilesLeast)
     return {Grade::kBad, "open files", found + ": too few for the daemon and its clients",
-            kOpenFilesMend};
+            open_files_mend()};
   if (limit < kOpenFilesWanted)
-    return {Grade::kSlow, "open files", found + ": too few for many clients", kOpenFilesMend};
+    return {Grade::kSlow, "open files", found + ": too few for many clients", open_files_mend()};
   return {Grade::kGood, "open files", found, ""};
 }
 
