@@ -196,9 +196,11 @@ Finding check_huge_pages(const Seen& seen) {
 Finding check_memory(const Seen& seen) {
   const auto pages = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES));
   const std::uint64_t total = pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-  const std::uint64_t arena = seen.status.is_object() && seen.status.contains("modes")
-                                  ? number_of(seen.status["modes"], "arena_bytes")
-                                  : 0;
+  // Before a daemon runs, what it would take.
+  const std::uint64_t arena =
+      seen.status.is_object() && seen.status.contains("modes")
+          ? number_of(seen.status["modes"], "arena_bytes")
+          : std::strtoull(setting_of(seen.settings, "host.arena_bytes").c_str(), nullptr, 10);
   if (arena > total / 2)
     return {Grade::kSlow, "memory",
             "the arena (" + human_bytes(arena) + ") may take over half of " + human_bytes(total),
