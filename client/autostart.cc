@@ -15,6 +15,8 @@
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "client/ipc/paths.h"
+#include "client/ipc/unix_socket.h"
 #include "client/last_error.h"
 
 namespace kvtier {
@@ -109,6 +111,8 @@ Result<pid_t> spawn_daemon(const std::string& program, const std::string& socket
                       "cannot make %s: %s; set XDG_RUNTIME_DIR to a directory of your own, or "
                       "KVTIER_SOCKET to a path of your own",
                       folder.c_str(), std::strerror(errno));
+  if (const ClosedPlace closed = find_closed_place(socket_path); !closed.found.empty())
+    return error_with(Code::kPermission, "%s; %s", closed.found.c_str(), closed.mend.c_str());
   const std::string log_path = daemon_log_path(socket_path);
   UniqueFd log(
       ::open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
@@ -141,10 +145,6 @@ Result<pid_t> spawn_daemon(const std::string& program, const std::string& socket
     return error_with(Code::kNotFound, "cannot run %s: %s", program.c_str(),
                       std::strerror(failed.exec_error));
   return report.pid;
-}
-
-std::string daemon_log_path(const std::string& socket_path) {
-  return (fs::path(socket_path).parent_path() / "kvtierd.log").string();
 }
 
 std::string last_line_of(const std::string& path, std::uint64_t from) {

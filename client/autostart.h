@@ -19,14 +19,13 @@ namespace kvtier {
 // passed over.
 [[nodiscard]] Result<std::string> find_daemon(const std::string& option);
 
-// Starts `program --socket socket_path`. The pid, which may end at once if another daemon is
+// Starts `program --socket socket_path`; kPermission where it could not write what it needs there,
+// with the mend. The pid, which may end at once if another daemon is
 // faster. The socket answers later.
 [[nodiscard]] Result<pid_t> spawn_daemon(const std::string& program,
                                          const std::string& socket_path);
 
-// Where the daemon of this socket writes its log, and the last line in it from that byte on ("" if
-// none).
-[[nodiscard]] std::string daemon_log_path(const std::string& socket_path);
+// The last line of a log from that byte on; "" if there is none.
 [[nodiscard]] std::string last_line_of(const std::string& path, std::uint64_t from = 0);
 
 }  // namespace kvtier

@@ -14,6 +14,10 @@ std::string default_socket_path() {
   return "/tmp/kvtier-" + std::to_string(::geteuid()) + "/kvtierd.sock";
 }
 
+std::string daemon_log_path(const std::string& socket_path) {
+  return socket_path.substr(0, socket_path.rfind('/') + 1) + "kvtierd.log";
+}
+
 std::string default_config_directory() {
   if (const char* config = std::getenv("XDG_CONFIG_HOME"); config != nullptr && *config == '/')
     return std::string(config) + "/kvtier";

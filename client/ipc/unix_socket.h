@@ -23,6 +23,14 @@ struct UnixListener {
 // (kPermission); takes the lock (kBusy: another daemon serves here); removes a stale socket only
 // then (kExists: something that is no socket); binds with mode 0600 and listens.
 [[nodiscard]] Result<UnixListener> listen_unix(const std::string& path);
+
+struct ClosedPlace {
+  std::string found, mend;
+};
+// What at this socket's place we may not write, so that no daemon of ours can start there: its
+// directory, or the log or lock file in it. Both "" where nothing is in the way. Changes nothing.
+[[nodiscard]] ClosedPlace find_closed_place(const std::string& path);
+
 // Removes the socket file, if it is still the listener's own, and gives the lock back.
 void remove_listener(UnixListener* listener) noexcept;
 

@@ -16,6 +16,7 @@
 
 #include "base/json.h"
 #include "client/autostart.h"
+#include "client/ipc/paths.h"
 #include "kvtier/kvtier.h"
 
 namespace kvtier {

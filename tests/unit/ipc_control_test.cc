@@ -309,6 +309,22 @@ TEST_F(Sockets, RefusesADirectoryThatOthersMayEnter) {
   EXPECT_EQ(listen_unix(path_).error().code, Code::kPermission);
 }
 
+TEST_F(Sockets, WhatCannotBeWrittenBesideItIsNamed) {
+  EXPECT_EQ(find_closed_place(path_).found, "") << "no directory yet";
+  { auto served = listen_unix(path_); }
+  EXPECT_EQ(find_closed_place(path_).found, "");
+  const std::string log = root_ + "/d/kvtierd.log";
+  EXPECT_NE(::access(log.c_str(), F_OK), 0) << "looking makes nothing";
+  for (const std::string& file : {log, path_ + ".lock"}) {
+    ::unlink(file.c_str());
+    ASSERT_EQ(::symlink("/dev/null", file.c_str()), 0);
+    const ClosedPlace closed = find_closed_place(path_);
+    EXPECT_EQ(closed.found, file + " cannot be written: " + std::strerror(ELOOP));
+    EXPECT_EQ(closed.mend, "remove " + file);
+    ::unlink(file.c_str());
+  }
+}
+
 TEST_F(Sockets, RefusesPathsThatCannotBe) {
   EXPECT_EQ(listen_unix("relative/s.sock").error().code, Code::kInvalid);
   EXPECT_EQ(listen_unix("/s.sock").error().code, Code::kInvalid);

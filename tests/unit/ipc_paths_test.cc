@@ -23,5 +23,9 @@ TEST(Paths, FirstThatIsSet) {
   EXPECT_EQ(default_socket_path(), fallback);
 }
 
+TEST(Paths, TheLogLiesBesideTheSocket) {
+  EXPECT_EQ(daemon_log_path("/run/x/a.sock"), "/run/x/kvtierd.log");
+}
+
 }  // namespace
 }  // namespace kvtier

@@ -112,6 +112,8 @@ Finding check_socket_directory(const Invocation& invocation) {
   if ((info.st_mode & 077) != 0)
     return {Grade::kBad, "socket directory", directory + " can be entered by others",
             "chmod 700 " + directory};
+  if (ClosedPlace closed = find_closed_place(path); !closed.found.empty())
+    return {Grade::kBad, "socket directory", std::move(closed.found), std::move(closed.mend)};
   return {Grade::kGood, "socket directory", directory, ""};
 }
 
