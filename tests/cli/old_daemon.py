@@ -1,5 +1,6 @@
 """A kvtierd as far as a client sees one, that refuses these requests, by default every hello as another version would:
-old_daemon.py [OP...]. Others get $ANSWER (JSON), or an empty answer. It ends with SIGTERM."""
+old_daemon.py [OP...]. Others get $ANSWER (JSON), or an empty answer. It ends with SIGTERM. With $FOREIGN
+its name is not kvtierd, as where systemd holds the socket."""
 import ctypes
 import json
 import os
@@ -8,7 +9,8 @@ import struct
 import sys
 
 REFUSED = sys.argv[1:] or ["hello"]
-ctypes.CDLL(None).prctl(15, b"kvtierd", 0, 0, 0)  # PR_SET_NAME: what /proc/PID/comm says
+if "FOREIGN" not in os.environ:
+    ctypes.CDLL(None).prctl(15, b"kvtierd", 0, 0, 0)  # PR_SET_NAME: what /proc/PID/comm says
 path = os.environ["SOCKET"]
 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
 listener = socket.socket(socket.AF_UNIX)

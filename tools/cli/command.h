@@ -66,8 +66,9 @@ struct Command {
 // `*exit_code`.
 [[nodiscard]] bool request(const Invocation& invocation, Json body, Json* reply, int* exit_code,
                            unsigned timeout_s = 30);
-// Whether a daemon takes connections there.
-[[nodiscard]] bool daemon_listens(const Invocation& invocation);
+// Whether a daemon takes connections there; an error where that cannot be told (no path for a
+// socket, one of another user, one that takes no connection), with `*text` as above.
+[[nodiscard]] Result<bool> daemon_listens(const Invocation& invocation, std::string* text);
 // Asks the daemon's program, not a running daemon, for its settings. `*program` is "" where there
 // is none; `*problem` what it says where it does not like them.
 [[nodiscard]] bool offline_settings(std::string* program, Json* settings, std::string* problem);

@@ -32,6 +32,11 @@ std::string socket_path(const Invocation& invocation) {
   return invocation.socket.empty() ? default_socket_path() : invocation.socket;
 }
 
+std::string no_connection(const std::string& path, const Status& status) {
+  return status.code == Code::kNotFound ? "no kvtierd listens at " + path + ": run `kvtier start`"
+                                        : "cannot connect to " + path + ": " + describe(status);
+}
+
 // As the client library looks for it: named, beside this program, in PATH.
 std::string find_program() {
   if (const char* named = std::getenv("KVTIER_DAEMON"); named != nullptr && *named != '\0')
@@ -70,9 +75,7 @@ Result<Json> try_request(const Invocation& invocation, Json body, std::string* t
   const std::string path = socket_path(invocation);
   Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(5000));
   if (!socket) {
-    const bool absent = socket.error().code == Code::kNotFound;
-    *text = absent ? "no kvtierd listens at " + path + ": run `kvtier start`"
-                   : "cannot connect to " + path + ": " + describe(socket.error());
+    *text = no_connection(path, socket.error());
     return error(socket.error());
   }
   ControlChannel channel(std::move(*socket));
@@ -105,8 +108,13 @@ bool request(const Invocation& invocation, Json body, Json* reply, int* exit_cod
   return answer.has_value();
 }
 
-bool daemon_listens(const Invocation& invocation) {
-  return connect_unix(socket_path(invocation), Deadline::after_ms(2000)).has_value();
+Result<bool> daemon_listens(const Invocation& invocation, std::string* text) {
+  const std::string path = socket_path(invocation);
+  const Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(2000));
+  if (socket) return true;
+  if (socket.error().code == Code::kNotFound) return false;
+  *text = no_connection(path, socket.error());
+  return error(socket.error());
 }
 
 bool offline_settings(std::string* program, Json* settings, std::string* problem) {

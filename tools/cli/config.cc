@@ -49,11 +49,14 @@ std::vector<std::vector<std::string>> pending(const Json& running) {
 int run_config(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
-  const bool runs = daemon_listens(invocation);
+  std::string problem;
+  const Result<bool> listens = daemon_listens(invocation, &problem);
+  if (!listens) return print_error(invocation, listens.error(), problem);
+  const bool runs = *listens;
   if (runs) {
     if (!request(invocation, Json{{"op", "config"}}, &reply, &exit_code)) return exit_code;
   } else {
-    std::string program, problem;
+    std::string program;
     if (!offline_settings(&program, &reply, &problem))
       return print_error(
           invocation, {Code::kNotFound},

@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <optional>
 
 #include "client/ipc/control_channel.h"
@@ -65,7 +64,8 @@ void warn_of_closed_store(const Invocation& invocation) {
 
 int run_start(const Invocation& invocation) {
   warn_of_variables();
-  const bool running = daemon_listens(invocation);
+  std::string why;
+  const bool running = daemon_listens(invocation, &why).value_or(false);
   // The client library knows how to find and start the daemon; opening a client is starting it.
   kvt_client_options options;
   kvt_client_options_init(&options);
@@ -90,8 +90,8 @@ int run_start(const Invocation& invocation) {
   return 0;
 }
 
-// Asks the daemon to stop; its pid, or 0. One that speaks another protocol gets the signal that
-// means the same.
+// Asks the daemon to stop; its pid, or 0, with the error printed. One that speaks another protocol
+// gets the signal that means the same.
 pid_t ask_to_stop(const Invocation& invocation, Json* reply, int* exit_code) {
   Json status;
   if (request(invocation, Json{{"op", "status"}}, &status, exit_code) &&
@@ -100,16 +100,25 @@ pid_t ask_to_stop(const Invocation& invocation, Json* reply, int* exit_code) {
   return 0;
 }
 
-pid_t signal_other_version(const Invocation& invocation) {
+pid_t signal_other_version(const Invocation& invocation, int* exit_code) {
   const std::string path = invocation.socket.empty() ? default_socket_path() : invocation.socket;
   const Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(2000));
-  if (!socket) return 0;
-  const Result<pid_t> peer = check_peer(socket->get());
-  if (!peer || *peer <= 1) return 0;
-  std::ifstream comm("/proc/" + std::to_string(*peer) + "/comm");
-  std::string name;
-  std::getline(comm, name);
-  return name == "kvtierd" && ::kill(*peer, SIGTERM) == 0 ? *peer : 0;
+  const Result<pid_t> peer = socket ? check_peer(socket->get()) : error(socket.error());
+  std::string why = "it speaks another protocol, and ";
+  if (!peer) {
+    why += std::string("its process is not known: ") + peer.error().message();
+  } else if (const std::string name = read_line("/proc/" + std::to_string(*peer) + "/comm");
+             name != "kvtierd") {  // systemd, where the socket is its
+    why += "the socket is held by " + name + " (pid " + std::to_string(*peer) +
+           "): systemctl --user stop kvtierd.service, or end that process";
+  } else if (::kill(*peer, SIGTERM) != 0) {
+    why += "its process " + std::to_string(*peer) + " takes no signal: " + std::strerror(errno);
+  } else {
+    return *peer;
+  }
+  *exit_code =
+      print_error(invocation, {Code::kVersion}, "cannot stop the daemon at " + path + ": " + why);
+  return 0;
 }
 
 bool speaks_another_version(const Invocation& invocation) {
@@ -135,7 +144,10 @@ bool wait_for_end(pid_t pid) {
 }
 
 int run_stop(const Invocation& invocation) {
-  if (!daemon_listens(invocation)) {
+  std::string text;
+  const Result<bool> listens = daemon_listens(invocation, &text);
+  if (!listens) return print_error(invocation, listens.error(), text);
+  if (!*listens) {
     if (invocation.json)
       print_json(Json{{"ok", true}, {"stopped", false}});
     else
@@ -145,7 +157,7 @@ int run_stop(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
   const pid_t pid = speaks_another_version(invocation)
-                        ? signal_other_version(invocation)
+                        ? signal_other_version(invocation, &exit_code)
                         : ask_to_stop(invocation, &reply, &exit_code);
   if (exit_code != 0) return exit_code;
   if (pid <= 0 || !wait_for_end(pid))
