@@ -131,11 +131,16 @@ Finding check_socket_file(const std::string& path) {
           "move it away"};
 }
 
+bool is_kvtierd(pid_t process) {
+  return read_line("/proc/" + std::to_string(process) + "/comm") == "kvtierd";
+}
+
 // Of a daemon that is there and does not answer as it should.
 std::string restart_hint(pid_t process) {
   const std::string pid = std::to_string(process);
-  if (read_line("/proc/" + pid + "/comm") != "kvtierd")
-    return "kvtier stop; kvtier start (systemctl --user restart kvtierd)";
+  if (!is_kvtierd(process))  // systemd: the socket is its own
+    return "`journalctl --user -u kvtierd` says why it does not answer; after its mend: systemctl "
+           "--user restart kvtierd.socket (without systemd: kvtier stop; kvtier start)";
   const std::string stat = read_line("/proc/" + pid + "/stat");
   const std::size_t end = stat.rfind(')');
   if (end != std::string::npos && stat.compare(end, 3, ") T") == 0)
@@ -159,7 +164,9 @@ Finding check_daemon(const Invocation& invocation, Seen* seen) {
   const std::string path = socket_path(invocation);
   Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(3000));
   if (!socket) return judge_no_connection(socket.error(), path);
-  if (const Result<pid_t> peer = check_peer(socket->get())) seen->daemon = *peer;
+  const pid_t peer = check_peer(socket->get()).value_or(0);
+  // While systemd holds the socket it is the peer, whether a daemon runs behind it or not.
+  if (is_kvtierd(peer)) seen->daemon = peer;
   ControlChannel channel(std::move(*socket));
   const auto hello = channel.call(Json{{"op", "hello"},
                                        {"version", kProtocolVersion},
@@ -170,8 +177,9 @@ Finding check_daemon(const Invocation& invocation, Seen* seen) {
   if (!hello) {
     const std::string text =
         channel.error_text().empty() ? hello.error().message() : channel.error_text();
-    return {Grade::kBad, "daemon", text, restart_hint(seen->daemon)};
+    return {Grade::kBad, "daemon", text, restart_hint(peer)};
   }
+  if (seen->daemon == 0) seen->daemon = static_cast<pid_t>(number_of(hello->body, "pid"));
   const auto answer = channel.call(Json{{"op", "status"}}, {}, 0, Deadline::after_ms(3000));
   if (answer) seen->status = answer->body;
   const auto counters = channel.call(Json{{"op", "stats"}}, {}, 0, Deadline::after_ms(3000));
