@@ -76,6 +76,8 @@ struct Command {
 // name, and what may be meant. `settings`: what offline_settings gave.
 [[nodiscard]] std::vector<std::pair<std::string, std::string>> misspelt_variables(
     const Json& settings);
+// What a status says, with the system's word where it has one.
+[[nodiscard]] std::string describe(const Status& status);
 int print_error(const Invocation& invocation, const Status& status, const std::string& text);
 void print_json(const Json& value);
 // How many columns of a terminal a UTF-8 text takes.

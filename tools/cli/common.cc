@@ -22,12 +22,6 @@
 namespace kvtier::cli {
 namespace {
 
-std::string describe(const Status& status) {
-  std::string text = status.message();
-  if (status.os_error != 0) text += std::string(": ") + std::strerror(status.os_error);
-  return text;
-}
-
 std::string socket_path(const Invocation& invocation) {
   return invocation.socket.empty() ? default_socket_path() : invocation.socket;
 }
@@ -60,6 +54,12 @@ std::string shell_quoted(const std::string& text) {
 }
 
 }  // namespace
+
+std::string describe(const Status& status) {
+  std::string text = status.message();
+  if (status.os_error != 0) text += std::string(": ") + std::strerror(status.os_error);
+  return text;
+}
 
 int print_error(const Invocation& invocation, const Status& status, const std::string& text) {
   if (invocation.json) {

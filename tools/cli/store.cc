@@ -1,8 +1,9 @@
 // verify, repair, gc: the soundness of the store. A running daemon does it; `verify --store` needs
 // none and never writes.
+#include <sys/stat.h>
+
+#include <cerrno>
 #include <cstdio>
-#include <filesystem>
-#include <system_error>
 
 #include "tiers/catalogue.h"
 #include "tiers/store_check.h"
@@ -46,7 +47,7 @@ Result<Json> check_offline(const std::string& store, bool deep) {
                             {"reason", rows ? "it is empty and the store is not" + remake
                                        : rows.error().code == Code::kNotFound
                                            ? rows.error().message() + remake
-                                           : with_store_named(rows.error().message(), store)}});
+                                           : with_store_named(describe(rows.error()), store)}});
   for (const Finding& finding : report.findings)
     problems.push_back(Json{{"object", finding.path},
                             {"region", finding.region},
@@ -97,11 +98,21 @@ int finish_verify(const Invocation& invocation, const Json& reply) {
   return sound ? 0 : 3;
 }
 
+int print_offline_error(const Invocation& invocation, const Status& status) {
+  return print_error(invocation, status, invocation.get("store") + ": " + describe(status));
+}
+
 // Before a directory that is none gets a catalogue, or is called damaged.
 Result<void> check_is_store(const std::string& path) {
-  std::error_code failed;
-  for (const char* part : {"catalogue", "segments", "logs"})
-    if (std::filesystem::exists(path + "/" + part, failed)) return {};
+  struct stat info {};
+  if (::stat(path.c_str(), &info) != 0)
+    return error(errno == EACCES ? Code::kPermission : Code::kNotFound, "it cannot be looked at",
+                 errno);
+  for (const char* part : {"catalogue", "segments", "logs"}) {
+    if (::stat((path + "/" + part).c_str(), &info) == 0) return {};
+    if (errno != ENOENT && errno != ENOTDIR)
+      return error(errno == EACCES ? Code::kPermission : Code::kIo, "it cannot be entered", errno);
+  }
   return error(Code::kNotFound, "there is no store of kvtier in this directory");
 }
 
@@ -110,9 +121,9 @@ int run_verify(const Invocation& invocation) {
   int exit_code = 0;
   if (invocation.has("store")) {
     if (const auto is = check_is_store(invocation.get("store")); !is)
-      return print_error(invocation, is.error(), is.error().message());
+      return print_offline_error(invocation, is.error());
     const Result<Json> checked = check_offline(invocation.get("store"), !invocation.has("quick"));
-    if (!checked) return print_error(invocation, checked.error(), checked.error().message());
+    if (!checked) return print_offline_error(invocation, checked.error());
     return finish_verify(invocation, *checked);
   }
   if (!request(invocation, Json{{"op", "verify"}, {"deep", !invocation.has("quick")}}, &reply,
@@ -124,7 +135,7 @@ int run_verify(const Invocation& invocation) {
 // A damaged catalogue keeps the daemon from starting, so this is done without one.
 int repair_offline(const Invocation& invocation) {
   if (const auto is = check_is_store(invocation.get("store")); !is)
-    return print_error(invocation, is.error(), is.error().message());
+    return print_offline_error(invocation, is.error());
   const Result<RebuildReport> report = rebuild_catalogue(invocation.get("store"));
   if (!report && report.error().code == Code::kExists) {  // nothing to do
     if (invocation.json)
@@ -133,7 +144,7 @@ int repair_offline(const Invocation& invocation) {
       std::printf("%s\n", report.error().message());
     return 0;
   }
-  if (!report) return print_error(invocation, report.error(), report.error().message());
+  if (!report) return print_offline_error(invocation, report.error());
   if (invocation.json) {
     print_json(Json{{"rebuilt", true},
                     {"moved_to", report->moved_to},
