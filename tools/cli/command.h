@@ -69,6 +69,8 @@ struct Command {
 // Whether a daemon takes connections there; an error where that cannot be told (no path for a
 // socket, one of another user, one that takes no connection), with `*text` as above.
 [[nodiscard]] Result<bool> daemon_listens(const Invocation& invocation, std::string* text);
+// Whether it is a file that may be run; `*why` says what else it is.
+[[nodiscard]] bool is_program(const std::string& path, std::string* why = nullptr);
 // Asks the daemon's program, not a running daemon, for its settings. `*program` is "" where there
 // is none; `*problem` what it says where it does not like them.
 [[nodiscard]] bool offline_settings(std::string* program, Json* settings, std::string* problem);

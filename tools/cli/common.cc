@@ -37,13 +37,11 @@ std::string find_program() {
     return named;
   std::error_code failed;
   const auto self = std::filesystem::read_symlink("/proc/self/exe", failed);
-  if (!failed && ::access((self.parent_path() / "kvtierd").c_str(), X_OK) == 0)
-    return self.parent_path() / "kvtierd";
+  if (!failed && is_program(self.parent_path() / "kvtierd")) return self.parent_path() / "kvtierd";
   const char* path = std::getenv("PATH");
   std::stringstream folders(path != nullptr ? path : "/usr/local/bin:/usr/bin");
   for (std::string folder; std::getline(folders, folder, ':');)
-    if (!folder.empty() && ::access((folder + "/kvtierd").c_str(), X_OK) == 0)
-      return folder + "/kvtierd";
+    if (!folder.empty() && is_program(folder + "/kvtierd")) return folder + "/kvtierd";
   return "";
 }
 
@@ -117,11 +115,20 @@ Result<bool> daemon_listens(const Invocation& invocation, std::string* text) {
   return error(socket.error());
 }
 
+bool is_program(const std::string& path, std::string* why) {
+  std::error_code ignored;
+  const bool runs = ::access(path.c_str(), X_OK) == 0;
+  if (runs && std::filesystem::is_regular_file(path, ignored)) return true;
+  if (why != nullptr) *why = runs ? "it is no file" : std::strerror(errno);
+  return false;
+}
+
 bool offline_settings(std::string* program, Json* settings, std::string* problem) {
   *program = find_program();
   if (program->empty()) return false;
-  if (::access(program->c_str(), X_OK) != 0) {
-    *problem = *program + " cannot be run: " + std::strerror(errno);
+  std::string why;
+  if (!is_program(*program, &why)) {
+    *problem = *program + " cannot be run: " + why;
     return false;
   }
   FILE* pipe = ::popen((shell_quoted(*program) + " --check --json 2>&1").c_str(), "r");

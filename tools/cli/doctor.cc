@@ -22,6 +22,7 @@
 #include "client/ipc/control_channel.h"
 #include "client/ipc/paths.h"
 #include "client/ipc/unix_socket.h"
+#include "kernels/registry.h"
 #include "kvtier/kvtier.h"
 #include "tiers/store_check.h"
 #include "tools/cli/commands.h"
@@ -200,11 +201,26 @@ Finding check_settings(Json* settings) {
   if (program.empty())
     return {Grade::kBad, "settings", "no kvtierd beside this program nor in PATH",
             "install it, or set KVTIER_DAEMON"};
-  if (::access(program.c_str(), X_OK) != 0)
+  if (!is_program(program))
     return {Grade::kBad, "settings", problem, "set KVTIER_DAEMON to the program, or unset it"};
   return {Grade::kBad, "settings", problem,
           "change that setting (file, then environment KVTIER_..., then flags); `kvtierd --check` "
           "tells whether it is right"};
+}
+
+// A view that is to run kernels by a name that is none does not open.
+void check_kernel_choice(std::vector<Finding>* findings) {
+  const char* named = std::getenv("KVTIER_KERNELS");
+  const Result<const KernelTable*> chosen = select_kernels(named != nullptr ? named : "");
+  if (chosen) return;
+  std::string names = "auto";
+  for (const KernelTable* table : all_kernels()) names += std::string(", ") + table->name;
+  findings->push_back(
+      {Grade::kBad, "environment",
+       std::string("KVTIER_KERNELS is \"") + named + "\": " +
+           (chosen.error().code == Code::kNotFound ? "no such kernels" : "not for this machine") +
+           ", so no view opens",
+       "unset it, or set it to one of " + names});
 }
 
 // A file system that forgets, or that is not on this machine.
@@ -452,6 +468,7 @@ std::vector<Finding> look(const Invocation& invocation) {
   for (const auto& [name, meant] : misspelt_variables(seen.settings))
     findings.push_back({Grade::kSlow, "environment", name + " means nothing",
                         "if " + meant + " is meant, name it so; else unset it"});
+  check_kernel_choice(&findings);
   const bool runs = seen.status.is_object() && !text_of(seen.status, "store").empty();
   const std::string store =
       runs ? text_of(seen.status, "store") : setting_of(seen.settings, "store.path");
