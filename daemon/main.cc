@@ -74,7 +74,10 @@ Result<void> read_environment(DaemonOptions* options, std::string* problem) {
   for (const std::string& name : option_names()) {
     const char* value = std::getenv(environment_name(name).c_str());
     if (value == nullptr || *value == '\0') continue;  // as an unset one
-    KVT_TRY_VOID(set_option(name, value, options, problem));
+    if (const Result<void> set = set_option(name, value, options, problem); !set) {
+      *problem = environment_name(name) + ": " + *problem;
+      return set;
+    }
     options->set_source(name, "environment");
   }
   return {};

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdio>
 #include <cstdlib>
 #include <variant>
 
@@ -162,9 +163,26 @@ Result<void> set_number(const Key& key, std::uint64_t value, Options* options,
   return {};
 }
 
-Result<void> wrong_kind(const Key& key, const char* wanted, std::string* problem) {
-  *problem = std::string(key.name) + ": must be " + wanted;
+// `given`: " = 'value'", as shown(); "" where it has no text.
+Result<void> wrong_kind(const Key& key, const std::string& given, const char* wanted,
+                        std::string* problem) {
+  *problem = key.name + given + ": must be " + wanted;
   return error(Code::kInvalid, "a setting has the wrong kind");
+}
+
+std::string shown(std::string_view text) { return " = '" + std::string(text) + "'"; }
+
+std::string shown(const TomlEntry& entry) {
+  if (const auto* text = std::get_if<std::string>(&entry.value)) return shown(*text);
+  if (const auto* number = std::get_if<std::int64_t>(&entry.value))
+    return " = " + std::to_string(*number);
+  if (const auto* flag = std::get_if<bool>(&entry.value)) return *flag ? " = true" : " = false";
+  if (const auto* real = std::get_if<double>(&entry.value)) {
+    char text[32];
+    std::snprintf(text, sizeof text, " = %g", *real);
+    return text;
+  }
+  return "";
 }
 
 // "64GiB", "512 MiB", "1000".
@@ -190,18 +208,19 @@ Result<void> set_entry(const Key& key, const TomlEntry& entry, Options* options,
   const auto* text = std::get_if<std::string>(&entry.value);
   if (std::holds_alternative<std::string Options::*>(key.member))
     return text != nullptr ? set_text(key, *text, options, problem)
-                           : wrong_kind(key, "a text", problem);
+                           : wrong_kind(key, shown(entry), "a text", problem);
   if (std::holds_alternative<bool Options::*>(key.member)) {
     const auto* flag = std::get_if<bool>(&entry.value);
     return flag != nullptr ? set_number(key, *flag ? 1 : 0, options, problem)
-                           : wrong_kind(key, "true or false", problem);
+                           : wrong_kind(key, shown(entry), "true or false", problem);
   }
   std::uint64_t value = 0;
   if (const auto* number = std::get_if<std::int64_t>(&entry.value)) {
-    if (*number < 0) return wrong_kind(key, "a number, 0 or more", problem);
+    if (*number < 0) return wrong_kind(key, shown(entry), "a number, 0 or more", problem);
     value = static_cast<std::uint64_t>(*number);
   } else if (text == nullptr || !parse_size(*text, &value)) {
-    return wrong_kind(key, "a number, or a size such as \"8 GiB\" (KiB, MiB, GiB or TiB)", problem);
+    return wrong_kind(key, shown(entry),
+                      "a number, or a size such as \"8 GiB\" (KiB, MiB, GiB or TiB)", problem);
   }
   return set_number(key, value, options, problem);
 }
@@ -273,11 +292,12 @@ Result<void> set_option(std::string_view name, std::string_view value, DaemonOpt
   if (std::holds_alternative<bool Options::*>(key->member)) {
     if (value == "true" || value == "1") return set_number(*key, 1, options, problem);
     if (value == "false" || value == "0") return set_number(*key, 0, options, problem);
-    return wrong_kind(*key, "true or false", problem);
+    return wrong_kind(*key, shown(value), "true or false", problem);
   }
   std::uint64_t number = 0;
   if (!parse_size(value, &number))
-    return wrong_kind(*key, "a number, or a size such as 8GiB (KiB, MiB, GiB or TiB)", problem);
+    return wrong_kind(*key, shown(value), "a number, or a size such as 8GiB (KiB, MiB, GiB or TiB)",
+                      problem);
   return set_number(*key, number, options, problem);
 }
 

@@ -340,7 +340,7 @@ TEST_F(BadInput, SettingsThatCannotBe) {
   expect(said, "unknown key 'host.arena_byte'");
   expect(said, "'host.arena_bytes'");
   expect(said, "line 2");
-  expect(refused("[host]\narena_bytes = -5\n", {}), "host.arena_bytes: must be");
+  expect(refused("[host]\narena_bytes = -5\n", {}), "host.arena_bytes = -5: must be");
   expect(refused("[host]\narena_bytes = \"many\"\n", {}), "a size such as \"8 GiB\"");
   expect(refused("[disk]\nbackend = \"tape\"\n", {}), "choose one of auto|io_uring|threads");
   expect(refused("loose = 1\n", {}), "unknown key");
