@@ -110,7 +110,10 @@ void finish_job(EngineState& engine, std::unique_ptr<FetchJob> job, Code code) {
   Session* session = find_session(engine, job->session);
   if (session != nullptr) {
     if (job->leases) write_back(*session, *job);
-    if (job->lease != 0) ++engine.metrics.leases_given;
+    if (job->lease != 0) {
+      session->leases.give(job->lease);
+      ++engine.metrics.leases_given;
+    }
     Completion completion{};
     completion.user_data = job->user_data;
     completion.status = static_cast<std::int32_t>(code);

@@ -25,11 +25,17 @@ std::uint64_t LeaseTable::begin() {
 
 void LeaseTable::add(std::uint64_t id, HostArena& arena, SlotId slot, std::uint32_t* counter) {
   Lease* lease = find(id);
-  KVT_CHECK(lease != nullptr);
+  KVT_CHECK(lease != nullptr && !lease->given);
   arena.lease(slot);
   lease->slots.emplace_back(slot, counter);
   ++*counter;
   lease->bytes += arena.slot_bytes(slot);
+}
+
+void LeaseTable::give(std::uint64_t id) {
+  Lease* lease = find(id);
+  KVT_CHECK(lease != nullptr);
+  lease->given = true;
 }
 
 bool LeaseTable::end(std::uint64_t id, HostArena& arena, std::uint64_t* bytes) {
@@ -42,10 +48,15 @@ bool LeaseTable::end(std::uint64_t id, HostArena& arena, std::uint64_t* bytes) {
   *bytes = lease->bytes;
   lease->slots.clear();
   lease->bytes = 0;
-  lease->live = false;
+  lease->live = lease->given = false;
   ++lease->generation;
   free_.push_back(static_cast<std::uint32_t>(lease - leases_.data()));
   return true;
+}
+
+bool LeaseTable::end_given(std::uint64_t id, HostArena& arena, std::uint64_t* bytes) {
+  const Lease* lease = find(id);
+  return lease != nullptr && lease->given && end(id, arena, bytes);
 }
 
 std::uint64_t LeaseTable::end_all(HostArena& arena, std::uint64_t* bytes) {

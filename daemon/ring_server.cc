@@ -65,7 +65,7 @@ void serve_fetch(EngineState& engine, Session& session, const Submission& reques
 
 void serve_release(EngineState& engine, Session& session, const Submission& request) {
   std::uint64_t bytes = 0;
-  if (!session.leases.end(request.value0, *engine.arena, &bytes))
+  if (!session.leases.end_given(request.value0, *engine.arena, &bytes))
     return fail(engine, session, request, {Code::kStale, 0, nullptr});
   session.leased_bytes -= bytes;
   engine.metrics.leased_bytes -= bytes;

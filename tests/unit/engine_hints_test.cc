@@ -206,6 +206,35 @@ TEST_F(EngineHints, MetadataDoesNotWaitForTheRestEither) {
   expect_nothing_left();
 }
 
+// Ids of leases can be guessed: the one of a fetch that still waits is none of the client's.
+TEST_F(EngineHints, ALeaseThatWasNotGivenOutCannotBeReleased) {
+  const std::uint64_t asked = ask({entries[0], entries[5]}, Op::kFetch);  // resident, and missing
+  std::uint64_t lease = 0;
+  for (const auto& [id, job] : state().fetch.jobs)
+    if (job->user_data == asked) lease = job->lease;
+  ASSERT_NE(lease, 0u) << "it has what is resident";
+  for (const std::uint64_t guess : {lease, (lease >> 32 << 32) | 2, std::uint64_t{1} << 32 | 1}) {
+    Submission request{};
+    request.op = static_cast<std::uint16_t>(Op::kRelease);
+    request.value0 = guess;
+    EXPECT_EQ(client->wait(client->submit(request)).status, static_cast<std::int32_t>(Code::kStale))
+        << std::hex << guess;
+  }
+  let_go();
+  const Completion got = client->wait(asked);
+  EXPECT_EQ(got.status, 0);
+  EXPECT_EQ(got.count, 2u);
+  EXPECT_EQ(got.value0, lease);
+  EXPECT_NE(find_session(state(), client->session())->leased_bytes, 0u);
+  client->release(lease);
+  client->release(client->wait(begun).value0);
+  world.settle();
+  EXPECT_EQ(find_session(state(), client->session())->leased_bytes, 0u);
+  EXPECT_EQ(state().metrics.leased_bytes, 0u);
+  expect_nothing_left();
+  expect_all(*client, *chat, ids);
+}
+
 TEST_F(EngineHints, HintsOfAClientThatIsGoneAreNotRead) {
   auto dying = std::make_unique<SimClient>(world, "dying");
   ASSERT_EQ(dying->open_space(geometry), space);
