@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <filesystem>
 #include <fstream>
@@ -329,6 +330,43 @@ TEST(HostileMachine, AFullDisk) {
   EXPECT_EQ(verified.exit_code, 0) << verified.output;
 }
 
+// What a newer kvtier has written is not guessed at, and nothing that its row may name is removed.
+// Of the n-th row that the daemon writes, n = 1, 2, ... until there are no more; a row that was
+// written again behind it is read as any other.
+TEST(HostileMachine, ARowOfANewerVersion) {
+  int refused = 0;
+  bool untouched = false;
+  for (int n = 1; n <= 60 && !untouched; ++n) {
+    SCOPED_TRACE("the " + std::to_string(n) + "th row");
+    Place place;
+    place.settings.faults = "catalogue.newer_row=fail@" + std::to_string(n);
+    place.expect_works();
+    untouched = place.log().find("fault point catalogue.newer_row") == std::string::npos;
+    place.settings.faults.clear();
+    const auto files = [&] {
+      std::vector<std::string> names;
+      for (const auto& entry : fs::directory_iterator(place.settings.store + "/segments"))
+        names.push_back(entry.path());
+      std::sort(names.begin(), names.end());
+      return names;
+    };
+    const std::vector<std::string> before = files();
+    ASSERT_EQ(before.size(), 2u);
+    if (place.daemon.start(place.settings)) {
+      ASSERT_EQ(place.open(), KVT_OK) << kvt_last_error();
+      EXPECT_EQ(place.check("story", 7, 2300), "");
+      place.close();
+      EXPECT_TRUE(place.daemon.stop());
+      continue;
+    }
+    ++refused;
+    place.expect_refusal("the store was written by a newer kvtier: upgrade this one");
+    EXPECT_EQ(files(), before);
+  }
+  EXPECT_TRUE(untouched) << "more rows than this test goes through";
+  EXPECT_GE(refused, 4) << "rows of a number, a space and two segments stay as they were written";
+}
+
 class FailingDisk : public ::testing::TestWithParam<const char*> {};
 
 // The n-th visit of a fault point fails, n = 1, 2, ... until a run passes untouched.
@@ -371,7 +409,7 @@ TEST_P(FailingDisk, EveryOperation) {
 
 INSTANTIATE_TEST_SUITE_P(Points, FailingDisk,
                          ::testing::Values("io.open", "io.read", "io.write", "io.sync", "io.unlink",
-                                           "io.sync_directory", "catalogue.write",
+                                           "io.rename", "io.sync_directory", "catalogue.write",
                                            "catalogue.written"),
                          [](const auto& info) {
                            std::string name = info.param;
