@@ -72,8 +72,9 @@ void warn_no_room(const EngineState& engine, const Segment& segment, std::uint32
           static_cast<unsigned long long>(engine.abstracts->size_bytes() >> 20));
 }
 
-// The lane is kFailed. A base rendition is tried again when others have left.
-void refuse(EngineState& engine, Segment& segment, std::uint32_t lane) {
+}  // namespace
+
+void refuse_abstract(EngineState& engine, Segment& segment, std::uint32_t lane) {
   lane_of(segment, lane).state = AbstractState::kFailed;
   AbstractTable& table = engine.abstract_table;
   if (is_rendition(segment, lane)) {
@@ -84,6 +85,8 @@ void refuse(EngineState& engine, Segment& segment, std::uint32_t lane) {
   }
 }
 
+namespace {
+
 // A place in the arena, which nobody is shown yet; UINT64_MAX where there is none and the lane is
 // refused.
 std::uint64_t take_place(EngineState& engine, Segment& segment, std::uint32_t lane,
@@ -92,7 +95,7 @@ std::uint64_t take_place(EngineState& engine, Segment& segment, std::uint32_t la
   Result<std::uint64_t> offset = error(Code::kFull);
   if (!base || base_fits(engine, bytes)) offset = engine.abstracts->allocate(bytes);
   if (!offset) {
-    refuse(engine, segment, lane);
+    refuse_abstract(engine, segment, lane);
     return UINT64_MAX;
   }
   if (base) engine.abstract_table.base_bytes += bytes;
@@ -124,11 +127,16 @@ void free_abstract(EngineState& engine, const Segment& segment, std::uint32_t la
 // Not read or built in vain: what it will take of the arena is promised before.
 void load_base(EngineState& engine, Segment& segment, std::uint32_t lane) {
   const std::uint64_t bytes = payload_bytes(segment, lane);
-  if (!base_fits(engine, bytes)) return refuse(engine, segment, lane);
+  if (!base_fits(engine, bytes)) return refuse_abstract(engine, segment, lane);
   AbstractTable& table = engine.abstract_table;
   table.base_promised.emplace(std::pair{segment.row.id.value, lane}, bytes);
   table.base_promised_bytes += bytes;
-  queue_base_load(engine, segment, lane);
+  queue_load(engine, segment, lane);
+}
+
+void load(EngineState& engine, Segment& segment, std::uint32_t lane) {
+  is_rendition(segment, lane) ? load_base(engine, segment, lane)
+                              : queue_load(engine, segment, lane);
 }
 
 void settle_promise(EngineState& engine, SegmentId segment, std::uint32_t lane) {
@@ -161,8 +169,7 @@ void want(EngineState& engine, Segment& segment, std::uint32_t lane) {
     abstract.state = AbstractState::kAbsent;  // somebody new: try again
   if (abstract.state != AbstractState::kAbsent || !readable) return;
   if (payload_bytes(segment, lane) == 0) return;  // no layer has any
-  is_rendition(segment, lane) ? load_base(engine, segment, lane)
-                              : load_sidecar(engine, segment, lane);
+  load(engine, segment, lane);
 }
 
 void unwant(EngineState& engine, Segment& segment, std::uint32_t lane) {
@@ -226,7 +233,7 @@ void retry_lane(EngineState& engine, const StoredSpace& space, AbstractSpec spec
     } else if (abstract.state != AbstractState::kFailed) {
       continue;
     }
-    load_sidecar(engine, *segment, lane);
+    load(engine, *segment, lane);
   }
 }
 

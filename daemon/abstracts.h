@@ -118,10 +118,11 @@ struct KeptBytes {
 void note_file(EngineState& engine, Segment& segment, std::uint32_t lane);
 // Into the arena, if somebody still wants it; directories follow. The lane is kWorking until then.
 void install_abstract(EngineState& engine, Segment& segment, std::uint32_t lane, KeptBytes payload);
-// From its sidecar, or else by a build. The lane is kWorking from here on.
-void load_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane);
-// The same for a base rendition, in its turn.
-void queue_base_load(EngineState& engine, Segment& segment, std::uint32_t lane);
+// From its sidecar, or else by a build, in its turn: what rows are chosen by goes before base
+// renditions. The lane is kWorking from here on.
+void queue_load(EngineState& engine, Segment& segment, std::uint32_t lane);
+// No room in the arena: the lane is kFailed. A base rendition is tried again when others have left.
+void refuse_abstract(EngineState& engine, Segment& segment, std::uint32_t lane);
 // `done`, if any: once, now or later, with whether the file is there.
 void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, KeptBytes payload,
                    std::function<void(bool)> done = nullptr);
@@ -135,6 +136,12 @@ void queue_build(EngineState& engine, Segment& segment, std::uint32_t lane,
 // The lane is kWorking no more: what it was promised of the arena is free, who waited goes on.
 void settle_lane(EngineState& engine, SegmentId segment, std::uint32_t lane);
 
+// Sidecars that are read at once: each has a file and a buffer of its own, and rows that somebody
+// waits for queue behind those of abstracts. Enough to keep the disk busy; one more may begin while
+// fewer than the bytes are under way. Of base renditions as few as can be.
+inline constexpr std::uint32_t kSidecarLoadsMax = 32, kBaseLoadsMax = 2;
+inline constexpr std::uint64_t kSidecarLoadBytesMax = 16ull << 20;
+
 struct AbstractTable {
   struct Build {
     SegmentId segment;
@@ -147,15 +154,23 @@ struct AbstractTable {
   bool starting = false;  // next_build is at work: a build that fails at once does not recurse
   std::uint64_t next_part = 1;  // of sidecars being written
   std::uint64_t next_placement = 1;
+  // Sidecars that are read: how many, their bytes, and what they will take of the arena at least;
+  // and what waits for its turn.
+  struct Loads {
+    std::uint32_t under_way = 0;
+    std::uint64_t bytes = 0;
+    std::uint64_t arena_bytes = 0;
+    std::deque<std::pair<SegmentId, std::uint32_t>> waiting;
+  };
+  Loads loads, base_loads;
+  bool starting_loads = false;  // next_loads is at work: a load that fails at once does not recurse
   // Base renditions: bytes in the arena; bytes that those being loaded or built will take, by
-  // segment and lane; wanted ones without room; loads under way, and those that wait for one.
+  // segment and lane; wanted ones without room.
   std::uint64_t base_bytes = 0;
   std::map<std::pair<std::uint64_t, std::uint32_t>, std::uint64_t> base_promised;
   std::uint64_t base_promised_bytes = 0;
   std::set<std::pair<std::uint64_t, std::uint32_t>> base_refused;
   bool base_warned = false;
-  std::uint32_t base_loads = 0;
-  std::deque<std::pair<SegmentId, std::uint32_t>> base_waiting;
 };
 
 }  // namespace kvtier

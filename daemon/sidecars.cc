@@ -15,9 +15,6 @@
 namespace kvtier {
 namespace {
 
-// Base sidecars that are read at once: each has a buffer of its own.
-constexpr std::uint32_t kBaseLoadsMax = 2;
-
 SidecarHeader header_of(const Segment& segment, std::uint32_t lane) {
   SidecarHeader header;
   header.segment = segment.row.id;
@@ -38,6 +35,7 @@ struct SidecarRead {
   std::size_t left = 0;  // requests
   bool failed = false;
   bool base = false;
+  std::uint64_t arena_bytes = 0;
   // What the file must say, and what lies in it then.
   SidecarHeader wanted;
   std::uint64_t codebook = 0;
@@ -76,13 +74,20 @@ std::uint64_t wanted_codebook(const Segment& segment, AbstractSpec spec) {
   return spec.abstract == AbstractKind::kCodes ? codebook_id(*segment.space, spec) : 0;
 }
 
-void next_base_load(EngineState& engine);
+void next_loads(EngineState& engine);
+
+AbstractTable::Loads& loads_of(EngineState& engine, bool base) {
+  return base ? engine.abstract_table.base_loads : engine.abstract_table.loads;
+}
 
 void sidecar_parsed(EngineState& engine, const ReadPtr& read) {
   Segment* segment = find_segment(engine, read->segment);
   KVT_CHECK(segment != nullptr);  // busy
   --segment->busy;
-  if (read->base) --engine.abstract_table.base_loads;
+  AbstractTable::Loads& loads = loads_of(engine, read->base);
+  --loads.under_way;
+  loads.bytes -= read->bytes.size_bytes();
+  loads.arena_bytes -= read->arena_bytes;
   if (read->payload && read->codebook == wanted_codebook(*segment, read->spec)) {
     ++engine.metrics.abstracts_loaded;
     install_abstract(engine, *segment, read->lane, {read, *read->payload});
@@ -91,7 +96,7 @@ void sidecar_parsed(EngineState& engine, const ReadPtr& read) {
             read->segment.value);
     queue_build(engine, *segment, read->lane);
   }
-  next_base_load(engine);
+  next_loads(engine);
 }
 
 void sidecar_read(EngineState& engine, const ReadPtr& read) {
@@ -130,27 +135,24 @@ void submit_read(EngineState& engine, const ReadPtr& read) {
   for (IoRequest& request : requests) engine.io->submit(std::move(request));
 }
 
-// The next base renditions that wait, where they are still wanted.
-void next_base_load(EngineState& engine) {
-  AbstractTable& table = engine.abstract_table;
-  while (table.base_loads < kBaseLoadsMax && !table.base_waiting.empty()) {
-    const auto [id, lane] = table.base_waiting.front();
-    table.base_waiting.pop_front();
-    Segment* segment = find_segment(engine, id);
-    if (segment != nullptr && !segment->condemned && lane_of(*segment, lane).wants != 0) {
-      load_sidecar(engine, *segment, lane);
-      continue;
-    }
-    if (segment != nullptr) lane_of(*segment, lane).state = AbstractState::kAbsent;
-    settle_lane(engine, id, lane);
-  }
+// Of the arena. Where the units depend on the tokens, the least that it can be.
+std::uint64_t arena_bytes_of(const Segment& segment, std::uint32_t lane) {
+  const AbstractSpec spec = segment.space->lane_spec(lane);
+  const std::uint32_t units = spec.by_tokens() ? 1 : spec.units_of(segment.row.tokens);
+  return AbstractLayout(segment.space->row.geometry, spec, segment.row.tokens, units).size_bytes();
 }
 
-}  // namespace
-
 void load_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane) {
-  lane_of(segment, lane).state = AbstractState::kWorking;
   if (segment.state != SegmentState::kOnDisk) return queue_build(engine, segment, lane);
+  const bool base = is_rendition(segment, lane);
+  AbstractTable::Loads& loads = loads_of(engine, base);
+  const std::uint64_t arena_bytes = arena_bytes_of(segment, lane);
+  // Not read in vain: what is under way takes its room first. Base renditions were promised theirs.
+  if (!base && engine.abstracts->used_bytes() + loads.arena_bytes + arena_bytes >
+                   engine.abstracts->size_bytes()) {
+    refuse_abstract(engine, segment, lane);
+    return settle_lane(engine, segment.row.id, lane);
+  }
   Io& io = engine.io->io();
   const Result<FileId> file =
       io.open(sidecar_path(segment.row.id, segment.space->row.abstracts[lane]),
@@ -168,16 +170,50 @@ void load_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane) {
   read->lane = lane;
   read->file = *file;
   read->bytes = AlignedBuffer::unfilled(*size);
-  read->base = is_rendition(segment, lane);
-  if (read->base) ++engine.abstract_table.base_loads;
+  read->base = base;
+  read->arena_bytes = arena_bytes;
+  ++loads.under_way;
+  loads.bytes += read->bytes.size_bytes();
+  loads.arena_bytes += arena_bytes;
   ++segment.busy;
   submit_read(engine, read);
 }
 
-void queue_base_load(EngineState& engine, Segment& segment, std::uint32_t lane) {
+// Base renditions wait for all others.
+AbstractTable::Loads* loads_to_begin(AbstractTable& table) {
+  AbstractTable::Loads& loads = table.loads;
+  if (!loads.waiting.empty())
+    return loads.under_way < kSidecarLoadsMax && loads.bytes < kSidecarLoadBytesMax ? &loads
+                                                                                    : nullptr;
+  AbstractTable::Loads& base = table.base_loads;
+  return !base.waiting.empty() && base.under_way < kBaseLoadsMax ? &base : nullptr;
+}
+
+// What waits, where it is still wanted.
+void next_loads(EngineState& engine) {
+  AbstractTable& table = engine.abstract_table;
+  if (table.starting_loads) return;  // the loop below goes on by itself
+  table.starting_loads = true;
+  while (AbstractTable::Loads* loads = loads_to_begin(table)) {
+    const auto [id, lane] = loads->waiting.front();
+    loads->waiting.pop_front();
+    Segment* segment = find_segment(engine, id);
+    if (segment != nullptr && !segment->condemned && lane_of(*segment, lane).wants != 0) {
+      load_sidecar(engine, *segment, lane);
+      continue;
+    }
+    if (segment != nullptr) lane_of(*segment, lane).state = AbstractState::kAbsent;
+    settle_lane(engine, id, lane);
+  }
+  table.starting_loads = false;
+}
+
+}  // namespace
+
+void queue_load(EngineState& engine, Segment& segment, std::uint32_t lane) {
   lane_of(segment, lane).state = AbstractState::kWorking;
-  engine.abstract_table.base_waiting.emplace_back(segment.row.id, lane);
-  next_base_load(engine);
+  loads_of(engine, is_rendition(segment, lane)).waiting.emplace_back(segment.row.id, lane);
+  next_loads(engine);
 }
 
 // ---- write ----

@@ -1,0 +1,147 @@
+// Sidecars that wait for their turn: few are read at once, abstracts before base renditions, none
+// in vain. The disk begins no read until the test lets it.
+#include <gtest/gtest.h>
+
+#include "tests/unit/engine_fixture.h"
+#include "tiers/io_faulty.h"
+
+namespace kvtier {
+namespace {
+
+using sim::SimSequence;
+
+class EngineSidecars : public EngineFixture {
+ protected:
+  explicit EngineSidecars(const sim::SimWorldOptions& options = {}) : EngineFixture(options) {}
+  void SetUp() override {
+    world.wrap_io([this](std::unique_ptr<Io> io) {
+      auto made = std::make_unique<FaultyIo>(std::move(io));
+      disk = made.get();
+      return made;
+    });
+    EngineFixture::SetUp();
+  }
+  // A sequence of so many segments whose sidecars of these kinds are on the disk, and nothing in
+  // memory.
+  void store(const char* name, std::uint32_t segments, const std::vector<const char*>& kinds) {
+    auto written = client->create(space, {}, name);
+    seal_all(*written, make_ids(8 * segments, ++salt), 8);
+    for (const char* kind : kinds) want(*written, kind);
+    world.settle();
+    written.reset();
+    world.kill();
+    restart();
+  }
+  std::uint32_t want(const SimSequence& sequence, const char* kind) {
+    const sim::Reply reply = client->control(
+        Json{{"op", "abstract_want"}, {"handle", sequence.handle}, {"abstract", kind}});
+    EXPECT_TRUE(reply.ok()) << kind;
+    return reply.ok() ? reply.body["lane"].get<std::uint32_t>() : 0;
+  }
+  std::size_t shown(const SimSequence& sequence, std::uint32_t lane) {
+    std::size_t count = 0;
+    for (const DirectoryEntry& entry : sequence.read_directory().entries)
+      count += entry.abstract_offsets[lane] != kNoAbstract ? 1 : 0;
+    return count;
+  }
+  void hold_reads() {
+    disk->set_plan({.kind = FaultKind::kDelay,
+                    .data_at = 0,
+                    .count = UINT64_MAX,
+                    .delay_polls = UINT32_MAX,
+                    .data_op = IoOp::kRead});
+  }
+  void let_go() {
+    disk->set_plan({.data_op = IoOp::kRead});
+    disk->end_delays();
+    world.settle();
+  }
+  void expect_nothing_left() {
+    const AbstractTable& table = state().abstract_table;
+    for (const AbstractTable::Loads* loads : {&table.loads, &table.base_loads}) {
+      EXPECT_TRUE(loads->waiting.empty());
+      EXPECT_EQ(loads->under_way, 0u);
+      EXPECT_EQ(loads->bytes, 0u);
+      EXPECT_EQ(loads->arena_bytes, 0u);
+    }
+    EXPECT_EQ(table.base_promised_bytes, 0u);
+    EXPECT_EQ(state().io->outstanding(), 0u);
+    for (const auto& [id, segment] : state().segments.all)
+      for (const SegmentAbstract& abstract : segment->abstracts)
+        EXPECT_NE(abstract.state, AbstractState::kWorking) << id.value;
+  }
+
+  FaultyIo* disk = nullptr;
+  std::uint32_t salt = 0;
+};
+
+TEST_F(EngineSidecars, FewAreReadAtOnceAndAbstractsBeforeBaseRenditions) {
+  constexpr std::uint32_t kSegments = 100;
+  store("chat", kSegments, {"box/pages:16", "base:44/tokens"});
+  auto chat = client->attach(space, "chat", false);
+  ASSERT_NE(chat, nullptr);
+  hold_reads();
+  const std::uint32_t boxes = want(*chat, "box/pages:16");
+  const std::uint32_t bases = want(*chat, "base:44/tokens");
+  const AbstractTable& table = state().abstract_table;
+  EXPECT_EQ(state().io->outstanding(), kSidecarLoadsMax) << "what others wait behind";
+  EXPECT_EQ(table.loads.under_way, kSidecarLoadsMax);
+  EXPECT_EQ(table.loads.waiting.size(), kSegments - kSidecarLoadsMax);
+  EXPECT_EQ(table.base_loads.under_way, 0u);
+  EXPECT_EQ(table.base_loads.waiting.size(), kSegments);
+  let_go();
+  EXPECT_EQ(shown(*chat, boxes), kSegments);
+  EXPECT_EQ(shown(*chat, bases), kSegments);
+  EXPECT_EQ(state().metrics.abstracts_loaded, 2 * kSegments);
+  EXPECT_EQ(state().metrics.abstracts_rebuilt, 0u);
+  expect_nothing_left();
+}
+
+TEST_F(EngineSidecars, WhatNobodyWantsAnyMoreIsNotRead) {
+  store("chat", 100, {"box/pages:16"});
+  auto chat = client->attach(space, "chat", false);
+  hold_reads();
+  want(*chat, "box/pages:16");
+  ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", chat->handle}}).ok());
+  let_go();
+  EXPECT_EQ(disk->data_operations(), 0u) << "more were begun";
+  EXPECT_EQ(state().abstracts->used_bytes(), 0u);
+  expect_nothing_left();
+  // Another view has them all.
+  chat = client->attach(space, "chat", false);
+  const std::uint32_t lane = want(*chat, "box/pages:16");
+  world.settle();
+  EXPECT_EQ(shown(*chat, lane), 100u);
+}
+
+class SmallArena : public EngineSidecars {
+ protected:
+  SmallArena() : EngineSidecars(sixteen_kilobytes()) {}
+  static sim::SimWorldOptions sixteen_kilobytes() {
+    sim::SimWorldOptions options;
+    options.abstracts_bytes = 16 << 10;
+    return options;
+  }
+};
+
+TEST_F(SmallArena, WhatHasNoRoomIsNotRead) {
+  constexpr std::uint32_t kSegments = 100;
+  store("chat", kSegments, {});  // boxes are built by the seal
+  auto chat = client->attach(space, "chat", false);
+  disk->set_plan({.data_op = IoOp::kRead});
+  const std::uint32_t lane = want(*chat, "box/pages:16");
+  world.settle();
+  const AbstractLayout layout(geometry, *parse_abstract_spec("box/pages:16"), 8, 1);
+  const std::size_t fit = (16 << 10) / layout.size_bytes();
+  ASSERT_LT(fit, kSegments);
+  EXPECT_EQ(shown(*chat, lane), fit);
+  EXPECT_EQ(disk->data_operations(), fit);
+  EXPECT_EQ(state().metrics.abstracts_full, kSegments - fit);
+  const auto entries = chat->read_directory().entries;
+  for (std::size_t i = 0; i < entries.size(); ++i)
+    EXPECT_EQ(entries[i].abstract_offsets[lane] != kNoAbstract, i < fit) << "older ones first";
+  expect_nothing_left();
+}
+
+}  // namespace
+}  // namespace kvtier
