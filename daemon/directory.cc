@@ -18,16 +18,15 @@ Result<Memfd> make_directory_memfd() {
 namespace {
 
 // A segment that a directory names stays readable for the handle until it is closed, whatever
-// happens to the sequence.
-void hold(EngineState& engine, OpenSequence& open, const SequencePart& part, std::uint32_t entry) {
+// happens to the sequence. An abstract that cannot be built says so at once, and who waited for it
+// may move abstracts of any directory (publish_segment).
+void hold(EngineState& engine, OpenSequence& open, const SequencePart& part) {
   OpenSequence::Held& held = open.held[part.segment->row.id.value];
-  if (held.segment == nullptr) {
-    held.segment = part.segment;
-    ++part.segment->handle_refs;
-    hold_abstracts(engine, open, *part.segment);
-  }
   held.visible_tokens = std::max(held.visible_tokens, part.visible_tokens);
-  held.entry = entry;
+  if (held.segment != nullptr) return;
+  held.segment = part.segment;
+  ++part.segment->handle_refs;
+  hold_abstracts(engine, open, *part.segment);
 }
 
 void write_entry(std::byte* base, std::size_t index, const SequencePart& part) {
@@ -49,16 +48,26 @@ void write_entry(std::byte* base, std::size_t index, const SequencePart& part) {
 }
 
 // A seqlock's writer: clients read while we write, see an odd version or another one than before,
-// and read again. What is written in between is stored with release order (shared_copy.h).
+// and read again. What is written in between is stored with release order (shared_copy.h). Nothing
+// that may write a directory itself is called in between.
 std::uint64_t begin_write(DirectoryHeader* header) {
   const std::uint64_t version = header->version.load(std::memory_order_relaxed);
+  KVT_CHECK(version % 2 == 0);
   header->version.store(version + 1, std::memory_order_relaxed);
   return version + 2;
 }
 
-}  // namespace
+// The handle shows nothing: what hold_parts() sets off leaves its directory alone.
+void forget_entries(OpenSequence& open) {
+  for (auto& [id, held] : open.held) held.entry = UINT32_MAX;
+}
 
-void publish_directory(EngineState& engine, OpenSequence& open) {
+void hold_parts(EngineState& engine, OpenSequence& open) {
+  for (const SequencePart& part : open.sequence->parts) hold(engine, open, part);
+}
+
+// All parts are held.
+void write_directory(OpenSequence& open) {
   const StoredSequence& sequence = *open.sequence;
   KVT_CHECK(sequence.parts.size() <= kSequenceSegmentsMax);
   std::byte* base = open.directory.mapping.data();
@@ -71,16 +80,26 @@ void publish_directory(EngineState& engine, OpenSequence& open) {
   } rest{sequence.tokens_sealed, static_cast<std::uint32_t>(sequence.parts.size()), 0};
   static_assert(sizeof(Rest) == 16 && offsetof(DirectoryHeader, tokens) == 8);
   copy_to_shared<SharedOrder::kRelease>(base + 8, &rest, sizeof(rest));
-  for (auto& [id, held] : open.held) held.entry = UINT32_MAX;
   for (std::size_t i = 0; i < sequence.parts.size(); ++i) {
-    hold(engine, open, sequence.parts[i], static_cast<std::uint32_t>(i));
+    open.held[sequence.parts[i].segment->row.id.value].entry = static_cast<std::uint32_t>(i);
     write_entry(base, i, sequence.parts[i]);
   }
   header->version.store(version, std::memory_order_release);
 }
 
+}  // namespace
+
+void publish_directory(EngineState& engine, OpenSequence& open) {
+  forget_entries(open);
+  hold_parts(engine, open);
+  write_directory(open);
+}
+
+// Its parts are others than before: until each handle is written anew, none has an entry of them.
 void publish_directories(EngineState& engine, StoredSequence& sequence) {
-  for (OpenSequence* open : sequence.open) publish_directory(engine, *open);
+  for (OpenSequence* open : sequence.open) forget_entries(*open);
+  for (OpenSequence* open : sequence.open) hold_parts(engine, *open);
+  for (OpenSequence* open : sequence.open) write_directory(*open);
 }
 
 void publish_segment(EngineState& engine, const Segment& segment) {

@@ -1,5 +1,6 @@
 // Sidecars that wait for their turn: few are read at once, abstracts before base renditions, none
-// in vain. The disk begins no read until the test lets it.
+// in vain; and a directory is whole whatever a lane sets off that ends at once. The disk begins no
+// read until the test lets it.
 #include <gtest/gtest.h>
 
 #include "tests/unit/engine_fixture.h"
@@ -141,6 +142,46 @@ TEST_F(SmallArena, WhatHasNoRoomIsNotRead) {
   for (std::size_t i = 0; i < entries.size(); ++i)
     EXPECT_EQ(entries[i].abstract_offsets[lane] != kNoAbstract, i < fit) << "older ones first";
   expect_nothing_left();
+}
+
+// To show a new segment asks for a lane that cannot be built, which ends at once; who waited for a
+// lane goes on then, and takes another segment's abstract out of directories that show both.
+TEST_F(EngineSidecars, ALaneThatEndsAtOnceLeavesDirectoriesWhole) {
+  store("first", 3, {"box/pages:16"});
+  const auto ids = make_ids(200, 77);
+  auto story = client->create(space, {}, "story");
+  seal(*story, ids, 100);
+  const std::uint32_t boxes = want(*story, "box/pages:16");
+  want(*story, "low-rank:10/tokens");  // nobody has said how the model turns its keys
+  auto reader = client->attach(space, "story", false);
+  ASSERT_NE(reader, nullptr);
+  world.settle();
+  ASSERT_EQ(state().metrics.rotation_unknown, 1u);
+  ASSERT_EQ(shown(*story, boxes), 1u);
+  ASSERT_EQ(shown(*reader, boxes), 1u);
+  // The job waits for a lane that is being read, of a sequence that goes meanwhile.
+  auto first = client->attach(space, "first", false);
+  hold_reads();
+  want(*first, "box/pages:16");
+  ASSERT_EQ(state().abstract_table.loads.under_way, 3u);
+  ASSERT_TRUE(client->control(Json{{"op", "reindex"}, {"all", true}}).ok());
+  ASSERT_EQ(state().abstract_table.settled.size(), 1u);
+  ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", first->handle}}).ok());
+  ASSERT_TRUE(client->control(Json{{"op", "rm"}, {"target", "first"}}).ok());
+  client->append(*story, geometry, ids, 100, 100);
+  ASSERT_EQ(client->seal(*story).status, 0);
+  EXPECT_EQ(state().metrics.rotation_unknown, 2u);
+  EXPECT_EQ(state().reindex.gone, 3u) << "the job went on";
+  let_go();
+  for (const SimSequence* one : {story.get(), reader.get()}) {
+    EXPECT_EQ(one->read_directory().header->version % 2, 0u);
+    EXPECT_EQ(one->read_directory().tokens, 200u);
+    EXPECT_EQ(shown(*one, boxes), 2u);
+  }
+  EXPECT_FALSE(state().reindex.running);
+  EXPECT_EQ(state().reindex.built, 1u);
+  expect_nothing_left();
+  expect_all(*client, *reader, ids);
 }
 
 }  // namespace
