@@ -149,10 +149,11 @@ std::string restart_hint(pid_t process) {
   return "kill " + pid + "; kvtier start";
 }
 
-Finding judge_no_connection(const Status& status, const std::string& path) {
+Finding judge_no_connection(const Status& status, const std::string& path, Seen* seen) {
   const std::string found = std::string("cannot connect: ") + status.message();
   if (status.code == Code::kNotFound) return check_socket_file(path);
   if (status.code == Code::kTimeout) {  // its lock file holds its pid
+    seen->listener = true;
     const std::string holder = read_line(path + ".lock");
     return {Grade::kBad, "daemon", found,
             holder.empty() ? "end the process that holds " + path
@@ -164,7 +165,8 @@ Finding judge_no_connection(const Status& status, const std::string& path) {
 Finding check_daemon(const Invocation& invocation, Seen* seen) {
   const std::string path = socket_path(invocation);
   Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(3000));
-  if (!socket) return judge_no_connection(socket.error(), path);
+  if (!socket) return judge_no_connection(socket.error(), path, seen);
+  seen->listener = true;
   const pid_t peer = check_peer(socket->get()).value_or(0);
   // While systemd holds the socket it is the peer, whether a daemon runs behind it or not.
   if (is_kvtierd(peer)) seen->daemon = peer;
@@ -286,9 +288,15 @@ std::uint64_t check_room(const std::string& store, const std::string& place,
   return free_bytes;
 }
 
+// A running daemon holds it, and so does a repair.
+bool is_held(const std::string& store) {
+  const UniqueFd lock(::open((store + "/LOCK").c_str(), O_RDONLY | O_CLOEXEC));
+  return lock.valid() && ::flock(lock.get(), LOCK_SH | LOCK_NB) != 0;
+}
+
 // The store's directory or the nearest that exists above it: may we write, is there room.
 // `*probe_directory` is set where a scratch file may be written.
-void check_store(const std::string& store, bool daemon_runs, std::string* probe_directory,
+void check_store(const std::string& store, bool held_elsewhere, std::string* probe_directory,
                  std::vector<Finding>* findings) {
   if (store.empty()) {
     findings->push_back(
@@ -311,12 +319,12 @@ void check_store(const std::string& store, bool daemon_runs, std::string* probe_
     return;
   }
   check_file_system(place.string(), findings);
-  const UniqueFd lock(::open((store + "/LOCK").c_str(), O_RDONLY | O_CLOEXEC));
-  if (!daemon_runs && lock.valid() && ::flock(lock.get(), LOCK_SH | LOCK_NB) != 0)
+  if (held_elsewhere)
     findings->push_back({Grade::kBad, "store", store + " is served by a kvtierd on another socket",
                          "set KVTIER_SOCKET to its socket, stop it, or set store.path"});
   if (check_room(store, place.string(), findings) > kProbeBytes) *probe_directory = place.string();
 }
+
 constexpr const char* kMendDamage = "kvtier verify names what is damaged, kvtier repair drops it";
 
 // What is damaged now, whoever found it, and what was met since the daemon's start.
@@ -472,9 +480,12 @@ std::vector<Finding> look(const Invocation& invocation) {
   const bool runs = seen.status.is_object() && !text_of(seen.status, "store").empty();
   const std::string store =
       runs ? text_of(seen.status, "store") : setting_of(seen.settings, "store.path");
+  // Behind a socket of systemd's may run a daemon that refuses us or is slow: it holds the store.
+  const bool held = seen.daemon == 0 && is_held(store);
   if (runs || seen.settings.is_object())
-    check_store(store, seen.daemon != 0, &seen.probe_directory, &findings);
-  if (seen.daemon == 0) check_catalogue(store, &findings);
+    check_store(store, held && !seen.listener, &seen.probe_directory, &findings);
+  // The catalogue of a running daemon changes while it is read.
+  if (seen.daemon == 0 && !held) check_catalogue(store, &findings);
   check_presets(&findings);
   check_counters(seen.stats, &findings);
   findings.push_back(check_disk_backend(seen));

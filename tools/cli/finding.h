@@ -27,6 +27,7 @@ struct Finding {
 struct Seen {
   Json status, stats, settings;
   pid_t daemon = 0;
+  bool listener = false;        // somebody holds the socket: a daemon, or systemd for one
   std::string probe_directory;  // where a scratch file may be written; "": nowhere in the store
 };
 
