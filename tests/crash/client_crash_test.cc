@@ -455,7 +455,7 @@ struct Chaos {
   std::uint64_t sent = 0;  // requests, whether the daemon has come to them or not
 };
 constexpr std::uint64_t kChaosStagingBytes = 64 << 10;
-constexpr std::uint64_t kChaosSessions = 8;  // of one daemon
+constexpr std::uint64_t kChaosSessions = 16;  // of one daemon
 
 Result<Mapping> map_whole(int fd) {
   struct stat about {};
