@@ -13,6 +13,8 @@ set_target_properties(example_session example_plugin PROPERTIES C_STANDARD 99 CX
 add_test(NAME cli_golden COMMAND Python3::Interpreter ${CMAKE_CURRENT_LIST_DIR}/cli/run.py ${PROJECT_BINARY_DIR})
 set_tests_properties(cli_golden PROPERTIES TIMEOUT 300)
 add_test(NAME long_timeouts COMMAND Python3::Interpreter ${CMAKE_CURRENT_LIST_DIR}/tidy/long_timeouts.py ${PROJECT_BINARY_DIR})
+add_test(NAME tools_lib COMMAND Python3::Interpreter ${CMAKE_CURRENT_LIST_DIR}/tools/lib_test.py)
+set_tests_properties(tools_lib PROPERTIES TIMEOUT 120)
 # The benchmarks run; what they measure is for a quiet machine.
 add_test(NAME bench_smoke COMMAND kvtier-bench all --smoke --dir ${PROJECT_BINARY_DIR})
 set_tests_properties(bench_smoke PROPERTIES TIMEOUT 300 LABELS "no-sanitizer")

