@@ -85,6 +85,7 @@ void encode(const CommitJob& job, Record& record) {
   source.count = record.count;
   source.start_token = job.header.base_token + record.first;
   source.order = record.order;
+  source.begins_commit = record.order == job.order;
   source.texts = &record.texts;
   const std::uint64_t bytes =
       tail_record_bytes(*source.geometry, source.count, record.texts.encoded_bytes());

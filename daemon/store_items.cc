@@ -162,7 +162,7 @@ void check_log(Check& check, const Check::LogItem& item) {
   const std::string left = ": " + std::to_string(replay->tokens) + " tokens before it are left";
   if (replay->tokens < item.tokens) return problem("holds fewer tokens than were committed");
   if (!replay->torn || item.tokens != 0) return;  // one that is in use goes on in a new file
-  later_record_follows(bytes, item.header, *replay)
+  later_commit_follows(bytes, item.header, *replay)
       ? problem("a record is damaged and sound ones follow it" + left)
       : problem("the last record is not whole, as after a power cut" + left, true);
 }

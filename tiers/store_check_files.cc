@@ -213,16 +213,15 @@ std::optional<TailLogHeader> read_log_header(Io& io, const std::string& path,
 
 namespace {
 
-// Whether a sound record header of this log with a later order lies at any multiple of 4096 behind
-// `offset`.
-bool later_record(ReadFile& file, std::uint64_t offset, const TailLogHeader& header,
+// As later_commit_follows, by record headers at multiples of 4096 behind `offset`.
+bool later_commit(ReadFile& file, std::uint64_t offset, const TailLogHeader& header,
                   std::uint64_t order) {
   for (offset += kDiskAlign; offset < file.size_bytes(); offset += kDiskAlign) {
     const Result<std::vector<std::byte>> bytes = file.read(offset, kTailRecordHeaderBytes);
     if (!bytes) return false;
     const Result<TailRecordInfo> record = parse_tail_record_header(*bytes);
     if (record && record->sequence == header.sequence && record->generation == header.generation &&
-        record->order > order)
+        record->begins_commit && record->order > order)
       return true;
   }
   return false;
@@ -277,7 +276,7 @@ void check_log_records(Io& io, const std::string& path, const TailLogHeader& hea
   }
   if (sink->cancelled() || offset >= file.size_bytes() || rest_is_zero(file, offset)) return;
   const std::string region = "record " + std::to_string(order);
-  if (later_record(file, offset, header, order))
+  if (later_commit(file, offset, header, order))
     return sink->damaged(path, region,
                          "the record is damaged and sound ones follow it: " +
                              std::to_string(tokens) + " tokens before it are left");

@@ -17,7 +17,9 @@ constexpr std::string_view kSuffix = ".kvl";
 
 static_assert(kTailLogHeaderBytes == kHeadBytes);
 
-constexpr std::uint16_t kHasTexts = 1;  // behind the rows: u32 bytes, and as many of texts
+constexpr std::uint16_t kHasTexts = 1;      // behind the rows: u32 bytes, and as many of texts
+constexpr std::uint16_t kBeginsCommit = 2;  // what lies before it was durable
+constexpr std::uint16_t kFlags = kHasTexts | kBeginsCommit;
 
 struct RecordHeader {
   std::uint32_t magic = kRecordMagic;
@@ -85,7 +87,7 @@ bool read_record(ByteSpan file, std::uint64_t offset, const TailLogHeader& log,
                  const Geometry& geometry, RecordHeader* record, TokenTexts* texts) {
   if (offset > file.size() || !read_record_header(file.subspan(offset), record)) return false;
   if (record->sequence != log.sequence || record->generation != log.generation) return false;
-  if (record->count > kSegmentTokensMax || (record->flags & ~kHasTexts) != 0 ||
+  if (record->count > kSegmentTokensMax || (record->flags & ~kFlags) != 0 ||
       record->record_bytes < tail_record_bytes(geometry, record->count) ||
       record->record_bytes > file.size() - offset)
     return false;
@@ -180,7 +182,7 @@ Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes) {
   RecordHeader record;
   if (!read_record_header(bytes, &record))
     return error(Code::kCorrupt, "the header of a log record is damaged");
-  if (record.count > kSegmentTokensMax || (record.flags & ~kHasTexts) != 0 ||
+  if (record.count > kSegmentTokensMax || (record.flags & ~kFlags) != 0 ||
       record.record_bytes < sizeof(RecordHeader) || record.record_bytes % kDiskAlign != 0 ||
       record.record_bytes > kTailLogRecordBytesMax + kDiskAlign)
     return error(Code::kCorrupt, "a log record has impossible counts");
@@ -190,7 +192,8 @@ Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes) {
                         .start_token = record.start_token,
                         .count = record.count,
                         .record_bytes = record.record_bytes,
-                        .payload_checksum = record.payload_checksum};
+                        .payload_checksum = record.payload_checksum,
+                        .begins_commit = (record.flags & kBeginsCommit) != 0};
 }
 
 std::vector<std::byte> encode_tail_record(const TailRecordSource& source) {
@@ -219,8 +222,9 @@ void encode_tail_record(const TailRecordSource& source, MutableByteSpan record) 
                    target += size_bytes;
                  });
   RecordHeader header;
+  header.flags = source.begins_commit ? kBeginsCommit : 0;
   if (!texts.empty()) {
-    header.flags = kHasTexts;
+    header.flags |= kHasTexts;
     const auto size = static_cast<std::uint32_t>(texts.size());
     std::memcpy(target, &size, sizeof(size));
     std::memcpy(target + sizeof(size), texts.data(), texts.size());
@@ -266,12 +270,12 @@ Result<TailReplay> replay_tail_log(ByteSpan file, const TailLogHeader& expected,
   return replay;
 }
 
-bool later_record_follows(ByteSpan file, const TailLogHeader& header, const TailReplay& replay) {
+bool later_commit_follows(ByteSpan file, const TailLogHeader& header, const TailReplay& replay) {
   for (std::uint64_t offset = replay.end_offset + kDiskAlign;
        offset + kTailRecordHeaderBytes <= file.size(); offset += kDiskAlign) {
     const Result<TailRecordInfo> record = parse_tail_record_header(file.subspan(offset));
     if (record && record->sequence == header.sequence && record->generation == header.generation &&
-        record->order > replay.next_order)
+        record->begins_commit && record->order > replay.next_order)
       return true;
   }
   return false;

@@ -54,6 +54,7 @@ struct TailRecordSource {
   std::uint64_t start_token = 0;
   std::uint64_t order = 0;
   const TokenTexts* texts = nullptr;  // of the record's tokens, from its first on; null: none
+  bool begins_commit = true;          // what lies before it was durable when it was written
 };
 [[nodiscard]] std::vector<std::byte> encode_tail_record(const TailRecordSource& source);
 // The same into memory of exactly tail_record_bytes(); every byte of it is written.
@@ -79,6 +80,7 @@ struct TailRecordInfo {
   std::uint32_t count = 0;
   std::uint64_t record_bytes = 0;
   std::uint64_t payload_checksum = 0;
+  bool begins_commit = false;
 };
 [[nodiscard]] Result<TailRecordInfo> parse_tail_record_header(ByteSpan bytes);
 
@@ -101,9 +103,9 @@ struct TailReplay {
                                                  const PlaneLayout& layout, TokenRecord* tokens,
                                                  std::byte* plane);
 
-// Whether a sound record of this log, of a later order than the replay's next, lies behind the
-// replay's end: then what is between was damaged, not just unfinished.
-[[nodiscard]] bool later_record_follows(ByteSpan file, const TailLogHeader& header,
+// Whether a later commit of this log begins behind the replay's end: then what is between was
+// damaged. Records of one commit are written at once: the loss of one before another says nothing.
+[[nodiscard]] bool later_commit_follows(ByteSpan file, const TailLogHeader& header,
                                         const TailReplay& replay);
 
 // "logs/<sequence>-<generation>.kvl", hexadecimal.

@@ -127,7 +127,7 @@ std::uint64_t SimClient::open_space(const Geometry& geometry, const std::string&
   return reply.ok() ? reply.body["space"].get<std::uint64_t>() : 0;
 }
 
-std::unique_ptr<SimSequence> SimClient::opened(Reply reply, const Geometry& geometry) {
+std::unique_ptr<SimSequence> SimClient::opened(Reply reply) {
   if (!reply.ok()) return nullptr;
   auto sequence = std::make_unique<SimSequence>();
   sequence->info = reply.body;
@@ -140,10 +140,9 @@ std::unique_ptr<SimSequence> SimClient::opened(Reply reply, const Geometry& geom
   sequence->directory = Mapping::map(sequence->directory_fd.get(), kDirectoryBytes, false).value();
   if (!sequence->writable) return sequence;
   sequence->tail_fd = std::move(reply.fds.at(1));
-  const TailLayout layout(geometry);
+  const off_t bytes = ::lseek(sequence->tail_fd.get(), 0, SEEK_END);
   sequence->tail =
-      Mapping::map(sequence->tail_fd.get(), static_cast<std::size_t>(layout.size_bytes()), true)
-          .value();
+      Mapping::map(sequence->tail_fd.get(), static_cast<std::size_t>(bytes), true).value();
   return sequence;
 }
 
@@ -166,7 +165,7 @@ std::unique_ptr<SimSequence> SimClient::create(std::uint64_t space,
     reply_out->status = reply.status;
     reply_out->body = reply.body;
   }
-  return opened(std::move(reply), tiny_geometry());
+  return opened(std::move(reply));
 }
 
 std::unique_ptr<SimSequence> SimClient::attach(std::uint64_t space, const Json& which, bool write,
@@ -178,7 +177,7 @@ std::unique_ptr<SimSequence> SimClient::attach(std::uint64_t space, const Json& 
     reply_out->status = reply.status;
     reply_out->body = reply.body;
   }
-  return opened(std::move(reply), tiny_geometry());
+  return opened(std::move(reply));
 }
 
 void SimClient::append(SimSequence& sequence, const Geometry& geometry,

@@ -83,7 +83,7 @@ class SimClient {
                                       Reply* reply = nullptr);
   std::unique_ptr<SimSequence> attach(std::uint64_t space, const Json& which, bool write,
                                       Reply* reply = nullptr);
-  std::unique_ptr<SimSequence> opened(Reply reply, const Geometry& geometry);
+  std::unique_ptr<SimSequence> opened(Reply reply);
 
   // Writes tokens [first, first + count) of `ids` behind what the half holds.
   void append(SimSequence& sequence, const Geometry& geometry,

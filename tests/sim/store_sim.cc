@@ -119,7 +119,7 @@ class StoreSim : private StoreLife {
                                        {"write", true}});
     note("fork " + sequence.name() + " " + std::to_string(tokens));
     if (!reply.ok()) return expect_fault("fork", reply.status);
-    made.open = writer->opened(std::move(reply), geometry);
+    made.open = writer->opened(std::move(reply));
     made.ids.assign(sequence.ids.begin(),
                     sequence.ids.begin() + static_cast<std::ptrdiff_t>(tokens));
     add(std::move(made));

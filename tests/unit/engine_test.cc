@@ -132,7 +132,7 @@ TEST_F(EngineTest, ForkTruncateAndDirectoryOfReaders) {
                                      {"new_name", "branch"},
                                      {"write", true}});
   ASSERT_TRUE(reply.ok());
-  auto branch = client->opened(std::move(reply), geometry);
+  auto branch = client->opened(std::move(reply));
   EXPECT_EQ(branch->tokens_sealed, 130u);
   auto branch_ids = std::vector<std::uint32_t>(ids.begin(), ids.begin() + 130);
   for (std::uint32_t i = 0; i < 40; ++i) branch_ids.push_back(40000 + i);

@@ -203,6 +203,7 @@ std::vector<std::byte> make_log(const TailLogHeader& header, const Geometry& geo
     source.start_token = header.base_token + source.first;
     texts = texts_of(source.order % 2 == 0 ? 0 : count);  // every second record has some
     source.texts = &texts;
+    source.begins_commit = source.order % 3 != 1;  // the second belongs to the commit of the first
     fill_plane(geometry, layout, seed, header.base_token, source.first, count, tokens.data(),
                plane.data());
     const std::vector<std::byte> record = encode_tail_record(source);

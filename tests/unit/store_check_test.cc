@@ -349,6 +349,12 @@ TEST_F(StoreCheck, ATornLogIsAWarningAndAHoleIsDamage) {
   torn[4096 + 70] ^= std::byte{1};  // the first record; sound ones follow
   put(log_, torn);
   expect_one(log_, "damaged/damage/record 0");
+  // Only of the same commit: a power cut may keep any of what was written at once.
+  const TailLogHeader header = samples::make_log_header(kSequence, 3, 79);
+  torn = samples::make_log(header, samples::small_geometry(), kSeed, {3, 3});
+  std::fill(torn.begin() + 4096, torn.begin() + 8192, std::byte{0});
+  put(log_, torn);
+  EXPECT_EQ(check().findings.at(0).kind, FindingKind::kTorn);
   torn = good;
   torn.resize(torn.size() + 8192);  // reserved space
   put(log_, torn);

@@ -199,7 +199,7 @@ TEST_F(TailLog, SignedNonsenseInTheTextsEndsTheReplay) {
   const std::size_t texts =
       record + kRecordHeaderBytes + 5 * (sizeof(TokenRecord) + geometry_.token_bytes());
   const std::pair<std::size_t, std::uint16_t> patches[] = {
-      {record + 6, 3},    // an unknown flag
+      {record + 6, 7},    // an unknown flag
       {texts, 0xFFFF},    // more bytes than the record has
       {texts, 12},        // fewer than the lengths say
       {texts + 4, 1000},  // lengths beyond the bytes
