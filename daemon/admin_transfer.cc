@@ -406,8 +406,7 @@ void begin_import(EngineState& engine, const ImportPtr& job) {
   row->abstracts = description.abstracts;
   row->created_unix_ns = engine.wall_ns();
   StoredSpace& space = add_space(engine, std::move(*row));
-  if (space.row.private_only)
-    return job->done(error(Code::kPermission, "this space is private: nothing is stored in it"));
+  space.row.private_only = false;  // what is imported is to stay
   keep_space(engine, space, [&engine, &space, job](Result<void> kept) {
     kept ? make_imported(engine, job, space) : job->done(error(kept.error()));
   });

@@ -240,10 +240,12 @@ void publish(EngineState& engine, const CalibrationPtr& job) {
   std::erase_if(space.row.codebooks,
                 [kind](const SpaceRow::Codebook& row) { return row.abstract == kind; });
   space.row.codebooks.push_back({kind, job->made->id});
-  if (job->keep_in_memory) return end_calibration(engine, job, {});
+  if (job->keep_in_memory) {
+    space.codebooks_in_memory.push_back(job->made->id);
+    return end_calibration(engine, job, {});
+  }
   CatalogueBatch batch;
-  batch.put_space(space.row);
-  batch.put_number("next_segment", engine.segments.next_id);  // its id came from there
+  batch.put_space(space.stored_row());
   post_batch(engine, std::move(batch), true, [&engine, job](Result<void> stored) {
     if (!stored)
       std::erase_if(job->space->row.codebooks,
@@ -428,8 +430,10 @@ void calibrate(EngineState& engine, OpenSequence& open, CalibrationInput input,
   job->keep_in_memory = open.sequence->is_private || space.row.private_only;
   job->kernels = engine.kernels;
   job->done = std::move(done);
+  // An id that no other codebook ever had, one that was never written neither: codes name it.
+  const std::uint64_t id = engine.world.random->next() | 1;
   job->made = std::make_shared<Codebook>(
-      Codebook{engine.segments.next_id++, CodebookLayout(space.row.geometry, job->input.spec), {}});
+      Codebook{id, CodebookLayout(space.row.geometry, job->input.spec), {}});
   job->made->payload.resize(static_cast<std::size_t>(job->made->layout.size_bytes()));
   std::uint64_t heads = 0, dim = 1;
   for (std::uint32_t layer = 0; layer < space.row.geometry.layers.size(); ++layer) {

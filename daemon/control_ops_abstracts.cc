@@ -87,7 +87,7 @@ Result<std::uint32_t> find_lane(EngineState& engine, StoredSpace& space, Abstrac
   KVT_TRY(const std::uint32_t lane, lane_of(space, spec));
   if (space.lanes() == before || space.row.private_only || engine.read_only) return lane;
   CatalogueBatch batch;
-  batch.put_space(space.row);
+  batch.put_space(space.stored_row());
   post_batch(engine, std::move(batch), false, [](Result<void>) {});
   return lane;
 }

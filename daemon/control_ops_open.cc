@@ -121,28 +121,38 @@ void start_new_sequence(EngineState& engine, SessionId session_id, StoredSequenc
   open_writer(engine, session_id, sequence, *tail, reply);
 }
 
-void op_create(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
-  const Result<StoredSpace*> space = space_of(engine, request.body);
-  if (!space) return done(error(space.error()));
-  if (const Result<NewSequence> wanted = parse_new(engine, request.body, "name", **space); !wanted)
-    return done(error(wanted.error()));
-  Result<std::vector<std::uint32_t>> ids = ids_of(request.payload);
-  if (!ids) return done(error(ids.error()));
-  const SessionId session_id = session.id;
-  StoredSpace* target = *space;
-  match_prefix(engine, *target, *std::move(ids),
-               [&engine, session_id, target, body = request.body,
-                done = std::move(done)](Result<MatchResult> match) {
+void create_matched(EngineState& engine, SessionId session_id, StoredSpace& space, const Json& body,
+                    std::vector<std::uint32_t> ids, const ControlDone& done) {
+  match_prefix(engine, space, std::move(ids),
+               [&engine, &space, session_id, body, done](Result<MatchResult> match) {
                  if (!match) return done(error(match.error()));
-                 decline_slow_parts(engine, *target, &*match);
+                 decline_slow_parts(engine, space, &*match);
                  if (find_session(engine, session_id) == nullptr)
                    return done(error(Code::kCancelled, "the connection was closed"));
-                 const Result<NewSequence> wanted = parse_new(engine, body, "name", *target);
+                 const Result<NewSequence> wanted = parse_new(engine, body, "name", space);
                  if (!wanted) return done(error(wanted.error()));
-                 StoredSequence& sequence = make_sequence(engine, *target, *wanted, match->parts);
+                 StoredSequence& sequence = make_sequence(engine, space, *wanted, match->parts);
                  post_new_row(engine, sequence);
                  start_new_sequence(engine, session_id, sequence, true, match_json(*match), done);
                });
+}
+
+void op_create(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {
+  const Result<StoredSpace*> space = space_of(engine, request.body);
+  if (!space) return done(error(space.error()));
+  const Result<NewSequence> wanted = parse_new(engine, request.body, "name", **space);
+  if (!wanted) return done(error(wanted.error()));
+  Result<std::vector<std::uint32_t>> ids = ids_of(request.payload);
+  if (!ids) return done(error(ids.error()));
+  StoredSpace* target = *space;
+  if (wanted->is_private)
+    return create_matched(engine, session.id, *target, request.body, *std::move(ids), done);
+  keep_space(engine, *target,
+             [&engine, target, id = session.id, body = request.body, ids = *std::move(ids),
+              done = std::move(done)](Result<void> kept) {
+               kept ? create_matched(engine, id, *target, body, ids, done)
+                    : done(error(kept.error()));
+             });
 }
 
 // ---- attach ----

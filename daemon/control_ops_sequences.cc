@@ -71,7 +71,7 @@ void learn(EngineState& engine, StoredSpace& space, const SpaceRow& given) {
   if (!given.private_only) space.row.private_only = false;
   if (!(texts || rotation) || !space.row_durable || engine.read_only) return;
   CatalogueBatch batch;
-  batch.put_space(space.row);
+  batch.put_space(space.stored_row());
   post_batch(engine, std::move(batch), false, [](Result<void>) {});
 }
 
@@ -79,6 +79,7 @@ void op_space(EngineState& engine, Session&, ControlRequest request, ControlDone
   Result<SpaceRow> row = parse_space(request);
   if (!row) return done(error(row.error()));
   StoredSpace* space = find_space(engine, row->id);
+  const bool is_private = row->private_only;
   const bool created = space == nullptr;
   if (created) {
     row->created_unix_ns = engine.wall_ns();
@@ -88,6 +89,8 @@ void op_space(EngineState& engine, Session&, ControlRequest request, ControlDone
       return done(error(Code::kInternal, "two spaces with one id"));
     learn(engine, *space, *row);
   }
+  // A client that wants nothing on disk needs no row, whoever else opened the space.
+  if (is_private) return done(ControlReply{space_reply(*space, created), {}, {}});
   keep_space(engine, *space,
              [body = space_reply(*space, created), done = std::move(done)](Result<void> kept) {
                kept ? done(ControlReply{body, {}, {}}) : done(error(kept.error()));

@@ -36,7 +36,7 @@ struct Fill {
   SlotId slot;
   std::uint64_t read_bytes = 0;
   std::uint64_t file_offset = 0;
-  bool hinted = false;  // begun for a prefetch; counted in FetchTable::hinted_bytes
+  bool hinted = false;             // begun for a prefetch; counted in FetchTable::hinted_bytes
   AlignedBuffer staging;           // for chunks that are not raw
   std::shared_ptr<FillRead> read;  // null: not submitted yet
   std::vector<Waiter> waiters;

@@ -304,10 +304,12 @@ bool has_disk_room(const EngineState& engine, const Segment& segment, std::uint3
 void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, KeptBytes payload,
                    std::function<void(bool)> done) {
   const std::uint64_t bytes = payload.bytes.size();
+  AbstractHeader header;
+  std::memcpy(&header, payload.bytes.data(), sizeof(header));
   // Left out, it is built again when it is wanted.
   if (segment.state != SegmentState::kOnDisk || engine.read_only ||
-      bytes > kSidecarPayloadBytesMax || !has_disk_room(engine, segment, lane, bytes) ||
-      !may_write_optional(engine, bytes)) {
+      segment.space->in_memory_only(header.codebook) || bytes > kSidecarPayloadBytesMax ||
+      !has_disk_room(engine, segment, lane, bytes) || !may_write_optional(engine, bytes)) {
     if (done) done(false);
     return;
   }

@@ -15,6 +15,18 @@ const PlaneLayout& StoredSpace::layout_of(std::uint32_t tokens) {
   return *layout;
 }
 
+bool StoredSpace::in_memory_only(std::uint64_t codebook) const noexcept {
+  return std::find(codebooks_in_memory.begin(), codebooks_in_memory.end(), codebook) !=
+         codebooks_in_memory.end();
+}
+
+SpaceRow StoredSpace::stored_row() const {
+  SpaceRow stored = row;
+  std::erase_if(stored.codebooks,
+                [this](const SpaceRow::Codebook& one) { return in_memory_only(one.id); });
+  return stored;
+}
+
 StoredSpace* find_space(EngineState& engine, SpaceId id) {
   const auto place = engine.spaces.find(id);
   return place == engine.spaces.end() ? nullptr : place->second.get();
@@ -29,7 +41,7 @@ StoredSpace& add_space(EngineState& engine, SpaceRow row) {
 void keep_space(EngineState& engine, StoredSpace& space, std::function<void(Result<void>)> done) {
   if (space.row_durable || space.row.private_only) return done({});
   CatalogueBatch batch;
-  batch.put_space(space.row);
+  batch.put_space(space.stored_row());
   post_batch(engine, std::move(batch), true, [&space, done = std::move(done)](Result<void> kept) {
     if (kept) space.row_durable = true;
     done(kept);

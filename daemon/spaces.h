@@ -26,12 +26,18 @@ struct StoredSpace {
   // catalogue lacks, the rotation, that the space is not private; and abstracts (lane_of).
   SpaceRow row;
   bool row_durable = false;  // the catalogue has the row, synced
+  // Of row.codebooks those that were made of what is private, or in a store that took no writes:
+  // never in the catalogue, and nothing on disk refers to them.
+  std::vector<std::uint64_t> codebooks_in_memory;
   const TailLayout tail;
   PrefixIndex index;
   std::vector<SegmentId> roots;  // segments that begin at token 0
   std::uint64_t segments = 0;
   std::uint64_t sequences = 0;
 
+  // As the catalogue has it.
+  [[nodiscard]] SpaceRow stored_row() const;
+  [[nodiscard]] bool in_memory_only(std::uint64_t codebook) const noexcept;
   // Of a segment with that many tokens. Stays where it is.
   [[nodiscard]] const PlaneLayout& layout_of(std::uint32_t tokens);
   // Lanes: the abstracts that the space has, in the order in which they were first wanted.

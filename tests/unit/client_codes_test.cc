@@ -210,5 +210,39 @@ TEST_F(Codes, APrivateSpaceKeepsItsCodebookToItself) {
   kvt_space_close(closed);
 }
 
+// It stays in memory, and so do the codes of what is stored that it makes: after a restart another
+// one makes them anew.
+TEST_F(Codes, NothingStoredNamesACodebookOfWhatIsPrivate) {
+  kvt_space* closed = open_space(shape_, "secret", "codes", true);
+  kvt_sequence* sequence = create_sequence(closed, nullptr);
+  Model model(shape_), open_model(shape_);
+  model.append_many(sequence, 1, 2500);
+  std::swap(sequence, sequence_);
+  EXPECT_EQ(run("codes").units_missing, 0u);
+  std::swap(sequence, sequence_);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space* open = open_space(shape_, "secret", "codes");
+  sequence = create_sequence(open, "public");
+  open_model.append_many(sequence, 2, 2500);
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  std::swap(sequence, sequence_);
+  EXPECT_EQ(run("codes").units_missing, 0u);
+  std::swap(sequence, sequence_);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  EXPECT_TRUE(codebooks().empty());
+  EXPECT_TRUE(std::filesystem::is_empty(root_ + "/store/sidecars"));
+  daemon_->kill();
+  daemon_->start();
+  sequence = open_sequence(open, "public", false);
+  std::swap(sequence, sequence_);
+  EXPECT_EQ(run("codes").units_missing, 0u);
+  std::swap(sequence, sequence_);
+  open_model.expect_equal(sequence);
+  EXPECT_EQ(codebooks().size(), 1u);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(open);
+  kvt_space_close(closed);
+}
+
 }  // namespace
 }  // namespace kvtier

@@ -307,6 +307,10 @@ TEST_F(EngineAsyncTest, ASpaceHasItsRowBeforeItIsUsed) {
   ASSERT_TRUE(arm_faults("catalogue.write=fail@1"));
   EXPECT_EQ(client->open_space(geometry, "another model"), 0u);
   ASSERT_TRUE(arm_faults(""));
+  ASSERT_TRUE(arm_faults("catalogue.write=fail"));
+  EXPECT_NE(client->open_space(geometry, "another model", true), 0u)
+      << "a client that wants nothing on disk does not ask it";
+  ASSERT_TRUE(arm_faults(""));
   world.settle();
   const std::uint64_t other = client->open_space(geometry, "another model");
   ASSERT_NE(other, 0u);

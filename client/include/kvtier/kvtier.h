@@ -114,7 +114,7 @@ typedef struct kvt_space_options {
   uint16_t heads_per_chunk;     /* 1 (default), or 0: all heads of a layer */
   uint16_t positions_per_token; /* default 1 */
   uint16_t reserved;
-  uint32_t private_only; /* 1: nothing of this space is ever written to disk */
+  uint32_t private_only; /* 1: nothing that this client makes in it is ever written to disk */
   const char* model;     /* identity of weights and tokenizer */
   const char* runtime;
   const char* detail; /* what else makes KV different; null: "" */
