@@ -15,7 +15,7 @@ from conftest import PATHS
 
 import kvtier
 from kvtier.quality import daemon, engines, metrics, prefix, run, texts, tune
-from kvtier.quality.__main__ import main
+from kvtier.quality.__main__ import main, parse, tuned
 from kvtier.quality.reference import PRESETS
 
 KEYS = {
@@ -112,6 +112,91 @@ def test_what_cannot_work_is_said_at_once(capsys, arguments, says):
     assert main(arguments) == 2
     out, error = capsys.readouterr()
     assert says in error and not out
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--tune", "0.003", "--eval", "x"], "argument --eval: invalid int value: 'x'"),
+        (["--tune=0.003", "--eval", "x"], "argument --eval: invalid int value: 'x'"),
+        (["--tune", "0.003", "--text"], "argument --text: expected one argument"),
+        (["--tune", "0"], "--tune 0.0: a divergence above 0"),
+        (["--tune", "0.003", "--budget", "0"], "--budget 0: numbers of rows above 0"),
+        (["--tune", "0.003", "--preset", "queste"], "no such preset: queste"),
+        (["--calibrate", "--context", "x"], "argument --context: invalid int value: 'x'"),
+        (["--calibrate", "--context", "0"], "--context 0: at least 1"),
+    ],
+)
+def test_a_wrong_argument_is_one_value(monkeypatch, tmp_path, capsys, arguments, says):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    try:
+        code = main(["--json", "-", *arguments])
+    except SystemExit as end:
+        code = end.code
+    out, error = capsys.readouterr()
+    told = json.loads(out)
+    assert (code, told["ok"], error) == (2, False, "") and says in told["error"]
+
+
+@pytest.mark.parametrize(
+    "raised, code, says",
+    [
+        (PermissionError(13, "Permission denied", "m.gguf"), 1, "Permission denied: 'm.gguf'"),
+        (FileNotFoundError(2, "No such file or directory", "m"), 2, "No such file or directory"),
+        (kvtier.DaemonLost("kvtierd is gone"), 1, "kvtierd is gone"),
+    ],
+)
+def test_an_error_within_a_run_is_one_value(monkeypatch, tmp_path, capsys, raised, code, says):
+    def load(*_):
+        raise raised
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr("kvtier.quality.model.load", load)
+    assert main(["--tune", "1", "--json", "-"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert not told["ok"] and says in told["error"]
+    assert main([]) == code
+    assert says in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_model_is_said_in_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name, content in (("config.json", '{"model_type": "nosuch"}'), ("a.gguf", "x")):
+        (tmp_path / name).write_text(content)
+    for model in (tmp_path, tmp_path / "a.gguf"):
+        assert main(["--tune", "1", "--json", "-", "--model", str(model)]) == 2
+        told = json.loads(capsys.readouterr().out)
+        assert f"no model at {model}: " in told["error"] and "\n" not in told["error"]
+
+
+def test_tune_asks_first_whether_a_profile_can_be_written(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "config"  # nothing can be made in it, by root neither
+    file.touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(file))
+    assert main(["--tune", "1", "--json", "-"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert "no profile can be written into" in told["error"] and not told["ok"]
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    assert "HOME is not set" in tune.not_writable()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "later" / "made"))
+    assert tune.not_writable() is None
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_rows_are_said_also_where_their_profile_cannot_be_written(monkeypatch, capsys):
+    def refuse(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tune, "profile_text", lambda *_: "")
+    monkeypatch.setattr(tune, "write_profile", refuse)
+    row = {"preset": "codes", "budget": 64, "kl": 0.5, "holds": True}
+    row |= {"device_bytes_ratio": 0.1, "resident_bytes_ratio": 0.1}
+    assert tuned(None, None, parse(["--tune", "1", "--json", "-"]), [row]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == [row] and not told["ok"]
+    assert "codes with a budget of 64 keeps KL <= 1.0, but its profile" in told["error"]
+    assert "No space left" in told["error"]
 
 
 def test_presets_of_the_user_are_listed_and_checked(monkeypatch, tmp_path, capsys):

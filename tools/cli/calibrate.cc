@@ -1,7 +1,6 @@
 // calibrate: the codebook of a model's key codes, made before the first view that needs it. It
 // takes queries and rotation, which only a runtime knows: the Python package runs the model, as a
 // client of the daemon that this program would ask.
-#include <algorithm>
 #include <cstdlib>
 
 #include "tools/cli/commands.h"
@@ -10,17 +9,8 @@
 namespace kvtier::cli {
 namespace {
 
-bool is_count(const std::string& text) {
-  return text.size() < 10 && text.find_first_not_of('0') != std::string::npos &&
-         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
-}
-
 int run_calibrate(const Invocation& invocation) {
-  if (invocation.has("context") && !is_count(invocation.get("context"))) {
-    print_error(invocation, {Code::kInvalid},
-                "--context: a number of tokens, not '" + invocation.get("context") + "'");
-    return 2;
-  }
+  if (!check_tokens(invocation, "context")) return 2;
   if (!invocation.socket.empty()) ::setenv("KVTIER_SOCKET", invocation.socket.c_str(), 1);
   return become_quality(invocation, {"--calibrate"}, {"text", "model", "preset", "context"});
 }

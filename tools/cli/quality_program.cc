@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -27,7 +28,19 @@ std::vector<std::string> places() {
   return places;
 }
 
+bool is_count(const std::string& text) {
+  return text.size() < 10 && text.find_first_not_of('0') != std::string::npos &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
 }  // namespace
+
+bool check_tokens(const Invocation& invocation, const std::string& flag) {
+  if (!invocation.has(flag) || is_count(invocation.get(flag))) return true;
+  print_error(invocation, {Code::kInvalid},
+              "--" + flag + ": a number of tokens, not '" + invocation.get(flag) + "'");
+  return false;
+}
 
 int become_quality(const Invocation& invocation, std::vector<std::string> arguments,
                    const std::vector<const char*>& flags) {

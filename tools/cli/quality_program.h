@@ -15,4 +15,8 @@ namespace kvtier::cli {
 [[nodiscard]] int become_quality(const Invocation& invocation, std::vector<std::string> arguments,
                                  const std::vector<const char*>& flags);
 
+// Whether the flag (its name without dashes), where the user gave it, is a number of tokens above
+// 0. Where it is not, that is printed.
+[[nodiscard]] bool check_tokens(const Invocation& invocation, const std::string& flag);
+
 }  // namespace kvtier::cli

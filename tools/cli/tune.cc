@@ -10,10 +10,12 @@ namespace kvtier::cli {
 namespace {
 
 // A number above 0 that all of the text is, infinity not: that would take the first thing tried.
+// Nor a hexadecimal one, which Python does not read.
 bool is_divergence(const std::string& text) {
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
-  return end != text.c_str() && *end == '\0' && std::isfinite(value) && value > 0;
+  return end != text.c_str() && *end == '\0' && std::isfinite(value) && value > 0 &&
+         text.find_first_of("xX") == std::string::npos;
 }
 
 int run_tune(const Invocation& invocation) {
@@ -23,6 +25,7 @@ int run_tune(const Invocation& invocation) {
                 "KL is a divergence above 0, as 0.003, not '" + kl + "'");
     return 2;
   }
+  if (!check_tokens(invocation, "context") || !check_tokens(invocation, "eval")) return 2;
   return become_quality(invocation, {"--tune", kl},
                         {"text", "model", "preset", "budget", "context", "eval"});
 }

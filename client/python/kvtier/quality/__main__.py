@@ -7,8 +7,9 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
+from .. import Error
 from ..sentences import check_language
 from . import report
 
@@ -27,8 +28,23 @@ in the same process, in turn; whole steps and their attention.
 QUICK = ("window", "quest", "louiskv", "sentencekv", "codes")
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments as one JSON value where one is expected."""
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        told = f" {' '.join(arguments)} ".replace("=", " ")
+        self._json = " --json - " in told and (" --tune " in told or " --calibrate " in told)
+        return self.parse_args(arguments)
+
+    def error(self, message: str) -> NoReturn:
+        if not self._json:
+            super().error(message)
+        print(json.dumps({"ok": False, "error": message}))
+        sys.exit(2)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "kvtier-quality",
         description="What a retrieval preset costs in quality, on a real model and any text.",
         epilog=TIMES,
@@ -58,7 +74,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--trace", metavar="FILE", help="record what the preset chooses, for kvtier-bench replay")
     add("--threads", type=int, default=0, help="of PyTorch; 0: its own choice")
     add("--list", action="store_true", help="list the presets and what runs them, and end")
-    return parser.parse_args(arguments)
+    return parser.parse(sys.argv[1:] if arguments is None else arguments)
 
 
 def problem(arguments: argparse.Namespace) -> str | None:
@@ -100,6 +116,10 @@ def problem(arguments: argparse.Namespace) -> str | None:
         return "--trace records one text"
     if arguments.json not in (None, "-") and not Path(arguments.json).resolve().parent.is_dir():
         return f"no such directory: {Path(arguments.json).resolve().parent}"
+    if arguments.tune:
+        from . import tune
+
+        return tune.not_writable()
     return None
 
 
@@ -192,7 +212,12 @@ def tuned(plan, judge, options: argparse.Namespace, rows: list[dict[str, Any]]) 
         near = f"; the closest: {closest['preset']} at {closest['budget']}" if closest else ""
         fail(options, f"nothing that was tried keeps KL <= {options.tune}{near}")
         return 1
-    path = tune.write_profile(tune.profile_text(judge, plan, options.tune, best))
+    try:
+        path = tune.write_profile(tune.profile_text(judge, plan, options.tune, best))
+    except OSError as error:  # what was measured is not lost with it
+        held = f"{best['preset']} with a budget of {best['budget']} keeps KL <= {options.tune}"
+        fail(options, f"{held}, but its profile cannot be written: {error}", rows=rows)
+        return 1
     if options.json == "-":
         chosen = {name: best[name] for name in ("preset", "budget", "kl")}
         print(report.as_json({"ok": True, **chosen, "profile": str(path), "rows": rows}))
@@ -205,10 +230,10 @@ def tuned(plan, judge, options: argparse.Namespace, rows: list[dict[str, Any]]) 
     return 0
 
 
-def fail(options: argparse.Namespace, text: str) -> None:
+def fail(options: argparse.Namespace, text: str, **more: Any) -> None:
     """Where one JSON value is expected, the error is one, too."""
-    if options.tune and options.json == "-":
-        print(json.dumps({"ok": False, "error": text}))
+    if (options.tune is not None or options.calibrate) and options.json == "-":
+        print(report.as_json({"ok": False, "error": text} | more))
     else:
         print(text, file=sys.stderr)
 
@@ -252,11 +277,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.tune:
             return tuned(plan, judge, options, rows)
     except (
-        *(FileNotFoundError, KeyError, run.TooShort, probes.NoRoom),
+        *(OSError, Error, KeyError, run.TooShort, probes.NoRoom),
         *(trace.NotRows, daemon.NotThere),
     ) as error:
-        fail(options, str(error.args[0] if error.args else error))
-        return 2
+        fail(options, str(error.args[0] if isinstance(error, KeyError) else error))
+        asked = not isinstance(error, (OSError, Error)) or isinstance(error, FileNotFoundError)
+        return 2 if asked else 1
     return 0
 
 

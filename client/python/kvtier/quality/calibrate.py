@@ -180,12 +180,13 @@ def command(options: argparse.Namespace) -> int:
     """Exit code."""
     try:
         made = _command(options)
-    except (FileNotFoundError, run.TooShort, daemon.NotThere, NotMade, Error) as error:
+    except (OSError, run.TooShort, daemon.NotThere, NotMade, Error) as error:
         if options.json == "-":
             print(json.dumps({"ok": False, "error": str(error)}))
         else:
             print(error, file=sys.stderr)
-        return 1 if isinstance(error, (NotMade, Error)) else 2
+        asked = isinstance(error, (FileNotFoundError, run.TooShort, daemon.NotThere))
+        return 2 if asked else 1
     if options.json is not None:
         line = json.dumps({"codebooks": made, "ok": True}) + "\n"
         sys.stdout.write(line) if options.json == "-" else Path(options.json).write_text(line)

@@ -75,7 +75,10 @@ def load(
         path = Path(name) if name else story_model.find_gguf()
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
-        model, tokenizer = story_model.load(str(path), threads)
+        try:
+            model, tokenizer = story_model.load(str(path), threads)
+        except ValueError as error:  # of transformers, which cannot read it
+            raise _no_model(str(path), error) from error
         size = path.stat().st_size
         return Judge(model, tokenizer, _key(f"{path.name} {size}", model), [path], language)
     import transformers
@@ -85,9 +88,14 @@ def load(
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
-    except OSError as error:  # of many lines
-        raise FileNotFoundError(f"no model at {name}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError) as error:
+        raise _no_model(name, error) from error
     return Judge(model, tokenizer, _key(name, model), [], language)
+
+
+def _no_model(name: str, error: Exception) -> FileNotFoundError:
+    lines = str(error).splitlines() or [type(error).__name__]  # of many lines
+    return FileNotFoundError(f"no model at {name}: {lines[0]}")
 
 
 def _key(name: str, model: Any) -> str:

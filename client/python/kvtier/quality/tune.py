@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,27 @@ def profile_text(judge: Judge, plan: run.Plan, bound: float, best: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
+def folder_of_profiles() -> Path:
+    import kvtier
+
+    presets = kvtier.presets()["directory"]
+    if not presets:
+        raise FileNotFoundError(2, "HOME is not set", "profiles")
+    return Path(presets).parent / "profiles"
+
+
+def not_writable() -> str | None:
+    """Why no profile could be written, by trying, or None: asked before minutes of measuring."""
+    folder = Path("profiles")
+    try:
+        folder = folder_of_profiles()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            return None
+    except OSError as error:
+        return f"no profile can be written into {folder}: {error.strerror}"
+
+
 def write_profile(text: str) -> Path:
     """Takes the place of every profile that names this model."""
     import kvtier
@@ -107,7 +129,7 @@ def write_profile(text: str) -> Path:
     told = tomllib.loads(text)
     names = {told["model"], told.get("also", told["model"])}
     listed = kvtier.presets()
-    folder = Path(listed["directory"]).parent / "profiles"
+    folder = folder_of_profiles()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{told['model'][:32]}.toml"
     fresh = path.with_suffix(".new")
