@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <unordered_set>
+#include <utility>
 
 #include "base/log.h"
 #include "daemon/admin.h"
@@ -180,10 +181,15 @@ std::optional<std::uint64_t> tokens_known(const Check& check, const StoredSequen
   return sequence.tokens_sealed + read->second;
 }
 
-// Durably, before the answer to the repair.
+// The sequence without its log: durably, before the answer to the repair. The file goes after the
+// row.
 void post_cut_row(EngineState& engine, StoredSequence& sequence, const RepairPtr& repair) {
-  post_sequence_row(engine, sequence, true, [repair](Result<void> written) {
+  const SequenceId id = sequence.row.id;
+  const std::uint64_t log = std::exchange(sequence.row.log_generation, 0);
+  if (log != 0) drop_log(engine, sequence, LogFile::kKeep);
+  post_sequence_row(engine, sequence, true, [&engine, repair, id, log](Result<void> written) {
     if (!written && repair->stored) repair->stored = written;
+    if (written && log != 0) static_cast<void>(engine.io->io().unlink(tail_log_path(id, log)));
   });
 }
 
@@ -223,8 +229,6 @@ bool drop_segment(EngineState& engine, Segment& segment, const RepairPtr& repair
       keep = part.first_token + part.visible_tokens;
     }
     note_cut(*repair, *sequence, tokens_known(*repair->check, *sequence), keep);
-    if (sequence->row.log_generation != 0) drop_log(engine, *sequence);
-    sequence->row.log_generation = 0;
     const std::vector<PartSpec> parts = parts_up_to(*sequence, keep);
     sequence->row.parts.clear();
     for (const PartSpec& part : parts)
@@ -271,8 +275,6 @@ void mend_log(EngineState& engine, const RepairPtr& repair, SequenceId id) {
   seal_stored_tail(engine, id, [&engine, repair, id](Result<void> sealed) {
     StoredSequence& sequence = *engine.sequences.all.at(id);
     if (sealed && sequence.row.log_generation != 0) {  // nothing of it was sound
-      drop_log(engine, sequence);
-      sequence.row.log_generation = 0;
       post_cut_row(engine, sequence, repair);
     }
     Problem& problem = repair->check->problems[repair->next - 1];
