@@ -218,7 +218,9 @@ TEST_F(Codes, NothingStoredNamesACodebookOfWhatIsPrivate) {
   Model model(shape_), open_model(shape_);
   model.append_many(sequence, 1, 2500);
   std::swap(sequence, sequence_);
-  EXPECT_EQ(run("codes").units_missing, 0u);
+  const auto listed = [this] { return request(Json{{"op", "codebooks"}})["codebooks"]; };
+  for (int i = 0; i < 500 && listed().empty(); ++i) run("codes");  // until something is sealed
+  ASSERT_EQ(listed().size(), 1u);
   std::swap(sequence, sequence_);
   KVT_EXPECT_OK(kvt_sequence_close(sequence));
   kvt_space* open = open_space(shape_, "secret", "codes");
