@@ -219,7 +219,8 @@ def main(path: str) -> None:
     with Step("loading the model", expected_s=30):
         model, tokenizer = story_model.load(settings.gguf, settings.threads)
     room = model.config.max_position_embeddings - max(settings.tokens, settings.answer_tokens)
-    prompt = story_model.make_prompt(tokenizer, settings.document, settings.question, room)
+    questions = [settings.question, settings.second_question]
+    prompt, _ = story_model.make_prompts(tokenizer, settings.document, questions, room)
     full = full_attention(settings, model, prompt)
     logits = full.pop("logits")
     gc.collect()

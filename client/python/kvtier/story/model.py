@@ -80,23 +80,26 @@ class Prompt:
         return self.instruction + self.question
 
 
-def make_prompt(tokenizer: Any, document: str, question: str, room: int) -> Prompt:
-    """`room`: the model's longest context less what is to be generated. A longer document is cut,
-    and says so."""
+def make_prompts(
+    tokenizer: Any, document: str, questions: list[str], room: int, say: bool = True
+) -> list[Prompt]:
+    """One of each question. `room`: the model's longest context less what is to be generated. A
+    longer document is cut so that the longest question fits, and says so."""
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids
 
     header, instruction = ids("<|im_start|>user\n"), ids(INSTRUCTION)
-    tail = ids(f" {question}<|im_end|>\n<|im_start|>assistant\n")
+    tails = [ids(f" {question}<|im_end|>\n<|im_start|>assistant\n") for question in questions]
     text = ids(Path(document).read_text(errors="replace"))
-    most = room - len(header) - len(instruction) - len(tail)
+    most = room - len(header) - len(instruction) - max(map(len, tails))
     if len(text) > most:
-        print(
-            f"{document}: {len(text)} tokens; the model takes {most}, the rest is left out",
-            file=sys.stderr,
-        )
+        if say:
+            print(
+                f"{document}: {len(text)} tokens; the model takes {most}, the rest is left out",
+                file=sys.stderr,
+            )
         text = text[:most]
     if len(text) < 512:
         sys.exit(f"{document}: {len(text)} tokens; give a text of at least 512")
-    return Prompt(header + text, len(text), instruction, tail)
+    return [Prompt(header + text, len(text), instruction, tail) for tail in tails]

@@ -75,9 +75,9 @@ def main(path: str) -> None:
     from .. import transformers as adapter
 
     room = model.config.max_position_embeddings - max(settings.tokens, settings.answer_tokens)
-    first, second = (
-        story_model.make_prompt(tokenizer, settings.document, q, room)
-        for q in (settings.question, settings.second_question)
+    questions = [settings.question, settings.second_question]
+    first, second = story_model.make_prompts(
+        tokenizer, settings.document, questions, room, say=False
     )
     with Step("loading the whole saved cache, one step"):
         step(model, None, first.question[0])  # warms the model up
