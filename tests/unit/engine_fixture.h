@@ -1,5 +1,6 @@
 // EngineFixture: an engine over a simulated disk with one client and its space, for the tests of
-// unit/engine_*_test.cc. One thread.
+// unit/engine_*_test.cc; FaultyDiskFixture: over one that fails or holds what it is told to. One
+// thread.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -14,6 +15,7 @@
 #include "daemon/admin.h"
 #include "daemon/engine_state.h"
 #include "tests/sim/sim_client.h"
+#include "tiers/io_faulty.h"
 
 namespace kvtier {
 
@@ -95,6 +97,34 @@ class EngineFixture : public ::testing::Test {
   Geometry geometry = sim::tiny_geometry();
   std::unique_ptr<sim::SimClient> client;
   std::uint64_t space = 0;
+};
+
+class FaultyDiskFixture : public EngineFixture {
+ protected:
+  explicit FaultyDiskFixture(const sim::SimWorldOptions& options = {}) : EngineFixture(options) {
+    world.wrap_io([this](std::unique_ptr<Io> io) {
+      auto made = std::make_unique<FaultyIo>(std::move(io));
+      disk = made.get();
+      return made;
+    });
+  }
+  // None of these begins before let_go().
+  void hold(IoOp op) {
+    held = op;
+    disk->set_plan({.kind = FaultKind::kDelay,
+                    .data_at = 0,
+                    .count = UINT64_MAX,
+                    .delay_polls = UINT32_MAX,
+                    .data_op = op});
+  }
+  // Those that begin from here on are counted.
+  void let_go() {
+    disk->set_plan({.data_op = held});
+    disk->end_delays();
+  }
+
+  FaultyIo* disk = nullptr;  // of the engine that runs: restart() makes another
+  IoOp held = IoOp::kRead;
 };
 
 }  // namespace kvtier

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include "tests/unit/engine_fixture.h"
-#include "tiers/io_faulty.h"
 
 namespace kvtier {
 namespace {
@@ -12,21 +11,16 @@ namespace {
 using sim::SimClient;
 using sim::SimSequence;
 
-class EngineHints : public EngineFixture {
+class EngineHints : public FaultyDiskFixture {
  protected:
-  EngineHints() : EngineFixture(one_read_at_a_time()) {}
+  EngineHints() : FaultyDiskFixture(one_read_at_a_time()) {}
   static sim::SimWorldOptions one_read_at_a_time() {
     sim::SimWorldOptions options;
     options.io_bytes_in_flight_max = 4096;
     return options;
   }
   void SetUp() override {
-    world.wrap_io([this](std::unique_ptr<Io> io) {
-      auto made = std::make_unique<FaultyIo>(std::move(io));
-      disk = made.get();
-      return made;
-    });
-    EngineFixture::SetUp();
+    FaultyDiskFixture::SetUp();
     auto written = client->create(space, {}, "chat");
     seal_all(*written, ids, 128);
     written = client->create(space, {}, "other");
@@ -44,11 +38,7 @@ class EngineHints : public EngineFixture {
     client->release(first.completion.value0);
     world.settle();
     reads_before = state().metrics.reads;
-    disk->set_plan({.kind = FaultKind::kDelay,
-                    .data_at = 0,
-                    .count = UINT64_MAX,
-                    .delay_polls = UINT32_MAX,
-                    .data_op = IoOp::kRead});
+    hold(IoOp::kRead);
     // The only one that begins.
     begun = ask({entries[1]}, Op::kFetch);
   }
@@ -67,10 +57,6 @@ class EngineHints : public EngineFixture {
     client->submit(request);
     EXPECT_EQ(client->wait(asked).status, static_cast<std::int32_t>(Code::kCancelled));
   }
-  void let_go() {
-    disk->set_plan({});
-    disk->end_delays();
-  }
   std::uint64_t reads() { return state().metrics.reads - reads_before; }
   void expect_nothing_left() {
     EXPECT_TRUE(state().fetch.jobs.empty());
@@ -80,7 +66,6 @@ class EngineHints : public EngineFixture {
   }
 
   const std::vector<std::uint32_t> ids = make_ids(128);
-  FaultyIo* disk = nullptr;
   std::unique_ptr<SimSequence> chat;
   std::vector<FetchEntry> entries;
   std::uint64_t arguments = 0;

@@ -4,24 +4,15 @@
 #include <gtest/gtest.h>
 
 #include "tests/unit/engine_fixture.h"
-#include "tiers/io_faulty.h"
 
 namespace kvtier {
 namespace {
 
 using sim::SimSequence;
 
-class EngineSidecars : public EngineFixture {
+class EngineSidecars : public FaultyDiskFixture {
  protected:
-  explicit EngineSidecars(const sim::SimWorldOptions& options = {}) : EngineFixture(options) {}
-  void SetUp() override {
-    world.wrap_io([this](std::unique_ptr<Io> io) {
-      auto made = std::make_unique<FaultyIo>(std::move(io));
-      disk = made.get();
-      return made;
-    });
-    EngineFixture::SetUp();
-  }
+  using FaultyDiskFixture::FaultyDiskFixture;
   // A sequence of so many segments whose sidecars of these kinds are on the disk, and nothing in
   // memory.
   void store(const char* name, std::uint32_t segments, const std::vector<const char*>& kinds) {
@@ -45,16 +36,8 @@ class EngineSidecars : public EngineFixture {
       count += entry.abstract_offsets[lane] != kNoAbstract ? 1 : 0;
     return count;
   }
-  void hold_reads() {
-    disk->set_plan({.kind = FaultKind::kDelay,
-                    .data_at = 0,
-                    .count = UINT64_MAX,
-                    .delay_polls = UINT32_MAX,
-                    .data_op = IoOp::kRead});
-  }
   void let_go() {
-    disk->set_plan({.data_op = IoOp::kRead});
-    disk->end_delays();
+    FaultyDiskFixture::let_go();
     world.settle();
   }
   void expect_nothing_left() {
@@ -72,7 +55,6 @@ class EngineSidecars : public EngineFixture {
         EXPECT_NE(abstract.state, AbstractState::kWorking) << id.value;
   }
 
-  FaultyIo* disk = nullptr;
   std::uint32_t salt = 0;
 };
 
@@ -81,7 +63,7 @@ TEST_F(EngineSidecars, FewAreReadAtOnceAndAbstractsBeforeBaseRenditions) {
   store("chat", kSegments, {"box/pages:16", "base:44/tokens"});
   auto chat = client->attach(space, "chat", false);
   ASSERT_NE(chat, nullptr);
-  hold_reads();
+  hold(IoOp::kRead);
   const std::uint32_t boxes = want(*chat, "box/pages:16");
   const std::uint32_t bases = want(*chat, "base:44/tokens");
   const AbstractTable& table = state().abstract_table;
@@ -101,7 +83,7 @@ TEST_F(EngineSidecars, FewAreReadAtOnceAndAbstractsBeforeBaseRenditions) {
 TEST_F(EngineSidecars, WhatNobodyWantsAnyMoreIsNotRead) {
   store("chat", 100, {"box/pages:16"});
   auto chat = client->attach(space, "chat", false);
-  hold_reads();
+  hold(IoOp::kRead);
   want(*chat, "box/pages:16");
   ASSERT_TRUE(client->control(Json{{"op", "close"}, {"handle", chat->handle}}).ok());
   let_go();
@@ -161,7 +143,7 @@ TEST_F(EngineSidecars, ALaneThatEndsAtOnceLeavesDirectoriesWhole) {
   ASSERT_EQ(shown(*reader, boxes), 1u);
   // The job waits for a lane that is being read, of a sequence that goes meanwhile.
   auto first = client->attach(space, "first", false);
-  hold_reads();
+  hold(IoOp::kRead);
   want(*first, "box/pages:16");
   ASSERT_EQ(state().abstract_table.loads.under_way, 3u);
   ASSERT_TRUE(client->control(Json{{"op", "reindex"}, {"all", true}}).ok());

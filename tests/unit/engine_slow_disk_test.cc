@@ -4,7 +4,6 @@
 
 #include "tests/sim/sim_objects.h"
 #include "tests/unit/engine_fixture.h"
-#include "tiers/io_faulty.h"
 
 namespace kvtier {
 namespace {
@@ -14,28 +13,16 @@ using sim::SimClient;
 using sim::SimObjects;
 using sim::SimSequence;
 
-class EngineSlowDisk : public EngineFixture {
+class EngineSlowDisk : public FaultyDiskFixture {
  protected:
   void SetUp() override {
-    world.wrap_io([this](std::unique_ptr<Io> io) {
-      auto made = std::make_unique<FaultyIo>(std::move(io));
-      disk = made.get();
-      return made;
-    });
-    EngineFixture::SetUp();
+    FaultyDiskFixture::SetUp();
     // Another client's sequence, all of it in memory.
     reader = std::make_unique<SimClient>(world, "reader");
     ids = make_ids(64);
     in_memory = client->create(space, {}, "in memory");
     seal(*in_memory, ids, 64);
     world.settle();
-  }
-  void hold_directories() {
-    disk->set_plan({.kind = FaultKind::kDelay,
-                    .data_at = 0,
-                    .count = UINT64_MAX,
-                    .delay_polls = UINT32_MAX,
-                    .data_op = IoOp::kSyncDirectory});
   }
   // Turns until a directory is being synced, and shows that the other client is served meanwhile.
   void expect_others_served() {
@@ -55,10 +42,6 @@ class EngineSlowDisk : public EngineFixture {
       reader->release(got.completion.value0);
     }
   }
-  void let_go() {
-    disk->set_plan({});
-    disk->end_delays();
-  }
   std::uint64_t submit(Op op, const SimSequence& sequence) {
     Submission request{};
     request.op = static_cast<std::uint16_t>(op);
@@ -69,7 +52,6 @@ class EngineSlowDisk : public EngineFixture {
     return client->submit(request);
   }
 
-  FaultyIo* disk = nullptr;
   std::unique_ptr<SimClient> reader;
   std::vector<std::uint32_t> ids;
   std::unique_ptr<SimSequence> in_memory;
@@ -80,7 +62,7 @@ TEST_F(EngineSlowDisk, ASealAndAFirstCommitHoldUpNobodyElse) {
     const bool seals = op == Op::kSeal;
     auto sequence = client->create(space, {}, seals ? "sealed" : "committed");
     client->append(*sequence, geometry, make_ids(40, 3), 0, 40);
-    hold_directories();
+    hold(IoOp::kSyncDirectory);
     const std::uint64_t asked = submit(op, *sequence);
     expect_others_served();
     Completion completion{};
@@ -101,7 +83,7 @@ TEST_F(EngineSlowDisk, ASealAndAFirstCommitHoldUpNobodyElse) {
 TEST_F(EngineSlowDisk, OpaqueKeysHoldUpNobodyElse) {
   SimObjects objects(*client);
   ASSERT_TRUE(objects.ready());
-  hold_directories();
+  hold(IoOp::kSyncDirectory);
   ObjectCall call;
   call.op = Op::kObjectSet;
   call.key = "k";
