@@ -117,7 +117,7 @@ std::size_t FaultyIo::poll() {
   std::deque<IoDone> failed;
   failed.swap(failed_);
   for (const IoDone& done : failed)
-    if (done) done(error(plan_.status));
+    if (done) done(plan_.status.ok() ? Result<void>() : error(plan_.status));
   called += failed.size();
   if (!delayed_.empty()) signal();
   return called;

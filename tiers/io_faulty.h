@@ -17,7 +17,7 @@
 namespace kvtier {
 
 enum class FaultKind : std::uint8_t {
-  kFail,   // nothing is done, the status is given
+  kFail,   // nothing is done, the status is given (kOk: it is said to be done)
   kShort,  // the first half of the bytes is transferred, then the status is given (a namespace
            // call: as kFail)
   kLate,   // everything is done, and the status is given all the same

@@ -15,14 +15,17 @@ TEST_P(IoSuite, FaultPointsFailTheNthOperation) {
   const Disarmed disarmed;
   const FileId file = make_file("f", pattern(100, 1));
   std::byte byte{};
-  ASSERT_TRUE(arm_faults("io.read=fail@2,io.write=fail"));
+  ASSERT_TRUE(arm_faults("io.read=fail@2,io.write=fail,io.allocate=fail"));
   EXPECT_EQ(run(IoOp::kRead, file, 0, {{&byte, 1}}).code, Code::kOk);
   EXPECT_EQ(run(IoOp::kRead, file, 0, {{&byte, 1}}).code, Code::kIo);
   EXPECT_EQ(run(IoOp::kRead, file, 0, {{&byte, 1}}).code, Code::kOk);
   EXPECT_EQ(run(IoOp::kWrite, file, 0, {{&byte, 1}}).code, Code::kIo);
   EXPECT_EQ(run(IoOp::kWrite, file, 0, {{&byte, 1}}).code, Code::kOk);
-  EXPECT_EQ(fault_visits(), 5u);
-  EXPECT_EQ(io_->stats().errors, 2u);
+  EXPECT_EQ(run(IoOp::kAllocate, file, 4096, {}).code, Code::kIo);
+  EXPECT_EQ(io_->size_bytes(file).value_or(0), 100u);
+  EXPECT_EQ(run(IoOp::kAllocate, file, 4096, {}).code, Code::kOk);
+  EXPECT_EQ(fault_visits(), 7u);
+  EXPECT_EQ(io_->stats().errors, 3u);
 }
 
 TEST_P(IoSuite, FaultPointsOfNames) {

@@ -205,6 +205,17 @@ TEST_P(IoSuite, RoomIsZerosUntilItIsWritten) {
   io_->close(*reader);
 }
 
+// Files of /proc have no room to give.
+TEST_P(IoSuite, RoomThatTheFileSystemCannotGiveIsNoError) {
+  if (!GetParam().real) return;
+  std::filesystem::create_symlink("/proc/self", ground_.root + "/proc");
+  const auto file = io_->open("proc/comm", {OpenMode::kWrite, false});
+  ASSERT_TRUE(file);
+  EXPECT_EQ(run(IoOp::kAllocate, *file, kDiskAlign, {}).code, Code::kOk);
+  EXPECT_EQ(io_->stats().errors, 0u);
+  io_->close(*file);
+}
+
 TEST_P(IoSuite, DirectWantsAlignedOffsetLengthAndMemory) {
   const FileId file = make_file("f", pattern(4 * kDiskAlign, 5), true);
   AlignedBuffer buffer(2 * kDiskAlign);

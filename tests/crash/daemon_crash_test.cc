@@ -22,17 +22,29 @@
 namespace kvtier::testing {
 namespace {
 
-constexpr const char* kPoints[] = {"seal.copied",      "seal.written",
-                                   "seal.synced",      "seal.directory_synced",
-                                   "seal.published",   "commit.appended",
-                                   "commit.synced",    "log.created",
-                                   "catalogue.write",  "catalogue.written",
-                                   "io.write",         "io.sync",
-                                   "io.open",          "io.read",
-                                   "io.rename",        "io.sync_directory",
-                                   "io.unlink",        "object.copied",
-                                   "object.written",   "object.synced",
-                                   "object.published", "*"};
+constexpr const char* kPoints[] = {"seal.copied",
+                                   "seal.written",
+                                   "seal.synced",
+                                   "seal.directory_synced",
+                                   "seal.published",
+                                   "commit.appended",
+                                   "commit.synced",
+                                   "log.created",
+                                   "catalogue.write",
+                                   "catalogue.written",
+                                   "io.write",
+                                   "io.sync",
+                                   "io.open",
+                                   "io.read",
+                                   "io.rename",
+                                   "io.sync_directory",
+                                   "io.unlink",
+                                   "io.allocate",
+                                   "object.copied",
+                                   "object.written",
+                                   "object.synced",
+                                   "object.published",
+                                   "*"};
 
 struct Committed {
   std::uint64_t seed = 0;

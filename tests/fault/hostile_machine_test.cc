@@ -409,8 +409,8 @@ TEST_P(FailingDisk, EveryOperation) {
 
 INSTANTIATE_TEST_SUITE_P(Points, FailingDisk,
                          ::testing::Values("io.open", "io.read", "io.write", "io.sync", "io.unlink",
-                                           "io.rename", "io.sync_directory", "catalogue.write",
-                                           "catalogue.written"),
+                                           "io.rename", "io.sync_directory", "io.allocate",
+                                           "catalogue.write", "catalogue.written"),
                          [](const auto& info) {
                            std::string name = info.param;
                            for (char& c : name)

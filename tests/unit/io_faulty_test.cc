@@ -41,6 +41,14 @@ TEST_F(FaultyIoTest, FailDoesNothing) {
   EXPECT_EQ(io_.hits(), 1u);
 }
 
+TEST_F(FaultyIoTest, FailWithoutAnErrorDoesNothingAndSaysOk) {
+  const FileId id = file();
+  io_.set_plan({.data_at = 0, .status = {}});
+  EXPECT_TRUE(write_fully(io_, id, 0, bytes_));
+  EXPECT_EQ(io_.hits(), 1u);
+  EXPECT_TRUE(on_disk().empty());
+}
+
 TEST_F(FaultyIoTest, ShortTransfersHalfAndFails) {
   const FileId id = file();
   io_.set_plan({FaultKind::kShort, 0});
