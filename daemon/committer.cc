@@ -109,6 +109,9 @@ void finish(EngineState& engine, const Job& job, Result<void> result) {
     log.suspect = false;
   } else {
     log.suspect = log.suspect || job->began;
+    // What it left there counts until the next commit's file takes the place.
+    if (job->began && !job->new_file)
+      log.end_offset = std::max(log.end_offset, engine.io->io().size_bytes(job->file).value_or(0));
     ++engine.metrics.commit_failures;
     KVT_LOG(kWarn, "sequence %" PRIx64 ": commit failed: %s", job->sequence.value,
             result.error().message());

@@ -109,10 +109,10 @@ void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& d
   if (log.file.value != 0) engine.io->io().close(log.file);
   log.file = read->file;
   log.tokens = read->replay->tokens;
-  log.end_offset = read->replay->end_offset;
   log.next_order = read->replay->next_order;
   log.half = 0;
   log.suspect = read->replay->torn || read->cut_in_page;
+  log.end_offset = log.suspect ? read->file_bytes : read->replay->end_offset;
   log.loaded = true;
   if (log.suspect) ++engine.metrics.logs_torn;
   // A daemon that was killed may have left records that nobody synced: what is told now must stay.

@@ -1,7 +1,8 @@
 // Commits of several records, which workers encode and which are written at once into room that the
-// file was given before.
+// file was given before; where there is none, and where the file system cannot give it.
 #include <gtest/gtest.h>
 
+#include "daemon/reclaim.h"
 #include "tests/unit/engine_fixture.h"
 
 namespace kvtier {
@@ -9,9 +10,9 @@ namespace {
 
 constexpr std::uint32_t kFirst = 10, kTokens = 700;  // 2.9 MB: three records
 
-class EngineLargeCommit : public EngineFixture {
+class EngineLargeCommit : public FaultyDiskFixture {
  protected:
-  EngineLargeCommit() : EngineFixture(options()) {
+  EngineLargeCommit() : FaultyDiskFixture(options()) {
     for (LayerGeometry& layer : geometry.layers) layer.k_row_bytes = layer.v_row_bytes = 512;
   }
   static sim::SimWorldOptions options() {
@@ -32,6 +33,15 @@ class EngineLargeCommit : public EngineFixture {
     expect_all(*client, *chat, ids);
     ASSERT_TRUE(close(*chat));
   }
+  // All files of its logs, and nothing else, count as logs.
+  void expect_counted(const std::string& name) {
+    std::uint64_t bytes = 0;
+    const std::vector<std::string> logs = world.disk().list("logs").value();
+    for (const std::string& file : logs) bytes += *world.disk().size_bytes("logs/" + file);
+    EXPECT_EQ(find_sequence_by_name(state(), name)->log.end_offset, bytes);
+    EXPECT_EQ(state().sequences.commit_bytes_reserved, 0u);
+  }
+
   const std::vector<std::uint32_t> ids = make_ids(kTokens);
 };
 
@@ -63,6 +73,85 @@ TEST_F(EngineLargeCommit, APowerCutInItsMiddleIsNoDamage) {
     ASSERT_TRUE(client->control({{"op", "rm"}, {"target", name}}).ok());
   }
   EXPECT_GT(torn, 5u) << "too few of the cuts were in the middle";
+}
+
+TEST_F(EngineLargeCommit, AFileSystemThatCannotGiveRoomIsWrittenAllTheSame) {
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, ids, 0, kTokens);
+  disk->set_plan({.data_at = 0, .count = UINT64_MAX, .status = {}, .data_op = IoOp::kAllocate});
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  EXPECT_EQ(disk->hits(), 1u);
+  expect_counted("chat");
+  ASSERT_EQ(client->seal(*chat).status, 0);
+  EXPECT_EQ(disk->hits(), 2u);
+  expect_all(*client, *chat, ids);
+  client->append(*chat, geometry, make_ids(2 * kTokens), kTokens, kTokens);
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  chat.reset();
+  crash();
+  chat = client->attach(space, "chat", true);
+  ASSERT_EQ(chat->count, kTokens);
+  EXPECT_EQ(client->check_tail(*chat, geometry, make_ids(2 * kTokens), kTokens, kTokens), "");
+}
+
+// What it left on the disk counts, and its tokens stay for the next commit, which needs no more
+// room than that.
+TEST_F(EngineLargeCommit, AFullDiskLosesNothingAndIsCounted) {
+  for (const IoOp op : {IoOp::kAllocate, IoOp::kWrite, IoOp::kSync}) {
+    SCOPED_TRACE(static_cast<int>(op));
+    auto chat = client->create(space, {}, "chat");
+    client->append(*chat, geometry, ids, 0, kFirst);
+    ASSERT_EQ(client->commit(*chat).status, 0);
+    client->append(*chat, geometry, ids, kFirst, kTokens - kFirst);
+    const std::uint64_t before = store_bytes(state());
+    disk->set_plan({.data_at = 0, .status = {Code::kNoSpace, 28, nullptr}, .data_op = op});
+    EXPECT_EQ(client->commit(*chat).status, static_cast<std::int32_t>(Code::kNoSpace));
+    world.settle();
+    EXPECT_EQ(disk->hits(), 1u);
+    EXPECT_GT(store_bytes(state()), before);
+    expect_counted("chat");
+    disk->set_plan({});
+    if (op != IoOp::kAllocate) state().options.disk_bytes_max = store_bytes(state());
+    ASSERT_EQ(client->commit(*chat).value1, kTokens);
+    state().options.disk_bytes_max = 1ull << 30;
+    world.settle();
+    expect_counted("chat");
+    chat.reset();
+    crash();
+    expect_committed("chat", kTokens);
+    ASSERT_TRUE(client->control({{"op", "rm"}, {"target", "chat"}}).ok());
+    world.settle();
+  }
+}
+
+// A first commit that fails leaves no file.
+TEST_F(EngineLargeCommit, AFirstCommitWithoutRoomLeavesNothing) {
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, ids, 0, kTokens);
+  disk->set_plan(
+      {.data_at = 0, .status = {Code::kNoSpace, 28, nullptr}, .data_op = IoOp::kAllocate});
+  EXPECT_EQ(client->commit(*chat).status, static_cast<std::int32_t>(Code::kNoSpace));
+  EXPECT_TRUE(world.disk().list("logs")->empty());
+  expect_counted("chat");
+  EXPECT_EQ(client->commit(*chat).value1, kTokens);
+  expect_counted("chat");
+}
+
+// A log that a power cut tore counts whole, until the next commit's file takes its place.
+TEST_F(EngineLargeCommit, ATornLogCountsWhole) {
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, ids, 0, kFirst);
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  client->append(*chat, geometry, ids, kFirst, kTokens - kFirst);
+  disk->set_plan({.data_at = 0, .data_op = IoOp::kWrite});
+  EXPECT_EQ(client->commit(*chat).status, static_cast<std::int32_t>(Code::kIo));
+  chat.reset();
+  world.kill();
+  restart();
+  chat = client->attach(space, "chat", true);
+  ASSERT_EQ(chat->count, kFirst);
+  EXPECT_EQ(state().metrics.logs_torn, 1u);
+  expect_counted("chat");
 }
 
 }  // namespace
