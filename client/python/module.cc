@@ -18,6 +18,9 @@ Layer make_layer(std::int64_t kv_heads, std::int64_t query_heads, std::int64_t d
   layer.raw.rope = static_cast<std::uint8_t>(pick(rope, {"after", "before", "none"}, "rope"));
   layer.raw.kv_heads = in_range<std::uint16_t>(kv_heads, "kv_heads", 1);
   layer.raw.query_heads = in_range<std::uint16_t>(query_heads, "query_heads", 1);
+  if (query_heads % kv_heads != 0)
+    invalid("query_heads must be a multiple of kv_heads, " + std::to_string(kv_heads) + ", not " +
+            std::to_string(query_heads));
   layer.raw.k_row_bytes = layer.k_dim * kDtypeBytes[layer.raw.dtype];
   layer.raw.v_row_bytes = layer.v_dim * kDtypeBytes[layer.raw.dtype];
   return layer;

@@ -334,6 +334,7 @@ def test_a_refused_call_names_the_argument(client, space):
             (lambda: kvtier.Client(timeout_ms=-1), "timeout_ms must be 0 to"),
             (lambda: kvtier.Layer(kv_heads=-1, query_heads=1, dim=8), "kv_heads must be 1 to"),
             (lambda: kvtier.Layer(kv_heads=1, query_heads=1, dim=8, v_dim=0), "v_dim must be 1 to"),
+            (lambda: kvtier.Layer(kv_heads=2, query_heads=3, dim=8), "of kv_heads, 2, not 3"),
             (lambda: sequence.append([1], flags=[-1]), "flags: a flat sequence of integers"),
             (lambda: sequence.append([1], texts=[5]), "texts: each a str or bytes"),
             (lambda: sequence.read(0, 0, 1, k="text"), "k must be an array"),
