@@ -85,13 +85,14 @@ check_wheel() {
 }
 
 # with_bar LABEL SECONDS COMMAND...: runs it with its output in build/logs, shows how long it takes and how far it is: where it
-# prints [n/m] by that, else by the seconds that it takes about, as a share that nears 1 and never stands. Ctrl-C, SIGTERM
-# and a terminal that goes away end all of it.
+# prints [n/m] by that, else by the seconds that it takes about, as a share that nears 1 and never stands; without a terminal
+# it says where the output is. Ctrl-C, SIGTERM and a terminal that goes away end all of it.
 with_bar() {
   local label=$1 expected=$2 log start=$SECONDS pid status=0 done_ total width=28 bar filled
   shift 2
   mkdir -p build/logs
   log=build/logs/$(echo "$label" | tr -cs 'a-zA-Z0-9\n' '-').log
+  [ -t 2 ] || echo "$label: its output is in $log" >&2
   set -m # a process group of its own, which an interrupt reaches as a whole
   "$@" >"$log" 2>&1 </dev/null &
   pid=$!

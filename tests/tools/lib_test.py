@@ -47,8 +47,10 @@ def test_exit_code_is_passed_on(scratch):
     done = run(scratch, "with_bar 'a step' 1 true; with_bar other 1 bash -c 'echo said; exit 7'; echo not reached")
     assert done.returncode == 7 and not done.stdout, done
     lines = done.stderr.splitlines()
-    assert lines[0].split() == ["a", "step", lines[0].split()[2], "s"], lines  # one line where no terminal is
-    assert lines[1].endswith("s  failed") and lines[2:] == ["said", "all of it: build/logs/other.log"], lines
+    # Where no terminal is, two lines.
+    assert lines[0] == "a step: its output is in build/logs/a-step.log", lines
+    assert lines[1].split() == ["a", "step", lines[1].split()[2], "s"], lines
+    assert lines[3].endswith("s  failed") and lines[4:] == ["said", "all of it: build/logs/other.log"], lines
 
 
 def test_a_terminal_sees_a_bar(scratch):
@@ -81,7 +83,7 @@ def test_a_signal_ends_all_of_it(scratch):
             out, error = child.communicate(timeout=60)
             said = "" if number == signal.SIGINT else "(Terminated|Hangup)?\n?"  # bash, of its own sleep
             assert child.returncode == code and not out, (number, trap, child.returncode, out, error)
-            assert re.fullmatch(said + "\n", error), (number, trap, error)
+            assert re.fullmatch(f"step: .*\n{said}\n", error), (number, trap, error)
             for _ in range(100):
                 if not is_there(step) and not is_there(grandchild):
                     break
