@@ -177,6 +177,10 @@ def read(path: Path) -> bytes:
     [
         ((), "which document"),
         (("/no/such/file", "q"), "no such file: /no/such/file"),
+        ((ROOT, "q"), f"{ROOT} is a directory"),
+        ((__file__, "q", "--json", ROOT), f"{ROOT} is a directory"),
+        ((__file__, "q", "--directory", __file__), "is a file: give a directory"),
+        ((__file__, "q", "--threads", "-1"), "--threads -1: at least 0"),
         ((__file__, "q", "--json", "/no/such/place/x.json"), "no such directory: /no/such/place"),
         ((__file__, "q", "--budget", "3"), "--budget 3: at least 64"),
         ((ROOT / "requirements.txt", "q"), "give a text of 400 words"),
@@ -185,3 +189,27 @@ def read(path: Path) -> bytes:
 def test_what_cannot_work_is_said_at_once(arguments, words):
     run = story(*arguments)
     assert run.returncode == 2 and words in run.stderr and "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--bogus",), "unrecognized arguments: --bogus"),
+        (("no-such-file", "q"), "no such file: no-such-file"),
+        ((".", "q"), ". is a directory"),
+        (("--tokens", "x"), "--tokens: invalid int value"),
+    ],
+)
+def test_the_quickstart_refuses_before_it_installs_or_builds(tmp_path, arguments, words):
+    """Of a clone it has what the check needs, and nothing that could be installed or built."""
+    for folder in ("tools", "client/python/kvtier/story", "examples"):
+        shutil.copytree(ROOT / folder, tmp_path / "clone" / folder)
+    (tmp_path / "story.py").write_text("raise SystemExit('of the caller, not to be taken')")
+    run = subprocess.run(
+        [tmp_path / "clone/tools/quickstart", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2 and words in run.stderr and "Traceback" not in run.stderr
+    assert "its output is in" not in run.stderr and not (tmp_path / "clone/build").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--example", type=Path, help=argparse.SUPPRESS
     )  # the document where none is given
+    parser.add_argument(
+        "--check", action="store_true", help=argparse.SUPPRESS
+    )  # the arguments, nothing else
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument(
         "--png",
@@ -111,16 +115,23 @@ def run(arguments: argparse.Namespace, directory: Path) -> int:
 
 def problem(arguments: argparse.Namespace) -> str | None:
     """What would let the story end in an error after minutes, or None."""
-    if not arguments.document.is_file():
-        return f"no such file: {arguments.document}"
+    for path in filter(None, (arguments.document, arguments.gguf)):
+        if path.is_dir():
+            return f"{path} is a directory: give a file"
+        if not path.is_file():
+            return f"no such file: {path}"
+        if not os.access(path, os.R_OK):
+            return f"{path} cannot be read: permission denied"
     if (words := len(arguments.document.read_text(errors="replace").split())) < 300:
         return f"{arguments.document}: {words} words; give a text of 400 words (512 tokens) or more"
-    if arguments.gguf is not None and not arguments.gguf.is_file():
-        return f"no such file: {arguments.gguf}"
     for path in filter(None, (arguments.json, arguments.png)):
+        if path.is_dir():
+            return f"{path} is a directory: give a file"
         if not path.resolve().parent.is_dir():
             return f"no such directory: {path.resolve().parent}"
-    for name, least in (("budget", 64), ("tokens", 1), ("scored_tokens", 1)):
+    if arguments.directory is not None and arguments.directory.is_file():
+        return f"{arguments.directory} is a file: give a directory"
+    for name, least in (("budget", 64), ("tokens", 1), ("scored_tokens", 1), ("threads", 0)):
         if getattr(arguments, name) < least:
             return f"--{name.replace('_', '-')} {getattr(arguments, name)}: at least {least}"
     return None
@@ -134,6 +145,8 @@ def main() -> int:
     if text := problem(arguments):
         print(text, file=sys.stderr)
         return 2
+    if arguments.check:
+        return 0
     if arguments.directory:
         arguments.directory.mkdir(parents=True, exist_ok=True)
         return run(arguments, arguments.directory.resolve())
