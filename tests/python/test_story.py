@@ -110,6 +110,11 @@ def test_the_whole_story(tmp_path):
     assert "is no less than the document" not in told
     settings = Settings("", "", "", "", "", budget=figures["document_tokens"])
     assert "is no less than the document" in " ".join(report.explained(settings, figures))
+    assert "From disk: before, the story's files were dropped from the page cache" in told
+    for first, said in ((0.2, True), (0.05, False)):
+        figures["first_token_s"] |= {"kvtier_cold": 0.1, "kvtier_ram": first}
+        told = " ".join(report.explained(settings, figures))
+        assert ("From memory was no faster than from disk" in told) is said
     assert not Path(f"/proc/{details['killed_pid']}").exists()
 
 

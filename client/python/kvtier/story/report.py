@@ -72,6 +72,13 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
     }
 
 
+PAGE_CACHE = {  # machine.drop_page_cache's words
+    "whole page cache dropped": "before, the machine's whole page cache was dropped",
+    "page cache of these files dropped": "before, the story's files were dropped from the page "
+    "cache; all of it only root can drop",
+}
+
+
 def mb(count: float) -> str:
     return f"{count / 1e6:,.1f} MB"
 
@@ -154,6 +161,7 @@ def explained(settings: Settings, f: dict[str, Any]) -> list[str]:
         f"({d['committed_tokens'] - d['context_tokens']}).",
         "First token: attach and one step of the model. The answer's first word comes when all "
         f"{d['question_tokens']} tokens of the question are read.",
+        f"From disk: {PAGE_CACHE.get(d['page_cache'], d['page_cache'])}.",
         f"Budget: the arena is {mb(d['host_arena_bytes'])} on purpose, less than the KV, so that "
         "rows have to come from disk, many of them again and again.",
         f"On disk: segments {mb(named['segments'])} (document, answers, forks: each seals what it "
@@ -162,6 +170,13 @@ def explained(settings: Settings, f: dict[str, Any]) -> list[str]:
         f"daemon runs). Together {f['bytes']['disk'] / d['kv_bytes']:.2f} times the KV: the longer "
         "the document, the nearer to 1.",
     ]
+    first, read = f["first_token_s"], d["first_token_read"]["kvtier_cold"]
+    if first["kvtier_ram"] >= first["kvtier_cold"]:
+        notes.append(
+            f"From memory was no faster than from disk: only {mb(read)} had to be read. Either way "
+            "the first step computes and copies the chosen rows into the client, and what that "
+            "takes differs from run to run."
+        )
     if settings.budget >= f["document_tokens"]:
         notes.append(
             f"The budget, {settings.budget:,} rows, is no less than the document: all rows are "
@@ -178,7 +193,7 @@ def picture(f: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     ways, colours = ["full", "all", "budget"], ["#8a8f98", "#3b76af", "#e1812c"]
     names = ["full attention", "kvtier,\nall rows", f"kvtier,\n{f['budget_tokens']:,} rows"]
@@ -196,7 +211,12 @@ def picture(f: dict[str, Any], path: Path) -> None:
     ]
     _bars(axes[0][0], "First token, one step at the document's end (s, log.)", bars, "{:.2f} s")
     axes[0][0].set_xscale("log")
-    axes[0][0].set_xlim(right=max(value for _, value, _ in bars) * 6)
+    values = [value for _, value, _ in bars]
+    axes[0][0].set_xlim(min(values) / 3, max(values) * 6)
+    # Ticks at 1, 3, 10, ... as plain numbers: a short text's times may span no power of ten.
+    axes[0][0].xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+    axes[0][0].xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    axes[0][0].xaxis.set_minor_locator(ticker.NullLocator())
 
     size = f["bytes"]
     bars = [
