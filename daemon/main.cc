@@ -195,7 +195,9 @@ int main(int argc, char** argv) {
     if (server.error().os_error != 0)
       text += std::string(" (") + std::strerror(server.error().os_error) + ")";
     if (server.error().os_error == EMFILE || server.error().os_error == ENFILE)
-      text += ": raise the limit of open files (ulimit -n, LimitNOFILE=)";
+      text +=
+          ": raise the limit of open files (ulimit -n; of a systemd unit LimitNOFILE=; `kvtier "
+          "doctor` says where)";
     return fail(text + " [store " + options.daemon.store_path + ", socket " +
                 options.daemon.socket_path + "]");
   }

@@ -49,7 +49,7 @@ const char* mend_of_setup(int os_error) {
       return "no memory for the ring: raise the memlock limit (ulimit -l, LimitMEMLOCK=)";
     case EMFILE:
     case ENFILE:
-      return "too many open files: raise ulimit -n";
+      return "too many open files: raise the limit (ulimit -n; of a systemd unit LimitNOFILE=)";
     default:
       return "the kernel refuses the ring";
   }
