@@ -34,6 +34,8 @@ Json entry_of(const StoredSequence& sequence) {
   return Json{{"sequence", sequence.row.id.value},
               {"name", sequence.row.name},
               {"space", sequence.row.space.value},
+              {"model", sequence.space->row.model},
+              {"runtime", sequence.space->row.runtime},
               {"tokens", sequence.tokens()},
               {"tail_tokens", sequence.log.tokens},
               {"private", sequence.is_private},

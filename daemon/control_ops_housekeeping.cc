@@ -79,7 +79,12 @@ void op_expire(EngineState& engine, Session&, ControlRequest request, ControlDon
   if (!at) return done(error(at.error()));
   SequenceRow before = (*target)->row;
   (*target)->row.expires_unix_s = *at;
-  store_row(engine, **target, std::move(before), std::move(done));
+  const bool pinned = before.pinned;  // then it stays all the same
+  store_row(engine, **target, std::move(before),
+            [pinned, done = std::move(done)](Result<ControlReply> reply) {
+              if (reply) reply->body["pinned"] = pinned;
+              done(std::move(reply));
+            });
 }
 
 // What a client knows of the future: which nameless sequences go first, and what stays in memory.

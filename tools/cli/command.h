@@ -74,10 +74,12 @@ struct Command {
 // Asks the daemon's program, not a running daemon, for its settings. `*program` is "" where there
 // is none; `*problem` what it says where it does not like them.
 [[nodiscard]] bool offline_settings(std::string* program, Json* settings, std::string* problem);
-// Variables of the environment that begin as ours do, mean nothing, and are nearly one that does:
-// name, and what may be meant. `settings`: what offline_settings gave.
-[[nodiscard]] std::vector<std::pair<std::string, std::string>> misspelt_variables(
+// Variables of the environment that begin as ours do and mean nothing: name, and what may be meant
+// ("" where none is like it). `settings`: what offline_settings or the request "config" gave.
+[[nodiscard]] std::vector<std::pair<std::string, std::string>> unknown_variables(
     const Json& settings);
+// Says on standard error which of them are nearly one that means something; `all`: the others too.
+void warn_of_variables(const Json& settings, bool all);
 // What a status says, with the system's word where it has one.
 [[nodiscard]] std::string describe(const Status& status);
 int print_error(const Invocation& invocation, const Status& status, const std::string& text);
@@ -95,6 +97,12 @@ void print_table(const std::vector<std::vector<std::string>>& rows);
 [[nodiscard]] std::string text_of(const Json& object, const char* key);
 // A sequence's name, or "#ID" where it has none.
 [[nodiscard]] std::string label_of(const Json& entry);
+// "1 segment", "2 segments".
+[[nodiscard]] std::string counted(std::uint64_t count, const char* one, const char* more = "s");
+// A model as its client named it; of one that is a hash, the first 12 characters.
+[[nodiscard]] std::string short_model(const std::string& model);
+// " --socket PATH" as the user gave it, for commands that a text proposes; else "".
+[[nodiscard]] std::string socket_flag(const Invocation& invocation);
 // A target of the protocol: a number if it is one, else a name.
 [[nodiscard]] Json target_of(const std::string& text);
 // One line of at most `bytes_max` bytes of the text, then "..."; never a part of a character.

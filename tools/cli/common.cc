@@ -26,8 +26,10 @@ std::string socket_path(const Invocation& invocation) {
   return invocation.socket.empty() ? default_socket_path() : invocation.socket;
 }
 
-std::string no_connection(const std::string& path, const Status& status) {
-  return status.code == Code::kNotFound ? "no kvtierd listens at " + path + ": run `kvtier start`"
+std::string no_connection(const Invocation& invocation, const Status& status) {
+  const std::string path = socket_path(invocation);
+  return status.code == Code::kNotFound ? "no kvtierd listens at " + path + ": run `kvtier start" +
+                                              socket_flag(invocation) + "`"
                                         : "cannot connect to " + path + ": " + describe(status);
 }
 
@@ -73,7 +75,7 @@ Result<Json> try_request(const Invocation& invocation, Json body, std::string* t
   const std::string path = socket_path(invocation);
   Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(5000));
   if (!socket) {
-    *text = no_connection(path, socket.error());
+    *text = no_connection(invocation, socket.error());
     return error(socket.error());
   }
   ControlChannel channel(std::move(*socket));
@@ -111,7 +113,7 @@ Result<bool> daemon_listens(const Invocation& invocation, std::string* text) {
   const Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(2000));
   if (socket) return true;
   if (socket.error().code == Code::kNotFound) return false;
-  *text = no_connection(path, socket.error());
+  *text = no_connection(invocation, socket.error());
   return error(socket.error());
 }
 
@@ -146,27 +148,38 @@ bool offline_settings(std::string* program, Json* settings, std::string* problem
   return false;
 }
 
-std::vector<std::pair<std::string, std::string>> misspelt_variables(const Json& settings) {
-  std::vector<std::string> known = {"KVTIER_SOCKET", "KVTIER_CONFIG", "KVTIER_DAEMON",
-                                    "KVTIER_LOG",    "KVTIER_FAULTS", "KVTIER_KERNELS"};
+std::vector<std::pair<std::string, std::string>> unknown_variables(const Json& settings) {
+  constexpr std::size_t kOurs = std::string_view("KVTIER_").size();
+  std::vector<std::string> known = {"SOCKET", "CONFIG", "DAEMON", "LOG", "FAULTS", "KERNELS"};
   if (settings.is_object() && settings.contains("keys"))
     for (const Json& key : settings["keys"]) {
-      std::string name = "KVTIER_" + text_of(key, "key");
+      std::string name = text_of(key, "key");
       for (char& c : name)
         c = c == '.' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
       known.push_back(std::move(name));
     }
-  constexpr std::size_t kSlips = 2;
   std::vector<std::pair<std::string, std::string>> found;
   for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable) {
     const std::string_view text(*variable);
     const std::string name(text.substr(0, text.find('=')));
-    if (!name.starts_with("KVTIER_") || std::ranges::count(known, name) != 0) continue;
-    const auto distance = [&name](const std::string& other) { return edit_distance(name, other); };
-    const auto nearest = std::ranges::min_element(known, {}, distance);
-    if (distance(*nearest) <= kSlips) found.emplace_back(name, *nearest);
+    if (!name.starts_with("KVTIER_") || std::ranges::count(known, name.substr(kOurs)) != 0)
+      continue;
+    const std::vector<std::string> near = near_names(name.substr(kOurs), known, 1);
+    found.emplace_back(name, near.empty() ? "" : "KVTIER_" + near.front());
   }
   return found;
+}
+
+void warn_of_variables(const Json& settings, bool all) {
+  for (const auto& [name, meant] : unknown_variables(settings))
+    if (!meant.empty())
+      std::fprintf(stderr, "kvtier: the environment has %s, which means nothing: is it %s?\n",
+                   name.c_str(), meant.c_str());
+    else if (all)
+      std::fprintf(stderr,
+                   "kvtier: the environment has %s, which is no setting: store.path is "
+                   "KVTIER_STORE_PATH, and so on\n",
+                   name.c_str());
 }
 
 void print_json(const Json& value) { std::printf("%s\n", dump_json(value).c_str()); }
@@ -260,6 +273,25 @@ std::string text_of(const Json& object, const char* key) {
 std::string label_of(const Json& entry) {
   const std::string name = text_of(entry, "name");
   return name.empty() ? "#" + std::to_string(number_of(entry, "sequence")) : name;
+}
+
+std::string counted(std::uint64_t count, const char* one, const char* more) {
+  return std::to_string(count) + " " + one + (count == 1 ? "" : more);
+}
+
+std::string short_model(const std::string& model) {
+  constexpr std::size_t kHashDigitsMin = 32, kDigitsShown = 12, kBytesShown = 40;
+  if (model.empty()) return "?";  // of a catalogue that was made anew
+  const bool hash = model.size() >= kHashDigitsMin &&
+                    model.find_first_not_of("0123456789abcdefABCDEF") == std::string::npos;
+  return hash ? model.substr(0, kDigitsShown) : one_line(model, kBytesShown);
+}
+
+std::string socket_flag(const Invocation& invocation) {
+  if (invocation.socket.empty()) return "";
+  const bool plain =
+      invocation.socket.find_first_of(" \t\n'\"\\$`&|;<>()*?[]#~!") == std::string::npos;
+  return " --socket " + (plain ? invocation.socket : shell_quoted(invocation.socket));
 }
 
 std::string one_line(const std::string& text, std::size_t bytes_max) {

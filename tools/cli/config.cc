@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <iterator>
 
 #include "base/near_names.h"
 #include "tools/cli/commands.h"
@@ -14,15 +15,23 @@ std::string show(const Json& value) {
   return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
-// For people: "64 GiB (68719476736)"; `exact` leaves the number of bytes away where nothing is
-// lost.
-std::string show_size(const std::string& name, const Json& value, bool exact = false) {
-  if (name.find("_bytes") == std::string::npos || !value.is_number_unsigned()) return show(value);
+// For people, as a setting may be written: "64 GiB"; "1.5 GiB (1610612737)" where it is no whole
+// number of KiB.
+std::string show_size(const std::string& name, const Json& value) {
+  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  if (name.find("bytes") == std::string::npos || !value.is_number_unsigned()) return show(value);
   const auto bytes = value.get<std::uint64_t>();
-  if (bytes < 1024) return show(value);
-  std::string text = human_bytes(bytes);
-  if (const std::size_t at = text.find(".0 "); at != std::string::npos) text.erase(at, 2);
-  return exact && (bytes & (bytes - 1)) == 0 ? text : text + " (" + show(value) + ")";
+  std::uint64_t whole = bytes;
+  std::size_t unit = 0;
+  for (; whole != 0 && whole % 1024 == 0 && unit + 1 < std::size(kUnits); ++unit) whole /= 1024;
+  if (bytes >= 1024 && unit == 0) return human_bytes(bytes) + " (" + show(value) + ")";
+  return unit == 0 ? show(value) : std::to_string(whole) + " " + kUnits[unit];
+}
+
+// "1 MiB to 256 MiB".
+std::string bounds(const std::string& name, const Json& key) {
+  if (key["min"].is_null()) return "";
+  return show_size(name, key["min"]) + " to " + show_size(name, key["max"]);
 }
 
 // What the settings say now, where the running daemon, which read them at its start, has something
@@ -46,6 +55,20 @@ std::vector<std::vector<std::string>> pending(const Json& running) {
   return rows;
 }
 
+// One beside the other they would be wider than a terminal: the meaning has a line of its own, and
+// a default is shown where something else is set.
+void print_settings(const Json& keys) {
+  for (const Json& key : keys) {
+    const std::string name = text_of(key, "key");
+    const std::string limits = bounds(name, key);
+    std::string notes = text_of(key, "source");
+    if (key["value"] != key["default"]) notes += ", default " + show_size(name, key["default"]);
+    if (!limits.empty()) notes += ", " + limits;
+    std::printf("%s = %s  (%s)\n    %s\n", name.c_str(), show_size(name, key["value"]).c_str(),
+                notes.c_str(), text_of(key, "help").c_str());
+  }
+}
+
 int run_config(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
@@ -65,6 +88,7 @@ int run_config(const Invocation& invocation) {
       std::printf("no daemon runs; this is what %s would use\n", program.c_str());
   }
   const std::string wanted = invocation.get("KEY");
+  warn_of_variables(reply, wanted.empty());
   if (!wanted.empty()) {
     Json found;
     std::vector<std::string> names;
@@ -83,23 +107,16 @@ int run_config(const Invocation& invocation) {
       print_json(found);
     else
       // A script that asks for one key wants what it can calculate with.
-      std::printf("%s\n", ::isatty(STDOUT_FILENO) != 0 ? show_size(wanted, found["value"]).c_str()
-                                                       : show(found["value"]).c_str());
+      std::printf("%s\n", (::isatty(STDOUT_FILENO) != 0 ? show_size(wanted, found["value"])
+                                                        : show(found["value"]))
+                              .c_str());
     return 0;
   }
   if (invocation.json) {
     print_json(reply);
     return 0;
   }
-  std::vector<std::vector<std::string>> rows = {
-      {"KEY", "VALUE", "DEFAULT", "MIN", "MAX", "FROM", "MEANING"}};
-  for (const Json& key : reply["keys"]) {
-    const std::string name = text_of(key, "key");
-    rows.push_back({name, show_size(name, key["value"]), show_size(name, key["default"]),
-                    show_size(name, key["min"], true), show_size(name, key["max"], true),
-                    text_of(key, "source"), text_of(key, "help")});
-  }
-  print_table(rows);
+  print_settings(reply["keys"]);
   if (!runs) return 0;
   std::fflush(stdout);
   if (const auto differ = pending(reply); differ.size() > 1) {

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <optional>
 
 #include "client/ipc/control_channel.h"
@@ -21,14 +22,15 @@
 namespace kvtier::cli {
 namespace {
 
-// A setting that is misspelt there would be passed over without a word.
-void warn_of_variables() {
-  std::string program, problem;
-  Json settings;
-  static_cast<void>(offline_settings(&program, &settings, &problem));
-  for (const auto& [name, meant] : misspelt_variables(settings))
-    std::fprintf(stderr, "kvtier: the environment has %s, which means nothing: is it %s?\n",
-                 name.c_str(), meant.c_str());
+// A directory that nobody named but in --socket is more likely a slip than wanted.
+bool has_directory(const Invocation& invocation, std::string* problem) {
+  if (!invocation.socket.starts_with('/')) return true;  // what is wrong with it, the client says
+  const std::string directory = std::filesystem::path(invocation.socket).parent_path();
+  std::error_code failed;
+  if (std::filesystem::exists(directory, failed) || failed) return true;
+  *problem = "there is no directory " + directory + ": mkdir -m 700 " + directory +
+             ", or name another --socket";
+  return false;
 }
 
 // One line where the daemon's start found that the catalogue has lost its last rows; else "".
@@ -63,8 +65,12 @@ void warn_of_closed_store(const Invocation& invocation) {
 }
 
 int run_start(const Invocation& invocation) {
-  warn_of_variables();
-  std::string why;
+  std::string program, why;
+  Json settings;
+  static_cast<void>(offline_settings(&program, &settings, &why));
+  // A setting that is misspelt there would be passed over without a word.
+  warn_of_variables(settings, false);
+  if (!has_directory(invocation, &why)) return print_error(invocation, {Code::kNotFound}, why);
   const bool running = daemon_listens(invocation, &why).value_or(false);
   // The client library knows how to find and start the daemon; opening a client is starting it.
   kvt_client_options options;
@@ -186,9 +192,14 @@ int run_status(const Invocation& invocation) {
   std::printf("store   %s\nsocket  %s\n", text_of(reply, "store").c_str(),
               text_of(reply, "socket").c_str());
   if (reply.contains("modes"))
-    for (const auto& [name, value] : reply["modes"].items())
-      std::printf("%-7s %s\n", name.c_str(),
-                  value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
+    for (const auto& [name, value] : reply["modes"].items()) {
+      const bool bytes = name.ends_with("_bytes") && value.is_number_unsigned();
+      std::printf("%-7s %s\n", (bytes ? name.substr(0, name.rfind('_')) : name).c_str(),
+                  (bytes               ? human_bytes(value.get<std::uint64_t>())
+                   : value.is_string() ? value.get<std::string>()
+                                       : value.dump())
+                      .c_str());
+    }
   if (reply.contains("off"))
     for (const Json& line : reply["off"])
       std::printf("off     %s\n", line.get<std::string>().c_str());

@@ -78,8 +78,13 @@ std::string socket_mend(const Invocation& invocation) {
              : "set KVTIER_SOCKET to a path of your own";
 }
 
-// The daemon makes this one directory, and none above it.
-Finding check_absent_directory(const std::string& directory, const std::string& mend) {
+// The daemon makes this one directory, and none above it; `kvtier start` none that only --socket
+// names.
+Finding check_absent_directory(const Invocation& invocation, const std::string& directory,
+                               const std::string& mend) {
+  if (!invocation.socket.empty())
+    return {Grade::kBad, "socket directory", "there is no directory " + directory,
+            "mkdir -m 700 " + directory + ", or " + mend};
   const std::string parent = std::filesystem::path(directory).parent_path();
   struct stat info {};
   if (::stat(parent.c_str(), &info) != 0)
@@ -103,7 +108,7 @@ Finding check_socket_directory(const Invocation& invocation) {
     return {Grade::kBad, "socket directory", path + " is longer than 107 bytes",
             "set KVTIER_SOCKET to a shorter path"};
   if (::lstat(directory.c_str(), &info) != 0 && errno == ENOENT)
-    return check_absent_directory(directory, mend);
+    return check_absent_directory(invocation, directory, mend);
   if (info.st_mode == 0)
     return {Grade::kBad, "socket directory", directory + ": " + std::strerror(errno), mend};
   if (!S_ISDIR(info.st_mode))
@@ -119,15 +124,16 @@ Finding check_socket_directory(const Invocation& invocation) {
 }
 
 // Nobody listens: is something in the way?
-Finding check_socket_file(const std::string& path) {
+Finding check_socket_file(const Invocation& invocation) {
+  const std::string path = socket_path(invocation);
+  const std::string start = "kvtier start" + socket_flag(invocation);
   struct stat info {};
   if (::lstat(path.c_str(), &info) != 0)
-    return {Grade::kSlow, "daemon", "not running",
-            "kvtier start (a client starts it by itself, too)"};
+    return {Grade::kSlow, "daemon", "not running", start + " (a client starts it by itself, too)"};
   if (S_ISSOCK(info.st_mode))
     return {Grade::kSlow, "daemon",
             "not running; " + path + " is left over from one that was killed",
-            "kvtier start (it removes the stale socket)"};
+            start + " (it removes the stale socket)"};
   return {Grade::kBad, "daemon", "where the socket should be lies something else: " + path,
           "move it away"};
 }
@@ -149,9 +155,10 @@ std::string restart_hint(pid_t process) {
   return "kill " + pid + "; kvtier start";
 }
 
-Finding judge_no_connection(const Status& status, const std::string& path, Seen* seen) {
+Finding judge_no_connection(const Invocation& invocation, const Status& status, Seen* seen) {
+  const std::string path = socket_path(invocation);
   const std::string found = std::string("cannot connect: ") + status.message();
-  if (status.code == Code::kNotFound) return check_socket_file(path);
+  if (status.code == Code::kNotFound) return check_socket_file(invocation);
   if (status.code == Code::kTimeout) {  // its lock file holds its pid
     seen->listener = true;
     const std::string holder = read_line(path + ".lock");
@@ -165,7 +172,7 @@ Finding judge_no_connection(const Status& status, const std::string& path, Seen*
 Finding check_daemon(const Invocation& invocation, Seen* seen) {
   const std::string path = socket_path(invocation);
   Result<UniqueFd> socket = connect_unix(path, Deadline::after_ms(3000));
-  if (!socket) return judge_no_connection(socket.error(), path, seen);
+  if (!socket) return judge_no_connection(invocation, socket.error(), seen);
   seen->listener = true;
   const pid_t peer = check_peer(socket->get()).value_or(0);
   // While systemd holds the socket it is the peer, whether a daemon runs behind it or not.
@@ -473,9 +480,12 @@ std::vector<Finding> look(const Invocation& invocation) {
   findings.push_back(check_socket_directory(invocation));
   findings.push_back(check_daemon(invocation, &seen));
   findings.push_back(check_settings(&seen.settings));
-  for (const auto& [name, meant] : misspelt_variables(seen.settings))
-    findings.push_back({Grade::kSlow, "environment", name + " means nothing",
-                        "if " + meant + " is meant, name it so; else unset it"});
+  for (const auto& [name, meant] : unknown_variables(seen.settings))
+    findings.push_back(
+        {meant.empty() ? Grade::kInfo : Grade::kSlow, "environment", name + " means nothing",
+         meant.empty() ? "if a setting is meant: `kvtier config` lists them (store.path is "
+                         "KVTIER_STORE_PATH); else leave it"
+                       : "if " + meant + " is meant, name it so; else unset it"});
   check_kernel_choice(&findings);
   const bool runs = seen.status.is_object() && !text_of(seen.status, "store").empty();
   const std::string store =

@@ -48,17 +48,28 @@ void print_no_sequences(const Json& reply) {
   if (segments == 0)
     std::printf("Nothing is stored yet.\n");
   else
-    std::printf("No sequences; %llu %s (%s): storing or matching the same text finds %s.\n",
-                static_cast<unsigned long long>(segments), segments == 1 ? "segment" : "segments",
-                human_bytes(bytes).c_str(), segments == 1 ? "it" : "them");
+    std::printf("No sequences; %s (%s): storing or matching the same text finds %s.\n",
+                counted(segments, "segment").c_str(), human_bytes(bytes).c_str(),
+                segments == 1 ? "it" : "them");
+}
+
+// Of a model that is stored in several spaces (another runtime or dtype) also which one, by the
+// beginning of its number, which `kvtier show` has in full.
+std::string model_of(const Json& entry, const Json& spaces) {
+  const auto of_model = std::count_if(spaces.begin(), spaces.end(), [&entry](const Json& space) {
+    return text_of(space, "model") == text_of(entry, "model");
+  });
+  return short_model(text_of(entry, "model")) +
+         (of_model > 1 ? " (space " + std::to_string(number_of(entry, "space")).substr(0, 6) + "..)"
+                       : "");
 }
 
 void print_list(const Json& reply) {
   std::vector<std::vector<std::string>> rows = {
-      {"ID", "NAME", "TOKENS", "ON DISK", "SHARED", "IN MEMORY", "USED", ""}};
+      {"ID", "NAME", "MODEL", "TOKENS", "ON DISK", "SHARED", "IN MEMORY", "USED", ""}};
   for (const Json& entry : reply["sequences"])
     rows.push_back({std::to_string(number_of(entry, "sequence")), text_of(entry, "name"),
-                    std::to_string(number_of(entry, "tokens")),
+                    model_of(entry, reply["spaces"]), std::to_string(number_of(entry, "tokens")),
                     human_bytes(number_of(entry, "bytes_disk")),
                     human_bytes(number_of(entry, "bytes_shared")),
                     human_bytes(number_of(entry, "bytes_resident")),
@@ -78,12 +89,15 @@ int run_ls(const Invocation& invocation) {
 }
 
 void print_show(const Json& reply) {
+  constexpr std::size_t kRuntimeBytes = 40;
   std::printf("%s: sequence %llu, %llu tokens (%llu of them in the tail log)\n",
               label_of(reply).c_str(),
               static_cast<unsigned long long>(number_of(reply, "sequence")),
               static_cast<unsigned long long>(number_of(reply, "tokens")),
               static_cast<unsigned long long>(number_of(reply, "tail_tokens")));
-  std::printf("space %llu; created %s; used %s; %s\n\n",
+  std::printf("model %s, runtime %s (space %llu); created %s; used %s; %s\n\n",
+              short_model(text_of(reply, "model")).c_str(),
+              one_line(text_of(reply, "runtime"), kRuntimeBytes).c_str(),
               static_cast<unsigned long long>(number_of(reply, "space")),
               human_time(number_of(reply, "created_unix_s")).c_str(),
               human_time(number_of(reply, "used_unix_s")).c_str(),
@@ -131,17 +145,17 @@ int run_show(const Invocation& invocation) {
   const std::uint64_t sealed = number_of(reply, "tokens") - number_of(reply, "tail_tokens");
   std::string text;
   if (all && !read_text(invocation, sealed, &text, &exit_code)) return exit_code;
+  if (all && text.empty())
+    return print_error(invocation, {Code::kMiss},
+                       sealed != 0 ? "its client stored no texts with these tokens"
+                                   : "nothing of it is sealed yet: texts are shown when it is");
   if (invocation.json) {
     if (all) reply["text"] = text;
     print_json(reply);
     return 0;
   }
   if (all) {
-    if (text.empty())
-      std::fprintf(stderr, "kvtier: %s\n",
-                   sealed != 0 ? "its client stored no texts with these tokens"
-                               : "nothing of it is sealed yet: texts are shown when it is");
-    std::printf("%s%s", text.c_str(), text.empty() || text.back() == '\n' ? "" : "\n");
+    std::printf("%s%s", text.c_str(), text.back() == '\n' ? "" : "\n");
     return 0;
   }
   print_show(reply);
@@ -163,9 +177,9 @@ int run_rm(const Invocation& invocation) {
       [wipe = invocation.has("wipe")](const Json& reply) {
         std::printf("removed; %s freed\n", human_bytes(number_of(reply, "bytes_freed")).c_str());
         if (const std::uint64_t kept = number_of(reply, "segments_kept"); wipe && kept != 0)
-          std::printf("%llu segments (%s) stay as they are: other sequences use them\n",
-                      static_cast<unsigned long long>(kept),
-                      human_bytes(number_of(reply, "bytes_kept")).c_str());
+          std::printf("%s (%s) %s: other sequences use %s\n", counted(kept, "segment").c_str(),
+                      human_bytes(number_of(reply, "bytes_kept")).c_str(),
+                      kept == 1 ? "stays as it is" : "stay as they are", kept == 1 ? "it" : "them");
       },
       0);
 }
@@ -229,7 +243,12 @@ int run_expire(const Invocation& invocation) {
   return simple(
       invocation,
       Json{{"op", "expire"}, {"target", target_of(invocation.get("SEQUENCE"))}, {"at_unix_s", at}},
-      [at](const Json&) { std::printf("expires: %s\n", human_time(at).c_str()); });
+      [at](const Json& reply) {
+        std::printf("expires: %s%s\n", human_time(at).c_str(),
+                    at != 0 && reply.value("pinned", false)
+                        ? ", but it is pinned and stays until the pin is off (kvtier pin --off)"
+                        : "");
+      });
 }
 
 int run_warm(const Invocation& invocation) {
@@ -264,8 +283,8 @@ int run_fork(const Invocation& invocation) {
   body[target.is_number() ? "sequence" : "name"] = target;
   if (invocation.has("tokens")) {
     const Json tokens = target_of(invocation.get("tokens"));
-    if (!tokens.is_number()) {
-      print_error(invocation, {Code::kInvalid}, "--tokens must be a number");
+    if (!tokens.is_number() || tokens == 0) {
+      print_error(invocation, {Code::kInvalid}, "--tokens must be a number, 1 or more");
       return 2;
     }
     body["tokens"] = tokens;
@@ -332,7 +351,7 @@ Command show_command() {
   return {"show",
           "show one sequence, its segments and how its text begins",
           {kSequence},
-          {{"--text", nullptr, "its sealed text and nothing else, where the client gave it"}},
+          {{"--text", nullptr, "its sealed text and nothing else (exit 1: its client gave none)"}},
           run_show};
 }
 Command rm_command() {

@@ -20,6 +20,11 @@ std::string count_of(const Json& section, const char* key) {
   return std::to_string(number_of(section, key));
 }
 
+std::string count_of(const Json& section, const char* key, const char* one,
+                     const char* more = "s") {
+  return counted(number_of(section, key), one, more);
+}
+
 std::string percent(std::uint64_t part, std::uint64_t whole) {
   if (whole == 0) return "0 %";
   char text[16];
@@ -36,35 +41,36 @@ void print_where(const Json& stats) {
   const Json& host = stats["host"];
   const Json& disk = stats["disk"];
   line("memory", bytes_of(host, "used_bytes") + " of " + bytes_of(host, "arena_bytes") + " in " +
-                     count_of(host, "chunks") + " chunks (" + bytes_of(host, "leased_bytes") +
+                     count_of(host, "chunks", "chunk") + " (" + bytes_of(host, "leased_bytes") +
                      " leased, " + bytes_of(host, "pinned_bytes") + " private); abstracts " +
                      bytes_of(host, "abstracts_used_bytes") + " of " +
                      bytes_of(host, "abstracts_arena_bytes") + "; pages of " +
                      text_of(host, "pages"));
   if (host.contains("tails") && number_of(host, "tails") != 0)
-    line("tails", count_of(host, "tails") +
-                      " of sequences open for writing: " + bytes_of(host, "tail_bytes") +
+    line("tails", count_of(host, "tails", "sequence") +
+                      " open for writing: " + bytes_of(host, "tail_bytes") +
                       " in memory, at most " + bytes_of(host, "tail_bytes_reserved") + " of " +
                       bytes_of(stats["limits"], "tail_bytes_max"));
   line("disk", bytes_of(disk, "store_bytes") + " of " + bytes_of(disk, "limit_bytes") + " in " +
-                   count_of(disk, "segments") + " segments of " + count_of(disk, "sequences") +
-                   " sequences (" + bytes_of(disk, "dead_bytes") + " dead); " +
-                   bytes_of(disk, "free_bytes") + " free at " + text_of(disk, "store"));
+                   count_of(disk, "segments", "segment") + " of " +
+                   count_of(disk, "sequences", "sequence") + " (" + bytes_of(disk, "dead_bytes") +
+                   " of it shown by none); " + bytes_of(disk, "free_bytes") + " free at " +
+                   text_of(disk, "store"));
   if (stats.contains("objects") && number_of(stats["objects"], "count") != 0)
     line("values", count_of(stats["objects"], "count") + " under opaque keys, " +
                        bytes_of(stats["objects"], "disk_bytes") + " on disk");
   if (number_of(disk, "kept_files") != 0)
     line("kept",
-         count_of(disk, "kept_files") + " files that the catalogue does not name, " +
+         count_of(disk, "kept_files", "file") + " that the catalogue does not name, " +
              bytes_of(disk, "kept_bytes") +
              (number_of(disk, "kept_lost") != 0 ? " (rows were lost: kvtier doctor has the mend)"
                                                 : " (kvtier gc removes them)"));
-  line("evicted", count_of(host, "evictions") + " chunks from memory; " +
-                      count_of(disk, "evicted_segments") + " segments and " +
-                      count_of(disk, "evicted_sequences") + " nameless sequences from disk");
+  line("evicted", count_of(host, "evictions", "chunk") + " from memory; " +
+                      count_of(disk, "evicted_segments", "segment") + " and " +
+                      count_of(disk, "evicted_sequences", "nameless sequence") + " from disk");
   if (number_of(disk, "refused_no_room") != 0)
-    line("refused", count_of(disk, "refused_no_room") +
-                        " writes for want of room on disk (kvtier rm, kvtier gc, or raise "
+    line("refused", count_of(disk, "refused_no_room", "write") +
+                        " for want of room on disk (kvtier rm, kvtier gc, or raise "
                         "store.disk_bytes_max)");
 }
 
@@ -76,11 +82,12 @@ void print_hits(const Json& stats) {
   line("prefixes", asked == 0 ? "none asked for"
                               : std::to_string(found) + " of " + std::to_string(asked) +
                                     " tokens found (" + percent(found, asked) + ") in " +
-                                    count_of(prefixes, "matches") + " matches");
+                                    count_of(prefixes, "matches", "match", "es"));
   const std::uint64_t memory = number_of(chunks, "from_memory");
   const std::uint64_t disk = number_of(chunks, "from_disk");
-  line("chunks", std::to_string(memory) + " from memory, " + std::to_string(disk) + " from disk (" +
-                     percent(memory, memory + disk) + " in memory)");
+  line("chunks", counted(memory + disk, "chunk") + " fetched by clients: " +
+                     std::to_string(memory) + " from memory, " + std::to_string(disk) +
+                     " from disk (" + percent(memory, memory + disk) + " in memory)");
   std::string misses;
   for (const auto& [reason, count] : stats["misses"].items())
     misses += (misses.empty() ? "" : ", ") + reason + " " + count.dump();
@@ -92,6 +99,7 @@ void print_hits(const Json& stats) {
     if (text_of(miss, "reason") == "differs")
       text += ", token " + count_of(miss, "tokens_found") + " is " + count_of(miss, "asked_token") +
               ", stored is " + count_of(miss, "stored_token");
+    text += ", asked of model " + short_model(text_of(miss, "model"));
     if (!text_of(miss, "detail").empty()) text += ", " + text_of(miss, "detail");
     std::printf("          %s\n", text.c_str());
   }
@@ -101,8 +109,9 @@ void print_disk_traffic(const Json& stats) {
   const Json& disk = stats["disk"];
   const Json& writes = stats["writes"];
   const Json& cost = stats["cost"];
-  line("read",
-       bytes_of(disk, "read_bytes") + " since start, " + count_of(disk, "reads") + " reads");
+  line("read", bytes_of(disk, "read_bytes") + " since start in " + count_of(disk, "reads", "read") +
+                   ": " + bytes_of(stats["chunks"], "read_bytes") +
+                   " for chunks, the rest for heads, sidecars, verification and merging");
   line("written", bytes_of(disk, "written_bytes") + " since start (segments " +
                       bytes_of(disk, "written_segment_bytes") + ", logs " +
                       bytes_of(disk, "written_log_bytes") + ", sidecars " +
@@ -115,25 +124,25 @@ void print_disk_traffic(const Json& stats) {
                     (writes.value("budget_spent", false) ? "; SPENT" : "") +
                     (number_of(writes, "declined") == 0
                          ? ""
-                         : "; " + count_of(writes, "declined") + " optional writes left out") +
+                         : "; " + count_of(writes, "declined", "optional write") + " left out") +
                     (number_of(writes, "one_shot_declined") == 0
                          ? ""
-                         : "; " + count_of(writes, "one_shot_declined") +
-                               " one-shot prefixes not admitted"));
+                         : "; " + count_of(writes, "one_shot_declined", "one-shot prefix", "es") +
+                               " not admitted"));
   if (number_of(cost, "read_bytes_per_s") != 0)
     line("load", "this disk reads " + bytes_of(cost, "read_bytes_per_s") + "/s; " +
-                     count_of(cost, "declined") + " loads declined as slower than computing");
+                     count_of(cost, "declined", "load") + " declined as slower than computing");
   for (const Json& space : cost["spaces"]) {
     char text[128];
     const double load = space.value("load_us_per_token", 0.0);
-    std::snprintf(text, sizeof text, "%.1f us to compute a token, ",
+    std::snprintf(text, sizeof text, "%.1f us to compute, ",
                   space.value("compute_us_per_token", 0.0));
     const std::size_t end = std::strlen(text);
     if (load > 0)
-      std::snprintf(text + end, sizeof text - end, "%.1f us to load it", load);
+      std::snprintf(text + end, sizeof text - end, "%.1f us to load", load);
     else
       std::snprintf(text + end, sizeof text - end, "its load is not measured yet");
-    std::printf("          %s: %s\n", text_of(space, "model").c_str(), text);
+    line("per token", short_model(text_of(space, "model")) + ": " + text);
   }
 }
 
@@ -163,8 +172,8 @@ void print_state(const Json& stats) {
   const Json& daemon = stats["daemon"];
   line("daemon", text_of(daemon, "version") + ", pid " + count_of(daemon, "pid") + ", up " +
                      human_duration(number_of(daemon, "uptime_s")) + "; " +
-                     count_of(daemon, "clients") + " clients with " +
-                     count_of(daemon, "open_sequences") + " open sequences; disk by " +
+                     count_of(daemon, "clients", "client") + " with " +
+                     count_of(daemon, "open_sequences", "open sequence") + "; disk by " +
                      text_of(stats["disk"], "backend") + ", kernels " + text_of(daemon, "kernels"));
   if (const std::string damaged = damage_text(stats["damage"]); !damaged.empty())
     line("damage", damaged + (stats["damage"].value("settled", false)
@@ -186,18 +195,28 @@ void print_human(const Json& stats) {
 bool is_bytes(const std::string& name) { return name.find("bytes") != std::string::npos; }
 
 std::string show(const std::string& name, const Json& value) {
+  if (value.is_null()) return "none";
   if (value.is_string()) return value.get<std::string>();
+  if (name == "unix_s") return human_time(value.get<std::uint64_t>());
   if (value.is_number_unsigned() && is_bytes(name)) return human_bytes(value.get<std::uint64_t>());
   return value.dump();
+}
+
+// One line: "space 1, model tiny, compute_us_per_token 3.1".
+std::string show_entry(const Json& entry) {
+  if (!entry.is_object()) return show("", entry);
+  std::string text;
+  for (const auto& [key, value] : entry.items())
+    if (const std::string shown = show(key, value); !shown.empty())
+      text += (text.empty() ? "" : ", ") + key + " " + shown;
+  return text;
 }
 
 void print_section(const std::string& name, const Json& section) {
   std::printf("%s\n", name.c_str());
   if (section.is_array()) {
     if (section.empty()) std::printf("  nothing\n");
-    for (const Json& entry : section)
-      std::printf("  %s\n",
-                  entry.is_string() ? entry.get<std::string>().c_str() : entry.dump().c_str());
+    for (const Json& entry : section) std::printf("  %s\n", show_entry(entry).c_str());
     return;
   }
   for (const auto& [key, value] : section.items())

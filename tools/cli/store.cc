@@ -88,11 +88,15 @@ int finish_verify(const Invocation& invocation, const Json& reply) {
   } else {
     print_problems(reply);
     const std::uint64_t objects = number_of(reply, "objects");
-    std::printf("%s: %llu segments, %llu chunks,%s %s checked%s\n", sound ? "sound" : "NOT sound",
-                static_cast<unsigned long long>(number_of(reply, "segments")),
-                static_cast<unsigned long long>(number_of(reply, "chunks")),
-                objects != 0 ? (" " + std::to_string(objects) + " opaque keys,").c_str() : "",
-                human_bytes(number_of(reply, "bytes")).c_str(),
+    const std::string bytes = human_bytes(number_of(reply, "bytes"));
+    std::printf("%s: %s, %s,%s %s%s\n", sound ? "sound" : "NOT sound",
+                counted(number_of(reply, "segments"), "segment").c_str(),
+                counted(number_of(reply, "chunks"), "chunk").c_str(),
+                objects != 0 ? (" " + counted(objects, "opaque key") + ",").c_str() : "",
+                (invocation.has("quick")
+                     ? "only heads and tables checked (" + bytes + "), not the chunks' bytes"
+                     : bytes + " checked")
+                    .c_str(),
                 sound ? "" : mend_of(reply, invocation.get("store")).c_str());
   }
   return sound ? 0 : 3;
@@ -158,15 +162,16 @@ int repair_offline(const Invocation& invocation) {
                     {"logs_left_out", report->logs_left_out}});
     return 0;
   }
-  const auto number = [](std::uint64_t value) { return static_cast<unsigned long long>(value); };
   if (!report->moved_to.empty())
     std::printf("the old catalogue is kept as %s\n", report->moved_to.c_str());
-  std::printf("the new catalogue has %llu segments and %llu sequences (%llu from logs alone)\n",
-              number(report->segments), number(report->sequences),
-              number(report->sequences_from_logs));
+  std::printf("the new catalogue has %s and %s (%llu from logs alone)\n",
+              counted(report->segments, "segment").c_str(),
+              counted(report->sequences, "sequence").c_str(),
+              static_cast<unsigned long long>(report->sequences_from_logs));
   if (report->segments_left_out != 0 || report->logs_left_out != 0)
-    std::printf("left out as damaged or without an owner: %llu segments, %llu logs\n",
-                number(report->segments_left_out), number(report->logs_left_out));
+    std::printf("left out as damaged or without an owner: %s, %s\n",
+                counted(report->segments_left_out, "segment").c_str(),
+                counted(report->logs_left_out, "log").c_str());
   std::printf(
       "what no sequence shows any more is found again by its tokens, until kvtier gc removes it; "
       "now: kvtier start\n");
@@ -197,8 +202,8 @@ int run_repair(const Invocation& invocation) {
                 static_cast<unsigned long long>(number_of(reply, "dropped")),
                 reply["sequences_cut"].size());
     if (const std::uint64_t behind = number_of(reply, "segments_behind"); behind != 0)
-      std::printf("removed, too, as only what was dropped led there: %llu segments (%s)\n",
-                  static_cast<unsigned long long>(behind),
+      std::printf("removed, too, as only what was dropped led there: %s (%s)\n",
+                  counted(behind, "segment").c_str(),
                   human_bytes(number_of(reply, "bytes_behind")).c_str());
   }
   return 0;
@@ -214,12 +219,11 @@ int run_gc(const Invocation& invocation) {
     print_json(reply);
     return 0;
   }
-  std::printf("%llu segments compacted, %llu removed",
-              static_cast<unsigned long long>(number_of(reply, "segments_compacted")),
+  std::printf("%s compacted, %llu removed",
+              counted(number_of(reply, "segments_compacted"), "segment").c_str(),
               static_cast<unsigned long long>(number_of(reply, "segments_removed")));
   if (objects)
-    std::printf(", %llu opaque keys removed",
-                static_cast<unsigned long long>(number_of(reply, "objects_removed")));
+    std::printf(", %s removed", counted(number_of(reply, "objects_removed"), "opaque key").c_str());
   std::printf(", %s freed\n", human_bytes(number_of(reply, "bytes_freed")).c_str());
   if (reply.value("merging_declined", false))
     std::printf("not merged: today's write budget is spent (store.disk_write_bytes_per_day)\n");
@@ -232,7 +236,7 @@ Command verify_command() {
   return {"verify",
           "check everything that is stored against its checksums (exit 3: something is damaged)",
           {},
-          {{"--quick", nullptr, "structure only, not every byte"},
+          {{"--quick", nullptr, "heads and tables of the files only, not the chunks' bytes"},
            {"--store", "PATH", "check this directory without a daemon; never writes"}},
           run_verify};
 }
