@@ -101,6 +101,7 @@ Json as_json(const ReadText& reads, const std::vector<Passage>& most) {
     passages.push_back({{"first_token", passage.first_token},
                         {"tokens", passage.tokens},
                         {"share", passage.share},
+                        {"length", passage.share - passage.above},
                         {"text", reads.text_of(passage.first_token, passage.tokens)}});
   for (std::size_t group = 1; group < reads.groups.size(); ++group)
     groups.push_back({{"layers", reads.groups[group].layers}, {"rows", reads.groups[group].total}});
@@ -112,17 +113,23 @@ Json as_json(const ReadText& reads, const std::vector<Passage>& most) {
           {"passages", passages}};
 }
 
+std::string percent(double part) {
+  char text[16];
+  std::snprintf(text, sizeof text, "%.1f %%", 100.0 * part);
+  return text;
+}
+
 void print_passages(const ReadText& reads, const std::vector<Passage>& most) {
   constexpr std::size_t kTextBytes = 100;
   std::printf(
-      "What selections took most since the last prompt, for its length, of %llu tokens:\n\n",
-      static_cast<unsigned long long>(reads.tokens()));
-  std::vector<std::vector<std::string>> rows{{"share", "tokens", "text"}};
+      "The passages of %s (%s) that selections read most since the last prompt.\n"
+      "READS: its part of all reads. LENGTH: its part of all tokens. First stands what was read "
+      "most above its length.\n\n",
+      reads.name.c_str(), counted(reads.tokens(), "token").c_str());
+  std::vector<std::vector<std::string>> rows{{"READS", "LENGTH", "TOKENS", "TEXT"}};
   for (const Passage& passage : most) {
-    char share[16];
-    std::snprintf(share, sizeof share, "%.1f %%", 100.0 * passage.share);
     rows.push_back(
-        {share,
+        {percent(passage.share), percent(passage.share - passage.above),
          std::to_string(passage.first_token) + "-" +
              std::to_string(passage.first_token + passage.tokens - 1),
          one_line(printable(reads.text_of(passage.first_token, passage.tokens)), kTextBytes)});
@@ -177,7 +184,7 @@ int run_explain(const Invocation& invocation) {
 Command explain_command() {
   return {
       "explain",
-      "show which passages a reply was read from",
+      "show which passages a reply was read from, first what was read most above its length",
       {{"SEQUENCE", "its id or name"}},
       {{"--text", nullptr, "the whole text, shaded, with a margin of levels by groups of layers"},
        {"--html", "FILE", "write one page with the text shaded, to open in a browser"}},

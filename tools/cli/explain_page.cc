@@ -46,10 +46,11 @@ std::string rules(const ReadText& reads) {
 }
 
 std::string passages(const ReadText& reads, const std::vector<Passage>& most) {
-  std::string out = "<table>\n<tr><th>share<th>tokens<th>passage</tr>\n";
+  std::string out = "<table>\n<tr><th>reads<th>length<th>tokens<th>passage</tr>\n";
   for (const Passage& passage : most) {
-    char share[16];
-    std::snprintf(share, sizeof share, "%.1f %%", 100.0 * passage.share);
+    char share[32];
+    std::snprintf(share, sizeof share, "%.1f %%<td>%.1f %%", 100.0 * passage.share,
+                  100.0 * (passage.share - passage.above));
     const std::string first = std::to_string(passage.first_token);
     if (reads.text.empty()) {
       out += "<tr><td>" + std::string(share) + "<td>" + first + "-" +
@@ -112,8 +113,9 @@ std::string explain_page(const ReadText& reads, const std::vector<Passage>& most
       "input:focus-visible~nav{outline:2px solid}\n" +
       rules(reads) + "</style>\n</head>\n<body>\n<h1>" + escaped(reads.name) + "</h1>\n<p>" +
       std::to_string(reads.tokens()) +
-      " tokens. Shaded: what selections took since the last prompt; the darker, the more often."
-      "</p>\n";
+      " tokens. Shaded: what selections took since the last prompt; the darker, the more often. "
+      "The passages: their part of all reads and of all tokens; first what was read most above its "
+      "length.</p>\n";
   if (!reads.complete)
     page += "<p>The daemon's memory for counts was full: some tokens were not counted.</p>\n";
   page += passages(reads, most);
