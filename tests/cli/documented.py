@@ -36,4 +36,8 @@ for page in pages:
         for name in re.findall(r"^([a-z]+\.[a-z_]+)(?: =.*)?$", text):
             if name.split(".")[0] in sections and name not in settings and not (ROOT / name).exists():
                 print(f"{page.name}: no setting {name}")
+readme = (ROOT / "README.md").read_text()
+for command in sorted(commands):
+    if not re.search(rf"kvtier {command}\b", readme):
+        print(f"README.md: `kvtier {command}` is nowhere in it")
 print("at least 30 were looked up" if seen >= 30 else f"only {seen} were looked up")
