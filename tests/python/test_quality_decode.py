@@ -53,6 +53,18 @@ def test_every_exact_path_gives_the_same_logits(judge, ids, stored):
                 path.cache.close()
 
 
+def test_a_small_arena_reads_from_the_disk(judge, monkeypatch, stored):
+    """--arena: 640 tokens are 28 MiB of keys and values, 16 of them fit."""
+    monkeypatch.setattr(prefix, "read", lambda judge, ids, step: stored)
+    small = plan(64)
+    small.presets, small.arena_bytes = ["quest"], 16 << 20
+    (row,) = run.run(small, judge)
+    assert row["disk_bytes_per_step"] > 0
+    small.arena_bytes = 256 << 20
+    (row,) = run.run(small, judge)
+    assert row["disk_bytes_per_step"] == 0
+
+
 def test_rows_are_those_of_kvtier_bench(judge, stored, monkeypatch):
     monkeypatch.setattr(prefix, "read", lambda judge, ids, step: stored)
     rows = list(decode.rows_of(plan(64), judge))

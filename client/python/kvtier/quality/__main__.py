@@ -68,6 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--sinks", type=int, default=16, help="first tokens, always kept (%(default)s)")
     add("--window", type=int, default=64, help="last stored tokens, always kept (%(default)s)")
     add("--capacity", type=int, default=0, help="rows of the slot cache (default: the preset's)")
+    add("--arena", type=int, metavar="MIB", help="host memory of the daemon for rows (2048)")
     add("--calibration", action="append", default=[], metavar="FILE", help="other texts for books")
     add("--json", metavar="FILE", help="a line per result; -: to standard output, and no table")
     add("--plots", metavar="DIR", help="two pictures: KL against device bytes and bytes fetched")
@@ -88,6 +89,8 @@ def problem(arguments: argparse.Namespace) -> str | None:
         return f"--{error}"
     if arguments.context is not None and arguments.context < 1:
         return f"--context {arguments.context}: at least 1"
+    if arguments.arena is not None and (arguments.arena < 16 or arguments.engine == "reference"):
+        return f"--arena {arguments.arena}: MiB of the daemon, at least 16"
     budgets = (arguments.budget or "1024").split(",")
     if not all(part.isdigit() and int(part) > 0 for part in budgets):
         return f"--budget {arguments.budget}: numbers of rows above 0, separated by commas"
@@ -100,6 +103,10 @@ def problem(arguments: argparse.Namespace) -> str | None:
     if arguments.calibrate and (text := not_for_codebooks(arguments)):
         return text
     others = ("needles", "tasks", "matrix", "tune", "trace", "plots")
+    if arguments.arena and any(
+        (arguments.tune, arguments.decode, arguments.trace, arguments.calibrate)
+    ):
+        return "--arena goes with texts, --needles and --tasks"
     if arguments.decode and any(getattr(arguments, name) for name in others):
         return f"--decode measures time: leave out --{', --'.join(others)}"
     if arguments.decode and (len(budgets) > 1 or arguments.engine != "daemon"):
@@ -165,6 +172,7 @@ def plan_of(arguments: argparse.Namespace):
         context=arguments.context,
         eval=arguments.eval,
         engines=["daemon", "reference"] if arguments.engine == "both" else [arguments.engine],
+        arena_bytes=(arguments.arena << 20) if arguments.arena else daemon.ARENA_BYTES,
         probes=["needles"] * arguments.needles + ["tasks"] * arguments.tasks,
         skip=arguments.matrix is not None or (arguments.tune is not None and not arguments.preset),
         settings=evaluate.Settings(

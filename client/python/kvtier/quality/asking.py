@@ -38,7 +38,7 @@ def rows_of(plan: run.Plan, judge: Judge) -> Iterator[Row]:
     asked = [_contexts(plan, judge, text, length) for text in plan.texts]
     rows = []
     with ExitStack() as stack:
-        own = stack.enter_context(daemon.Daemon()) if "daemon" in plan.engines else None
+        own = run.daemon_of(plan, stack)
         made = run.calibrate(plan, judge, min(judge.longest, length + 1024), own)
         for text, contexts in zip(plan.texts, asked):
             readings = [

@@ -29,6 +29,7 @@ class Plan:
     eval: int = 512
     engines: list[str] = field(default_factory=lambda: ["daemon"])
     probes: list[str] = field(default_factory=list)  # "needles", "tasks": see asking.py
+    arena_bytes: int = daemon.ARENA_BYTES  # host memory for rows
     skip: bool = False  # a preset that the daemon does not have: say so and go on
     settings: evaluate.Settings = field(default_factory=evaluate.Settings)
 
@@ -79,11 +80,18 @@ def calibrate(
     return made
 
 
+def daemon_of(plan: Plan, stack: ExitStack) -> daemon.Daemon | None:
+    """Until the stack is left; none where only the reference runs."""
+    if "daemon" not in plan.engines:
+        return None
+    return stack.enter_context(daemon.Daemon(plan.arena_bytes))
+
+
 def run(plan: Plan, judge: Judge) -> Iterator[dict[str, Any]]:
     """One row per text, engine, preset and budget, and means over the texts."""
     rows = []
     with ExitStack() as stack:
-        own = stack.enter_context(daemon.Daemon()) if "daemon" in plan.engines else None
+        own = daemon_of(plan, stack)
         parts = [(text, *cut(plan, judge, text)) for text in plan.texts]
         positions = max(len(c) + len(rest) for _, c, rest in parts)
         made = calibrate(plan, judge, positions, own)
