@@ -181,8 +181,10 @@ def test_other_tokens_than_the_stored_ones_are_refused(model, model_space, store
     other = [*text_ids[:5], text_ids[5] + 1, *text_ids[6 : PREFILLED + 9]]
     with pytest.raises(ValueError, match=rf"{held} tokens, and only the first 5 .*tokens=5"):
         adapter.generate(model, cache, other, max_new_tokens=1)
-    with pytest.raises(ValueError, match=rf"only the first {held - 1} .*crop\(-1\)"):
+    with pytest.raises(ValueError, match=rf"all {held - 1} that were .* 1 more: .*crop\(-1\)"):
         adapter.prefill(model, cache, text_ids[: held - 1])
+    with pytest.raises(ValueError, match=rf"all that were given, .* start from: .*crop\(-1\)"):
+        adapter.generate(model, cache, text_ids[:held], max_new_tokens=1)
     assert cache.length == held
     cache.close()
 

@@ -82,7 +82,9 @@ def open_space(
     files: Iterable[str | Path] = (),
     **options: Any,
 ) -> Any:
-    """The space of this model, tokenizer, RoPE and dtype: nothing else ever meets its KV."""
+    """The space of this model, tokenizer, RoPE and dtype: nothing else ever meets its KV. That is
+    literal: without the tokenizer, or with `files` (see `fingerprint`), it is another space, which
+    has another's sequences and codebook. So give the same arguments every time."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     detail = json.dumps(

@@ -520,18 +520,26 @@ def prefill(
     return logits
 
 
-def _check_held(cache: KvtierCache, ids: list[int]) -> None:
-    """The cache holds the beginning of `ids`: an answer to other tokens would look like one."""
+def _check_held(cache: KvtierCache, ids: list[int], spare: int = 0) -> None:
+    """The cache holds the beginning of `ids`, short of the last `spare`: an answer to other tokens
+    would look like one."""
     cache._settle()
     held = cache.sequence.length
     stored = cache.sequence.tokens(0, min(held, len(ids)))[:, 0].tolist() if held else []
     same = next((i for i, id_ in enumerate(stored) if id_ != ids[i]), len(stored))
-    if same < held:
-        raise ValueError(
-            f"the cache holds {held} tokens, and only the first {same} are those that were given: "
-            f"go on with cache.fork(tokens={same}), or cut the rest off with cache.crop"
-            f"({same - held})"
-        )
+    keep = min(same, len(ids) - spare)
+    if keep >= held:
+        return
+    if same < len(ids):
+        found = f", and only the first {same} are those that were given"
+    elif same < held:
+        found = f": all {same} that were given, and {held - same} more"
+    else:
+        found = ", all that were given, and the model needs one to start from"
+    raise ValueError(
+        f"the cache holds {held} tokens{found}: go on with cache.fork(tokens={keep}), or cut the "
+        f"rest off with cache.crop({keep - held})"
+    )
 
 
 def generate(
@@ -540,6 +548,8 @@ def generate(
     """model.generate over the full prompt `ids`, computing in pieces what the cache does not
     hold."""
     prompt = torch.tensor([_ids(ids)])
+    if isinstance(cache, KvtierCache):
+        _check_held(cache, _ids(ids), spare=1)
     prefill(model, cache, prompt[:, :-1])
     return model.generate(
         prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache, **kwargs
