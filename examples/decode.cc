@@ -108,12 +108,15 @@ int run(const std::string& name, std::uint64_t context) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 2) {
-    std::fprintf(stderr, "usage: %s NAME [TOKENS]\n", argv[0]);
+  char* end = nullptr;
+  const std::uint64_t tokens = argc == 3 ? std::strtoull(argv[2], &end, 10) : 5000;
+  const bool is_number = end == nullptr || *end == '\0';
+  if (argc < 2 || argc > 3 || !is_number || tokens < 1 || tokens > 1000000) {
+    std::fprintf(stderr, "usage: %s NAME [TOKENS], of 1 to 1000000\n", argv[0]);
     return 2;
   }
   try {
-    return run(argv[1], argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 5000);
+    return run(argv[1], tokens);
   } catch (const kvtier::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

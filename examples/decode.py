@@ -1,13 +1,15 @@
 """A runtime in miniature, the twin of decode.cc: stores the KV of a context, decodes over it on a
 budget, and has it back by name.
 
-    python examples/decode.py NAME [TOKENS]
+    .venv/bin/python examples/decode.py NAME [TOKENS]
 
 The first run with a name fills the sequence; later ones, also after a restart of the machine, find
-it stored. Every run decodes four tokens more, which are stored, too, so the numbers go on. The "model" here is a formula: a real runtime puts its own keys, values and queries in
-the same places. For a real model in transformers see docs/transformers.md.
+it stored. Every run decodes four tokens more, which are stored, too, so the numbers go on. The
+"model" here is a formula: a real runtime puts its own keys, values and queries in the same places.
+For a real model in transformers see docs/transformers.md.
 """
 
+import argparse
 import sys
 
 import kvtier
@@ -65,10 +67,18 @@ def main(name: str, context: int) -> None:
         )
 
 
+def tokens(text: str) -> int:
+    if not 1 <= int(text) <= 1_000_000:
+        raise ValueError
+    return int(text)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description="Stores a context and decodes over it on a budget.")
+    parser.add_argument("name", help="of the sequence that is made, or found again")
+    parser.add_argument("tokens", type=tokens, nargs="?", default=5000, help="1 to 1000000 (5000)")
+    arguments = parser.parse_args()
     try:
-        main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5000)
+        main(arguments.name, arguments.tokens)
     except kvtier.Error as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -76,6 +76,18 @@ def test_the_example_finds_what_it_stored(daemon):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("arguments", [(), ("book", "many"), ("book", "0"), ("book", "1", "2")])
+def test_the_example_says_what_it_takes(arguments):
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "decode.py"), *arguments],
+        env=os.environ | PATHS,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("usage: decode.py ") and "Traceback" not in run.stderr
+
+
 MEMORY = """
     import json, sys
     sys.path[:0] = {path}

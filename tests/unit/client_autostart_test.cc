@@ -120,6 +120,13 @@ TEST_F(Autostart, TheExampleStoresAndResumesAcrossADaemonKilled) {
   kvt_client_close(client);
 }
 
+TEST_F(Autostart, TheExampleRefusesWhatIsNoNumberOfTokens) {
+  for (const char* arguments : {"", " book many", " book 0", " book -3", " book 1 2"}) {
+    const std::string said = output_of(std::string(EXAMPLE) + arguments + " 2>&1 || [ $? = 2 ]");
+    EXPECT_EQ(said.rfind("usage: ", 0), 0u) << arguments << said;
+  }
+}
+
 TEST_F(Autostart, ManyClientsStartOneDaemon) {
   std::array<kvt_client*, 4> clients{};
   std::array<std::thread, 4> threads;
