@@ -85,9 +85,9 @@ void print_hits(const Json& stats) {
                                     count_of(prefixes, "matches", "match", "es"));
   const std::uint64_t memory = number_of(chunks, "from_memory");
   const std::uint64_t disk = number_of(chunks, "from_disk");
-  line("chunks", counted(memory + disk, "chunk") + " fetched by clients: " +
-                     std::to_string(memory) + " from memory, " + std::to_string(disk) +
-                     " from disk (" + percent(memory, memory + disk) + " in memory)");
+  line("chunks", std::to_string(memory + disk) + " fetched by clients: " + std::to_string(memory) +
+                     " from memory, " + std::to_string(disk) + " from disk (" +
+                     percent(memory, memory + disk) + " in memory)");
   std::string misses;
   for (const auto& [reason, count] : stats["misses"].items())
     misses += (misses.empty() ? "" : ", ") + reason + " " + count.dump();
