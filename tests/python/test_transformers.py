@@ -9,7 +9,7 @@ from conftest import PREFILLED
 from reference import ReferenceSequence
 
 import kvtier
-from kvtier import transformers as adapter
+from kvtier import model_cache, transformers as adapter
 
 TOLERANCE = 1e-3
 
@@ -119,7 +119,7 @@ def test_a_question_over_stored_rows_is_read_piece_by_piece(
 ):
     """Many new tokens over more stored rows than one exact pass holds, budget or not: full
     attention's logits."""
-    monkeypatch.setattr(adapter, "READ_TOKENS", 96)
+    monkeypatch.setattr(model_cache, "READ_TOKENS", 96)
     for view in ({}, {"budget": 64, "sinks": 4, "window": 8}):
         cache = adapter.attach(model_space, text_ids[: PREFILLED + 1], **view)
         cache.crop(PREFILLED)
