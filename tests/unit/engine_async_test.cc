@@ -328,5 +328,31 @@ TEST_F(EngineAsyncTest, ASpaceHasItsRowBeforeItIsUsed) {
   EXPECT_EQ(reply.body["tokens"], 64);
 }
 
+TEST_F(EngineAsyncTest, ASpaceThatWasOpenedIsThereAfterAPowerCut) {
+  const std::uint64_t other = client->open_space(geometry, "another model");
+  ASSERT_NE(other, 0u);
+  crash();
+  EXPECT_NE(find_space(state(), SpaceId{other}), nullptr);
+}
+
+// A space was private when this client opened it, and who opened it to keep something failed.
+TEST_F(EngineAsyncTest, ASequenceThatStaysHasTheRowOfItsSpace) {
+  const std::uint64_t other = client->open_space(geometry, "another model", true);
+  ASSERT_NE(other, 0u);
+  SimClient second(world, "second");
+  ASSERT_TRUE(arm_faults("catalogue.write=fail"));
+  EXPECT_EQ(second.open_space(geometry, "another model"), 0u);
+  ASSERT_TRUE(arm_faults(""));
+  world.settle();
+  {
+    auto chat = client->create(other, {}, "chat");
+    ASSERT_NE(chat, nullptr);
+    seal(*chat, make_ids(64), 64);
+    ASSERT_TRUE(close(*chat));
+  }
+  crash();
+  EXPECT_NE(find_sequence_by_name(state(), "chat"), nullptr);
+}
+
 }  // namespace
 }  // namespace kvtier
