@@ -289,5 +289,6 @@ def cost_of(
         ),
         "host_bytes_per_step": (last["bytes_host"] - first["bytes_host"]) / after_first,
         "disk_bytes_per_step": (last["bytes_disk"] - first["bytes_disk"]) / after_first,
+        "daemon_wait_ms_per_step": (last["wait_ns"] - first["wait_ns"]) / after_first / 1e6,
     }
     return figures
