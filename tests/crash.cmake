@@ -2,6 +2,6 @@ add_library(kvt_test_support STATIC support/daemon_process.cc support/known_obje
 target_include_directories(kvt_test_support PUBLIC ${PROJECT_SOURCE_DIR}/client/include)
 target_link_libraries(kvt_test_support PUBLIC kvt_client kvt_ipc kvt_base)
 kvt_test(daemon_crash_test SOURCES crash/daemon_crash_test.cc LIBS kvt_test_support kvt_tiers TIMEOUT 900)
-kvt_test(client_crash_test SOURCES crash/client_crash_test.cc LIBS kvt_test_support TIMEOUT 600)
+kvt_test(client_crash_test SOURCES crash/client_crash_test.cc crash/dying_client.cc LIBS kvt_test_support TIMEOUT 600)
 add_dependencies(daemon_crash_test kvtierd)
 add_dependencies(client_crash_test kvtierd)

@@ -32,7 +32,7 @@ kvt_status open_known_client(const std::string& socket, kvt_client** client) {
   return kvt_client_open(&options, client);
 }
 
-kvt_status open_known_space(kvt_client* client, kvt_space** space) {
+kvt_status open_known_space(kvt_client* client, kvt_space** space, const char* model) {
   kvt_layer layer{};
   layer.dtype = KVT_DTYPE_F32;
   layer.kv_heads = kKnownHeads;
@@ -42,7 +42,7 @@ kvt_status open_known_space(kvt_client* client, kvt_space** space) {
   kvt_space_options options;
   kvt_space_options_init(&options);
   options.preset = "quest";
-  options.model = "known rows";
+  options.model = model;
   options.runtime = "tests";
   options.layers = layers;
   options.layer_count = kKnownLayers;

@@ -19,7 +19,8 @@ kvt_token known_token(std::uint64_t seed, std::uint64_t token);
 std::string known_text(std::uint64_t seed, std::uint64_t token);
 
 kvt_status open_known_client(const std::string& socket, kvt_client** client);
-kvt_status open_known_space(kvt_client* client, kvt_space** space);
+kvt_status open_known_space(kvt_client* client, kvt_space** space,
+                            const char* model = "known rows");
 // Appends `count` tokens of `seed` at the end of the sequence, all layers written, with texts.
 kvt_status append_known(kvt_sequence* sequence, std::uint64_t seed, std::uint32_t count);
 // Reads everything and compares; "" where all is right, else what is wrong. KVT_ERROR_* of a read
