@@ -392,9 +392,12 @@ TEST_F(Sequences, APrivateSpaceIsOpenToOthers) {
   EXPECT_EQ(kvt_sequence_commit(secret), KVT_ERROR_UNSUPPORTED);
   kvt_sequence* later = create_sequence(closed, "secret too");
   EXPECT_EQ(kvt_sequence_commit(later), KVT_ERROR_UNSUPPORTED);
-  KVT_EXPECT_OK(kvt_sequence_close(later));
-  KVT_EXPECT_OK(kvt_sequence_close(secret));
-  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_sequence* shared = open_sequence(closed, "public", false);
+  kvt_sequence* fork = nullptr;
+  KVT_ASSERT_OK(kvt_sequence_fork(shared, 0, nullptr, &fork));
+  EXPECT_EQ(kvt_sequence_commit(fork), KVT_ERROR_UNSUPPORTED);
+  for (kvt_sequence* one : {later, shared, fork, secret, sequence})
+    KVT_EXPECT_OK(kvt_sequence_close(one));
   daemon_->kill();
   daemon_->start();
   sequence = open_sequence(open, "public", false);

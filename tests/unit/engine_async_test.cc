@@ -354,5 +354,24 @@ TEST_F(EngineAsyncTest, ASequenceThatStaysHasTheRowOfItsSpace) {
   EXPECT_NE(find_sequence_by_name(state(), "chat"), nullptr);
 }
 
+// Whatever a client asks for.
+TEST_F(EngineAsyncTest, WhatComesOfPrivateIsPrivate) {
+  const std::uint64_t other = client->open_space(geometry, "another model", true);
+  auto created = client->create(other, {}, "created");
+  ASSERT_NE(created, nullptr);
+  EXPECT_TRUE(find_sequence_by_name(state(), "created")->is_private);
+  auto secret = client->create(space, {}, "secret", true);
+  seal(*secret, make_ids(64), 64);
+  ASSERT_TRUE(client
+                  ->control(Json{{"op", "fork"},
+                                 {"space", space},
+                                 {"name", "secret"},
+                                 {"tokens", 64},
+                                 {"new_name", "forked"}})
+                  .ok());
+  EXPECT_TRUE(find_sequence_by_name(state(), "forked")->is_private);
+  EXPECT_TRUE(world.disk().list("segments")->empty());
+}
+
 }  // namespace
 }  // namespace kvtier
