@@ -74,6 +74,13 @@ std::uint64_t wanted_codebook(const Segment& segment, AbstractSpec spec) {
   return spec.abstract == AbstractKind::kCodes ? codebook_id(*segment.space, spec) : 0;
 }
 
+// One that is there and cannot be used.
+void build_instead(EngineState& engine, Segment& segment, std::uint32_t lane, const char* why) {
+  KVT_LOG(kInfo, "%s: %s; its abstracts are built again",
+          sidecar_path(segment.row.id, segment.space->row.abstracts[lane]).c_str(), why);
+  queue_build(engine, segment, lane);
+}
+
 void next_loads(EngineState& engine);
 
 AbstractTable::Loads& loads_of(EngineState& engine, bool base) {
@@ -92,9 +99,10 @@ void sidecar_parsed(EngineState& engine, const ReadPtr& read) {
     ++engine.metrics.abstracts_loaded;
     install_abstract(engine, *segment, read->lane, {read, *read->payload});
   } else {
-    KVT_LOG(kInfo, "segment %" PRIx64 ": sidecar is damaged, abstracts are built again",
-            read->segment.value);
-    queue_build(engine, *segment, read->lane);
+    build_instead(engine, *segment, read->lane,
+                  read->payload  ? "of another codebook"
+                  : read->failed ? "cannot be read"
+                                 : read->payload.error().message());
   }
   next_loads(engine);
 }
@@ -157,12 +165,13 @@ void load_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane) {
   const Result<FileId> file =
       io.open(sidecar_path(segment.row.id, segment.space->row.abstracts[lane]),
               {.mode = OpenMode::kRead, .direct = engine.options.direct_io});
-  if (!file) return queue_build(engine, segment, lane);
+  if (!file && file.error().code == Code::kNotFound) return queue_build(engine, segment, lane);
+  if (!file) return build_instead(engine, segment, lane, file.error().message());
   const Result<std::uint64_t> size = io.size_bytes(*file);
   if (!size || *size < kSidecarHeaderBytes || *size % kDiskAlign != 0 ||
       *size > kSidecarHeaderBytes + kSidecarPayloadBytesMax) {
     io.close(*file);
-    return queue_build(engine, segment, lane);
+    return build_instead(engine, segment, lane, "of a wrong length");
   }
   note_file(engine, segment, lane);
   auto read = std::make_shared<SidecarRead>();

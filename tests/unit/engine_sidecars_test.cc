@@ -3,6 +3,10 @@
 // read until the test lets it.
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <utility>
+
+#include "base/log.h"
 #include "tests/unit/engine_fixture.h"
 
 namespace kvtier {
@@ -124,6 +128,42 @@ TEST_F(SmallArena, WhatHasNoRoomIsNotRead) {
   for (std::size_t i = 0; i < entries.size(); ++i)
     EXPECT_EQ(entries[i].abstract_offsets[lane] != kNoAbstract, i < fit) << "older ones first";
   expect_nothing_left();
+}
+
+// One that is there and cannot be used is named in the log, whatever is wrong with it.
+TEST_F(EngineSidecars, WhatCannotBeUsedIsNamedAndBuiltAgain) {
+  const auto open_fails = [this] {
+    disk->set_plan({.namespace_at = 0, .status = {Code::kPermission, 13, nullptr}});
+  };
+  const auto read_fails = [this] { disk->set_plan({.data_at = 0, .data_op = IoOp::kRead}); };
+  const auto cut = [this] {
+    const std::string path = "sidecars/" + world.disk().list("sidecars")->at(0);
+    const FileId file = *state().io->io().open(path, {.mode = OpenMode::kWrite});
+    ASSERT_TRUE(state().io->io().resize(file, 100));
+    state().io->io().close(file);
+  };
+  const std::vector<std::pair<std::function<void()>, std::string>> cases = {
+      {open_fails, ": permission"}, {read_fails, ": cannot be read"}, {cut, ": of a wrong length"}};
+  store("chat", 1, {"box/pages:16"});
+  for (const auto& [harm, reason] : cases) {
+    SCOPED_TRACE(reason);
+    auto chat = client->attach(space, "chat", false);
+    ASSERT_NE(chat, nullptr);
+    harm();
+    set_log_level(LogLevel::kInfo);
+    ::testing::internal::CaptureStderr();
+    const std::uint32_t lane = want(*chat, "box/pages:16");
+    world.settle();
+    const std::string log = ::testing::internal::GetCapturedStderr();
+    set_log_level(LogLevel::kWarn);
+    EXPECT_NE(log.find("sidecars/"), std::string::npos) << log;
+    EXPECT_NE(log.find(reason), std::string::npos) << log;
+    EXPECT_EQ(shown(*chat, lane), 1u);
+    EXPECT_EQ(state().metrics.abstracts_rebuilt, 1u);
+    chat.reset();
+    world.kill();
+    restart();
+  }
 }
 
 // To show a new segment asks for a lane that cannot be built, which ends at once; who waited for a
