@@ -105,9 +105,16 @@ void start_new_sequence(EngineState& engine, SessionId session_id, StoredSequenc
                         bool write, Json body, ControlDone done) {
   const auto reply = [&engine, id = sequence.row.id, body = std::move(body),
                       done](Result<OpenSequence*> open) {
-    if (open) return done(info_reply(*engine.sequences.all.at(id), *open, body));
-    done(error(open.error()));
-    forget_unopened(engine, *engine.sequences.all.at(id));
+    StoredSequence& made = *engine.sequences.all.at(id);
+    if (!open) {
+      done(error(open.error()));
+      return forget_unopened(engine, made);
+    }
+    auto info = std::make_shared<ControlReply>(info_reply(made, *open, body));
+    if (made.is_private || engine.read_only) return done(std::move(*info));
+    // Behind its row: a client that loses the daemon from here on finds the sequence in the next.
+    post_batch(engine, CatalogueBatch(), false,
+               [info, done](Result<void>) { done(std::move(*info)); });
   };
   if (!write) {
     Session* session = find_session(engine, session_id);
