@@ -22,7 +22,7 @@ std::uint64_t file_bytes(const Segment& segment) {
 }
 
 Json entry_of(const StoredSequence& sequence) {
-  std::uint64_t disk = sequence.log.end_offset, shared = 0, resident = 0;
+  std::uint64_t disk = sequence.log.file_bytes, shared = 0, resident = 0;
   for (const SequencePart& part : sequence.parts) {
     disk += file_bytes(*part.segment);
     if (part.segment->sequence_refs > 1) shared += file_bytes(*part.segment);
@@ -73,7 +73,7 @@ Json space_json(const EngineState& engine, const StoredSpace& space) {
   for (const auto& [id, sequence] : engine.sequences.all) {
     if (sequence->space != &space) continue;
     ++sequences;
-    bytes += sequence->log.end_offset;
+    bytes += sequence->log.file_bytes;
   }
   for (const auto& [id, segment] : engine.segments.all) {
     if (segment->space != &space) continue;

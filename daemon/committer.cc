@@ -103,6 +103,7 @@ void finish(EngineState& engine, const Job& job, Result<void> result) {
     engine.metrics.commit_tokens += job->count - std::min(job->first, job->count);
     engine.metrics.commit_bytes += job->bytes;
     log.end_offset = job->offset + job->bytes;
+    log.file_bytes = job->new_file ? log.end_offset : std::max(log.file_bytes, log.end_offset);
     log.next_order = job->order + job->records;
     log.tokens = job->count;
     log.half = job->half;
@@ -111,7 +112,7 @@ void finish(EngineState& engine, const Job& job, Result<void> result) {
     log.suspect = log.suspect || job->began;
     // What it left there counts until the next commit's file takes the place.
     if (job->began && !job->new_file)
-      log.end_offset = std::max(log.end_offset, engine.io->io().size_bytes(job->file).value_or(0));
+      log.file_bytes = std::max(log.file_bytes, engine.io->io().size_bytes(job->file).value_or(0));
     ++engine.metrics.commit_failures;
     KVT_LOG(kWarn, "sequence %" PRIx64 ": commit failed: %s", job->sequence.value,
             result.error().message());
@@ -327,10 +328,11 @@ void run_commit(EngineState& engine, const Job& job) {
   std::uint64_t bytes = bytes_of_records(*job);
   const std::uint64_t end = job->offset + (job->new_file ? kTailLogHeaderBytes : 0) + bytes;
   // A new file takes the place of the one before: what cuts a log fits always.
-  const std::uint64_t before = engine.sequences.all.at(job->sequence)->log.end_offset;
-  if (job->new_file)
-    bytes = kTailLogHeaderBytes + bytes - std::min(before, kTailLogHeaderBytes + bytes);
-  const Result<void> room = bytes == 0 ? Result<void>() : reserve_disk(engine, bytes);
+  const std::uint64_t before = engine.sequences.all.at(job->sequence)->log.file_bytes;
+  if (job->new_file) bytes += kTailLogHeaderBytes;
+  const std::uint64_t written = bytes;
+  if (job->new_file) bytes -= std::min(before, bytes);
+  const Result<void> room = reserve_disk(engine, bytes, written);
   if (!room) return finish(engine, job, error(room.error()));
   job->reserved_bytes = bytes;
   engine.sequences.commit_bytes_reserved += bytes;

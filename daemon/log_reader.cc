@@ -109,10 +109,11 @@ void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& d
   if (log.file.value != 0) engine.io->io().close(log.file);
   log.file = read->file;
   log.tokens = read->replay->tokens;
+  log.end_offset = read->replay->end_offset;
+  log.file_bytes = read->file_bytes;
   log.next_order = read->replay->next_order;
   log.half = 0;
   log.suspect = read->replay->torn || read->cut_in_page;
-  log.end_offset = log.suspect ? read->file_bytes : read->replay->end_offset;
   log.loaded = true;
   if (log.suspect) ++engine.metrics.logs_torn;
   // A daemon that was killed may have left records that nobody synced: what is told now must stay.
@@ -153,7 +154,7 @@ void load_log(EngineState& engine, StoredSequence& sequence, std::shared_ptr<Tai
   ++engine.metrics.logs_torn;
   log.suspect = log.loaded = true;
   log.tokens = 0;
-  log.end_offset = 0;
+  log.end_offset = log.file_bytes = 0;
   done({});
 }
 

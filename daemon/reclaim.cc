@@ -113,7 +113,7 @@ bool make_room(EngineState& engine) {
 
 std::uint64_t log_bytes(const EngineState& engine) {
   std::uint64_t bytes = 0;
-  for (const auto& [id, sequence] : engine.sequences.all) bytes += sequence->log.end_offset;
+  for (const auto& [id, sequence] : engine.sequences.all) bytes += sequence->log.file_bytes;
   return bytes;
 }
 
@@ -125,9 +125,9 @@ std::uint64_t store_bytes(const EngineState& engine) {
          engine.sequences.commit_bytes_reserved + engine.kept_files.total_bytes;
 }
 
-Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes) {
+Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes, std::uint64_t written) {
   const std::uint64_t limit = engine.options.disk_bytes_max;
-  for (;;) {
+  while (bytes != 0) {
     const std::uint64_t used = store_bytes(engine);
     if (used - std::min(used, condemned_bytes(engine)) + bytes <= limit) break;
     if (make_room(engine)) continue;
@@ -142,11 +142,11 @@ Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes) {
   }
   publish_objects(engine);
   const Result<std::uint64_t> free = engine.io->io().free_bytes();
-  if (!free || *free >= bytes) return {};
+  if (!free || *free >= written) return {};
   // What is evicted now is free when its rows are gone: the next attempt finds it.
   const std::uint64_t before = store_bytes(engine);
   while (condemned_bytes(engine) + (before - std::min(before, store_bytes(engine))) + *free <
-             bytes &&
+             written &&
          make_room(engine)) {
   }
   publish_objects(engine);

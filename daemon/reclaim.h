@@ -17,9 +17,13 @@ namespace kvtier {
 struct EngineState;
 struct Segment;
 
-// Evicts until `bytes` more fit under the limit and on the file system; kNoSpace where that cannot
-// be.
-[[nodiscard]] Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes);
+// Evicts until `bytes` more fit under the limit, and `written` on the file system: more than
+// `bytes` where the file that is replaced stays until then. kNoSpace where that cannot be.
+[[nodiscard]] Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes,
+                                        std::uint64_t written);
+[[nodiscard]] inline Result<void> reserve_disk(EngineState& engine, std::uint64_t bytes) {
+  return reserve_disk(engine, bytes, bytes);
+}
 // Removes every segment without references now; the bytes that will be free.
 std::uint64_t evict_unreferenced(EngineState& engine);
 // Everything of the store that the limit counts: segments, sidecars, logs, opaque values,

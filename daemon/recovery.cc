@@ -107,7 +107,7 @@ void count_log(EngineState& engine, StoredSequence& sequence) {
   const Result<FileId> file =
       io.open(tail_log_path(sequence.row.id, sequence.row.log_generation), {});
   if (!file) return;
-  sequence.log.end_offset = io.size_bytes(*file).value_or(0);
+  sequence.log.file_bytes = io.size_bytes(*file).value_or(0);
   io.close(*file);
 }
 

@@ -85,7 +85,8 @@ struct TailWork {
 struct TailLog {
   std::uint64_t generation = 0;  // 0: none
   FileId file;
-  std::uint64_t end_offset = 0;  // the next record's place; of a suspect log, the file's length
+  std::uint64_t end_offset = 0;  // the next record's place
+  std::uint64_t file_bytes = 0;  // more where a commit failed or a power cut tore it
   std::uint64_t next_order = 0;
   std::uint32_t tokens = 0;  // durable ones, from the end of what is sealed
   std::uint32_t half = 0;
