@@ -23,20 +23,25 @@ def rows(layer: int, first: int, count: int, phase: float) -> np.ndarray:
     head = np.arange(HEADS)[:, None, None]
     token = np.arange(first, first + count)[None, :, None]
     place = np.arange(DIM)[None, None, :]
-    return np.sin(phase + 0.001 * token * (place + 1) + layer + head).astype(np.float32)
+    return np.sin(phase + 0.01 * token * np.sqrt(place + 1) + layer + head).astype(np.float32)
 
 
-def forward(sequence: kvtier.Sequence, count: int, view: kvtier.View | None = None) -> None:
-    """One piece: tokens, then K and V layer by layer; with a view, attends to everything so far."""
+def queries(layer: int, token: int) -> np.ndarray:
+    """[query head, dim]: those that look for one token. A budget finds it and its neighbours; for
+    queries that look nowhere, as random ones do, every row counts the same and none can be left."""
+    return 6 * rows(layer, token, 1, 0.0)[:, 0].repeat(QUERY_HEADS // HEADS, axis=0)
+
+
+def forward(sequence: kvtier.Sequence, count: int, *views: kvtier.View) -> list[float]:
+    """One piece: tokens, then K and V layer by layer. Returns a number of what attention gives in
+    the last layer, for each view."""
     first = sequence.length
     sequence.append(np.arange(first, first + count, dtype=np.uint32) % 997)
     for layer in range(LAYERS):
         sequence.write(layer, 0, rows(layer, first, count, 0.0), rows(layer, first, count, 1.0))
-        if view is not None:
-            out, _ = view.attend(layer, np.full((QUERY_HEADS, DIM), 0.1, np.float32))
+        gives = [view.attend(layer, queries(layer, first // 2))[0][0, 0] for view in views]
     sequence.finish_piece()
-    if view is not None:
-        print(f"token {first}: attention gives {out[0, 0]:.6f}")
+    return gives
 
 
 def main(name: str, context: int) -> None:
@@ -57,13 +62,15 @@ def main(name: str, context: int) -> None:
     # Opened anew, so that the first run decodes as later ones do: the tokens of a tail are always
     # attended, beside the budget, and a sequence that was just filled has many of them.
     with space.open(name) as sequence:
-        with sequence.view(budget=256) as view:  # rows per KV head and layer; 0: everything
-            for _ in range(4):
-                forward(sequence, 1, view)
-            stats = view.stats()
+        view, every = sequence.view(budget=256), sequence.view(budget=0)  # rows per head and layer
+        for _ in range(4):
+            some, all_ = forward(sequence, 1, view, every)
+            print(f"token {sequence.length - 1}: attention gives {some:.6f}, exactly {all_:.6f}")
+        stats = view.stats()
+        print("the difference is the weight of the rows that the budget leaves out")
         print(
             f"{stats['rows_attended']} rows attended (4 steps, {LAYERS} layers, {HEADS} heads), "
-            f"{stats['rows_fetched']} of them fetched"
+            f"{stats['rows_fetched']} of them fetched; exactly: {every.stats()['rows_attended']}"
         )
 
 

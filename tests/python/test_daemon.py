@@ -80,6 +80,12 @@ def test_the_example_finds_what_it_stored(daemon):
     assert "3004 tokens are stored" in second and "token 3007:" in second
     # Both decode under the same conditions: nothing of the first run's filling is left in a tail,
     # whose rows are all attended to, and a budget is as large from the disk as from memory.
+    for text in (first, second):  # the budget finds what the queries look for
+        told = [line.split() for line in text.splitlines() if line.startswith("token ")]
+        assert len(told) == 4
+        for words in told:
+            some, exactly = float(words[4].rstrip(",")), float(words[6])
+            assert words[5] == "exactly" and some == pytest.approx(exactly, abs=0.01)
     rows = [int(text.splitlines()[-1].split()[0]) for text in (first, second)]
     assert rows[0] == rows[1]
 
