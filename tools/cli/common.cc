@@ -149,9 +149,10 @@ bool offline_settings(std::string* program, Json* settings, std::string* problem
 }
 
 std::vector<std::pair<std::string, std::string>> unknown_variables(const Json& settings) {
-  constexpr std::size_t kOurs = std::string_view("KVTIER_").size();
+  constexpr std::size_t kOurs = std::string_view("KVTIER_").size(), kSlipsMax = 2;
   std::vector<std::string> known = {"SOCKET", "CONFIG", "DAEMON", "LOG", "FAULTS", "KERNELS"};
-  if (settings.is_object() && settings.contains("keys"))
+  const bool all_known = settings.is_object() && settings.contains("keys");
+  if (all_known)
     for (const Json& key : settings["keys"]) {
       std::string name = text_of(key, "key");
       for (char& c : name)
@@ -165,6 +166,9 @@ std::vector<std::pair<std::string, std::string>> unknown_variables(const Json& s
     if (!name.starts_with("KVTIER_") || std::ranges::count(known, name.substr(kOurs)) != 0)
       continue;
     const std::vector<std::string> near = near_names(name.substr(kOurs), known, 1);
+    // Without the list it may well be a setting, unless it is nearly one of these.
+    if (!all_known && (near.empty() || edit_distance(name.substr(kOurs), near.front()) > kSlipsMax))
+      continue;
     found.emplace_back(name, near.empty() ? "" : "KVTIER_" + near.front());
   }
   return found;
@@ -287,11 +291,15 @@ std::string short_model(const std::string& model) {
   return hash ? model.substr(0, kDigitsShown) : one_line(model, kBytesShown);
 }
 
+std::string quoted(const std::string& text) {
+  const bool plain =
+      !text.empty() && text.find_first_of(" \t\n'\"\\$`&|;<>()*?[]#~!") == std::string::npos;
+  return plain ? text : shell_quoted(text);
+}
+
 std::string socket_flag(const Invocation& invocation) {
   if (invocation.socket.empty()) return "";
-  const bool plain =
-      invocation.socket.find_first_of(" \t\n'\"\\$`&|;<>()*?[]#~!") == std::string::npos;
-  return " --socket " + (plain ? invocation.socket : shell_quoted(invocation.socket));
+  return " --socket " + quoted(invocation.socket);
 }
 
 std::string one_line(const std::string& text, std::size_t bytes_max) {

@@ -84,12 +84,12 @@ Finding check_absent_directory(const Invocation& invocation, const std::string& 
                                const std::string& mend) {
   if (!invocation.socket.empty())
     return {Grade::kBad, "socket directory", "there is no directory " + directory,
-            "mkdir -m 700 " + directory + ", or " + mend};
+            "mkdir -p -m 700 " + quoted(directory) + ", or " + mend};
   const std::string parent = std::filesystem::path(directory).parent_path();
   struct stat info {};
   if (::stat(parent.c_str(), &info) != 0)
     return {Grade::kBad, "socket directory", parent + ": " + std::strerror(errno),
-            "mkdir -m 700 " + parent + ", or " + mend};
+            "mkdir -p -m 700 " + quoted(parent) + ", or " + mend};
   if (::faccessat(AT_FDCWD, parent.c_str(), W_OK | X_OK, AT_EACCESS) != 0)
     return {Grade::kBad, "socket directory", directory + " cannot be made: " + std::strerror(errno),
             mend};
@@ -117,7 +117,7 @@ Finding check_socket_directory(const Invocation& invocation) {
     return {Grade::kBad, "socket directory", directory + " belongs to another user", mend};
   if ((info.st_mode & 077) != 0)
     return {Grade::kBad, "socket directory", directory + " can be entered by others",
-            "chmod 700 " + directory};
+            "chmod 700 " + quoted(directory)};
   if (ClosedPlace closed = find_closed_place(path); !closed.found.empty())
     return {Grade::kBad, "socket directory", std::move(closed.found), std::move(closed.mend)};
   return {Grade::kGood, "socket directory", directory, ""};
@@ -256,8 +256,8 @@ std::string mend_of_refusal(const std::string& place, int why) {
   if (why == ENOSPC || why == EDQUOT) return "free some space there: `kvtier rm`, `kvtier gc`";
   if ((why == EACCES || why == EPERM) && ::stat(place.c_str(), &info) == 0)
     return (info.st_uid == ::geteuid()
-                ? "chmod u+rwX " + place
-                : "as root: chown -R " + std::to_string(::geteuid()) + " " + place) +
+                ? "chmod u+rwX " + quoted(place)
+                : "as root: chown -R " + std::to_string(::geteuid()) + " " + quoted(place)) +
            kElsewhere;
   return "set store.path in kvtierd.toml to a directory that can be made";
 }
@@ -380,7 +380,7 @@ void check_counters(const Json& stats, std::vector<Finding>* findings) {
     findings->push_back({Grade::kBad, "catalogue",
                          std::to_string(number_of(disk, "kept_lost")) +
                              " files are newer than all that it knows: it has lost its last rows",
-                         "kvtier stop; kvtier repair --store " + text_of(disk, "store") +
+                         "kvtier stop; kvtier repair --store " + quoted(text_of(disk, "store")) +
                              " (before kvtier gc, which removes them)"});
   check_damage(stats, findings);
 }
@@ -439,7 +439,7 @@ void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
   else if (!rows && (rows.error().code == Code::kPermission || rows.error().code == Code::kBusy))
     findings->push_back({Grade::kBad, "catalogue",
                          options.path + " cannot be read: " + rows.error().message(),
-                         "as root: chown -R " + std::to_string(::geteuid()) + " " + store});
+                         "as root: chown -R " + std::to_string(::geteuid()) + " " + quoted(store)});
   else if (!rows && rows.error().code == Code::kIo)
     findings->push_back({Grade::kBad, "catalogue",
                          options.path + " cannot be read: " + rows.error().message(),
@@ -451,7 +451,7 @@ void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
                                      : !rows ? "damaged"
                                              : "empty, and the store is not") +
                              ": the daemon will not start",
-                         "kvtier repair --store " + store});
+                         "kvtier repair --store " + quoted(store)});
   if (rows)
     check_damage(Json{{"damage",
                        {{"segments_damaged_now",
@@ -482,7 +482,7 @@ std::vector<Finding> look(const Invocation& invocation) {
   findings.push_back(check_settings(&seen.settings));
   for (const auto& [name, meant] : unknown_variables(seen.settings))
     findings.push_back(
-        {meant.empty() ? Grade::kInfo : Grade::kSlow, "environment", name + " means nothing",
+        {meant.empty() ? Grade::kInfo : Grade::kBad, "environment", name + " means nothing",
          meant.empty() ? "if a setting is meant: `kvtier config` lists them (store.path is "
                          "KVTIER_STORE_PATH); else leave it"
                        : "if " + meant + " is meant, name it so; else unset it"});

@@ -243,11 +243,12 @@ int run_expire(const Invocation& invocation) {
   return simple(
       invocation,
       Json{{"op", "expire"}, {"target", target_of(invocation.get("SEQUENCE"))}, {"at_unix_s", at}},
-      [at](const Json& reply) {
-        std::printf("expires: %s%s\n", human_time(at).c_str(),
-                    at != 0 && reply.value("pinned", false)
-                        ? ", but it is pinned and stays until the pin is off (kvtier pin --off)"
-                        : "");
+      [&invocation, at](const Json& reply) {
+        std::string text = human_time(at);
+        if (at != 0 && reply.value("pinned", false))
+          text += ", but it is pinned and stays until the pin is off (kvtier pin --off " +
+                  quoted(invocation.get("SEQUENCE")) + ")";
+        std::printf("expires: %s\n", text.c_str());
       });
 }
 
