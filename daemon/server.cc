@@ -29,13 +29,29 @@ constexpr std::uint64_t kDrainDeadlineNs = 20'000'000'000;
 // Of a spinning engine, between two looks at everything else.
 constexpr int kRingLooks = 16;
 
-// The store's directory, 0700, and its lock: one daemon per store.
-Result<UniqueFd> lock_store(const std::string& path) {
+// Makes the store's directory (0700) where it is missing; one that others may enter is refused, and
+// left as it is: it may be meant for something else.
+Result<void> prepare_store(const std::string& path) {
+  const std::filesystem::path directory = (std::filesystem::path(path) / "").parent_path();
   std::error_code failed;
-  std::filesystem::create_directories(path, failed);
+  std::filesystem::create_directories(directory.parent_path(), failed);
+  struct stat info {};
+  if (!failed && ((::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) ||
+                  ::stat(directory.c_str(), &info) != 0))
+    failed.assign(errno, std::generic_category());
+  if (!failed && !S_ISDIR(info.st_mode)) failed.assign(ENOTDIR, std::generic_category());
   if (failed)
     return error(Code::kIo, "cannot make the store's directory: check store.path", failed.value());
-  ::chmod(path.c_str(), 0700);
+  if ((info.st_mode & 077) != 0)
+    return error(Code::kPermission,
+                 "others may enter the store's directory: chmod 700 it, or set store.path to an "
+                 "empty directory of your own");
+  return {};
+}
+
+// One daemon per store.
+Result<UniqueFd> lock_store(const std::string& path) {
+  KVT_TRY_VOID(prepare_store(path));
   UniqueFd lock(::open((path + "/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock.valid())
     return error(Code::kReadOnly,
@@ -212,6 +228,8 @@ Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options) {
   server->state_ = std::make_unique<State>();
   State* state = server->state_.get();
   state->options = options;
+  // First, as a start that fails here leaves the store's place as it was.
+  if (options.listening_socket < 0) KVT_TRY_VOID(check_listening_place(options.daemon.socket_path));
   KVT_TRY(state->store_lock, lock_store(options.daemon.store_path));
   UnixListener listener;
   if (options.listening_socket >= 0)

@@ -119,11 +119,16 @@ Result<void> connect_until(int socket, const sockaddr_un& address, const Deadlin
 
 }  // namespace
 
-Result<UnixListener> listen_unix(const std::string& path) {
-  KVT_TRY(const sockaddr_un address, make_address(path));
+Result<void> check_listening_place(const std::string& path) {
+  KVT_TRY_VOID(make_address(path));
   const std::size_t slash = path.rfind('/');
   if (slash == 0) return error(Code::kInvalid, "the socket needs a directory of its own");
-  KVT_TRY_VOID(prepare_directory(path.substr(0, slash)));
+  return prepare_directory(path.substr(0, slash));
+}
+
+Result<UnixListener> listen_unix(const std::string& path) {
+  KVT_TRY(const sockaddr_un address, make_address(path));
+  KVT_TRY_VOID(check_listening_place(path));
   UnixListener listener;
   KVT_TRY(listener.lock, take_lock(path));
   KVT_TRY_VOID(remove_stale(path));

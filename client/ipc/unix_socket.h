@@ -19,8 +19,10 @@ struct UnixListener {
   std::string path;
 };
 
-// Makes the directory (0700) where it is missing and refuses one that others own or may enter
-// (kPermission); takes the lock (kBusy: another daemon serves here); removes a stale socket only
+// Makes the socket's directory (0700) where it is missing and refuses one that others own or may
+// enter (kPermission).
+[[nodiscard]] Result<void> check_listening_place(const std::string& path);
+// The same, and takes the lock (kBusy: another daemon serves here); removes a stale socket only
 // then (kExists: something that is no socket); binds with mode 0600 and listens.
 [[nodiscard]] Result<UnixListener> listen_unix(const std::string& path);
 

@@ -320,6 +320,13 @@ void check_store(const std::string& store, bool held_elsewhere, std::string* pro
                          "move it away, or set store.path in kvtierd.toml"});
     return;
   }
+  struct stat info {};
+  if (::stat(store.c_str(), &info) == 0 && (info.st_mode & 077) != 0) {
+    findings->push_back(
+        {Grade::kBad, "store", store + " can be entered by others",
+         "chmod 700 " + quoted(store) + ", or set store.path to an empty directory of your own"});
+    return;
+  }
   Finding refusal;
   if (!is_writable(store, place.string(), &refusal)) {
     findings->push_back(std::move(refusal));
