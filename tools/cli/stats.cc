@@ -82,10 +82,10 @@ void print_hits(const Json& stats) {
   line("prefixes", asked == 0 ? "none asked for"
                               : std::to_string(found) + " of " + std::to_string(asked) +
                                     " tokens found (" + percent(found, asked) + ") in " +
-                                    count_of(prefixes, "matches", "match", "es"));
+                                    count_of(prefixes, "matches", "question"));
   const std::uint64_t memory = number_of(chunks, "from_memory");
   const std::uint64_t disk = number_of(chunks, "from_disk");
-  line("chunks", std::to_string(memory + disk) + " fetched by clients: " + std::to_string(memory) +
+  line("chunks", std::to_string(memory + disk) + " wanted: " + std::to_string(memory) +
                      " from memory, " + std::to_string(disk) + " from disk (" +
                      percent(memory, memory + disk) + " in memory)");
   std::string misses;
@@ -111,7 +111,8 @@ void print_disk_traffic(const Json& stats) {
   const Json& cost = stats["cost"];
   line("read", bytes_of(disk, "read_bytes") + " since start in " + count_of(disk, "reads", "read") +
                    ": " + bytes_of(stats["chunks"], "read_bytes") +
-                   " for chunks, the rest for heads, sidecars, verification and merging");
+                   " for chunks, the rest for heads, sidecars, tail logs, values and the building "
+                   "of abstracts");
   line("written", bytes_of(disk, "written_bytes") + " since start (segments " +
                       bytes_of(disk, "written_segment_bytes") + ", logs " +
                       bytes_of(disk, "written_log_bytes") + ", sidecars " +
