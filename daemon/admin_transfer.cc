@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 
 #include "base/unique_fd.h"
@@ -35,9 +36,13 @@ class FileSink {
   [[nodiscard]] Result<void> create(const std::string& path) {
     fd_ = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (fd_.valid()) return {};
-    if (errno == EEXIST)
+    const int why = errno;
+    std::error_code ignored;
+    if (std::filesystem::is_directory(path, ignored))
+      return error(Code::kExists, "it is a directory: give the name of a file in it");
+    if (why == EEXIST)
       return error(Code::kExists, "the file exists: choose another name, or remove it");
-    return error(Code::kIo, "cannot make the file", errno);
+    return error(Code::kIo, "cannot make the file", why);
   }
   [[nodiscard]] Result<void> write(ByteSpan bytes) {
     if (buffer_.size() + bytes.size() > kBufferBytes) KVT_TRY_VOID(flush());

@@ -385,7 +385,7 @@ std::string chunk_name(const SegmentMeta& meta, std::uint32_t index) {
   const std::size_t last = std::min(first + meta.geometry.chunk_tokens, meta.tokens.size()) - 1;
   return name + " (layer " + std::to_string(place.layer) + ", group " +
          std::to_string(place.group) + ", tokens " + std::to_string(first) + "-" +
-         std::to_string(last) + ")";
+         std::to_string(last) + " of the segment)";
 }
 
 std::string segment_path(SegmentId id) {

@@ -239,12 +239,14 @@ TEST_F(StoreCheck, RegionsAreNamedAndTheRestIsStillRead) {
   disk_.rot(first_, chunks_at + 4096 * 10 + 5, 3);  // layer 0, chunk 5, head 0
   report = check();
   EXPECT_EQ(named(report, first_),
-            std::vector<std::string>{"damaged/damage/chunk 10 (layer 0, group 0, tokens 40-47)"});
+            std::vector<std::string>{
+                "damaged/damage/chunk 10 (layer 0, group 0, tokens 40-47 of the segment)"});
   EXPECT_TRUE(check(false).sound());  // structure only
   disk_.rot(first_, chunks_at + 4096 * 10 + 5, 3);
 
   disk_.rot(first_, chunks_at + 4095, 0);
-  expect_one(first_, "damaged/warning/chunk 0 (layer 0, group 0, tokens 0-7), padding");
+  expect_one(first_,
+             "damaged/warning/chunk 0 (layer 0, group 0, tokens 0-7 of the segment), padding");
 }
 
 TEST_F(StoreCheck, CutsAndExtraBytes) {
