@@ -24,7 +24,7 @@ int run_codebooks(const Invocation& invocation) {
       {"SPACE", "MODEL", "KIND", "ID", "KEYS", "QUERIES", "POSITIONS", "SIZE", "STATE"}};
   for (const Json& entry : reply["codebooks"]) {
     const std::string problem = text_of(entry, "problem");
-    rows.push_back({std::to_string(number_of(entry, "space")), text_of(entry, "model"),
+    rows.push_back({std::to_string(number_of(entry, "space")), short_model(text_of(entry, "model")),
                     text_of(entry, "kind"), number_text(entry, "id"),
                     number_text(entry, "keys_per_head"), number_text(entry, "query_tokens"),
                     number_text(entry, "positions"),

@@ -45,11 +45,14 @@ void print_list(const Json& reply) {
 }
 
 void print_profiles(const Json& profiles) {
-  std::vector<std::vector<std::string>> rows = {{"MODEL", "PRESET", "BUDGET", "PROFILE"}};
-  for (const Json& profile : profiles)
+  std::vector<std::vector<std::string>> rows = {{"MODEL", "ALSO", "PRESET", "BUDGET", "PROFILE"}};
+  for (const Json& profile : profiles) {
+    const std::string also = text_of(profile, "also");
     if (!profile.contains("error"))
-      rows.push_back({text_of(profile, "model"), text_of(profile, "preset"),
-                      std::to_string(number_of(profile, "budget")), text_of(profile, "from")});
+      rows.push_back({short_model(text_of(profile, "model")), also.empty() ? "" : short_model(also),
+                      text_of(profile, "preset"), std::to_string(number_of(profile, "budget")),
+                      text_of(profile, "from")});
+  }
   if (rows.size() == 1) return;
   std::printf("\nWhat views of a model take where nobody names a preset:\n");
   print_table(rows);
