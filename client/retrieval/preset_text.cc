@@ -251,6 +251,8 @@ Result<void> settle_numbers(const Given& given, LevelUse of_base, Preset* preset
     *problem = "flat_layers needs search \"tree\"";
   else if (has_level(*preset) && !given.level && preset->level == 0.0f)
     *problem = "level is missing: " + choices_of(*find_part(kLevel));
+  else if (has_share(*preset) && !given.share && preset->share == 0.0f)
+    *problem = "share is missing: " + choices_of(*find_part(kShare));
   else if ((given.exact_above || given.refine) && !refines(*preset))
     *problem = "exact_above and refine need a base rendition as precision, as \"base:44\"";
   else

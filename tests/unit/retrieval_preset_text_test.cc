@@ -193,7 +193,7 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("base = \"mean\"\nscore = \"largest\"", "\"representatives:4\", for example");
   expect_problem("base = \"quest\"\nabstract = \"box:2\"", "levels of boxes are for search");
   expect_problem("base = \"quest\"\nbudget = \"kept\"", "choose nothing");
-  expect_problem("base = \"quest\"\nbudget = \"ratio\"", "share is above 0");
+  expect_problem("base = \"quest\"\nbudget = \"ratio\"", "share is missing: above 0");
   expect_problem("base = \"codes\"\nabstract = \"base:44\"", "are a precision");
   expect_problem("base = \"window\"\nprecision = \"base:44\"", "is of chosen rows");
   expect_problem("base = \"progressive\"\nexact_above = 1.5", "0 to 1");
@@ -219,8 +219,8 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
                  "mean-softmax");
   expect_problem("base = \"leoam\"\nbudget = \"entropy\"\nshare = 0.5",
                  "need masses: group \"mean-softmax\"");
-  expect_problem("base = \"quest\"\nbudget = \"entropy\"", "share is above 0");
-  expect_problem("base = \"quest\"\nbudget = \"certified\"", "share is above 0");
+  expect_problem("base = \"quest\"\nbudget = \"entropy\"", "share is missing: above 0");
+  expect_problem("base = \"quest\"\nbudget = \"certified\"", "share is missing: above 0");
   const std::string certified = "budget = \"certified\"\nshare = 0.9\n";
   for (const char* other :
        {"base = \"mean\"", "base = \"codes\"", "base = \"leoam\"", "base = \"freekv\"",
