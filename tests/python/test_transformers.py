@@ -185,6 +185,13 @@ def test_other_tokens_than_the_stored_ones_are_refused(model, model_space, store
         adapter.prefill(model, cache, text_ids[: held - 1])
     with pytest.raises(ValueError, match=rf"all that were given, .* start from: .*crop\(-1\)"):
         adapter.generate(model, cache, text_ids[:held], max_new_tokens=1)
+    with pytest.raises(ValueError, match="only the first 0 .*: begin a new cache with attach"):
+        adapter.generate(model, cache, [text_ids[0] + 1, *text_ids[1:PREFILLED]], max_new_tokens=1)
+    empty = adapter.attach(model_space, [text_ids[0] + 1], private=True)
+    for some in (cache, empty):
+        with pytest.raises(ValueError, match="no tokens: give the whole text"):
+            adapter.generate(model, some, [], max_new_tokens=1)
+    empty.close()
     assert cache.length == held
     cache.close()
 

@@ -250,6 +250,8 @@ def _check_held(cache: KvtierCache, ids: list[int], spare: int = 0) -> None:
     held = cache.sequence.length
     stored = cache.sequence.tokens(0, min(held, len(ids)))[:, 0].tolist() if held else []
     same = next((i for i, id_ in enumerate(stored) if id_ != ids[i]), len(stored))
+    if not ids and (held or spare):
+        raise ValueError("there are no tokens: give the whole text, from its first token on")
     keep = min(same, len(ids) - spare)
     if keep >= held:
         return
@@ -259,10 +261,12 @@ def _check_held(cache: KvtierCache, ids: list[int], spare: int = 0) -> None:
         found = f": all {same} that were given, and {held - same} more"
     else:
         found = ", all that were given, and the model needs one to start from"
-    raise ValueError(
-        f"the cache holds {held} tokens{found}: go on with cache.fork(tokens={keep}), or cut the "
-        f"rest off with cache.crop({keep - held})"
+    mend = (
+        f"go on with cache.fork(tokens={keep}), or cut the rest off with cache.crop({keep - held})"
+        if keep
+        else "begin a new cache with attach(space, ids)"
     )
+    raise ValueError(f"the cache holds {held} tokens{found}: {mend}")
 
 
 def generate(
