@@ -217,7 +217,7 @@ def test_nothing_stays_of_what_does_not_end(daemon, loaded):
         (["--text", "nowhere.txt"], 2, "no such text: nowhere.txt"),
         (["--context", "255"], 2, "--context 255: at least 256 make a codebook"),
         (["--model", "nowhere.gguf"], 2, "no such file: nowhere.gguf"),
-        (["--model", "./nowhere"], 2, "no model at ./nowhere: "),
+        (["--model", "./nowhere"], 2, "no model at ./nowhere\n"),
         (["--tune", "0.1"], 2, "--calibrate measures nothing: leave out --tune"),
         (["--budget", "64"], 2, "--calibrate measures nothing: leave out --budget"),
     ],

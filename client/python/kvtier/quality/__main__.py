@@ -89,7 +89,9 @@ def problem(arguments: argparse.Namespace) -> str | None:
         return f"--{error}"
     if arguments.context is not None and arguments.context < 1:
         return f"--context {arguments.context}: at least 1"
-    if arguments.arena is not None and (arguments.arena < 16 or arguments.engine == "reference"):
+    if arguments.arena is not None and arguments.engine == "reference":
+        return f"--arena {arguments.arena}: the reference has no arena: leave out one of the two"
+    if arguments.arena is not None and arguments.arena < 16:
         return f"--arena {arguments.arena}: MiB of the daemon, at least 16"
     budgets = (arguments.budget or "1024").split(",")
     if not all(part.isdigit() and int(part) > 0 for part in budgets):

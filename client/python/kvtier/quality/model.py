@@ -81,6 +81,8 @@ def load(
             raise _no_model(str(path), error) from error
         size = path.stat().st_size
         return Judge(model, tokenizer, _key(f"{path.name} {size}", model), [path], language)
+    if not Path(name).exists() and name.startswith(("/", "./", "../")):
+        raise FileNotFoundError(f"no model at {name}")
     import transformers
 
     if threads:

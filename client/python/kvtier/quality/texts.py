@@ -37,14 +37,20 @@ def _built_in(file: str) -> Path:
 def find(name: str) -> Text:
     """A built-in text by its name, or a file."""
     path = _built_in(BUILT_IN[name]) if name in BUILT_IN else Path(name)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no such text: {name}; a file, or {', '.join(BUILT_IN)}")
-    return Text(name if name in BUILT_IN else path.name, path.read_text(errors="replace"))
+    return _read(path, name if name in BUILT_IN else path.name)
 
 
 def calibration(files: list[str]) -> list[Text]:
     paths = [Path(f) for f in files] or [_built_in(f) for f in CALIBRATION]
     for path in paths:
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"no such text: {path}")
-    return [Text(path.name, path.read_text(errors="replace")) for path in paths]
+    return [_read(path, path.name) for path in paths]
+
+
+def _read(path: Path, name: str) -> Text:
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a directory: give a file")
+    return Text(name, path.read_text(errors="replace"))
