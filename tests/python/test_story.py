@@ -183,6 +183,7 @@ def read(path: Path) -> bytes:
         ((), "which document"),
         (("/no/such/file", "q"), "no such file: /no/such/file"),
         ((ROOT, "q"), f"{ROOT} is a directory"),
+        (("/dev/null", "q"), "/dev/null is not a regular file"),
         ((__file__, "q", "--json", ROOT), f"{ROOT} is a directory"),
         ((__file__, "q", "--directory", __file__), "is a file: give a directory"),
         ((__file__, "q", "--threads", "-1"), "--threads -1: at least 0"),
@@ -196,6 +197,7 @@ def test_what_cannot_work_is_said_at_once(arguments, words):
     assert run.returncode == 2 and words in run.stderr and "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize("safe", [{}, {"PYTHONSAFEPATH": "1"}])
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -205,7 +207,7 @@ def test_what_cannot_work_is_said_at_once(arguments, words):
         (("--tokens", "x"), "--tokens: invalid int value"),
     ],
 )
-def test_the_quickstart_refuses_before_it_installs_or_builds(tmp_path, arguments, words):
+def test_the_quickstart_refuses_before_it_installs_or_builds(tmp_path, arguments, words, safe):
     """Of a clone it has what the check needs, and nothing that could be installed or built."""
     for folder in ("tools", "client/python/kvtier/story", "examples"):
         shutil.copytree(ROOT / folder, tmp_path / "clone" / folder)
@@ -213,6 +215,7 @@ def test_the_quickstart_refuses_before_it_installs_or_builds(tmp_path, arguments
     run = subprocess.run(
         [tmp_path / "clone/tools/quickstart", *arguments],
         cwd=tmp_path,
+        env=os.environ | safe,
         capture_output=True,
         text=True,
     )

@@ -128,6 +128,15 @@ def test_a_venv_that_is_ours_or_unfinished_is_made_anew(scratch):
     assert make_venv(scratch / "ours", "exit 1", ["requirements.stamp", f"{site}/torch/x.py"]).stdout == anew
 
 
+def test_check_says_what_it_takes(scratch):
+    check = LIB.parent / "check"
+    help_ = subprocess.run([check, "--help"], cwd=scratch, text=True, capture_output=True)
+    assert (help_.returncode, help_.stderr) == (0, "") and "  tools/check --fast " in help_.stdout, help_
+    assert "#" not in help_.stdout, help_
+    other = subprocess.run([check, "--quick"], cwd=scratch, text=True, capture_output=True)
+    assert (other.returncode, other.stdout) == (2, "") and "no such option: --quick" in other.stderr, other
+
+
 def main():
     for name, test in list(globals().items()):
         if name.startswith("test_"):

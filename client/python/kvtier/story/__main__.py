@@ -118,8 +118,10 @@ def problem(arguments: argparse.Namespace) -> str | None:
     for path in filter(None, (arguments.document, arguments.gguf)):
         if path.is_dir():
             return f"{path} is a directory: give a file"
-        if not path.is_file():
+        if not path.exists():
             return f"no such file: {path}"
+        if not path.is_file():
+            return f"{path} is not a regular file"
         if not os.access(path, os.R_OK):
             return f"{path} cannot be read: permission denied"
     if (words := len(arguments.document.read_text(errors="replace").split())) < 300:

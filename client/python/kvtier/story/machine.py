@@ -118,6 +118,10 @@ def kill_daemon(pid: int) -> None:
     wait_gone(pid)
 
 
+WHOLE_CACHE_DROPPED = "whole page cache dropped"
+FILES_DROPPED = "page cache of these files dropped"
+
+
 def drop_page_cache(settings: Settings, paths: Iterable[Path]) -> str:
     """Makes the next read of these files come from the disk. Returns how that was done."""
     for path in paths:
@@ -130,10 +134,10 @@ def drop_page_cache(settings: Settings, paths: Iterable[Path]) -> str:
     if settings.drop_all:
         try:
             Path("/proc/sys/vm/drop_caches").write_text("1\n")
-            return "whole page cache dropped"
+            return WHOLE_CACHE_DROPPED
         except OSError:
             pass  # only root may
-    return "page cache of these files dropped"
+    return FILES_DROPPED
 
 
 def disk_parts(store: Path) -> dict[str, int]:

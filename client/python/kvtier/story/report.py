@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from . import machine
 from .settings import Settings
 
 
@@ -72,10 +73,10 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
     }
 
 
-PAGE_CACHE = {  # machine.drop_page_cache's words
-    "whole page cache dropped": "before, the machine's whole page cache was dropped",
-    "page cache of these files dropped": "before, the story's files were dropped from the page "
-    "cache; all of it only root can drop",
+PAGE_CACHE = {
+    machine.WHOLE_CACHE_DROPPED: "before, the machine's whole page cache was dropped",
+    machine.FILES_DROPPED: "before, the story's files were dropped from the page cache; "
+    "all of it only root can drop",
 }
 
 
@@ -161,7 +162,7 @@ def explained(settings: Settings, f: dict[str, Any]) -> list[str]:
         f"({d['committed_tokens'] - d['context_tokens']}).",
         "First token: attach and one step of the model. The answer's first word comes when all "
         f"{d['question_tokens']} tokens of the question are read.",
-        f"From disk: {PAGE_CACHE.get(d['page_cache'], d['page_cache'])}.",
+        f"From disk: {PAGE_CACHE[d['page_cache']]}.",
         f"Budget: the arena is {mb(d['host_arena_bytes'])} on purpose, less than the KV, so that "
         "rows have to come from disk, many of them again and again.",
         f"On disk: segments {mb(named['segments'])} (document, answers, forks: each seals what it "
