@@ -16,7 +16,7 @@ const std::vector<ErrorClass>& error_classes() {
       {"Miss", nullptr, "Not stored, or not any more.", {KVT_ERROR_MISS}},
       {"Full", nullptr, "A bounded resource has no room.", {KVT_ERROR_FULL, KVT_ERROR_NO_SPACE}},
       {"Timeout", nullptr, "A deadline passed.", {KVT_ERROR_TIMEOUT, KVT_ERROR_CANCELLED}},
-      {"Busy", nullptr, "Somebody else holds it; try again.", {KVT_ERROR_BUSY}},
+      {"Busy", nullptr, "Another client, or this one, holds it; try again.", {KVT_ERROR_BUSY}},
       {"InvalidArgument", nullptr, "An argument is out of its range.", {KVT_ERROR_INVALID}},
       {"Unsupported", nullptr, "This build or machine cannot do it.", {KVT_ERROR_UNSUPPORTED}},
       {"Limit", "InvalidArgument", "A request above a limit.", {KVT_ERROR_TOO_LARGE}},

@@ -141,7 +141,8 @@ class Space(_Closable):
         that is."""
     def open(
         self, name: str | None = None, id: int | None = None, writable: bool = True
-    ) -> Sequence: ...
+    ) -> Sequence:
+        """Busy where another client (or this one) writes it: writable=False reads it meanwhile."""
 
 class Sequence(_Closable):
     """An append-only stream of tokens with their K and V. Calls from several threads wait for each
