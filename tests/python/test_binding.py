@@ -277,6 +277,9 @@ def test_errors_say_what_to_do(client, space, tmp_path):
             )
         with pytest.raises(kvtier.Busy):
             space.open("errors")
+        with space.open("errors", writable=False) as reader, reader.fork() as fork:
+            assert (sequence.length, reader.length) == (1, 0)  # what is sealed
+            fork.append([1])
         with pytest.raises(kvtier.Exists):
             space.create(name="errors")
         with pytest.raises(kvtier.NotFound, match="no such preset: .*quest"):

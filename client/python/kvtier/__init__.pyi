@@ -142,7 +142,7 @@ class Space(_Closable):
     def open(
         self, name: str | None = None, id: int | None = None, writable: bool = True
     ) -> Sequence:
-        """Busy where another client (or this one) writes it: writable=False reads it meanwhile."""
+        """Busy where another client, or this one, writes; writable=False reads what is sealed."""
 
 class Sequence(_Closable):
     """An append-only stream of tokens with their K and V. Calls from several threads wait for each
