@@ -7,16 +7,20 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import PATHS
 
 import kvtier
-from kvtier.quality import daemon, engines, metrics, prefix, run, texts, tune
+from kvtier.quality import daemon, engines, evaluate, metrics, prefix, run, texts, tune
 from kvtier.quality.__main__ import main, parse, tuned
 from kvtier.quality.reference import PRESETS
+from kvtier.quality.reference.tally import Tally
 
 KEYS = {
     "preset",
@@ -91,6 +95,52 @@ def test_the_daemon_and_the_reference_agree(tmp_path):
             assert daemon[key] == pytest.approx(reference[key], rel=0.02), key
         assert daemon["sentences"] == reference["sentences"] and "en" in daemon["sentences"]
     assert "KL" in done.stdout and "dialogue" in done.stdout
+
+
+JUDGE = SimpleNamespace(layers=30, kv_heads=3, row_bytes=lambda: 256)
+STORED = SimpleNamespace(length=6144)
+
+
+def resident_in_daemon(preset, budget=1024, **settings):
+    stats = defaultdict(lambda: 1)
+    settings = evaluate.Settings(budget=budget, **settings)
+    figures = daemon.cost_of(JUDGE, STORED, preset, settings, stats, stats, steps=2)
+    return figures["resident_bytes_ratio"] * STORED.length
+
+
+def resident_in_reference(preset, budget=1024):
+    tally = Tally(preset, 0)
+    tally.head_steps, tally.layer_steps = 2 * JUDGE.layers * JUDGE.kv_heads, 2 * JUDGE.layers
+    reference = SimpleNamespace(
+        preset=preset, tally=tally, budget=budget, sinks=16, window=64, capacity=0
+    )
+    return evaluate.cost_of(JUDGE, STORED, reference)["resident_bytes_ratio"] * STORED.length
+
+
+def test_what_is_resident_goes_by_the_preset(tmp_path):
+    assert resident_in_daemon("codes") == 2048
+    assert resident_in_daemon("default") == 2048
+    assert resident_in_daemon("progressive") == 1024 + 16 + 64
+    assert resident_in_daemon("progressive", capacity=1500) == 1500
+    assert resident_in_daemon("codes", budget=4096) == 6144
+    assert resident_in_daemon("window", budget=0) == 16 + 64
+    assert resident_in_daemon("full", budget=0) == 6144
+    mine = tmp_path / "mine.toml"
+    mine.write_text('base = "codes"\nresidency_percent = 150\ndense_layers = 3\n')
+    assert resident_in_daemon(str(mine)) == pytest.approx((3 * 6144 + 27 * 1536) / 30)
+    mine.write_text('base = "codes"\ndense_layers = 99\n')
+    assert resident_in_daemon(str(mine)) == 6144
+    dense = replace(PRESETS["progressive"], dense=(0, 1))
+    assert resident_in_reference(dense) == pytest.approx((2 * 6144 + 28 * 1104) / 30)
+
+
+def test_both_engines_keep_the_same_rows_resident():
+    both = {preset["name"] for preset in kvtier.presets()["presets"]} & PRESETS.keys()
+    assert {"codes", "progressive", "window", "full"} <= both
+    for name in both:
+        budget = 1024 if PRESETS[name].attends == "chosen" else 0
+        daemon_s = resident_in_daemon(name, budget)
+        assert daemon_s == resident_in_reference(PRESETS[name], budget), name
 
 
 @pytest.mark.parametrize(

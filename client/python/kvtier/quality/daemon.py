@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from . import metrics
-from .evaluate import Progress, Settings
+from .evaluate import Progress, Settings, mean_over_layers
 from .model import Judge
 from .prefix import Prefix
+from .reference.residency import Lru
 
 PIECE = 1024
 ARENA_BYTES = 2 << 30
@@ -41,12 +42,19 @@ def name_of(prefix: Prefix) -> str:
     return f"context-{digest}"
 
 
+def parts_of(preset: str) -> dict[str, Any]:
+    """What the daemon's preset is made of, by the words of its file."""
+    import kvtier
+
+    return kvtier.presets("" if preset == "default" else preset)["presets"][0]
+
+
 def check(preset: str) -> None:
     """Raises NotThere where a view would not take the preset: before a model is loaded."""
     import kvtier
 
     try:
-        kvtier.presets("" if preset == "default" else preset)
+        parts_of(preset)
     except kvtier.Error as error:
         from .reference import PRESETS
 
@@ -256,17 +264,12 @@ def cost_of(
     device = last["abstract_bytes"] + (last["base_bytes"] if last["rows_rebuilt"] else 0)
     rows = last["rows_attended"] / last["steps"] / judge.kv_heads
     tail = (steps + 1) / 2
-    capacity = last.get("capacity_rows", settings.capacity or 2 * settings.budget)
-    kept = min(settings.sinks + settings.window, prefix.length)
-    resident = min(prefix.length, max(capacity, settings.budget + kept))
-    if name == "full":
-        resident = prefix.length
     waited = last.get("rows_waited", last["rows_fetched"]) - first.get(
         "rows_waited", first["rows_fetched"]
     )
     figures = {
         "device_bytes_ratio": device / pairs / context,
-        "resident_bytes_ratio": resident / prefix.length,
+        "resident_bytes_ratio": resident_of(judge, prefix, name, settings),
         "fetched_ratio": (entered - rebuilt / 2) / prefix.length,  # of these, values alone
         "waited_ratio": waited / after_first / pairs / prefix.length,
         "rows_attended": max(0.0, rows - tail),
@@ -292,3 +295,14 @@ def cost_of(
         "daemon_wait_ms_per_step": (last["wait_ns"] - first["wait_ns"]) / after_first / 1e6,
     }
     return figures
+
+
+def resident_of(judge: Judge, prefix: Prefix, name: str, settings: Settings) -> float:
+    """Rows that a view keeps room for over those of the context: slot caches as it makes them,
+    and everything in dense layers."""
+    parts = parts_of(name)
+    budget = 0 if parts["budget"] == "kept" else settings.budget
+    kept = settings.sinks + settings.window
+    rows = Lru(parts["residency_percent"]).capacity(budget, kept, settings.capacity)
+    dense = judge.layers if parts["budget"] == "all" else parts["dense_layers"]
+    return mean_over_layers(rows / prefix.length, dense, judge.layers)

@@ -100,21 +100,20 @@ def cost_of(judge: Judge, prefix: Prefix, reference: Reference) -> dict[str, Any
     context = prefix.length * judge.row_bytes()  # of one layer and KV head
     pairs = judge.layers * judge.kv_heads
     steps = tally.head_steps // pairs
-    kept = min(reference.sinks + reference.window, prefix.length)
-    if preset.attends == "all":
-        resident = prefix.length
-    elif preset.attends == "kept":
-        resident = kept
+    kept = reference.sinks + reference.window
+    if preset.attends == "kept":
+        rows = kept
     else:
-        rows = reference.budget or prefix.length
-        resident = min(prefix.length, preset.residency.capacity(rows, kept, reference.capacity))
+        budget = reference.budget or prefix.length
+        rows = preset.residency.capacity(budget, kept, reference.capacity)
+    dense = judge.layers if preset.attends == "all" else len(preset.dense)
     after_first = max(1, (steps - 1) * pairs)
     entered = tally.rows_entered / after_first
     waited = tally.rows_waited / after_first
     hot_entered = tally.hot_rows_entered / tally.head_steps
     return {
         "device_bytes_ratio": tally.abstract_bytes / pairs / context,
-        "resident_bytes_ratio": resident / prefix.length,
+        "resident_bytes_ratio": mean_over_layers(rows / prefix.length, dense, judge.layers),
         "fetched_ratio": (entered * preset.precision.fetched + hot_entered) / prefix.length,
         "waited_ratio": (waited * preset.precision.fetched + hot_entered) / prefix.length,
         "rows_attended": tally.rows_attended / tally.head_steps,
@@ -128,6 +127,12 @@ def cost_of(judge: Judge, prefix: Prefix, reference: Reference) -> dict[str, Any
         "hot_rows_entered": hot_entered,
         "selections_per_step": tally.selections / tally.layer_steps,
     }
+
+
+def mean_over_layers(resident: float, dense: int, layers: int) -> float:
+    """Of the share of the context that is resident in a layer, where so many hold all of it."""
+    dense = min(dense, layers)
+    return (dense + (layers - dense) * min(resident, 1.0)) / layers
 
 
 def of_budget(settings: Settings, budget: int) -> Settings:

@@ -152,6 +152,7 @@ _TABLE = [
         "progressive",
         abstract=abstract.Codes("codes"),
         books="codes",
+        residency=residency.Lru(100),
         precision=precision.LowBit(4, 4, hot=0.01),
     ),
     # What fewer bits cost, and keys before RoPE.
@@ -160,6 +161,7 @@ _TABLE = [
             f"progressive-{bits}{bits}" + ("-before" if before else ""),
             abstract=abstract.Codes("codes"),
             books="codes",
+            residency=residency.Lru(100),
             precision=precision.LowBit(bits, bits, hot=0.01, before=before),
         )
         for bits, before in ((4, True), (3, False), (3, True))
