@@ -327,7 +327,7 @@ void allocate_records(EngineState& engine, const Job& job, std::uint64_t end) {
 void run_commit(EngineState& engine, const Job& job) {
   std::uint64_t bytes = bytes_of_records(*job);
   const std::uint64_t end = job->offset + (job->new_file ? kTailLogHeaderBytes : 0) + bytes;
-  // A new file takes the place of the one before: what cuts a log fits always.
+  // A new file takes the place of the one before: what cuts a log fits under the limit always.
   const std::uint64_t before = engine.sequences.all.at(job->sequence)->log.file_bytes;
   if (job->new_file) bytes += kTailLogHeaderBytes;
   const std::uint64_t written = bytes;

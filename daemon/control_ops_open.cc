@@ -103,18 +103,23 @@ void forget_unopened(EngineState& engine, StoredSequence& sequence) {
 
 void start_new_sequence(EngineState& engine, SessionId session_id, StoredSequence& sequence,
                         bool write, Json body, ControlDone done) {
-  const auto reply = [&engine, id = sequence.row.id, body = std::move(body),
+  const auto reply = [&engine, session_id, id = sequence.row.id, body = std::move(body),
                       done](Result<OpenSequence*> open) {
     StoredSequence& made = *engine.sequences.all.at(id);
     if (!open) {
       done(error(open.error()));
       return forget_unopened(engine, made);
     }
-    auto info = std::make_shared<ControlReply>(info_reply(made, *open, body));
-    if (made.is_private || engine.read_only) return done(std::move(*info));
+    if (made.is_private || engine.read_only) return done(info_reply(made, *open, body));
     // Behind its row: a client that loses the daemon from here on finds the sequence in the next.
-    post_batch(engine, CatalogueBatch(), false,
-               [info, done](Result<void>) { done(std::move(*info)); });
+    // A catalogue that fails makes the store read-only, which its commits are told.
+    const auto told = [&engine, session_id, handle = (*open)->handle, body, done](Result<void>) {
+      Session* session = find_session(engine, session_id);
+      const OpenSequence* still = session == nullptr ? nullptr : find_open(*session, handle);
+      if (still == nullptr) return done(error(Code::kCancelled, "the connection was closed"));
+      done(info_reply(*still->sequence, still, body));
+    };
+    post_batch(engine, CatalogueBatch(), false, told);
   };
   if (!write) {
     Session* session = find_session(engine, session_id);

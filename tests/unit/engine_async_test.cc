@@ -41,6 +41,32 @@ class EngineAsyncTest : public EngineFixture {
   }
 };
 
+// Whatever of the catalogue's queue goes with the daemon.
+TEST_F(EngineAsyncTest, WhatACreateWasAnsweredIsThereInTheNextDaemon) {
+  for (int round = 0; round < 20 && !HasFatalFailure(); ++round) {
+    const std::string name = "chat " + std::to_string(round);
+    auto chat = client->create(space, {}, name);
+    ASSERT_NE(chat, nullptr);
+    chat.reset();
+    world.kill();
+    restart();
+    EXPECT_NE(client->attach(space, name, true), nullptr) << round;
+  }
+}
+
+TEST_F(EngineAsyncTest, WhoGoesBeforeACreateIsAnsweredIsToldNothingElse) {
+  auto other = std::make_unique<SimClient>(world, "other");
+  const std::uint64_t its_space = other->open_space(geometry);
+  const auto reply = send(*other, {{"op", "create"}, {"space", its_space}, {"name", "chat"}});
+  while (find_sequence_by_name(state(), "chat") == nullptr ||
+         find_sequence_by_name(state(), "chat")->open.empty())
+    ASSERT_TRUE(world.turn());
+  other.reset();
+  world.settle();
+  EXPECT_EQ(reply->status.code, Code::kCancelled);
+  EXPECT_NE(client->attach(space, "chat", true), nullptr);
+}
+
 // Two forks wait for the committed tail to be sealed. The seal of the first fails: the second must
 // be served all the same.
 TEST_F(EngineAsyncTest, AFailedSealWithoutAWriterDropsNobodysRequest) {

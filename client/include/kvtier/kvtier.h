@@ -169,7 +169,8 @@ KVT_API void kvt_sequence_options_init(kvt_sequence_options* options);
 KVT_API kvt_status kvt_space_match(kvt_space* space, const uint32_t* ids, uint64_t count,
                                    kvt_match* out);
 /* A new sequence that shares the longest stored prefix of at most `count` ids (0: empty). `match`
- * may be null. Positions are 0, 1, 2, ... Append goes on after the matched tokens. */
+ * may be null. Positions are 0, 1, 2, ... Append goes on after the matched tokens.
+ * KVT_ERROR_EXISTS: the name is taken; by this call itself where the daemon died within it. */
 KVT_API kvt_status kvt_sequence_create(kvt_space* space, const kvt_sequence_options* options,
                                        const uint32_t* ids, uint64_t count, kvt_match* match,
                                        kvt_sequence** out);
