@@ -1,6 +1,9 @@
 // Partitions by tokens: every token in one unit, none empty, none too long.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <span>
+
 #include "tiers/partition.h"
 
 namespace kvtier {
@@ -53,6 +56,16 @@ TEST(Output, IsCutAtMarksAndTheRestIsLeft) {
       << "eight times the length of a cluster is the limit";
 }
 
+void expect_units(const Starts& starts, std::size_t count, std::uint32_t limit) {
+  ASSERT_GE(starts.size(), 2u);
+  EXPECT_EQ(starts.front(), 0u);
+  EXPECT_EQ(starts.back(), count);
+  for (std::size_t i = 1; i < starts.size(); ++i) {
+    ASSERT_GT(starts[i], starts[i - 1]);
+    ASSERT_LE(starts[i] - starts[i - 1], limit);
+  }
+}
+
 TEST(Partitions, CoverEveryTokenOnce) {
   for (std::uint32_t count : {1u, 2u, 63u, 2048u})
     for (std::uint32_t limit : {1u, 2u, 16u, 128u, 2048u}) {
@@ -61,15 +74,45 @@ TEST(Partitions, CoverEveryTokenOnce) {
         tokens[i].flags = i % 11 == 0 ? 2 : i % 5 == 0 ? 1 : 0;
         tokens[i].span = i / 9;
       }
-      for (const Starts& starts : {cut_sentences(tokens, limit), cut_spans(tokens, limit)}) {
-        ASSERT_GE(starts.size(), 2u);
-        EXPECT_EQ(starts.front(), 0u);
-        EXPECT_EQ(starts.back(), count);
-        for (std::size_t i = 1; i < starts.size(); ++i) {
-          EXPECT_GT(starts[i], starts[i - 1]);
-          EXPECT_LE(starts[i] - starts[i - 1], limit);
-        }
+      expect_units(cut_sentences(tokens, limit), count, limit);
+      expect_units(cut_spans(tokens, limit), count, limit);
+    }
+}
+
+// 100,000 sentences or spans of a token each, and one of 100,000 tokens: in one piece, and in
+// segments as the daemon has them.
+TEST(Partitions, VeryLongTexts) {
+  constexpr std::uint32_t kTokens = 100000, kLimit = 128, kSegment = 2048;
+  for (const bool one : {false, true})
+    for (const std::uint32_t clause : {0u, 1u}) {
+      std::vector<TokenRecord> tokens(kTokens);
+      for (std::uint32_t i = 0; i < kTokens; ++i) {
+        tokens[i].flags = kTokenOwn | (!one ? 2 : i % 100 == 0 ? clause : 0);
+        tokens[i].span = one ? 1 : i;
       }
+      const Starts whole = cut_sentences(tokens, kLimit);
+      expect_units(whole, kTokens, kLimit);
+      EXPECT_EQ(cut_spans(tokens, kLimit).size() - 1,
+                one ? (kTokens + kLimit - 1) / kLimit : kTokens);
+      if (one) {
+        EXPECT_LE(whole.size() - 1, 2 * (kTokens / kLimit) + 1) << "no crumbs";
+      } else {
+        EXPECT_EQ(whole.size() - 1, kTokens);
+      }
+      const OutputUnits output = cut_output(tokens, kLimit);
+      EXPECT_EQ(output.tokens.size(), kTokens);
+      expect_units(output.starts, kTokens, kOutputUnitFactor * kLimit);
+      std::uint32_t covered = 0, units = 0;
+      for (std::uint32_t at = 0; at < kTokens; at += kSegment) {
+        const auto segment = std::span(tokens).subspan(at, std::min(kSegment, kTokens - at));
+        const Starts starts = cut_sentences(segment, kLimit);
+        expect_units(starts, segment.size(), kLimit);
+        expect_units(cut_spans(segment, kLimit), segment.size(), kLimit);
+        covered += starts.back();
+        units += static_cast<std::uint32_t>(starts.size()) - 1;
+      }
+      EXPECT_EQ(covered, kTokens);
+      EXPECT_EQ(one ? kTokens : units, kTokens) << "a unit to each sentence";
     }
 }
 
