@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""check_page.py FILE: what a browser makes of a page of `kvtier explain --html`: prints its text of the most read level, by group of
-layers. Fails on tags that do not match, on scripts, and on anything from elsewhere."""
+"""check_page.py FILE: what Python's html.parser, which is no browser (no styles, no clicks), finds in a page of `kvtier explain --html`:
+prints its text of the most read level, by group of layers. Fails on tags that do not match, on scripts, and on anything from elsewhere."""
 import html.parser
 import sys
 
