@@ -62,16 +62,17 @@ def main(name: str, context: int) -> None:
     # Opened anew, so that the first run decodes as later ones do: the tokens of a tail are always
     # attended, beside the budget, and a sequence that was just filled has many of them.
     with space.open(name) as sequence:
-        view, every = sequence.view(budget=256), sequence.view(budget=0)  # rows per head and layer
-        for _ in range(4):
-            some, all_ = forward(sequence, 1, view, every)
-            print(f"token {sequence.length - 1}: attention gives {some:.6f}, exactly {all_:.6f}")
-        stats = view.stats()
-        print("the difference is the weight of the rows that the budget leaves out")
-        print(
-            f"{stats['rows_attended']} rows attended (4 steps, {LAYERS} layers, {HEADS} heads), "
-            f"{stats['rows_fetched']} of them fetched; exactly: {every.stats()['rows_attended']}"
-        )
+        # Rows per head and layer.
+        with sequence.view(budget=256) as view, sequence.view(budget=0) as every:
+            for _ in range(4):
+                few, all_ = forward(sequence, 1, view, every)
+                print(f"token {sequence.length - 1}: attention gives {few:.6f}, exactly {all_:.6f}")
+            stats, exact = view.stats(), every.stats()
+    print("the difference is the weight of the rows that the budget leaves out")
+    print(
+        f"{stats['rows_attended']} rows attended (4 steps, {LAYERS} layers, {HEADS} heads), "
+        f"{stats['rows_fetched']} of them fetched; exactly: {exact['rows_attended']}"
+    )
 
 
 def tokens(text: str) -> int:

@@ -100,8 +100,10 @@ TEST_F(Autostart, TheExampleStoresAndResumesAcrossADaemonKilled) {
   const std::string first = output_of(std::string(EXAMPLE) + " book 3000 2>&1");
   EXPECT_NE(first.find("0 tokens are stored"), std::string::npos) << first;
   float some = 0, exactly = 1;  // the budget finds what the queries look for
-  ASSERT_EQ(std::sscanf(first.c_str() + first.find("token 3003"),
-                        "token 3003: attention gives %f, exactly %f", &some, &exactly),
+  const std::size_t told = first.find("token 3003");
+  ASSERT_NE(told, std::string::npos) << first;
+  ASSERT_EQ(std::sscanf(first.c_str() + told, "token 3003: attention gives %f, exactly %f", &some,
+                        &exactly),
             2)
       << first;
   EXPECT_NEAR(some, exactly, 0.01) << first;

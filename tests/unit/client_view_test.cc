@@ -333,6 +333,8 @@ TEST_P(ViewTest, WhatWasChosenIsTold) {
     for (int wait = 0; wait < 400 && rows_told() != rows; ++wait)
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     EXPECT_EQ(rows_told(), rows);
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // and stay
+    EXPECT_EQ(rows_told(), rows);
   };
   const std::uint64_t once = 128 * shape.kv_heads;  // whole pages of 16
   for (int step = 0; step < 8; ++step) attend(1);
