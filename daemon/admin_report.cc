@@ -373,13 +373,18 @@ void op_stats(EngineState& engine, Session&, ControlRequest, ControlDone done) {
   stats["writes"] = writes_json(engine);
   stats["writing"] = writing_json(m);
   stats["upkeep"] = upkeep_json(engine);
-  stats["abstracts"] = Json{{"built", m.abstracts_built},
-                            {"loaded", m.abstracts_loaded},
-                            {"rebuilt", m.abstracts_rebuilt},
-                            {"no_room", m.abstracts_full},
-                            {"rotation_unknown", m.rotation_unknown},
-                            {"base_bytes", engine.abstract_table.base_bytes},
-                            {"base_no_room", engine.abstract_table.base_refused.size()}};
+  const AbstractTable& table = engine.abstract_table;
+  stats["abstracts"] =
+      Json{{"waiting", table.waiting.size() + (table.building ? 1 : 0)},
+           {"loads_waiting", table.loads.waiting.size() + table.loads.under_way +
+                                 table.base_loads.waiting.size() + table.base_loads.under_way},
+           {"built", m.abstracts_built},
+           {"loaded", m.abstracts_loaded},
+           {"rebuilt", m.abstracts_rebuilt},
+           {"no_room", m.abstracts_full},
+           {"rotation_unknown", m.rotation_unknown},
+           {"base_bytes", table.base_bytes},
+           {"base_no_room", table.base_refused.size()}};
   stats["requests"] = Json{{"malformed", m.requests_malformed},
                            {"rings_broken", m.rings_broken},
                            {"sessions_opened", m.sessions_opened},

@@ -86,6 +86,24 @@ TEST_F(Reindex, HealsWhatWasGoneAtTheStart) {
   EXPECT_TRUE(sidecars() == files);
 }
 
+TEST_F(Reindex, StatsSayWhatIsLeftToDo) {
+  auto sequence = client->attach(space, "chat", false);
+  const auto left = [&](const char* what) {
+    return client->control(Json{{"op", "stats"}}).body["abstracts"][what];
+  };
+  want(*sequence, "ball/pages:16");  // has no sidecars
+  EXPECT_EQ(left("waiting"), 3);
+  world.settle();
+  EXPECT_EQ(left("waiting"), 0);
+  EXPECT_EQ(left("loads_waiting"), 0);
+  want(*sequence, "box/pages:16");
+  EXPECT_EQ(left("loads_waiting"), 3);
+  EXPECT_EQ(left("waiting"), 0);
+  world.settle();
+  EXPECT_EQ(left("loads_waiting"), 0);
+  close(*sequence);
+}
+
 TEST_F(Reindex, OnlyTheKindThatIsNamed) {
   const auto files = sidecars();
   harm(files);  // one of each kind
