@@ -2,11 +2,11 @@
 
 export CCACHE_NOHASHDIR=1 # the tree of the wheel takes what the release tree has compiled
 
-# install_packages [long]: Debian packages of tools/packages.txt that are missing; with "long" those of packages-long.txt, too.
+# install_packages [NAME...]: Debian packages of tools/packages.txt that are missing, and those of packages-NAME.txt.
 # Asks nothing; needs root or a sudo that asks nothing either.
 install_packages() {
-  local wanted missing=() package runner=()
-  wanted=$(sed "s/#.*//" tools/packages.txt ${1:+"tools/packages-$1.txt"})
+  local wanted missing=() package runner=() lists=("${@/#/tools/packages-}")
+  wanted=$(sed "s/#.*//" tools/packages.txt "${lists[@]/%/.txt}")
   for package in $wanted; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing+=("$package")
   done

@@ -20,6 +20,8 @@ kvt_token known_token(std::uint64_t seed, std::uint64_t token) {
 
 std::string known_text(std::uint64_t seed, std::uint64_t token) {
   if (token % 5 == 4) return "";
+  if (seed == kMarkupSeed)
+    return "<script>document.title='" + std::to_string(token) + "'</script>&lt; \"</main>\"\n";
   return "w" + std::to_string((seed * 31 + token) % 1000) + (token % 16 == 15 ? ".\n" : " ");
 }
 

@@ -15,7 +15,8 @@ inline constexpr std::uint32_t kKnownLayers = 2, kKnownHeads = 2, kKnownDim = 8;
 float known_value(std::uint64_t seed, std::uint32_t layer, std::uint32_t head, std::uint64_t token,
                   std::uint32_t i, bool is_v);
 kvt_token known_token(std::uint64_t seed, std::uint64_t token);
-// Of one token; some have none.
+// Of one token; some have none. Those of kMarkupSeed look like HTML with a script.
+inline constexpr std::uint64_t kMarkupSeed = 60;
 std::string known_text(std::uint64_t seed, std::uint64_t token);
 
 kvt_status open_known_client(const std::string& socket, kvt_client** client);

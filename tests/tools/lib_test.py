@@ -53,6 +53,17 @@ def test_exit_code_is_passed_on(scratch):
     assert lines[3].endswith("s  failed") and lines[4:] == ["said", "all of it: build/logs/other.log"], lines
 
 
+def test_lists_of_packages(scratch):
+    """A user who may not install is told what is missing: the lists that were asked for, and no others."""
+    (scratch / "tools").mkdir()
+    for name, text in ("packages", "a # why\nhere\n"), ("packages-check", "# browser\nb\n"), ("packages-long", "c\n"):
+        (scratch / f"tools/{name}.txt").write_text(text)
+    world = "id() { echo 1000; }; sudo() { return 1; }; dpkg-query() { [ ${@: -1} = here ] && echo install ok installed; }; "
+    for lists, missing in ("", "a"), ("check", "a b"), ("check long", "a b c"):
+        done = run(scratch, f"{world} install_packages {lists}")
+        assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"  apt-get install {missing}", done
+
+
 def test_a_terminal_sees_a_bar(scratch):
     terminal, end = pty.openpty()
     child = subprocess.Popen(script("with_bar step 9 bash -c 'echo [1/2]; sleep 1'"), cwd=scratch, stdin=subprocess.DEVNULL,

@@ -108,8 +108,10 @@ std::string explain_page(const ReadText& reads, const std::vector<Passage>& most
       "#8888;margin-top:1rem}\n"
       "input{position:absolute;opacity:0}\nlabel{margin-right:1rem;cursor:pointer}\n"
       "nav{position:sticky;top:0;background:Canvas;padding:.5rem 0}\n"
+      "main a{scroll-margin-top:40vh}\n"  // not under nav
       "table{border-collapse:collapse}\ntd,th{text-align:left;padding:.1rem .8rem .1rem 0;"
-      "vertical-align:top;white-space:nowrap}\ntd:last-child{white-space:normal}\n"
+      "vertical-align:top;white-space:nowrap}\n"
+      "td:last-child{white-space:normal;overflow-wrap:anywhere}\nh1{overflow-wrap:anywhere}\n"
       "input:focus-visible~nav{outline:2px solid}\n" +
       rules(reads) + "</style>\n</head>\n<body>\n<h1>" + escaped(reads.name) + "</h1>\n<p>" +
       std::to_string(reads.tokens()) +
