@@ -156,7 +156,7 @@ def test_both_engines_keep_the_same_rows_resident():
         (["--budget", "0"], "--budget 0: numbers of rows above 0"),
         (["--tune", "inf"], "--tune inf: a divergence above 0"),
         (["--eval", "0"], "--eval 0: at least 1"),
-        (["--arena", "8"], "--arena 8: MiB of the daemon, at least 16"),
+        (["--arena", "1"], "--arena 1: MiB of the daemon, at least 2"),
         (["--arena", "64", "--engine", "reference"], "--arena 64: the reference has no arena"),
         (["--arena", "64", "--tune", "1"], "--arena goes with texts, --needles and --tasks"),
         (["--language", "german!"], "--language 'german!': a BCP 47 tag"),

@@ -91,8 +91,8 @@ def problem(arguments: argparse.Namespace) -> str | None:
         return f"--context {arguments.context}: at least 1"
     if arguments.arena is not None and arguments.engine == "reference":
         return f"--arena {arguments.arena}: the reference has no arena: leave out one of the two"
-    if arguments.arena is not None and arguments.arena < 16:
-        return f"--arena {arguments.arena}: MiB of the daemon, at least 16"
+    if arguments.arena is not None and arguments.arena < 2:
+        return f"--arena {arguments.arena}: MiB of the daemon, at least 2"
     budgets = (arguments.budget or "1024").split(",")
     if not all(part.isdigit() and int(part) > 0 for part in budgets):
         return f"--budget {arguments.budget}: numbers of rows above 0, separated by commas"
