@@ -55,6 +55,8 @@ Result<void> GroupScoresArgs::validate() const noexcept {
   if (queries == 0) return error(Code::kInvalid, "a group has 1 query head or more");
   if (!(scale > 0.0f) || !std::isfinite(scale))
     return error(Code::kInvalid, "the scale must be above 0");
+  if (mode == GroupMode::kEach && order == nullptr)
+    return error(Code::kInvalid, "the orders of the heads need room");
   return {};
 }
 

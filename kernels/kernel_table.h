@@ -10,8 +10,8 @@
 //
 // All back ends give the same bits for build_abstract (but a ball's radius), score_codes,
 // rescore_codes, encode_codes, score_own_codes, encode_base, decode_base, top_k, gather_rows,
-// all_finite and convert; the others agree within rounding (tests/conformance has the tolerances).
-// Any thread.
+// all_finite, convert and group_scores in mode kEach; the others agree within rounding
+// (tests/conformance has the tolerances). Any thread.
 #pragma once
 
 #include <cstddef>
@@ -82,12 +82,15 @@ struct ScoreRepresentativesArgs {
 };
 
 // One score per unit from those of a group of query heads. A unit with NaN or +infinity from any
-// head gets +infinity and is left out of the softmax.
+// head gets +infinity and is left out of the softmax, and of the places.
 enum class GroupMode : std::uint8_t {
   kMax = 0,          // largest score of the heads, times scale
   kMeanSoftmax = 1,  // mean over the heads of softmax(scale * score) over units
   kMeanScore = 2,    // mean score of the heads, times scale
   kMaxSoftmax = 3,   // largest over the heads of softmax(scale * score) over units
+  // Minus the unit's best place in the orders of the heads, 0 for what is first (ties as in top_k):
+  // the best units are those of every head in turn. -infinity beyond `places` of each order.
+  kEach = 4,
 };
 struct GroupScoresArgs {
   const float* scores = nullptr;  // head i at scores + i * stride
@@ -96,7 +99,9 @@ struct GroupScoresArgs {
   std::uint32_t queries = 0;  // 1 or more
   GroupMode mode = GroupMode::kMeanSoftmax;
   float scale = 1.0f;
-  float* out = nullptr;  // [units]; may be `scores` itself (head 0's row)
+  float* out = nullptr;            // [units]; may be `scores` itself (head 0's row)
+  std::uint64_t places = 0;        // of kEach
+  std::uint32_t* order = nullptr;  // of kEach: scratch, room for min(places, *unit_count)
   [[nodiscard]] Result<void> validate() const noexcept;
 };
 

@@ -76,12 +76,38 @@ void group_softmax(const GroupScoresArgs& args, std::uint64_t units, bool larges
   }
 }
 
+// What some head must fetch has no place, and takes none from the others.
+void group_each(const GroupScoresArgs& args, std::uint64_t units) {
+  std::uint64_t found = 0;
+  TopKArgs best{nullptr, &units, args.places, true, args.order, &found};
+  for (std::uint32_t i = 0; i < args.queries; ++i) {
+    best.scores = args.scores + i * args.stride;
+    static_cast<void>(top_k(best, nullptr));               // the arguments are checked
+    for (std::uint64_t u = 0; i == 0 && u < units; ++u) {  // head 0 has been read
+      bool fetch = false;
+      for (std::uint32_t j = 0; j < args.queries; ++j)
+        fetch = fetch || must_fetch(args.scores[j * args.stride + u]);
+      args.out[u] = fetch ? kInfinity : -kInfinity;
+    }
+    float place = 0.0f;
+    for (std::uint64_t r = 0; r < found; ++r) {
+      float& score = args.out[args.order[r]];
+      if (must_fetch(score)) continue;
+      score = std::max(score, place);
+      place -= 1.0f;
+    }
+  }
+}
+
 }  // namespace
 
 Result<void> group_scores(const GroupScoresArgs& args, KernelStream) {
   begin("group_scores");
   KVT_TRY_VOID(args.validate());
-  if (args.mode == GroupMode::kMax) {
+  if (args.mode == GroupMode::kEach) {
+    group_each(args, *args.unit_count);
+    begin("group_scores");  // and not the last top_k
+  } else if (args.mode == GroupMode::kMax) {
     group_max(args, *args.unit_count);
   } else if (args.mode == GroupMode::kMeanScore) {
     group_mean(args, *args.unit_count);

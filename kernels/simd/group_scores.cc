@@ -195,9 +195,37 @@ void group_softmax(const GroupScoresArgs& args, std::uint64_t units) {
   }
 }
 
+// A top_k for each head. What some head must fetch has no place, and takes none from the others.
+void group_each(const GroupScoresArgs& args, std::uint64_t units) {
+  std::uint64_t found = 0;
+  TopKArgs best{nullptr, &units, args.places, true, args.order, &found};
+  for (std::uint32_t i = 0; i < args.queries; ++i) {
+    best.scores = args.scores + i * args.stride;
+    static_cast<void>(top_k(best, nullptr));  // the arguments are checked
+    if (i == 0)                               // and head 0 has been read
+      for_each_unit(units, [&](auto df, std::uint64_t u) HWY_ATTR {
+        auto good = usable(df, hn::LoadU(df, args.scores + u));
+        for (std::uint32_t j = 1; j < args.queries; ++j)
+          good = hn::And(good, usable(df, hn::LoadU(df, args.scores + j * args.stride + u)));
+        hn::StoreU(hn::IfThenElse(good, hn::Set(df, -kInfinity), hn::Set(df, kInfinity)), df,
+                   args.out + u);
+      });
+    float place = 0.0f;
+    for (std::uint64_t r = 0; r < found; ++r) {
+      float& score = args.out[args.order[r]];
+      if (score == kInfinity) continue;
+      score = std::max(score, place);
+      place -= 1.0f;
+    }
+  }
+}
+
 void run_group_scores(const GroupScoresArgs& args) {
   begin("group_scores");
-  if (args.mode == GroupMode::kMax) {
+  if (args.mode == GroupMode::kEach) {
+    group_each(args, *args.unit_count);
+    begin("group_scores");  // and not the last top_k
+  } else if (args.mode == GroupMode::kMax) {
     group_max(args, *args.unit_count);
   } else if (args.mode == GroupMode::kMeanScore) {
     group_mean(args, *args.unit_count);

@@ -195,8 +195,8 @@ TEST_P(Scores, Representatives) {
 class GroupScores : public KernelConformance {};
 
 TEST_P(GroupScores, EveryModeAndLength) {
-  for (const GroupMode mode :
-       {GroupMode::kMax, GroupMode::kMeanSoftmax, GroupMode::kMeanScore, GroupMode::kMaxSoftmax})
+  for (const GroupMode mode : {GroupMode::kMax, GroupMode::kMeanSoftmax, GroupMode::kMeanScore,
+                               GroupMode::kMaxSoftmax, GroupMode::kEach})
     for (const std::uint32_t queries : {1u, 3u, 12u})
       for (const std::uint64_t units : kLengths)
         for (const int special : {0, 1, 2, 3}) {
@@ -214,16 +214,22 @@ TEST_P(GroupScores, EveryModeAndLength) {
           tested.fill(scores);
           // In place under test, out of place in the reference.
           GroupScoresArgs args{tested.data(), stride, &units, queries, mode, 0.125f, tested.data()};
+          args.places = special == 3 ? 5 : units;
+          Guarded<std::uint32_t> order(std::min(args.places, units)), other(order.size());
+          args.order = order.data();
           GroupScoresArgs reference = args;
           reference.scores = scores.data();
           reference.out = wanted.data();
+          reference.order = other.data();
           ASSERT_TRUE(run(&KernelTable::group_scores, "group_scores", args, reference));
-          ASSERT_TRUE(tested.intact() && wanted.intact());
+          ASSERT_TRUE(tested.intact() && wanted.intact() && order.intact() && other.intact());
           for (std::size_t i = units; i < scores.size(); ++i)
             ASSERT_EQ(std::bit_cast<std::uint32_t>(tested[i]),
                       std::bit_cast<std::uint32_t>(scores[i]));
           for (std::uint64_t u = 0; u < units; ++u) {
-            if (std::isfinite(wanted[u])) {
+            if (mode == GroupMode::kEach) {
+              ASSERT_EQ(tested[u], wanted[u]) << u << " of " << units;
+            } else if (std::isfinite(wanted[u])) {
               ASSERT_NEAR(tested[u], wanted[u], 1e-6f + 1e-5f * std::abs(wanted[u]))
                   << u << " of " << units;
             } else {

@@ -91,6 +91,11 @@ TEST_P(Refusals, WhatCannotBeIsRefused) {
                 .error()
                 .code,
             Code::kInvalid);
+  EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 1, GroupMode::kEach, 1.0f, nullptr}, nullptr)
+                .error()
+                .code,
+            Code::kInvalid)
+      << "no room for the orders";
   EXPECT_EQ(kernels.top_k({nullptr, zero, 1, true, nullptr, nullptr}, nullptr).error().code,
             Code::kInvalid);
   EXPECT_TRUE(kernels.top_k({nullptr, zero, 1, true, nullptr, &found}, nullptr));

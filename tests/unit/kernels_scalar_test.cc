@@ -306,6 +306,25 @@ TEST_F(ScalarKernels, GroupMaxSoftmax) {
   EXPECT_EQ(out[3], 0.0f);
 }
 
+TEST_F(ScalarKernels, GroupEach) {
+  const std::vector<float> scores = {
+      5.0f, 9.0f, kNan, 7.0f, 7.0f, -1.0f,  //
+      2.0f, 1.0f, 8.0f, 3.0f, 4.0f, -9.0f,
+  };
+  const std::uint64_t units = 6;
+  std::vector<float> out(units);
+  std::vector<std::uint32_t> order(units);
+  GroupScoresArgs args{scores.data(), 6, &units, 2, GroupMode::kEach, 1.0f, out.data()};
+  args.order = order.data();
+  args.places = 6;
+  ASSERT_TRUE(scalar.group_scores(args, nullptr));
+  // Places without unit 2, which must be fetched: 3 0 - 1 2 4 and 2 3 - 1 0 4.
+  EXPECT_EQ(out, (std::vector<float>{-2.0f, 0.0f, kInfinity, -1.0f, 0.0f, -4.0f}));
+  args.places = 2;  // of each order, the first of both being the unit that has no place
+  ASSERT_TRUE(scalar.group_scores(args, nullptr));
+  EXPECT_EQ(out, (std::vector<float>{-kInfinity, 0.0f, kInfinity, -kInfinity, 0.0f, -kInfinity}));
+}
+
 TEST_F(ScalarKernels, TopKOrder) {
   const std::vector<float> scores = {1.0f, kNan, 3.0f,       -0.0f, kInfinity,
                                      3.0f, 0.0f, -kInfinity, -2.0f};
