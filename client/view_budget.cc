@@ -241,7 +241,8 @@ Result<void> View::take_for_all(const AttendStep& step, const Selection& selecti
 
 Result<std::span<float>> View::scores_of(const AttendStep& step, SelectInput* input) {
   if (!step.block) return selector_.scores_of(*input);
-  const bool largest = preset_.group == GroupMode::kMax || preset_.group == GroupMode::kMaxSoftmax;
+  const bool largest = preset_.group == GroupMode::kMax ||
+                       preset_.group == GroupMode::kMaxSoftmax || preset_.group == GroupMode::kEach;
   for (std::uint32_t i = 0; i < step.queries; ++i) {
     KVT_TRY(const std::span<float> scores, selector_.scores_of(*input));
     if (i == 0) block_scores_.assign(scores.size(), largest ? kNeverScore : 0.0f);

@@ -202,6 +202,10 @@ Result<void> Preset::validate() const {
   if (scope == ScopeKind::kLayer && trigger == TriggerKind::kCosineHead)
     return error(Code::kInvalid,
                  "scope \"layer\" chooses for all heads at once: its trigger is \"cosine\"");
+  if (scope == ScopeKind::kLayer && group == GroupMode::kEach)
+    return error(
+        Code::kInvalid,
+        "group \"each\" gives places, which do not add up over heads: its scope is \"head\"");
   const bool by_mass = budget == BudgetKind::kMass || budget == BudgetKind::kEntropy;
   const bool by_share = by_mass || budget == BudgetKind::kRatio || budget == BudgetKind::kCertified;
   if (by_share && !(share > 0.0f && share <= 1.0f))

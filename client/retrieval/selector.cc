@@ -57,6 +57,12 @@ Result<std::span<float>> Selector::score(const SelectInput& input) {
   group.mode = preset_->group;
   group.scale = input.scale;
   group.out = bounded_ ? weights_.data() : scores_.data();
+  if (preset_->group == GroupMode::kEach) {
+    leave_out_kept(input);
+    group.places = rows_allowed(input) + input.next_rows;  // no choice takes more units
+    make_room(&best_, std::min(group.places, units_) + 1);
+    group.order = best_.data();
+  }
   KVT_TRY_VOID(kernels_->group_scores(group, nullptr));
   return std::span<float>(group.out, static_cast<std::size_t>(units_));
 }

@@ -119,10 +119,15 @@ class Selector {
   Result<void> score_own_codes(const SelectInput& input, const SegmentExtent& segment,
                                std::uint64_t known, float* out);
   void add_counts(const SelectInput& input);
+  // In scores_: kept units come last in the order of each query head.
+  void leave_out_kept(const SelectInput& input);
   std::uint64_t rows_allowed(const SelectInput& input) const;
   template <class RowsOf>
   std::uint64_t rows_worth(const SelectInput& input, std::span<const float> scores,
                            const RowsOf& rows_of) const;
+  // f(unit) of every unit of segments, kept ones too: their cost is 0.
+  template <class F>
+  void for_each_unit(const SelectInput& input, const F& f) const;
   void collect(const SelectInput& input, std::span<float> scores);
   void collect_grains(const SelectInput& input, std::span<float> scores);
   // Of candidates_, whose scores come first in `scores`.

@@ -95,9 +95,8 @@ std::uint64_t Selector::rows_worth(const SelectInput& input, std::span<const flo
   return std::min(spread.rows(static_cast<std::uint64_t>(std::llround(least))), input.budget_rows);
 }
 
-// Lists the units that are not kept anyway, and moves their scores together.
-void Selector::collect(const SelectInput& input, std::span<float> scores) {
-  candidates_.clear();
+template <class F>
+void Selector::for_each_unit(const SelectInput& input, const F& f) const {
   const AbstractSpec& spec = preset_->abstract;
   std::size_t kept = 0;
   std::size_t at = 0;
@@ -122,11 +121,33 @@ void Selector::collect(const SelectInput& input, std::span<float> scores) {
         cost = last - first -
                kept_in(input.kept, kept, segment.first_token + first, segment.first_token + last);
       }
-      if (cost == 0) continue;
-      scores[candidates_.size()] = scores[at];
-      candidates_.push_back(
-          {s, u, static_cast<std::uint32_t>(cost), static_cast<std::uint32_t>(at)});
+      f(Candidate{s, u, static_cast<std::uint32_t>(cost), static_cast<std::uint32_t>(at)});
     }
+  }
+}
+
+// Lists the units that are not kept anyway, and moves their scores together.
+void Selector::collect(const SelectInput& input, std::span<float> scores) {
+  candidates_.clear();
+  for_each_unit(input, [&](const Candidate& unit) {
+    if (unit.cost == 0) return;
+    scores[candidates_.size()] = scores[unit.place];
+    candidates_.push_back(unit);
+  });
+}
+
+void Selector::leave_out_kept(const SelectInput& input) {
+  const auto leave_out = [&](std::uint64_t first, std::uint64_t last) {
+    for (std::uint32_t i = 0; first < last && i < input.query_count; ++i)
+      std::fill_n(scores_.data() + i * units_ + first, last - first, kNeverScore);
+  };
+  if (preset_->abstract.partition == PartitionKind::kTokens) {
+    for (const TokenRange& range : input.kept)
+      leave_out(range.first, std::min(range.last, end_token_));
+  } else {
+    for_each_unit(input, [&](const Candidate& unit) {
+      if (unit.cost == 0) leave_out(unit.place, unit.place + 1);
+    });
   }
 }
 
@@ -134,6 +155,7 @@ void Selector::collect(const SelectInput& input, std::span<float> scores) {
 // few chunks.
 void Selector::collect_grains(const SelectInput& input, std::span<float> scores) {
   candidates_.clear();
+  const bool places = preset_->group == GroupMode::kEach;  // of which the best counts
   const std::uint32_t grain = std::min(input.grain_tokens, kSegmentTokensMax);
   for (std::uint32_t s = 0; s < input.segments.size(); ++s) {
     const SegmentExtent& segment = input.segments[s];
@@ -141,10 +163,13 @@ void Selector::collect_grains(const SelectInput& input, std::span<float> scores)
       const std::uint64_t first = segment.first_token + at;
       const std::uint64_t last = segment.first_token + std::min(at + grain, segment.visible_tokens);
       const std::uint64_t cost = last - first - kept_in(input.kept, 0, first, last);
-      float sum = 0.0f;
-      for (std::uint64_t t = first; t < last; ++t) sum += scores[static_cast<std::size_t>(t)];
+      float score = scores[static_cast<std::size_t>(first)];
+      for (std::uint64_t t = first + 1; t < last; ++t) {
+        const float next = scores[static_cast<std::size_t>(t)];
+        score = places ? std::max(score, next) : score + next;
+      }
       if (cost == 0) continue;
-      scores[candidates_.size()] = sum;
+      scores[candidates_.size()] = score;
       candidates_.push_back({s, at / grain, static_cast<std::uint32_t>(cost), 0});
     }
   }

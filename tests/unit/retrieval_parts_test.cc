@@ -215,6 +215,36 @@ TEST(Codes, GrainsAreTakenTogether) {
   EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2, 40, 41, 42, 43, 68, 69}));
 }
 
+// By places: kept tokens have none, and a grain that of its best token.
+TEST(Codes, EachHeadsBestTokensAndGrains) {
+  Preset preset = preset_of("codes:4/tokens");
+  preset.group = GroupMode::kEach;
+  Selector selector(kernels(), &preset);
+  std::vector<std::uint8_t> values(70, 1);
+  values[3] = values[33] = 9;
+  for (std::size_t t = 40; t < 44; ++t) values[t] = 10;
+  Coded coded(values);
+  SelectInput input = coded.input(6);
+  const TokenRange kept[] = {{0, 4}, {41, 44}};
+  input.kept = kept;
+  auto selection = selector.select(input);
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(tokens_of(*selection),
+            (std::vector<std::uint32_t>{0, 1, 2, 3, 4, 5, 6, 7, 33, 40, 41, 42, 43}));
+  input = coded.input(8);
+  input.grain_tokens = 4;
+  selection = selector.select(input);
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2, 3, 40, 41, 42, 43}));
+  values[3] = 1;
+  Coded other(values);
+  input = other.input(8);
+  input.grain_tokens = 4;
+  selection = selector.select(input);
+  ASSERT_TRUE(selection);
+  EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{32, 33, 34, 35, 40, 41, 42, 43}));
+}
+
 // A segment of own codes in one sub-space: entry j is j, or 63 - j, along dimension 0.
 struct OwnCoded {
   OwnCoded(const std::vector<std::uint8_t>& values, std::uint64_t first_token, bool turned)

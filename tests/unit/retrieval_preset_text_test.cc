@@ -77,7 +77,7 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
     one.query = static_cast<QueryKind>(i);
     there_and_back(one);
   }
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 5; ++i) {
     Preset one = preset;
     one.group = static_cast<GroupMode>(i);
     there_and_back(one);
@@ -220,6 +220,11 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("base = \"leoam\"\nbudget = \"entropy\"\nshare = 0.5",
                  "need masses: group \"mean-softmax\"");
   expect_problem("base = \"quest\"\nbudget = \"entropy\"", "share is missing: above 0");
+  expect_problem("base = \"quest\"\nbudget = \"mass\"\nshare = 0.5\ngroup = \"each\"",
+                 "need masses: group \"mean-softmax\"");
+  expect_problem("base = \"quest\"\ntrigger = \"mass\"\nlevel = 0.5\ngroup = \"each\"",
+                 "group \"mean-softmax\"");
+  expect_problem("base = \"quest\"\nscope = \"layer\"\ngroup = \"each\"", "its scope is \"head\"");
   expect_problem("base = \"quest\"\nbudget = \"certified\"", "share is missing: above 0");
   const std::string certified = "budget = \"certified\"\nshare = 0.9\n";
   for (const char* other :

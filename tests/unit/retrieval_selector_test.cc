@@ -173,6 +173,75 @@ TEST_P(SelectorTest, EqualsBruteForce) {
   }
 }
 
+// Of the units that are not kept, the best of each head in turn, ties to the older.
+std::vector<Unit> each_in_turn(const World& world, const Preset& preset,
+                               std::span<const TokenRange> kept) {
+  std::vector<Unit> units = brute_scores(world, preset);
+  std::sort(units.begin(), units.end(),
+            [](const Unit& a, const Unit& b) { return a.first < b.first; });
+  std::erase_if(units, [&](const Unit& unit) {
+    return kept_in(kept, 0, unit.first, unit.last) == unit.last - unit.first;
+  });
+  for (Unit& unit : units) unit.score = unit.head_scores[0] < HUGE_VAL ? -HUGE_VAL : HUGE_VAL;
+  for (std::uint32_t i = 0; i < world.query_count; ++i) {
+    std::stable_sort(units.begin(), units.end(), [i](const Unit& a, const Unit& b) {
+      return a.head_scores[i] != b.head_scores[i] ? a.head_scores[i] > b.head_scores[i]
+                                                  : a.first < b.first;
+    });
+    double place = 0.0;
+    for (Unit& unit : units)
+      if (unit.score < HUGE_VAL) unit.score = std::max(unit.score, place--);
+  }
+  std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) {
+    return a.score != b.score ? a.score > b.score : a.first < b.first;
+  });
+  return units;
+}
+
+TEST_P(SelectorTest, EachHeadOfTheGroupHasItsTurn) {
+  for (const char* name : {"quest", "mean"})
+    for (const std::uint32_t group : {1u, 3u, 12u})
+      for (const bool missing : {false, true}) {
+        Preset preset = **find_preset(name);
+        preset.group = GroupMode::kEach;
+        Selector selector(GetParam(), &preset);
+        World world(&random, {64, 17, 32, 2048, 80}, 16, 8, group, preset.abstract.abstract);
+        if (missing) world.segments[2].data = nullptr;
+        const std::vector<std::vector<TokenRange>> kept = {
+            {}, {{0, 16}, {world.end - 130, world.end}}, {{3, 9}, {9, 20}, {40, 1041}}};
+        for (const auto& ranges : kept)
+          for (const std::uint64_t budget : {1u, 16u, 100u, 512u, 100000u}) {
+            const auto selection = selector.select(world.input(ranges, budget));
+            ASSERT_TRUE(selection);
+            ASSERT_EQ(tokens_of(*selection),
+                      brute_select(world, each_in_turn(world, preset, ranges), ranges, budget))
+                << name << " group " << group << " budget " << budget << " kept " << ranges.size();
+          }
+      }
+}
+
+// One head is sure of four pages, the other looks at sixteen alike: by the mean of their softmaxes
+// it gets none while the first has not got all.
+TEST_P(SelectorTest, AHeadThatLooksEverywhereIsNotStarved) {
+  Preset preset = **find_preset("mean");
+  World world(&random, {320}, 16, 8, 2, AbstractKind::kMean);
+  std::fill(world.abstracts[0].begin(), world.abstracts[0].end(), std::uint16_t{0});
+  for (std::size_t u = 0; u < 20; ++u) {
+    const float better = 1.0f + 0.001f * static_cast<float>(u);
+    world.abstracts[0][u * 8 + (u < 4 ? 0 : 1)] = f32_to_f16(better);
+  }
+  world.queries.assign(16, 0.0f);
+  world.queries[0] = world.queries[8 + 1] = 50.0f;
+  std::vector<std::uint32_t> wanted = range_of(0, 64);
+  Selector mean(GetParam(), &preset);
+  EXPECT_EQ(tokens_of(*mean.select(world.input({}, 64))), wanted);
+  preset.group = GroupMode::kEach;
+  Selector each(GetParam(), &preset);
+  wanted = range_of(32, 64);
+  for (std::uint32_t token = 288; token < 320; ++token) wanted.push_back(token);
+  EXPECT_EQ(tokens_of(*each.select(world.input({}, 64))), wanted) << "two pages of each";
+}
+
 // What a larger budget would have taken beside; the choice is what it would be without.
 TEST_P(SelectorTest, RunnersUpAreTheNextBest) {
   for (const std::uint32_t unit : {1u, 16u})
@@ -404,6 +473,11 @@ TEST(Presets, AreValidAndNonsenseIsNot) {
   preset.budget = BudgetKind::kMass;
   preset.group = GroupMode::kMax;
   EXPECT_FALSE(preset.validate()) << "a largest score is no mass";
+  preset = **find_preset("quest");
+  preset.group = GroupMode::kEach;
+  EXPECT_TRUE(preset.validate());
+  preset.scope = ScopeKind::kLayer;
+  EXPECT_FALSE(preset.validate()) << "places of several heads do not add up";
   preset = **find_preset("quest");
   preset.trigger = TriggerKind::kEveryN;
   EXPECT_FALSE(preset.validate()) << "every 0 steps";

@@ -42,6 +42,19 @@ class PerQueryHead:
 
 
 @dataclass(frozen=True)
+class BestPlace:
+    """Minus the best place that a unit has in the orders of the query heads, so that the best units
+    of each are taken in turn, and all query heads attend to them. The choice per query head is
+    Quest's and SentenceKV's code's; one choice of it for the KV head is ours."""
+
+    of_free = True  # kept units have no place
+
+    def of(self, scores: torch.Tensor, scale: float) -> torch.Tensor:
+        order = scores.argsort(stable=True, dim=-1, descending=True)
+        return -order.argsort(-1).amin(1).float()
+
+
+@dataclass(frozen=True)
 class MeanScore:
     """Mean of the raw scores of the query heads of a KV head."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .group import MaxScore, MaxSoftmax
+from .group import BestPlace, MaxScore, MaxSoftmax
 from .layer import Layer
 
 
@@ -67,7 +67,7 @@ class Block:
 
     def join(self, weights: torch.Tensor, group: Any) -> torch.Tensor:
         """[S, n, U], the same for all n."""
-        largest = isinstance(group, MaxScore | MaxSoftmax)
+        largest = isinstance(group, MaxScore | MaxSoftmax | BestPlace)
         joined = weights.amax(1, keepdim=True) if largest else weights.mean(1, keepdim=True)
         return joined.expand_as(weights)
 

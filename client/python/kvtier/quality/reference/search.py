@@ -28,6 +28,8 @@ class Flat:
         rows: int,
     ) -> torch.Tensor:
         scores = preset.score.of(queries, vectors, layer.scale)
+        if getattr(preset.group, "of_free", False):
+            scores = scores.masked_fill(units.cost[:, None, None] == 0, -torch.inf)
         weights = preset.group.of(scores, layer.scale)
         if hasattr(preset.query, "join"):
             weights = preset.query.join(weights, preset.group)
