@@ -1,6 +1,7 @@
 #include "base/toml.h"
 
 #include <algorithm>
+#include <optional>
 
 // toml++ 3.3 takes for granted that a key begins like one, and some broken files reach
 // that place: its assertions, which NDEBUG turns into assumptions for the optimiser, are off in all
@@ -52,6 +53,16 @@ std::string joined(const std::string& table, std::string_view name) {
   return table.empty() ? part : table + "." + part;
 }
 
+std::optional<std::vector<std::int64_t>> whole_numbers(const toml::array& array) {
+  std::vector<std::int64_t> out;
+  for (const toml::node& item : array) {
+    const auto number = item.value_exact<std::int64_t>();
+    if (!number) return std::nullopt;
+    out.push_back(*number);
+  }
+  return out;
+}
+
 void flatten(const toml::table& table, const std::string& prefix, int depth,
              std::vector<TomlEntry>* out) {
   for (const auto& [name, node] : table) {
@@ -66,6 +77,8 @@ void flatten(const toml::table& table, const std::string& prefix, int depth,
     if (const auto number = node.value_exact<std::int64_t>()) entry.value = *number;
     if (const auto number = node.value_exact<double>()) entry.value = *number;
     if (const auto flag = node.value_exact<bool>()) entry.value = *flag;
+    if (const toml::array* array = node.as_array(); array != nullptr)
+      if (auto numbers = whole_numbers(*array)) entry.value = *std::move(numbers);
     out->push_back(std::move(entry));
   }
 }

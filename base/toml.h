@@ -19,8 +19,9 @@ namespace kvtier {
 struct TomlEntry {
   // Tables and name, joined by dots: "disk.depth". A part that has a dot itself is in quotes.
   std::string key;
-  // Nothing: an array, a date, or tables in tables deeper than 8.
-  std::variant<std::monostate, std::string, std::int64_t, double, bool> value;
+  // Nothing: an array of anything but whole numbers, a date, or tables in tables deeper than 8.
+  std::variant<std::monostate, std::string, std::int64_t, double, bool, std::vector<std::int64_t>>
+      value;
   std::size_t line = 0;
 };
 

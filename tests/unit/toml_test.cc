@@ -27,11 +27,21 @@ TEST(Toml, EntriesComeInTheOrderOfTheLines) {
 }
 
 TEST(Toml, WhatNobodyTakesHasNoValue) {
-  const auto entries = entries_of("list = [1, 2]\nday = 2026-01-01\n\"a.b\" = 1\n");
-  ASSERT_EQ(entries.size(), 3u);
-  EXPECT_TRUE(std::holds_alternative<std::monostate>(entries[0].value));
-  EXPECT_TRUE(std::holds_alternative<std::monostate>(entries[1].value));
+  const auto entries =
+      entries_of("list = [1, 0.5]\nday = 2026-01-01\n\"a.b\" = 1\nlists = [[1], [2]]\n");
+  ASSERT_EQ(entries.size(), 4u);
+  for (const std::size_t i : {0, 1, 3})
+    EXPECT_TRUE(std::holds_alternative<std::monostate>(entries[i].value)) << i;
   EXPECT_EQ(entries[2].key, "\"a.b\"") << "not the b of a table a";
+}
+
+TEST(Toml, WholeNumbersMayBeAList) {
+  using Numbers = std::vector<std::int64_t>;
+  const auto entries = entries_of("list = [1,\n -2]\nnone = []\n");
+  ASSERT_EQ(entries.size(), 2u);
+  EXPECT_EQ(std::get<Numbers>(entries[0].value), (Numbers{1, -2}));
+  EXPECT_EQ(entries[0].line, 1u);
+  EXPECT_EQ(std::get<Numbers>(entries[1].value), Numbers());
 }
 
 TEST(Toml, DeepTablesAreNotFollowed) {
