@@ -196,6 +196,11 @@ class View {
            (step.queries > 1 && !chooses_for(step)) || step.layer < preset_.dense_layers;
   }
 
+  // Of the layer, by the preset's plan. Not of one that attends exactly.
+  [[nodiscard]] std::uint64_t budget_of(std::uint32_t layer) const noexcept {
+    return preset_.rows_in(layer, options_.budget);
+  }
+
   // view_budget.cc
   // Cut into blocks of queries that choose together, one alone or several.
   Result<void> attend_blocks(const AttendStep& step);

@@ -30,8 +30,8 @@ Result<void> View::look_ahead(std::uint32_t layer, const float* q, float scale) 
 
 // With abstracts as the last step left them: what changed since is that step's business.
 void View::send_for(const AttendStep& step, const float* vectors) {
-  if (sequence_->tail_first() == 0 || told_.lock() != sequence_->connection() ||
-      sequence_->directory().version() != seen_version_)
+  if (budget_of(step.layer) == 0 || sequence_->tail_first() == 0 ||
+      told_.lock() != sequence_->connection() || sequence_->directory().version() != seen_version_)
     return;
   const auto found = caches_of(step);
   if (!found) return;

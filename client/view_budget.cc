@@ -60,7 +60,7 @@ Result<std::vector<SlotCache>*> View::caches_of(const AttendStep& step) {
   const LayerGeometry& shape = sequence_->space().geometry().layers[step.layer];
   SlotCacheOptions options;
   options.capacity_rows = std::max<std::uint64_t>(
-      1, preset_.cache_rows(options_.budget,
+      1, preset_.cache_rows(budget_of(step.layer),
                             static_cast<std::uint64_t>(options_.sinks) + options_.window,
                             options_.capacity));
   options.k_row_bytes = shape.k_row_bytes;
@@ -131,6 +131,7 @@ std::span<const std::uint32_t> View::chosen_by(const AttendStep& step, std::uint
 
 Result<bool> View::still_holds(const SelectInput& input, std::span<const float> scores,
                                std::span<const std::uint32_t> chosen) {
+  if (scores.empty()) return false;  // the layer has no budget
   KVT_TRY(const Selection now, selector_.weigh(input, scores, chosen));
   const bool holds = 1.0f - now.mass <= preset_.level;
   if (holds) {
@@ -196,7 +197,8 @@ Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
 Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
                                 std::vector<SlotCache>* caches) {
   if (!query->due(0)) return {};
-  if (preset_.search == SearchKind::kTree && step.layer >= preset_.flat_layers)
+  if (preset_.search == SearchKind::kTree && step.layer >= preset_.flat_layers &&
+      budget_of(step.layer) != 0)
     return select_tree(step, query, caches);
   layer_scores_.clear();
   for (std::uint32_t head = 0; head < step.kv_heads && selector_.scores_units(); ++head) {
@@ -292,7 +294,8 @@ SelectInput View::select_input(const AttendStep& step, const float* vectors, std
   input.dim = step.dim;
   input.scale = step.scale;
   input.codebook = codebook_of(step.layer, head);
-  input.budget_rows = options_.budget;
+  input.budget_rows = budget_of(step.layer);
+  input.ratio_percent = preset_.percent_in(step.layer);
   input.flat = step.layer < preset_.flat_layers;
   // Base renditions are read row by row, wherever exact ones lie.
   const ChoiceWidth& width = widths_.try_emplace(step.layer, ChoiceWidth(from_disk_)).first->second;

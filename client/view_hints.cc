@@ -21,8 +21,7 @@ constexpr std::size_t kHintsMax = 4;
 std::uint64_t View::hinted_rows(std::uint32_t layer) const noexcept {
   const auto hint = hints_.find(layer);
   if (hint == hints_.end() || hint->second.calm >= kCalmMax) return 0;
-  return options_.budget / 100 * preset_.runners_up_percent +
-         options_.budget % 100 * preset_.runners_up_percent / 100;
+  return percent_of(budget_of(layer), preset_.runners_up_percent);
 }
 
 bool View::hints_allowed() {

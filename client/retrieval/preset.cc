@@ -171,12 +171,19 @@ Result<void> validate_fetch(const Preset& preset) {
 
 }  // namespace
 
+std::uint32_t Preset::percent_in(std::uint32_t layer) const noexcept {
+  return layer_percent[std::min<std::size_t>(layer, layer_percent.size() - 1)];
+}
+
+std::uint64_t Preset::rows_in(std::uint32_t layer, std::uint64_t budget_rows) const noexcept {
+  return std::min(percent_of(budget_rows, percent_in(layer)), kSequenceTokensMax);
+}
+
 std::uint64_t Preset::cache_rows(std::uint64_t budget_rows, std::uint64_t kept_rows,
                                  std::uint64_t capacity) const noexcept {
   if (budget == BudgetKind::kKept) budget_rows = 0;
-  const std::uint64_t wanted = capacity != 0 ? capacity
-                                             : budget_rows / 100 * residency_percent +
-                                                   budget_rows % 100 * residency_percent / 100;
+  const std::uint64_t wanted =
+      capacity != 0 ? capacity : percent_of(budget_rows, residency_percent);
   return std::max(wanted, budget_rows + kept_rows);
 }
 
@@ -241,6 +248,10 @@ Result<void> Preset::validate() const {
   static_assert(kLayersMax == 256);
   if (dense_layers > kLayersMax || flat_layers > kLayersMax)
     return error(Code::kInvalid, "dense_layers and flat_layers are at most 256");
+  const bool high = std::any_of(layer_percent.begin(), layer_percent.end(),
+                                [](std::uint32_t percent) { return percent > kLayerPercentMax; });
+  if (high || layer_percent.empty() || layer_percent.size() > kLayersMax)
+    return error(Code::kInvalid, "layer_percent is a list of 1 to 256 numbers, 0 to 1000 each");
   return {};
 }
 

@@ -6,7 +6,7 @@
 //   search     whether every unit is scored
 //   score      whether a unit's length counts
 //   group      how the scores of the query heads that share a KV head become one
-//   budget     how much is taken
+//   budget     how much is taken, and in which layers more of it
 //   trigger    when to choose anew
 //   fetch      when the rows of a choice are brought, and what is hinted at beside them
 //   residency  how many rows stay in the slot cache beside those in use
@@ -20,6 +20,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "kernels/abstract_spec.h"
@@ -108,6 +109,7 @@ enum class FetchKind : std::uint8_t {
 };
 
 inline constexpr std::uint32_t kRunTokensMax = 256;
+inline constexpr std::uint32_t kLayerPercentMax = 1000;
 
 struct Preset {
   std::string name;
@@ -119,6 +121,9 @@ struct Preset {
   ScopeKind scope = ScopeKind::kHead;
   BudgetKind budget = BudgetKind::kRows;
   float share = 0.0f;
+  // Budgets of the layers from the first one on, in per cent of the view's; the last entry is of
+  // all further layers, too. At 0 a layer attends to what is always kept.
+  std::vector<std::uint32_t> layer_percent = {100};
   bool cut = false;  // the first rows of the unit that fits no more are taken, too
   TriggerKind trigger = TriggerKind::kEveryStep;
   float level = 0.0f;
@@ -146,14 +151,25 @@ struct Preset {
   // Layers below this one score every unit, whatever `search` says.
   std::uint32_t flat_layers = 0;
 
-  // Rows that a slot cache needs: `capacity` (0: residency_percent of the budget), and never less
-  // than what one selection may hold (budget_rows + kept_rows). Not for kAll.
+  [[nodiscard]] std::uint32_t percent_in(std::uint32_t layer) const noexcept;
+  // The layer's budget, where the view's is `budget_rows`; no more than a sequence can have.
+  [[nodiscard]] std::uint64_t rows_in(std::uint32_t layer,
+                                      std::uint64_t budget_rows) const noexcept;
+  // Rows that a slot cache needs, of a layer with this budget: `capacity` (0: residency_percent of
+  // the budget), and never less than what one selection may hold (budget_rows + kept_rows). Not for
+  // kAll.
   [[nodiscard]] std::uint64_t cache_rows(std::uint64_t budget_rows, std::uint64_t kept_rows,
                                          std::uint64_t capacity) const noexcept;
   // kInvalid with what fits, for parts that do not go together.
   [[nodiscard]] Result<void> validate() const;
   friend bool operator==(const Preset&, const Preset&) = default;
 };
+
+// The floor; `rows` times `percent` may be more than a number holds.
+[[nodiscard]] constexpr std::uint64_t percent_of(std::uint64_t rows,
+                                                 std::uint32_t percent) noexcept {
+  return rows / 100 * percent + rows % 100 * percent / 100;
+}
 
 // All presets, the default first. Static.
 [[nodiscard]] std::span<const Preset> all_presets();

@@ -11,11 +11,11 @@
 namespace kvtier {
 namespace {
 
-using Member =
-    std::variant<AbstractSpec Preset::*, QueryKind Preset::*, SearchKind Preset::*,
-                 ScoreKind Preset::*, GroupMode Preset::*, ScopeKind Preset::*,
-                 BudgetKind Preset::*, TriggerKind Preset::*, FetchKind Preset::*,
-                 RefineKind Preset::*, float Preset::*, bool Preset::*, std::uint32_t Preset::*>;
+using Member = std::variant<AbstractSpec Preset::*, QueryKind Preset::*, SearchKind Preset::*,
+                            ScoreKind Preset::*, GroupMode Preset::*, ScopeKind Preset::*,
+                            BudgetKind Preset::*, TriggerKind Preset::*, FetchKind Preset::*,
+                            RefineKind Preset::*, float Preset::*, bool Preset::*,
+                            std::uint32_t Preset::*, std::vector<std::uint32_t> Preset::*>;
 
 // The words of a part, in the order of its enum's numbers.
 constexpr std::array kQueries = {"current", "sentence", "step-before", "layer-before", "block"};
@@ -39,6 +39,7 @@ struct Part {
 constexpr std::string_view kAbstract = "abstract";
 constexpr std::string_view kPartition = "partition";
 constexpr std::string_view kShare = "share";
+constexpr std::string_view kLayerPercent = "layer_percent";
 constexpr std::string_view kLevel = "level";
 constexpr std::string_view kFlatLayers = "flat_layers";
 constexpr std::string_view kPrecision = "precision";
@@ -70,6 +71,11 @@ constexpr std::array kParts = {
          &Preset::share,
          {},
          "above 0, at most 1: of budget \"ratio\", \"mass\", \"entropy\" or \"certified\""},
+    Part{kLayerPercent,
+         &Preset::layer_percent,
+         {},
+         "a list of whole numbers, 0 to 1000, as [200, 50]: per cent of the budget in the first "
+         "layer, the next ones, and with the last number in all others"},
     Part{"cut", &Preset::cut, {}, "true or false"},
     Part{"trigger", &Preset::trigger, kTriggers},
     Part{kLevel,
@@ -113,6 +119,7 @@ const Part* find_part(std::string_view key) {
 struct Given {
   std::string abstract, partition;  // "": nothing
   bool share = false, level = false, flat_layers = false, exact_above = false, refine = false;
+  bool layer_percent = false;
 };
 
 bool number_of(const TomlEntry& entry, double* out) {
@@ -154,6 +161,18 @@ bool set_part(const Part&, const TomlEntry& entry, std::uint32_t Preset::*member
   const auto* number = std::get_if<std::int64_t>(&entry.value);
   if (number == nullptr || *number < 0 || *number > UINT32_MAX) return false;
   preset->*member = static_cast<std::uint32_t>(*number);
+  return true;
+}
+
+bool set_part(const Part&, const TomlEntry& entry, std::vector<std::uint32_t> Preset::*member,
+              Preset* preset) {
+  const auto* numbers = std::get_if<std::vector<std::int64_t>>(&entry.value);
+  if (numbers == nullptr) return false;
+  (preset->*member).clear();
+  for (const std::int64_t number : *numbers) {
+    if (number < 0 || number > UINT32_MAX) return false;
+    (preset->*member).push_back(static_cast<std::uint32_t>(number));
+  }
   return true;
 }
 
@@ -209,6 +228,9 @@ bool has_share(const Preset& preset) {
   return preset.budget == BudgetKind::kRatio || preset.budget == BudgetKind::kMass ||
          preset.budget == BudgetKind::kEntropy || preset.budget == BudgetKind::kCertified;
 }
+bool chooses(const Preset& preset) {
+  return preset.budget != BudgetKind::kAll && preset.budget != BudgetKind::kKept;
+}
 enum class LevelUse { kNone, kSteps, kShare, kCosine };
 LevelUse level_use(const Preset& preset) {
   switch (preset.trigger) {
@@ -236,6 +258,7 @@ Result<void> settle_numbers(const Given& given, LevelUse of_base, Preset* preset
   if (!has_share(*preset)) preset->share = 0.0f;
   if (!has_level(*preset) || (!given.level && level_use(*preset) != of_base)) preset->level = 0.0f;
   if (!has_levels(*preset)) preset->flat_layers = 0;
+  if (!chooses(*preset)) preset->layer_percent = Preset{}.layer_percent;
   if (!refines(*preset)) {
     preset->exact_above = Preset{}.exact_above;
     preset->refine = Preset{}.refine;
@@ -247,6 +270,10 @@ Result<void> settle_numbers(const Given& given, LevelUse of_base, Preset* preset
     *problem =
         "level needs trigger \"every-n\", \"cosine\", \"cosine-head\", \"turn\" or \"mass\", or "
         "query \"step-before\"";
+  else if (given.layer_percent && !chooses(*preset))
+    *problem =
+        "budget \"all\" and \"kept\" choose nothing: layer_percent needs \"rows\", \"ratio\", "
+        "\"mass\", \"entropy\" or \"certified\"";
   else if (given.flat_layers && !has_levels(*preset))
     *problem = "flat_layers needs search \"tree\"";
   else if (has_level(*preset) && !given.level && preset->level == 0.0f)
@@ -293,6 +320,7 @@ Result<void> take_entry(const TomlEntry& entry, Given* given, Preset* preset,
   if (entry.key == kAbstract) given->abstract = std::get<std::string>(entry.value);
   if (entry.key == kPartition) given->partition = std::get<std::string>(entry.value);
   given->share = given->share || entry.key == kShare;
+  given->layer_percent = given->layer_percent || entry.key == kLayerPercent;
   given->level = given->level || entry.key == kLevel;
   given->flat_layers = given->flat_layers || entry.key == kFlatLayers;
   given->exact_above = given->exact_above || entry.key == kExactAbove;
@@ -312,6 +340,7 @@ Json value_of(const Part&, float value) {
 }
 Json value_of(const Part&, bool value) { return value; }
 Json value_of(const Part&, std::uint32_t value) { return value; }
+Json value_of(const Part&, const std::vector<std::uint32_t>& value) { return value; }
 Json value_of(const Part& part, const AbstractSpec& spec) {
   if (part.key == kPrecision && spec.none()) return std::string(kExact);
   const auto [abstract, partition] = halves(spec);
@@ -321,6 +350,7 @@ Json value_of(const Part& part, const AbstractSpec& spec) {
 bool says_something(const Part& part, const Preset& preset) {
   if (part.key == kPartition) return !preset.abstract.none();
   if (part.key == kShare) return has_share(preset);
+  if (part.key == kLayerPercent) return chooses(preset);
   if (part.key == kFlatLayers) return has_levels(preset);
   if (part.key == kExactAbove || part.key == kRefine) return refines(preset);
   if (part.key == kRunnersUp) return !preset.abstract.none() && !refines(preset);

@@ -47,7 +47,8 @@ struct SelectInput {
   std::uint32_t dim = 0;
   float scale = 1.0f;                      // of the attention, e.g. 1 / sqrt(dim)
   const HeadCodebook* codebook = nullptr;  // of this layer and head, where the abstract is codes
-  std::uint64_t budget_rows = 0;  // beside the kept rows; whole units are taken while they fit
+  std::uint64_t budget_rows = 0;      // beside the kept rows; whole units are taken while they fit
+  std::uint32_t ratio_percent = 100;  // so much of its share is what budget "ratio" takes
   // Where units are single tokens: so many neighbours are taken together, by the sum of their
   // scores. For rows that lie on a disk, which gives chunks. 1 to kSegmentTokensMax.
   std::uint32_t grain_tokens = 1;

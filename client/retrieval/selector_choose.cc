@@ -81,7 +81,7 @@ std::uint64_t Selector::rows_allowed(const SelectInput& input) const {
   if (preset_->budget != BudgetKind::kRatio) return input.budget_rows;
   const auto rows = static_cast<std::uint64_t>(
       std::ceil(static_cast<double>(preset_->share) * static_cast<double>(end_token_)));
-  return std::min(rows, input.budget_rows);
+  return std::min(percent_of(rows, input.ratio_percent), input.budget_rows);
 }
 
 // Of budget "entropy": rows that these scores are worth, `rows_of(i)` of them those of score i.

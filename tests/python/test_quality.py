@@ -20,6 +20,7 @@ import kvtier
 from kvtier.quality import daemon, engines, evaluate, metrics, prefix, run, texts, tune
 from kvtier.quality.__main__ import main, parse, tuned
 from kvtier.quality.reference import PRESETS
+from kvtier.quality.reference.budget import Tokens
 from kvtier.quality.reference.tally import Tally
 
 KEYS = {
@@ -128,6 +129,10 @@ def test_what_is_resident_goes_by_the_preset(tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text('base = "codes"\nresidency_percent = 150\ndense_layers = 3\n')
     assert resident_in_daemon(str(mine)) == pytest.approx((3 * 6144 + 27 * 1536) / 30)
+    mine.write_text('base = "codes"\nlayer_percent = [200, 50]\n')
+    assert resident_in_daemon(str(mine)) == pytest.approx((4096 + 29 * 1024) / 30)
+    planned = replace(PRESETS["codes"], budget=Tokens(percent=(200, 50)))
+    assert resident_in_reference(planned) == pytest.approx((4096 + 29 * 1024) / 30)
     mine.write_text('base = "codes"\ndense_layers = 99\n')
     assert resident_in_daemon(str(mine)) == 6144
     dense = replace(PRESETS["progressive"], dense=(0, 1))

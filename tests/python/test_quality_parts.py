@@ -141,6 +141,23 @@ def test_a_layer_chooses_by_the_queries_of_the_layer_below(own, rows, toml):
     assert float((got - other).abs().amax((1, 2)).min()) > 1e-3
 
 
+@pytest.mark.parametrize("count, percent", [(1, 200), (2, 50), (4, 0)])
+def test_each_layer_has_its_own_budget(own, rows, toml, count, percent):
+    path = toml(
+        'base = "mean"\npartition = "pages:4"\ncut = true\nlayer_percent = [200, 50, 0]\n'
+    )
+    got, stats = attended(own, rows, path, count)
+    part = budget.Tokens(cut=True, percent=(200, 50, 0))
+    preset = Preset("", partition.Pages(4), abstract.Mean(), budget=part)
+    want, reference = wanted(rows, preset, count)
+    assert float((got - want).abs().max()) < 1e-4
+    assert stats["rows_fetched"] == reference.tally.first_rows + reference.tally.rows_entered
+    chosen = sum((200, 50, 0, 0)[:count]) * BUDGET // 100
+    assert stats["rows_selected"] == HEADS * STEPS * chosen
+    even, _ = wanted(rows, replace(preset, budget=budget.Tokens(cut=True)), count)
+    assert float((got - even).abs().amax((1, 2)).min()) > 1e-3, percent
+
+
 @pytest.mark.parametrize(
     "name, part",
     [

@@ -86,6 +86,15 @@ TEST_F(Hints, AreSentWhereRowsComeFromTheDiskAndChangeNothing) {
   EXPECT_EQ(hinting.rows_fetched, plain.rows_fetched);
 }
 
+TEST_F(Hints, AreInPerCentOfTheLayersBudget) {
+  write("planned", "runners_up_percent = 100\nlayer_percent = [25]\n");
+  restart();
+  kvt_view_stats seen{};
+  step("planned", 8, &seen);
+  EXPECT_GT(seen.rows_hinted, 0u);
+  EXPECT_LE(seen.rows_hinted, 7u * shape_.layers * shape_.kv_heads * 16);
+}
+
 TEST_F(Hints, AreNotSentWhereEverythingIsInMemory) {
   restart();
   request(Json{{"op", "warm"}, {"target", "long"}});

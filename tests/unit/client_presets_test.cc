@@ -148,6 +148,58 @@ TEST_F(UserPresets, ACertifiedBudgetKeepsItsPromise) {
   }
 }
 
+// A layer attends to what it would in a view with the layer's budget, and takes the same memory.
+TEST_F(UserPresets, ALayerHasItsOwnBudget) {
+  settle();
+  const auto run = [&](const std::string& preset, std::uint64_t budget, std::uint32_t layer,
+                       kvt_view_stats* stats) {
+    kvt_view* view = nullptr;
+    KVT_EXPECT_OK(open(preset.c_str(), &view, budget));
+    std::vector<float> all, out(shape_.query_heads * shape_.dim);
+    for (std::uint32_t step = 0; step < 3; ++step) {
+      const std::vector<float> q = step_queries(shape_, step, layer);
+      KVT_EXPECT_OK(kvt_view_look_ahead(view, layer, q.data(), 0.25f));
+      KVT_EXPECT_OK(kvt_view_attend(view, layer, 1, q.data(), 0.25f, out.data(), nullptr));
+      all.insert(all.end(), out.begin(), out.end());
+    }
+    *stats = stats_of(view);
+    kvt_view_close(view);
+    return all;
+  };
+  kvt_view_stats seen, other;
+  const std::vector<float> kept = run("window", 128, 1, &seen);
+  const std::vector<float> everything = run("full", 128, 0, &seen);
+  for (const char* base :
+       {"base = \"quest\"\n", "base = \"codes\"\n", "base = \"progressive-lookahead\"\n",
+        "base = \"leoam\"\nflat_layers = 0\n", "base = \"mean\"\ntrigger = \"mass\"\nlevel = 0.5\n",
+        "base = \"mean\"\ntrigger = \"mass\"\nlevel = 0.5\nscope = \"layer\"\n",
+        "base = \"quest\"\nbudget = \"certified\"\nshare = 0.5\n"}) {
+    SCOPED_TRACE(base);
+    write("even", base);
+    write("uneven", std::string(base) + "layer_percent = [200, 50]\n");
+    run("even", 256, 0, &seen);  // its abstracts are built, its rows read
+    run("even", 256, 1, &seen);
+    std::uint64_t client_bytes[2];
+    for (const std::uint32_t layer : {0u, 1u}) {
+      SCOPED_TRACE(layer);
+      EXPECT_EQ(run("uneven", 128, layer, &seen),
+                run("even", layer == 0 ? 256 : 64, layer, &other));
+      EXPECT_GT(seen.rows_selected, 0u);
+      EXPECT_EQ(seen.rows_selected, other.rows_selected);
+      EXPECT_EQ(seen.rows_attended, other.rows_attended);
+      EXPECT_EQ(seen.rows_fetched, other.rows_fetched);
+      EXPECT_EQ(seen.client_bytes, other.client_bytes);
+      client_bytes[layer] = seen.client_bytes;
+    }
+    EXPECT_GT(client_bytes[0], client_bytes[1]);
+    write("none", std::string(base) + "layer_percent = [100, 0]\n");
+    EXPECT_LT(distance(run("none", 128, 1, &seen), kept), 1e-5);
+    EXPECT_EQ(seen.rows_selected + seen.units_scored, 0u);
+    write("dense", std::string(base) + "layer_percent = [0]\ndense_layers = 1\n");
+    EXPECT_EQ(run("dense", 128, 0, &seen), everything);
+  }
+}
+
 // Partition "segments": a view tells which tokens its model wrote, and where at least half of the
 // layers chose anew; the daemon cuts there.
 TEST_F(UserPresets, ADecodeIsStoredInSegments) {

@@ -315,6 +315,9 @@ TEST(Budgets, RatioAndMass) {
   Selector ratio(kernels(), &preset);
   EXPECT_EQ(ratio.select(coded.input(1000))->tokens.size(), 16u);
   EXPECT_EQ(ratio.select(coded.input(10))->tokens.size(), 10u) << "the view's budget is the limit";
+  SelectInput half = coded.input(1000);
+  half.ratio_percent = 50;
+  EXPECT_EQ(ratio.select(half)->tokens.size(), 8u);
   preset.budget = BudgetKind::kMass;
   preset.share = 0.7f;
   Selector mass(kernels(), &preset);

@@ -111,6 +111,25 @@ TEST(PresetText, EveryWordIsKnownBothWays) {
   }
 }
 
+TEST(PresetText, LayersHaveAList) {
+  Preset wanted = **find_preset("quest");
+  wanted.name = "mine";
+  wanted.layer_percent = {200, 50, 0};
+  EXPECT_EQ(taken("base = \"quest\"\nlayer_percent = [200, 50, 0]\n"), wanted);
+  EXPECT_EQ(taken(preset_toml(wanted)), wanted) << preset_toml(wanted);
+  const std::string base = "base = \"quest\"\nlayer_percent = ";
+  for (const char* wrong : {"50", "[0.5]", "[-1]", "[\"50\"]", "[[50]]", "[4294967296]", "\"50\""})
+    expect_problem(base + wrong, "must be a list of whole numbers, 0 to 1000, as [200, 50]");
+  std::string many = "[1";
+  for (int i = 1; i < 256; ++i) many += ",1";
+  EXPECT_EQ(taken(base + many + "]").layer_percent.size(), 256u);
+  for (const std::string& wrong : {std::string("[]"), std::string("[1001]"), many + ",1]"})
+    expect_problem(base + wrong, "layer_percent is a list of 1 to 256 numbers, 0 to 1000 each");
+  for (const char* none : {"window", "full"})
+    expect_problem("base = \"" + std::string(none) + "\"\nlayer_percent = [100]",
+                   "choose nothing: layer_percent needs \"rows\", \"ratio\"");
+}
+
 TEST(PresetText, ABaseIsStartedFromAndPartsReplaceItsOwn) {
   Preset wanted = **find_preset("quest");
   wanted.name = "mine";

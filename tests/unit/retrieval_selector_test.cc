@@ -495,6 +495,17 @@ TEST(Presets, CacheRows) {
   EXPECT_EQ((*find_preset("window"))->cache_rows(1024, 80, 0), 80u);
 }
 
+TEST(Presets, RowsOfALayer) {
+  Preset preset = **find_preset("quest");
+  EXPECT_EQ(preset.rows_in(7, 1024), 1024u);
+  preset.layer_percent = {250, 0, 33};
+  EXPECT_EQ(preset.rows_in(0, 1024), 2560u);
+  EXPECT_EQ(preset.rows_in(1, 1024), 0u);
+  EXPECT_EQ(preset.rows_in(2, 101), 33u);
+  EXPECT_EQ(preset.rows_in(200, 101), 33u) << "the last one is of all others";
+  EXPECT_EQ(preset.rows_in(0, kSequenceTokensMax), kSequenceTokensMax);
+}
+
 // ---- the width of a choice ----
 
 TEST(ChoiceWidth, ALayerThatReadsFromDiskChoosesRunsAndSwitchesBackLaterAndLater) {

@@ -24,6 +24,7 @@ from . import metrics
 from .evaluate import Progress, Settings, mean_over_layers
 from .model import Judge
 from .prefix import Prefix
+from .reference.budget import Tokens
 from .reference.residency import Lru
 
 PIECE = 1024
@@ -303,6 +304,11 @@ def resident_of(judge: Judge, prefix: Prefix, name: str, settings: Settings) -> 
     parts = parts_of(name)
     budget = 0 if parts["budget"] == "kept" else settings.budget
     kept = settings.sinks + settings.window
-    rows = Lru(parts["residency_percent"]).capacity(budget, kept, settings.capacity)
+    plan = Tokens(percent=tuple(parts.get("layer_percent", [100])))
+    cache = Lru(parts["residency_percent"])
+    rows = [
+        cache.capacity(plan.of_layer(budget, layer), kept, settings.capacity)
+        for layer in range(judge.layers)
+    ]
     dense = judge.layers if parts["budget"] == "all" else parts["dense_layers"]
-    return mean_over_layers(rows / prefix.length, dense, judge.layers)
+    return mean_over_layers([each / prefix.length for each in rows], dense)

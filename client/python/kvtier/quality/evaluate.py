@@ -3,6 +3,7 @@ against full attention."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -101,11 +102,11 @@ def cost_of(judge: Judge, prefix: Prefix, reference: Reference) -> dict[str, Any
     pairs = judge.layers * judge.kv_heads
     steps = tally.head_steps // pairs
     kept = reference.sinks + reference.window
-    if preset.attends == "kept":
-        rows = kept
-    else:
-        budget = reference.budget or prefix.length
-        rows = preset.residency.capacity(budget, kept, reference.capacity)
+    budget = 0 if preset.attends == "kept" else reference.budget or prefix.length
+    rows = [
+        preset.residency.capacity(preset.budget.of_layer(budget, layer), kept, reference.capacity)
+        for layer in range(judge.layers)
+    ]
     dense = judge.layers if preset.attends == "all" else len(preset.dense)
     after_first = max(1, (steps - 1) * pairs)
     entered = tally.rows_entered / after_first
@@ -113,7 +114,7 @@ def cost_of(judge: Judge, prefix: Prefix, reference: Reference) -> dict[str, Any
     hot_entered = tally.hot_rows_entered / tally.head_steps
     return {
         "device_bytes_ratio": tally.abstract_bytes / pairs / context,
-        "resident_bytes_ratio": mean_over_layers(rows / prefix.length, dense, judge.layers),
+        "resident_bytes_ratio": mean_over_layers([each / prefix.length for each in rows], dense),
         "fetched_ratio": (entered * preset.precision.fetched + hot_entered) / prefix.length,
         "waited_ratio": (waited * preset.precision.fetched + hot_entered) / prefix.length,
         "rows_attended": tally.rows_attended / tally.head_steps,
@@ -129,10 +130,10 @@ def cost_of(judge: Judge, prefix: Prefix, reference: Reference) -> dict[str, Any
     }
 
 
-def mean_over_layers(resident: float, dense: int, layers: int) -> float:
-    """Of the share of the context that is resident in a layer, where so many hold all of it."""
-    dense = min(dense, layers)
-    return (dense + (layers - dense) * min(resident, 1.0)) / layers
+def mean_over_layers(resident: list[float], dense: int) -> float:
+    """Of the share of the context that is resident in each layer; the first ones hold all of it."""
+    shares = [1.0] * dense + [min(share, 1.0) for share in resident[dense:]]
+    return math.fsum(shares[: len(resident)]) / len(resident)
 
 
 def of_budget(settings: Settings, budget: int) -> Settings:

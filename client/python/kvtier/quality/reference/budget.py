@@ -15,12 +15,18 @@ from .partition import Units
 @dataclass(frozen=True)
 class Tokens:
     """As many rows as the user says. Whole units while they fit, the first that does not ends it;
-    `cut`: of that one the first rows that fit (ClusterKV; LouisKV does not say)."""
+    `cut`: of that one the first rows that fit (ClusterKV; LouisKV does not say). `percent`: of what
+    the user says, in layers 0, 1 and so on, the last number in all others (PyramidKV, arXiv
+    2406.02069, has numbers that fall by the same amount from layer to layer)."""
 
     cut: bool = False
+    percent: tuple[int, ...] = (100,)
+
+    def of_layer(self, given: int, index: int) -> int:
+        return given * self.percent[min(index, len(self.percent) - 1)] // 100
 
     def rows(self, given: int, layer: Layer) -> int:
-        return given
+        return self.of_layer(given, layer.index)
 
     def choose(self, weights: torch.Tensor, units: Units, rows: int) -> torch.Tensor:
         cost = fit(units.cost, weights)
@@ -52,7 +58,9 @@ class Share(Tokens):
     other: float = 0.2
 
     def rows(self, given: int, layer: Layer) -> int:
-        return given or int((self.early if layer.index < 2 else self.other) * layer.stored)
+        if given:
+            return super().rows(given, layer)
+        return int((self.early if layer.index < 2 else self.other) * layer.stored)
 
 
 @dataclass(frozen=True)
