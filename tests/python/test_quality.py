@@ -268,8 +268,8 @@ def test_presets_of_the_user_are_listed_and_checked(monkeypatch, tmp_path, capsy
     assert main(["--list"]) == 0
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert set(lines) == {preset["name"] for preset in kvtier.presets()["presets"]} | set(PRESETS)
-    assert lines["mine"] == lines["progressive-lookahead"] == "daemon"
-    assert lines["codes"] == "daemon, reference"
+    assert lines["mine"] == "daemon"
+    assert lines["codes"] == lines["progressive-lookahead"] == "daemon, reference"
     full = {engine: engines.full(engine) for engine in ("daemon", "reference", "both")}
     assert set(full["reference"]) == set(full["both"]) == set(PRESETS)
     assert {"progressive-lookahead", "shadow"} <= {*full["daemon"]}

@@ -68,14 +68,16 @@ class Reference:
         layer = self._layer(index, q, k, v, scale)
         new = q.shape[1]
         anchors, wanted = self._wanted_rows(layer, new)
+        brought = None
         if anchors is not None:
-            wanted = self._fetch(layer, anchors, wanted, new)
+            brought = self._brought(layer, new)
+            wanted = self._fetch(layer, anchors, wanted, brought, new)
         self.tally.count_steps(layer, wanted, new)
         if self.bounds:
             units, vectors = self._abstracts(layer)
             scores = self.preset.score.of(layer.queries[:, :, -new:], vectors, scale)
             self.tally.count_bound(missed(layer, units, scores, wanted, new))
-        return self._attend(layer, wanted, new)
+        return self._attend(layer, wanted, brought, new)
 
     def _layer(
         self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
@@ -169,7 +171,9 @@ class Reference:
 
     # ---- attention
 
-    def _attend(self, layer: Layer, wanted: torch.Tensor, new: int) -> torch.Tensor:
+    def _attend(
+        self, layer: Layer, wanted: torch.Tensor, brought: torch.Tensor | None, new: int
+    ) -> torch.Tensor:
         heads, group, steps, _ = layer.queries.shape
         total = layer.keys.shape[1]
         precision = self.preset.precision
@@ -190,7 +194,10 @@ class Reference:
                 logits = weigh(q, layer.keys, layer.scale, mask)
                 out.append(spend(torch.softmax(logits, -1), layer.values))
             else:
-                out.append(self._mixed(layer, q, mask, *coarse))
+                there = layer.kept[:, None]
+                if brought is not None and self.preset.fetch.exact_above:
+                    there = there | brought[:, first - (steps - new) : last - (steps - new)]
+                out.append(self._mixed(layer, q, mask, there, *coarse))
         return torch.cat(out, 2).flatten(0, 1)
 
     def _mixed(
@@ -198,21 +205,23 @@ class Reference:
         layer: Layer,
         q: torch.Tensor,
         mask: torch.Tensor,
+        there: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
     ) -> torch.Tensor:
-        """Attention of q [H, g, b, d] over the rows of the mask [H or 1, g or 1, b, T]: kept and
-        hot ones exact, the others as the coarse copy has them."""
+        """Attention of q [H, g, b, d] over the rows of the mask [H or 1, g or 1, b, T]: hot ones
+        and those that are `there` [H or 1, b or 1, C] exact, the others as the coarse copy has
+        them."""
         logits = weigh(q, layer.keys, layer.scale, mask)
         far, near = logits[..., : self.stored], logits[..., self.stored :]
         seen = mask[..., : self.stored]
         rough = weigh(q, keys, layer.scale, seen)
-        kept = layer.kept[:, None, None]
-        judged = torch.where(kept, far, rough)
+        there = there[:, None]
+        judged = torch.where(there, far, rough)
         share = torch.softmax(torch.cat([judged, near], -1), -1)[..., : self.stored]
-        hot = (share.mean(1, keepdim=True) > self.preset.precision.hot) & seen & ~kept
+        hot = (share.mean(1, keepdim=True) > self.preset.precision.hot) & seen & ~there
         self.tally.count_hot(layer.index, hot.any(1))
-        exact = hot | kept
+        exact = hot | there
         weights = torch.softmax(torch.cat([torch.where(exact, far, rough), near], -1), -1)
         stored = weights[..., : self.stored]
         fine = torch.cat([stored * exact, weights[..., self.stored :]], -1)
@@ -220,8 +229,23 @@ class Reference:
 
     # ---- what it cost
 
+    def _brought(self, layer: Layer, new: int) -> torch.Tensor | None:
+        """bool [S, new, C]: what a guess brings before the newest steps."""
+        fetch, steps = self.preset.fetch, torch.arange(layer.steps)[-new:]
+        if fetch.query is None or not (self.track or fetch.wait_above or fetch.exact_above):
+            return None
+        brought = self._choose(layer, steps, fetch.query)
+        if fetch.exact_above:
+            brought = brought & (self._mass(layer, steps, fetch.query) >= fetch.exact_above)
+        return brought
+
     def _fetch(
-        self, layer: Layer, anchors: torch.Tensor, wanted: torch.Tensor, new: int
+        self,
+        layer: Layer,
+        anchors: torch.Tensor,
+        wanted: torch.Tensor,
+        brought: torch.Tensor | None,
+        new: int,
     ) -> torch.Tensor:
         """Counts, and leaves out of `wanted` what is neither there nor waited for."""
         tally, fetch = self.tally, self.preset.fetch
@@ -235,10 +259,7 @@ class Reference:
             self.seen(layer, self._mass(layer, steps))
         if not self.track and not fetch.wait_above:
             return wanted
-        guessed = None
-        if fetch.query is not None:
-            guessed = self._choose(layer, steps, fetch.query)
-        late = tally.enter(layer, anchors, wanted, guessed, new)
+        late = tally.enter(layer, anchors, wanted, brought, new)
         if fetch.wait_above:
             if getattr(self._abstracts(layer)[0], "of_row", 0) is not None:
                 raise ValueError("only single rows can be left out of a step")
@@ -247,11 +268,11 @@ class Reference:
         tally.count_waiting(layer, late, new)
         return wanted
 
-    def _mass(self, layer: Layer, steps: torch.Tensor) -> torch.Tensor:
+    def _mass(self, layer: Layer, steps: torch.Tensor, query: Any = None) -> torch.Tensor:
         """[S, len(steps), C]: the estimated share of the attention mass of each row. What a unit
         has lies on its rows that are not kept, on each alike."""
         units, vectors = self._abstracts(layer)
-        queries = self.preset.query.of(layer)[:, :, steps]
+        queries = (query or self.preset.query).of(layer)[:, :, steps]
         parts = [
             self.preset.group.of(self.preset.score.of(q, vectors, layer.scale), layer.scale)
             for q in queries.split(BLOCK, 2)

@@ -1,6 +1,7 @@
 """Fetch: which of the rows that enter the slot cache a step has to wait for.
 `early(anchors, steps)`: bool [S, n] where the selection in use was known a step before, or None;
-`query`: whose choice is brought before the layer runs, or None."""
+`query`: whose choice is brought before the layer runs, or None; `exact_above`: of a precision, only
+rows of that choice above this share of the estimated mass are brought, and these are exact."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ class Demand:
 
     query: Any = None
     wait_above: float = 0.0
+    exact_above: float = 0.0
 
     def early(self, anchors: torch.Tensor, steps: torch.Tensor) -> torch.Tensor | None:
         return None
@@ -28,6 +30,7 @@ class Behind:
 
     query: Any = None
     wait_above: float = 0.0
+    exact_above: float = 0.0
 
     def early(self, anchors: torch.Tensor, steps: torch.Tensor) -> torch.Tensor | None:
         return anchors < steps
@@ -42,6 +45,7 @@ class LookAhead:
 
     query: Any
     wait_above: float = 0.0
+    exact_above: float = 0.0
 
     def early(self, anchors: torch.Tensor, steps: torch.Tensor) -> torch.Tensor | None:
         return None

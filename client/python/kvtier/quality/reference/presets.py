@@ -155,6 +155,15 @@ _TABLE = [
         residency=residency.Lru(100),
         precision=precision.LowBit(4, 4, hot=0.01),
     ),
+    # The same choice; what a guess of the queries gives a twentieth of that share comes, exact.
+    Preset(
+        "progressive-lookahead",
+        abstract=abstract.Codes("codes"),
+        books="codes",
+        residency=residency.Lru(100),
+        precision=precision.LowBit(4, 4, hot=0.01),
+        fetch=fetch.LookAhead(query.Ahead(), exact_above=0.01 / 20),
+    ),
     # What fewer bits cost, and keys before RoPE.
     *(
         Preset(
