@@ -1,5 +1,5 @@
 // What doctor finds: one line each, with its mend. doctor.cc looks at the set-up (socket, daemon,
-// settings, store), doctor_machine.cc at what kernel and limits give.
+// settings), doctor_store.cc at the store, doctor_machine.cc at what kernel and limits give.
 #pragma once
 
 #include <sys/types.h>
@@ -38,6 +38,17 @@ struct Seen {
 
 // What lies in this store and refuses to be written, by asking, and why (errno); "": nothing does.
 [[nodiscard]] std::string closed_part(const std::string& store, int* why);
+
+// A running daemon holds it, and so does a repair.
+[[nodiscard]] bool is_held(const std::string& store);
+// The store's directory or the nearest that exists above it: may we write, is there room.
+// `*probe_directory` is set where a scratch file may be written.
+void check_store(const std::string& store, bool held_elsewhere, std::string* probe_directory,
+                 std::vector<Finding>* findings);
+// What the running daemon knows: its limits, its budget, what it found damaged.
+void check_counters(const Json& stats, std::vector<Finding>* findings);
+// Without a daemon: whether one could start over this store.
+void check_catalogue(const std::string& store, std::vector<Finding>* findings);
 
 [[nodiscard]] Finding check_disk_backend(const Seen& seen);
 [[nodiscard]] Finding check_memlock(const Seen& seen);
