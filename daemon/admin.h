@@ -3,14 +3,15 @@
 // Engine's thread, but for the work that a request posts to workers.
 #pragma once
 
+#include <cstdint>
 #include <span>
 
 #include "daemon/control_ops.h"
 
 namespace kvtier {
 
-[[nodiscard]] std::span<const ControlOp>
-report_ops();  // admin_report.cc: ls, show, stats, status, config
+[[nodiscard]] std::span<const ControlOp> report_ops();  // admin_report.cc: ls, show, status, config
+[[nodiscard]] std::span<const ControlOp> stats_ops();   // admin_stats.cc: stats
 [[nodiscard]] std::span<const ControlOp>
 maintenance_ops();  // admin_maintenance.cc: verify, repair, gc, warm
 [[nodiscard]] std::span<const ControlOp> transfer_ops();  // admin_transfer.cc: export, import
@@ -23,5 +24,12 @@ void add_admin_ops();
 // One line for everything that is off or slower than it could be, with the reason.
 struct EngineState;
 [[nodiscard]] Json switched_off(const EngineState& engine);
+
+// What the reports share: a time in seconds, and the bytes on disk (0 where it is not there).
+[[nodiscard]] constexpr std::uint64_t unix_s(std::uint64_t unix_ns) {
+  return unix_ns / 1'000'000'000;
+}
+struct Segment;
+[[nodiscard]] std::uint64_t file_bytes(const Segment& segment);
 
 }  // namespace kvtier
