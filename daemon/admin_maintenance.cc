@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/shell_word.h"
 #include "daemon/admin.h"
 #include "daemon/committer.h"
 #include "daemon/compaction.h"
@@ -71,7 +72,7 @@ CheckPtr collect(EngineState& engine, bool deep) {
                                std::to_string(engine.metrics.rows_damaged) +
                                    " rows could not be trusted at start and were left out: stop "
                                    "kvtierd and run `kvtier repair --store " +
-                                   engine.options.store_path + "`",
+                                   shell_word(engine.options.store_path) + "`",
                                {},
                                {},
                                false});

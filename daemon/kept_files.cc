@@ -4,6 +4,7 @@
 #include <cinttypes>
 
 #include "base/log.h"
+#include "base/shell_word.h"
 #include "daemon/engine_state.h"
 
 namespace kvtier {
@@ -113,7 +114,7 @@ void settle_kept_files(EngineState& engine, CatalogueBatch* batch) {
             "they were published, or the catalogue has lost its last rows. They stay where they "
             "are. If something is missing, stop kvtierd and run `kvtier repair --store %s`; if "
             "nothing is, `kvtier gc` removes them",
-            kept.newer, engine.options.store_path.c_str());
+            kept.newer, shell_word(engine.options.store_path).c_str());
   if (kept.all.size() > kept.newer)
     KVT_LOG(kWarn,
             "%zu files are of no use to this store (`kvtier repair` left them out) and stay where "

@@ -16,6 +16,7 @@
 
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/shell_word.h"
 #include "tiers/catalogue_env.h"
 #include "tiers/catalogue_rows.h"
 
@@ -317,7 +318,7 @@ rocksdb::Status Catalogue::State::write(rocksdb::WriteBatch* batch, bool sync) {
 std::string with_store_named(std::string text, const std::string& store_path) {
   constexpr std::string_view kPlace = "--store PATH";
   if (const std::size_t at = text.find(kPlace); at != std::string::npos)
-    text.replace(at, kPlace.size(), "--store " + store_path);
+    text.replace(at, kPlace.size(), "--store " + shell_word(store_path));
   return text;
 }
 

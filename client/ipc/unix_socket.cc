@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "base/shell_word.h"
 #include "client/ipc/paths.h"
 
 namespace kvtier {
@@ -151,14 +152,15 @@ ClosedPlace find_closed_place(const std::string& path) {
   if (::stat(directory.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) return {};  // none yet
   if (::faccessat(AT_FDCWD, directory.c_str(), R_OK | W_OK | X_OK, AT_EACCESS) != 0) {
     const bool ours = errno == EACCES && info.st_uid == ::geteuid();
-    return {directory + " cannot be written: " + std::strerror(errno),
-            ours ? "chmod 700 " + directory : "set KVTIER_SOCKET to a path of your own"};
+    return {
+        directory + " cannot be written: " + std::strerror(errno),
+        ours ? "chmod 700 " + shell_word(directory) : "set KVTIER_SOCKET to a path of your own"};
   }
   for (const std::string& file : {daemon_log_path(path), path + ".lock"}) {
     const UniqueFd opened(
         ::open(file.c_str(), O_WRONLY | O_NONBLOCK | O_NOFOLLOW | O_NOCTTY | O_CLOEXEC));
     if (opened.valid() || errno == ENOENT || errno == EMFILE || errno == ENFILE) continue;
-    return {file + " cannot be written: " + std::strerror(errno), "remove " + file};
+    return {file + " cannot be written: " + std::strerror(errno), "remove " + shell_word(file)};
   }
   return {};
 }

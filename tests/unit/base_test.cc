@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "base/mailbox.h"
 #include "base/random.h"
+#include "base/shell_word.h"
 #include "base/unique_fd.h"
 
 namespace kvtier {
@@ -35,6 +36,13 @@ TEST(ByteReader, HugeLengthDoesNotWrap) {
   reader.read<std::uint32_t>();
   EXPECT_TRUE(reader.read_bytes(UINT64_MAX).empty());
   EXPECT_FALSE(reader.ok());
+}
+
+TEST(ShellWord, IsQuotedWhereAShellWouldTakeItForMore) {
+  EXPECT_EQ(shell_word("/var/lib/kvtier-1_2.x"), "/var/lib/kvtier-1_2.x");
+  EXPECT_EQ(shell_word("/my store"), "'/my store'");
+  EXPECT_EQ(shell_word("/it's"), "'/it'\\''s'");
+  EXPECT_EQ(shell_word(""), "''");
 }
 
 TEST(Fault, NthVisitFailsAndOthersDoNot) {

@@ -254,6 +254,11 @@ TEST_F(CatalogueTest, AFailedWriteStopsWritingUntilResume) {
   EXPECT_TRUE(all.numbers.contains("taken"));
 }
 
+TEST_F(CatalogueTest, TheStoreIsNamedAsOneWord) {
+  EXPECT_EQ(with_store_named("`kvtier repair --store PATH` mends it", "/my store"),
+            "`kvtier repair --store '/my store'` mends it");
+}
+
 TEST_F(CatalogueTest, DiskBytesGrow) {
   auto catalogue = open();
   const std::uint64_t before = catalogue->disk_bytes();

@@ -1,6 +1,7 @@
 // Files that are newer than every row of the catalogue: kept, said, and removed when asked for.
 #include <gtest/gtest.h>
 
+#include "base/log.h"
 #include "daemon/reclaim.h"
 #include "tests/sim/sim_objects.h"
 #include "tests/unit/engine_fixture.h"
@@ -48,6 +49,18 @@ class KeptFilesTest : public EngineFixture {
 
   const std::vector<std::uint32_t> ids = make_ids(1000);
 };
+
+TEST_F(KeptFilesTest, TheLogNamesTheStoreAsOneWord) {
+  lose_rows(4);
+  restart();
+  state().options.store_path = "/my store";
+  set_log_level(LogLevel::kWarn);
+  CatalogueBatch batch;
+  ::testing::internal::CaptureStderr();
+  settle_kept_files(state(), &batch);
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  EXPECT_NE(log.find("repair --store '/my store'`"), std::string::npos) << log;
+}
 
 TEST_F(KeptFilesTest, RowsThatWereLostTakeNoFileWithThem) {
   lose_rows(4);

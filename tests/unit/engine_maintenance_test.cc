@@ -48,6 +48,13 @@ class EngineMaintenance : public EngineFixture {
   const std::vector<std::uint32_t> ids = make_ids(300);
 };
 
+TEST_F(EngineMaintenance, VerifyNamesTheStoreAsOneWord) {
+  state().options.store_path = "/my store";
+  state().metrics.rows_damaged = 1;
+  EXPECT_NE(request({{"op", "verify"}}).dump().find("repair --store '/my store'`"),
+            std::string::npos);
+}
+
 TEST_F(EngineMaintenance, VerifyReadsEveryChunkAndNamesWhatRots) {
   const Json sound = request({{"op", "verify"}});
   EXPECT_EQ(sound["sound"], true);

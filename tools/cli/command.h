@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "base/result.h"
+#include "base/shell_word.h"
 
 namespace kvtier::cli {
 
@@ -101,8 +102,6 @@ void print_table(const std::vector<std::vector<std::string>>& rows);
 [[nodiscard]] std::string counted(std::uint64_t count, const char* one, const char* more = "s");
 // A model as its client named it; of one that is a hash, the first 12 characters.
 [[nodiscard]] std::string short_model(const std::string& model);
-// As one word for a shell: in quotes where it needs them.
-[[nodiscard]] std::string quoted(const std::string& text);
 // " --socket PATH" as the user gave it, for commands that a text proposes; else "".
 [[nodiscard]] std::string socket_flag(const Invocation& invocation);
 // A target of the protocol: a number if it is one, else a name.

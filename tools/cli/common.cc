@@ -47,12 +47,6 @@ std::string find_program() {
   return "";
 }
 
-std::string shell_quoted(const std::string& text) {
-  std::string out = "'";
-  for (const char c : text) out += c == '\'' ? "'\\''" : std::string(1, c);
-  return out + "'";
-}
-
 }  // namespace
 
 std::string describe(const Status& status) {
@@ -291,15 +285,9 @@ std::string short_model(const std::string& model) {
   return hash ? model.substr(0, kDigitsShown) : one_line(model, kBytesShown);
 }
 
-std::string quoted(const std::string& text) {
-  const bool plain =
-      !text.empty() && text.find_first_of(" \t\n'\"\\$`&|;<>()*?[]#~!") == std::string::npos;
-  return plain ? text : shell_quoted(text);
-}
-
 std::string socket_flag(const Invocation& invocation) {
   if (invocation.socket.empty()) return "";
-  return " --socket " + quoted(invocation.socket);
+  return " --socket " + shell_word(invocation.socket);
 }
 
 std::string one_line(const std::string& text, std::size_t bytes_max) {

@@ -28,7 +28,7 @@ bool has_directory(const Invocation& invocation, std::string* problem) {
   const std::string directory = std::filesystem::path(invocation.socket).parent_path();
   std::error_code failed;
   if (std::filesystem::exists(directory, failed) || failed) return true;
-  *problem = "there is no directory " + directory + ": mkdir -p -m 700 " + quoted(directory) +
+  *problem = "there is no directory " + directory + ": mkdir -p -m 700 " + shell_word(directory) +
              ", or name another --socket";
   return false;
 }
@@ -41,7 +41,7 @@ std::string lost_rows(const Json& stats) {
   return "rows of the catalogue were lost: " + std::to_string(files) +
          " files are newer than all that it knows; `kvtier doctor` has the details, `kvtier stop; "
          "kvtier repair --store " +
-         quoted(text_of(disk, "store")) +
+         shell_word(text_of(disk, "store")) +
          "` finds what they hold (before kvtier gc, which removes them)";
 }
 

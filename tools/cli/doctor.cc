@@ -63,12 +63,12 @@ Finding check_absent_directory(const Invocation& invocation, const std::string& 
                                const std::string& mend) {
   if (!invocation.socket.empty())
     return {Grade::kBad, "socket directory", "there is no directory " + directory,
-            "mkdir -p -m 700 " + quoted(directory) + ", or " + mend};
+            "mkdir -p -m 700 " + shell_word(directory) + ", or " + mend};
   const std::string parent = std::filesystem::path(directory).parent_path();
   struct stat info {};
   if (::stat(parent.c_str(), &info) != 0)
     return {Grade::kBad, "socket directory", parent + ": " + std::strerror(errno),
-            "mkdir -p -m 700 " + quoted(parent) + ", or " + mend};
+            "mkdir -p -m 700 " + shell_word(parent) + ", or " + mend};
   if (::faccessat(AT_FDCWD, parent.c_str(), W_OK | X_OK, AT_EACCESS) != 0)
     return {Grade::kBad, "socket directory", directory + " cannot be made: " + std::strerror(errno),
             mend};
@@ -96,7 +96,7 @@ Finding check_socket_directory(const Invocation& invocation) {
     return {Grade::kBad, "socket directory", directory + " belongs to another user", mend};
   if ((info.st_mode & 077) != 0)
     return {Grade::kBad, "socket directory", directory + " can be entered by others",
-            "chmod 700 " + quoted(directory)};
+            "chmod 700 " + shell_word(directory)};
   if (ClosedPlace closed = find_closed_place(path); !closed.found.empty())
     return {Grade::kBad, "socket directory", std::move(closed.found), std::move(closed.mend)};
   return {Grade::kGood, "socket directory", directory, ""};

@@ -48,8 +48,8 @@ std::string mend_of_refusal(const std::string& place, int why) {
   if (why == ENOSPC || why == EDQUOT) return "free some space there: `kvtier rm`, `kvtier gc`";
   if ((why == EACCES || why == EPERM) && ::stat(place.c_str(), &info) == 0)
     return (info.st_uid == ::geteuid()
-                ? "chmod u+rwX " + quoted(place)
-                : "as root: chown -R " + std::to_string(::geteuid()) + " " + quoted(place)) +
+                ? "chmod u+rwX " + shell_word(place)
+                : "as root: chown -R " + std::to_string(::geteuid()) + " " + shell_word(place)) +
            kElsewhere;
   return "set store.path in kvtierd.toml to a directory that can be made";
 }
@@ -164,9 +164,9 @@ void check_store(const std::string& store, bool held_elsewhere, std::string* pro
   }
   struct stat info {};
   if (::stat(store.c_str(), &info) == 0 && (info.st_mode & 077) != 0) {
-    findings->push_back(
-        {Grade::kBad, "store", store + " can be entered by others",
-         "chmod 700 " + quoted(store) + ", or set store.path to an empty directory of your own"});
+    findings->push_back({Grade::kBad, "store", store + " can be entered by others",
+                         "chmod 700 " + shell_word(store) +
+                             ", or set store.path to an empty directory of your own"});
     return;
   }
   Finding refusal;
@@ -205,7 +205,8 @@ void check_counters(const Json& stats, std::vector<Finding>* findings) {
     findings->push_back({Grade::kBad, "catalogue",
                          std::to_string(number_of(disk, "kept_lost")) +
                              " files are newer than all that it knows: it has lost its last rows",
-                         "kvtier stop; kvtier repair --store " + quoted(text_of(disk, "store")) +
+                         "kvtier stop; kvtier repair --store " +
+                             shell_word(text_of(disk, "store")) +
                              " (before kvtier gc, which removes them)"});
   check_damage(stats, findings);
 }
@@ -229,9 +230,9 @@ void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
                          "install that version of kvtier again, or set store.path to another "
                          "directory"});
   else if (!rows && (rows.error().code == Code::kPermission || rows.error().code == Code::kBusy))
-    findings->push_back({Grade::kBad, "catalogue",
-                         options.path + " cannot be read: " + rows.error().message(),
-                         "as root: chown -R " + std::to_string(::geteuid()) + " " + quoted(store)});
+    findings->push_back(
+        {Grade::kBad, "catalogue", options.path + " cannot be read: " + rows.error().message(),
+         "as root: chown -R " + std::to_string(::geteuid()) + " " + shell_word(store)});
   else if (!rows && rows.error().code == Code::kIo)
     findings->push_back({Grade::kBad, "catalogue",
                          options.path + " cannot be read: " + rows.error().message(),
@@ -243,7 +244,7 @@ void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
                                      : !rows ? "damaged"
                                              : "empty, and the store is not") +
                              ": the daemon will not start",
-                         "kvtier repair --store " + quoted(store)});
+                         "kvtier repair --store " + shell_word(store)});
   if (rows)
     check_damage(Json{{"damage",
                        {{"segments_damaged_now",

@@ -247,7 +247,7 @@ int run_expire(const Invocation& invocation) {
         std::string text = human_time(at);
         if (at != 0 && reply.value("pinned", false))
           text += ", but it is pinned and stays until the pin is off (kvtier pin --off " +
-                  quoted(invocation.get("SEQUENCE")) + ")";
+                  shell_word(invocation.get("SEQUENCE")) + ")";
         std::printf("expires: %s\n", text.c_str());
       });
 }

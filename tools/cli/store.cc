@@ -35,19 +35,20 @@ Result<Json> check_offline(const std::string& store, bool deep) {
   const bool catalogue_lost =
       !rows || (empty && report.segments + report.logs + report.objects != 0);
   const std::string remake =
-      ": `kvtier repair --store " + store + "` makes a new one from the files";
+      ": `kvtier repair --store " + shell_word(store) + "` makes a new one from the files";
   // Of a newer kvtier, unreadable, on a failing disk: a new one is no mend.
   const bool repairable =
       rows || rows.error().code == Code::kCorrupt || rows.error().code == Code::kNotFound;
   if (catalogue_lost)
-    problems.push_back(Json{{"object", "catalogue"},
-                            {"mend", repairable ? "kvtier repair --store " + store : ""},
-                            {"region", ""},
-                            {"severity", "damage"},
-                            {"reason", rows ? "it is empty and the store is not" + remake
-                                       : rows.error().code == Code::kNotFound
-                                           ? rows.error().message() + remake
-                                           : with_store_named(describe(rows.error()), store)}});
+    problems.push_back(
+        Json{{"object", "catalogue"},
+             {"mend", repairable ? "kvtier repair --store " + shell_word(store) : ""},
+             {"region", ""},
+             {"severity", "damage"},
+             {"reason", rows ? "it is empty and the store is not" + remake
+                        : rows.error().code == Code::kNotFound
+                            ? rows.error().message() + remake
+                            : with_store_named(describe(rows.error()), store)}});
   for (const Finding& finding : report.findings)
     problems.push_back(Json{{"object", finding.path},
                             {"region", finding.region},
