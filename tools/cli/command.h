@@ -75,10 +75,16 @@ struct Command {
 // Asks the daemon's program, not a running daemon, for its settings. `*program` is "" where there
 // is none; `*problem` what it says where it does not like them.
 [[nodiscard]] bool offline_settings(std::string* program, Json* settings, std::string* problem);
+// Where that fails: the settings that the environment decides, whatever the file holds (none where
+// a variable is bad itself). `*all`: every setting that there is, with its default; untouched where
+// the program cannot tell.
+[[nodiscard]] Json settings_of_environment(const std::string& program, Json* all);
 // Variables of the environment that begin as ours do and mean nothing: name, and what may be meant
 // ("" where none is like it). `settings`: what offline_settings or the request "config" gave.
 [[nodiscard]] std::vector<std::pair<std::string, std::string>> unknown_variables(
     const Json& settings);
+// Whether one of them is so near to what may be meant that it is a slip.
+[[nodiscard]] bool is_slip(const std::string& name, const std::string& meant);
 // Says on standard error which of them are nearly one that means something; `all`: the others too.
 void warn_of_variables(const Json& settings, bool all);
 // What a status says, with the system's word where it has one.

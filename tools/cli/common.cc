@@ -47,6 +47,34 @@ std::string find_program() {
   return "";
 }
 
+constexpr std::string_view kPrefix = "KVTIER_";
+
+std::vector<std::string> our_variables() {
+  std::vector<std::string> names;
+  for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable) {
+    const std::string_view text(*variable);
+    if (text.starts_with(kPrefix)) names.emplace_back(text.substr(0, text.find('=')));
+  }
+  return names;
+}
+
+// The settings as the program reads them. `before` is what a shell runs it with.
+Result<Json> ask_program(const std::string& program, const std::string& before,
+                         std::string* problem) {
+  FILE* pipe = ::popen((before + shell_quoted(program) + " --check --json 2>&1").c_str(), "r");
+  std::string output;
+  char buffer[4096];
+  while (pipe != nullptr && std::fgets(buffer, sizeof buffer, pipe) != nullptr) output += buffer;
+  const int status = pipe != nullptr ? ::pclose(pipe) : -1;
+  while (!output.empty() && output.back() == '\n') output.pop_back();
+  Result<Json> parsed = status == 0 ? parse_json(output) : error(Code::kInvalid);
+  if (parsed) return parsed;
+  constexpr std::string_view kSaid = "kvtierd: ";
+  if (output.starts_with(kSaid)) output.erase(0, kSaid.size());
+  *problem = output.empty() ? program + " cannot be run" : output;
+  return parsed;
+}
+
 }  // namespace
 
 std::string describe(const Status& status) {
@@ -127,23 +155,35 @@ bool offline_settings(std::string* program, Json* settings, std::string* problem
     *problem = *program + " cannot be run: " + why;
     return false;
   }
-  FILE* pipe = ::popen((shell_quoted(*program) + " --check --json 2>&1").c_str(), "r");
-  std::string output;
-  char buffer[4096];
-  while (pipe != nullptr && std::fgets(buffer, sizeof buffer, pipe) != nullptr) output += buffer;
-  const int status = pipe != nullptr ? ::pclose(pipe) : -1;
-  while (!output.empty() && output.back() == '\n') output.pop_back();
-  const Result<Json> parsed = status == 0 ? parse_json(output) : error(Code::kInvalid);
-  if (parsed) {
-    *settings = *parsed;
-    return true;
+  const Result<Json> asked = ask_program(*program, "", problem);
+  if (asked) *settings = *asked;
+  return asked.has_value();
+}
+
+Json settings_of_environment(const std::string& program, Json* all) {
+  constexpr const char* kNoFile = "KVTIER_CONFIG=/dev/null ";
+  std::string ignored, bare = "env ";
+  const Result<Json> read = ask_program(program, kNoFile, &ignored);
+  Json mine{{"keys", Json::array()}};
+  if (read) {
+    *all = *read;
+    for (const Json& key : (*read)["keys"])
+      if (text_of(key, "source") == "environment") mine["keys"].push_back(key);
+    return mine;
   }
-  *problem = output.empty() ? *program + " cannot be run" : output;
-  return false;
+  for (const std::string& name : our_variables()) bare += "-u " + shell_quoted(name) + " ";
+  if (const Result<Json> unset = ask_program(program, bare + kNoFile, &ignored); unset)
+    *all = *unset;
+  return mine;
+}
+
+bool is_slip(const std::string& name, const std::string& meant) {
+  constexpr std::size_t kSlipsMax = 2;
+  return !meant.empty() && edit_distance(name, meant) <= kSlipsMax;
 }
 
 std::vector<std::pair<std::string, std::string>> unknown_variables(const Json& settings) {
-  constexpr std::size_t kOurs = std::string_view("KVTIER_").size(), kSlipsMax = 2;
+  constexpr std::size_t kOurs = kPrefix.size();
   std::vector<std::string> known = {"SOCKET", "CONFIG", "DAEMON", "LOG", "FAULTS", "KERNELS"};
   const bool all_known = settings.is_object() && settings.contains("keys");
   if (all_known)
@@ -154,16 +194,12 @@ std::vector<std::pair<std::string, std::string>> unknown_variables(const Json& s
       known.push_back(std::move(name));
     }
   std::vector<std::pair<std::string, std::string>> found;
-  for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable) {
-    const std::string_view text(*variable);
-    const std::string name(text.substr(0, text.find('=')));
-    if (!name.starts_with("KVTIER_") || std::ranges::count(known, name.substr(kOurs)) != 0)
-      continue;
+  for (const std::string& name : our_variables()) {
+    if (std::ranges::count(known, name.substr(kOurs)) != 0) continue;
     const std::vector<std::string> near = near_names(name.substr(kOurs), known, 1);
+    const std::string meant = near.empty() ? "" : std::string(kPrefix) + near.front();
     // Without the list it may well be a setting, unless it is nearly one of these.
-    if (!all_known && (near.empty() || edit_distance(name.substr(kOurs), near.front()) > kSlipsMax))
-      continue;
-    found.emplace_back(name, near.empty() ? "" : "KVTIER_" + near.front());
+    if (all_known || is_slip(name, meant)) found.emplace_back(name, meant);
   }
   return found;
 }

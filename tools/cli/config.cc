@@ -42,7 +42,8 @@ std::vector<std::vector<std::string>> pending(const Json& running) {
   Json now;
   if (!offline_settings(&program, &now, &problem)) {
     if (!program.empty())
-      std::fprintf(stderr, "kvtier: not at the next start: %s\n", problem.c_str());
+      std::fprintf(stderr, "kvtier: this is what runs now; the next start will fail: %s\n",
+                   problem.c_str());
     return rows;
   }
   for (const Json& key : running["keys"])

@@ -31,6 +31,10 @@ std::string read_line(const std::string& path) {
   return line;
 }
 
+Finding not_checked(const char* what, const std::string& why) {
+  return {Grade::kInfo, what, "not checked: " + why, "see `settings`"};
+}
+
 std::string setting_of(const Json& settings, const char* name) {
   if (settings.is_object() && settings.contains("keys"))
     for (const Json& key : settings["keys"])
@@ -181,19 +185,39 @@ Finding check_daemon(const Invocation& invocation, Seen* seen) {
           "runs, " + version + ", pid " + std::to_string(number_of(hello->body, "pid")), ""};
 }
 
-// What the daemon itself thinks of its settings. `*settings`: its answer, where they are fine.
-Finding check_settings(Json* settings) {
+// What the daemon itself thinks of its settings. `*all`: every one that there is.
+Finding check_settings(Seen* seen, Json* all) {
   std::string program, problem;
-  if (offline_settings(&program, settings, &problem))
+  seen->settings_read = offline_settings(&program, &seen->settings, &problem);
+  if (seen->settings_read) {
+    *all = seen->settings;
     return {Grade::kGood, "settings", "read by " + program, ""};
+  }
   if (program.empty())
     return {Grade::kBad, "settings", "no kvtierd beside this program nor in PATH",
             "install it, or set KVTIER_DAEMON"};
   if (!is_program(program))
     return {Grade::kBad, "settings", problem, "set KVTIER_DAEMON to the program, or unset it"};
+  seen->settings = settings_of_environment(program, all);
   return {Grade::kBad, "settings", problem,
           "change that setting (file, then environment KVTIER_..., then flags); `kvtierd --check` "
           "tells whether it is right"};
+}
+
+// Variables that begin as ours do and mean nothing.
+void check_variables(const Json& all, std::vector<Finding>* findings) {
+  if (all.is_null())
+    findings->push_back(
+        not_checked("environment", "their names come from kvtierd, which cannot be run"));
+  for (const auto& [name, meant] : unknown_variables(all)) {
+    const bool slip = is_slip(name, meant);
+    findings->push_back(
+        {slip ? Grade::kBad : Grade::kInfo, "environment", name + " means nothing",
+         meant.empty()
+             ? "if a setting is meant: `kvtier config` lists them (store.path is "
+               "KVTIER_STORE_PATH); else leave it"
+             : "if " + meant + " is meant, name it so; else " + (slip ? "unset it" : "leave it")});
+  }
 }
 
 // A view that is to run kernels by a name that is none does not open.
@@ -246,20 +270,19 @@ std::vector<Finding> look(const Invocation& invocation) {
   Seen seen;
   findings.push_back(check_socket_directory(invocation));
   findings.push_back(check_daemon(invocation, &seen));
-  findings.push_back(check_settings(&seen.settings));
-  for (const auto& [name, meant] : unknown_variables(seen.settings))
-    findings.push_back(
-        {meant.empty() ? Grade::kInfo : Grade::kBad, "environment", name + " means nothing",
-         meant.empty() ? "if a setting is meant: `kvtier config` lists them (store.path is "
-                         "KVTIER_STORE_PATH); else leave it"
-                       : "if " + meant + " is meant, name it so; else unset it"});
+  Json all_settings;
+  findings.push_back(check_settings(&seen, &all_settings));
+  check_variables(all_settings, &findings);
   check_kernel_choice(&findings);
   const bool runs = seen.status.is_object() && !text_of(seen.status, "store").empty();
   const std::string store =
       runs ? text_of(seen.status, "store") : setting_of(seen.settings, "store.path");
   // Behind a socket of systemd's may run a daemon that refuses us or is slow: it holds the store.
   const bool held = seen.daemon == 0 && is_held(store);
-  if (runs || seen.settings.is_object())
+  if (!seen.settings_read && store.empty())
+    findings.push_back(
+        not_checked("store", "its place is a setting, and the settings cannot be read"));
+  else
     check_store(store, held && !seen.listener, &seen.probe_directory, &findings);
   // The catalogue of a running daemon changes while it is read.
   if (seen.daemon == 0 && !held) check_catalogue(store, &findings);

@@ -197,10 +197,12 @@ Finding check_memory(const Seen& seen) {
   const auto pages = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES));
   const std::uint64_t total = pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   // Before a daemon runs, what it would take.
-  const std::uint64_t arena =
-      seen.status.is_object() && seen.status.contains("modes")
-          ? number_of(seen.status["modes"], "arena_bytes")
-          : std::strtoull(setting_of(seen.settings, "host.arena_bytes").c_str(), nullptr, 10);
+  const bool runs = seen.status.is_object() && seen.status.contains("modes");
+  const std::string wanted = setting_of(seen.settings, "host.arena_bytes");
+  if (!runs && !seen.settings_read && wanted.empty())
+    return not_checked("memory", "the arena's size is a setting, and the settings cannot be read");
+  const std::uint64_t arena = runs ? number_of(seen.status["modes"], "arena_bytes")
+                                   : std::strtoull(wanted.c_str(), nullptr, 10);
   if (arena > total / 2)
     return {Grade::kSlow, "memory",
             "the arena (" + human_bytes(arena) + ") may take over half of " + human_bytes(total),

@@ -26,11 +26,14 @@ struct Finding {
 // started from here would have.
 struct Seen {
   Json status, stats, settings;
+  bool settings_read = true;  // false: `settings` has those that the environment decides, no others
   pid_t daemon = 0;
   bool listener = false;        // somebody holds the socket: a daemon, or systemd for one
   std::string probe_directory;  // where a scratch file may be written; "": nowhere in the store
 };
 
+// What needs settings that cannot be read; their own finding has the mend.
+[[nodiscard]] Finding not_checked(const char* what, const std::string& why);
 // "" where no such setting is known.
 [[nodiscard]] std::string setting_of(const Json& settings, const char* name);
 // The first line of a file; "" where it cannot be read.
