@@ -37,6 +37,15 @@ void line(const char* head, const std::string& text) {
   std::printf("%-9s %s\n", head, text.c_str());
 }
 
+// Of abstracts, behind what they take: " (3 to build, 2 to load)", or "".
+std::string waiting_of(const Json& stats) {
+  const Json abstracts = stats.value("abstracts", Json::object());
+  const std::uint64_t build = number_of(abstracts, "waiting");
+  const std::uint64_t load = number_of(abstracts, "loads_waiting");
+  if (build + load == 0) return "";
+  return " (" + std::to_string(build) + " to build, " + std::to_string(load) + " to load)";
+}
+
 void print_where(const Json& stats) {
   const Json& host = stats["host"];
   const Json& disk = stats["disk"];
@@ -44,7 +53,7 @@ void print_where(const Json& stats) {
                      count_of(host, "chunks", "chunk") + " (" + bytes_of(host, "leased_bytes") +
                      " leased, " + bytes_of(host, "pinned_bytes") + " private); abstracts " +
                      bytes_of(host, "abstracts_used_bytes") + " of " +
-                     bytes_of(host, "abstracts_arena_bytes") + "; pages of " +
+                     bytes_of(host, "abstracts_arena_bytes") + waiting_of(stats) + "; pages of " +
                      text_of(host, "pages"));
   if (host.contains("tails") && number_of(host, "tails") != 0)
     line("tails", count_of(host, "tails", "sequence") +
