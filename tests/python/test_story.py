@@ -220,4 +220,6 @@ def test_the_quickstart_refuses_before_it_installs_or_builds(tmp_path, arguments
         text=True,
     )
     assert run.returncode == 2 and words in run.stderr and "Traceback" not in run.stderr
+    assert "kvtier.story" not in run.stderr
+    assert "usage: " not in run.stderr or "usage: tools/quickstart " in run.stderr
     assert "its output is in" not in run.stderr and not (tmp_path / "clone/build").exists()

@@ -19,12 +19,13 @@ from .settings import Settings
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "kvtier.story", description="A real model keeps its context in kvtier."
+        "tools/quickstart" if "--example" in sys.argv else "kvtier.story",
+        description="A real model keeps its context in kvtier."
     )
     parser.add_argument(
         "document", type=Path, nargs="?", help="a text; about 7,500 tokens of it fit the model"
     )
-    parser.add_argument("question", nargs="?", help="about it")
+    parser.add_argument("question", nargs="?", help="about it; else what it is about")
     parser.add_argument("--second-question", help="asked of a fork")
     parser.add_argument(
         "--example", type=Path, help=argparse.SUPPRESS
