@@ -29,8 +29,8 @@ constexpr std::uint64_t kDrainDeadlineNs = 20'000'000'000;
 // Of a spinning engine, between two looks at everything else.
 constexpr int kRingLooks = 16;
 
-// Makes the store's directory (0700) where it is missing; one that others may enter is refused, and
-// left as it is: it may be meant for something else.
+// Makes the store's directory (0700) where it is missing; one that is another user's or that others
+// may enter is refused, and left as it is: it may be meant for something else.
 Result<void> prepare_store(const std::string& path) {
   const std::filesystem::path directory = (std::filesystem::path(path) / "").parent_path();
   std::error_code failed;
@@ -42,6 +42,10 @@ Result<void> prepare_store(const std::string& path) {
   if (!failed && !S_ISDIR(info.st_mode)) failed.assign(ENOTDIR, std::generic_category());
   if (failed)
     return error(Code::kIo, "cannot make the store's directory: check store.path", failed.value());
+  if (info.st_uid != ::geteuid())
+    return error(
+        Code::kPermission,
+        "the store's directory belongs to another user: set store.path to one of your own");
   if ((info.st_mode & 077) != 0)
     return error(Code::kPermission,
                  "others may enter the store's directory: chmod 700 it, or set store.path to an "

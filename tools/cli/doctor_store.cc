@@ -163,7 +163,14 @@ void check_store(const std::string& store, bool held_elsewhere, std::string* pro
     return;
   }
   struct stat info {};
-  if (::stat(store.c_str(), &info) == 0 && (info.st_mode & 077) != 0) {
+  const bool exists = ::stat(store.c_str(), &info) == 0;
+  if (exists && info.st_uid != ::geteuid()) {
+    findings->push_back({Grade::kBad, "store", store + " belongs to another user",
+                         "set store.path to a directory of your own, or as root: chown -R " +
+                             std::to_string(::geteuid()) + " " + shell_word(store)});
+    return;
+  }
+  if (exists && (info.st_mode & 077) != 0) {
     findings->push_back({Grade::kBad, "store", store + " can be entered by others",
                          "chmod 700 " + shell_word(store) +
                              ", or set store.path to an empty directory of your own"});
