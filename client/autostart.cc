@@ -113,6 +113,8 @@ Result<pid_t> spawn_daemon(const std::string& program, const std::string& socket
                       folder.c_str(), std::strerror(errno));
   if (const ClosedPlace closed = find_closed_place(socket_path); !closed.found.empty())
     return error_with(Code::kPermission, "%s; %s", closed.found.c_str(), closed.mend.c_str());
+  // A place that the daemon would refuse gets no log either.
+  KVT_TRY_VOID(check_listening_place(socket_path));
   const std::string log_path = daemon_log_path(socket_path);
   UniqueFd log(
       ::open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));

@@ -100,7 +100,7 @@ Finding check_socket_directory(const Invocation& invocation) {
     return {Grade::kBad, "socket directory", directory + " belongs to another user", mend};
   if ((info.st_mode & 077) != 0)
     return {Grade::kBad, "socket directory", directory + " can be entered by others",
-            "chmod 700 " + shell_word(directory)};
+            "chmod 700 " + shell_word(directory) + " if nothing else uses it; else " + mend};
   if (ClosedPlace closed = find_closed_place(path); !closed.found.empty())
     return {Grade::kBad, "socket directory", std::move(closed.found), std::move(closed.mend)};
   return {Grade::kGood, "socket directory", directory, ""};
