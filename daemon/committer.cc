@@ -412,11 +412,12 @@ void cut_log(EngineState& engine, StoredSequence& sequence, std::uint32_t tokens
       return work_finished(engine, found);
     }
     found.log.suspect = true;
-    TokenTexts& texts = found.writer->tail->texts[found.log.half];
-    if (texts.tokens() > tokens) texts.resize(tokens);  // what comes there next is another token
-    std::shared_ptr<CommitJob> job =
-        make_job(engine, found, found.writer->tail, found.log.half, tokens, tokens);
-    job->done = [done](Result<TailResult> result) {
+    const std::shared_ptr<TailMemory> tail = found.writer->tail;
+    const std::uint32_t half = found.log.half;
+    std::shared_ptr<CommitJob> job = make_job(engine, found, tail, half, tokens, tokens);
+    job->done = [tail, half, tokens, done](Result<TailResult> result) {
+      TokenTexts& texts = tail->texts[half];
+      if (result && texts.tokens() > tokens) texts.resize(tokens);  // the next are others'
       done(result ? Result<void>() : error(result.error()));
     };
     run_commit(engine, job);

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "base/fault.h"
 #include "base/random.h"
 #include "tests/unit/client_fixture.h"
 #include "tiers/export_format.h"
@@ -229,6 +230,22 @@ TEST_F(Texts, OfAPrivateSequenceLiveInMemory) {
   kvt_space* space = open_space(small_shape(), "secret", "quest", true);
   kvt_sequence* sequence = create_sequence(space, nullptr);
   for (int i = 0; i < 5; ++i) append(sequence, 1000, make_words(expected_.size(), 1000));
+  expect_texts(sequence);
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(space);
+}
+
+TEST_F(Texts, StayWhereATruncationFails) {
+  kvt_space* space = open_space(small_shape());
+  kvt_sequence* sequence = create_sequence(space, "chat");
+  append(sequence, 20, make_words(0, 20));
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  ASSERT_TRUE(arm_faults("commit.appended=fail"));
+  EXPECT_EQ(kvt_sequence_truncate(sequence, 10), KVT_ERROR_IO);
+  ASSERT_TRUE(arm_faults(""));
+  append(sequence, 1, make_words(20, 1));
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  sequence = open_sequence(space, "chat", false);
   expect_texts(sequence);
   KVT_EXPECT_OK(kvt_sequence_close(sequence));
   kvt_space_close(space);
