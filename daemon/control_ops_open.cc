@@ -101,6 +101,28 @@ void forget_unopened(EngineState& engine, StoredSequence& sequence) {
   drop_if_ephemeral(engine, sequence);
 }
 
+struct NewOpen {
+  SessionId session;
+  SequenceId sequence;
+  std::uint32_t handle = 0;
+};
+
+// The answer, once the catalogue has the row or has refused it. What has a name is kept or refused;
+// what has none is its client's as long as it is open.
+void end_new_sequence(EngineState& engine, const NewOpen& made, const Json& body, Result<void> row,
+                      const ControlDone& done) {
+  Session* session = find_session(engine, made.session);
+  OpenSequence* open = session == nullptr ? nullptr : find_open(*session, made.handle);
+  StoredSequence* sequence = find_sequence(engine, made.sequence);
+  if (!row && sequence != nullptr && !sequence->row.name.empty()) {
+    if (open != nullptr) close_open_sequence(engine, *session, *open);
+    forget_unwritten(engine, *sequence);
+    return done(error(row.error()));
+  }
+  if (open == nullptr) return done(error(Code::kCancelled, "the connection was closed"));
+  done(info_reply(*open->sequence, open, body));
+}
+
 void start_new_sequence(EngineState& engine, SessionId session_id, StoredSequence& sequence,
                         bool write, Json body, ControlDone done) {
   const auto reply = [&engine, session_id, id = sequence.row.id, body = std::move(body),
@@ -110,16 +132,11 @@ void start_new_sequence(EngineState& engine, SessionId session_id, StoredSequenc
       done(error(open.error()));
       return forget_unopened(engine, made);
     }
-    if (made.is_private || engine.read_only) return done(info_reply(made, *open, body));
     // Behind its row: a client that loses the daemon from here on finds the sequence in the next.
-    // A catalogue that fails makes the store read-only, which its commits are told.
-    const auto told = [&engine, session_id, handle = (*open)->handle, body, done](Result<void>) {
-      Session* session = find_session(engine, session_id);
-      const OpenSequence* still = session == nullptr ? nullptr : find_open(*session, handle);
-      if (still == nullptr) return done(error(Code::kCancelled, "the connection was closed"));
-      done(info_reply(*still->sequence, still, body));
-    };
-    post_batch(engine, CatalogueBatch(), false, told);
+    post_new_row(engine, made,
+                 [&engine, session_id, id, handle = (*open)->handle, body, done](Result<void> row) {
+                   end_new_sequence(engine, {session_id, id, handle}, body, row, done);
+                 });
   };
   if (!write) {
     Session* session = find_session(engine, session_id);
@@ -144,7 +161,6 @@ void create_matched(EngineState& engine, SessionId session_id, StoredSpace& spac
                  const Result<NewSequence> wanted = parse_new(engine, body, "name", space);
                  if (!wanted) return done(error(wanted.error()));
                  StoredSequence& sequence = make_sequence(engine, space, *wanted, match->parts);
-                 post_new_row(engine, sequence);
                  start_new_sequence(engine, session_id, sequence, true, match_json(*match), done);
                });
 }
@@ -276,11 +292,9 @@ void fork_now(EngineState& engine, ForkRequest fork) {
   fork.wanted.is_private = fork.wanted.is_private || source.is_private;
   StoredSequence& made =
       make_sequence(engine, *source.space, fork.wanted, parts_up_to(source, tokens));
-  if (session->data) {
-    post_new_row(engine, made);
+  if (session->data)
     return start_new_sequence(engine, fork.session, made, fork.write, Json::object(),
                               std::move(fork.done));
-  }
   if (made.is_private) {
     fork.done(info_reply(made, nullptr));
     return drop_if_ephemeral(engine, made);
@@ -290,7 +304,9 @@ void fork_now(EngineState& engine, ForkRequest fork) {
                     [&engine, id = made.row.id, done = std::move(fork.done)](Result<void> result) {
                       StoredSequence& found = *engine.sequences.all.at(id);
                       --found.busy;
-                      result ? done(info_reply(found, nullptr)) : done(error(result.error()));
+                      if (result) return done(info_reply(found, nullptr));
+                      forget_unwritten(engine, found);
+                      done(error(result.error()));
                     });
 }
 

@@ -41,6 +41,7 @@ void resume_catalogue(EngineState& engine) {
       if (!result) return;
       engine.read_only = false;
       remove_rows_again(engine);
+      remove_sequence_rows_again(engine);
       KVT_LOG(kWarn, "catalogue: open again; the store takes writes");
     });
   });

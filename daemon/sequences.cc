@@ -199,10 +199,11 @@ void learn_chain(EngineState& engine, StoredSequence& sequence, MetaDone done) {
       });
 }
 
-void post_new_row(EngineState& engine, StoredSequence& sequence) {
-  if (sequence.is_private || engine.read_only) return;
-  sequence.row.provisional = sequence.row.name.empty();
-  post_sequence_row(engine, sequence, false, [](Result<void>) {});
+void post_new_row(EngineState& engine, StoredSequence& sequence, MetaDone done) {
+  const bool nameless = sequence.row.name.empty();
+  if (sequence.is_private || (engine.read_only && nameless)) return done({});
+  sequence.row.provisional = nameless;
+  post_sequence_row(engine, sequence, false, std::move(done));
 }
 
 void post_sequence_row(EngineState& engine, StoredSequence& sequence, bool sync, MetaDone done) {
@@ -250,6 +251,26 @@ void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence) {
   if (!keep) forget_sequence(engine, sequence);
 }
 
+void forget_unwritten(EngineState& engine, StoredSequence& sequence) {
+  if (!sequence.open.empty() || sequence.busy != 0 || sequence.working || sequence.writer_coming) {
+    sequence.in_catalogue = false;  // a commit of whoever has it writes the row
+    return;
+  }
+  engine.sequences.rows_left.push_back(sequence.row.id);  // the batch may be there all the same
+  forget_sequence(engine, sequence);
+}
+
+void remove_sequence_rows_again(EngineState& engine) {
+  const std::vector<SequenceId> left = std::exchange(engine.sequences.rows_left, {});
+  if (left.empty()) return;
+  CatalogueBatch batch;
+  for (const SequenceId id : left) batch.remove_sequence(id);
+  post_batch(engine, std::move(batch), true, [&engine, left](Result<void> result) {
+    std::vector<SequenceId>& again = engine.sequences.rows_left;
+    if (!result) again.insert(again.end(), left.begin(), left.end());
+  });
+}
+
 void forget_evicted_sequence(EngineState& engine, StoredSequence& sequence) {
   const SequenceId id = sequence.row.id;
   const std::uint64_t generation = sequence.row.log_generation;
@@ -258,6 +279,7 @@ void forget_evicted_sequence(EngineState& engine, StoredSequence& sequence) {
     CatalogueBatch batch;
     batch.remove_sequence(id);
     post_batch(engine, std::move(batch), true, [&engine, id, generation](Result<void> result) {
+      if (!result) engine.sequences.rows_left.push_back(id);
       if (result && generation != 0)
         static_cast<void>(engine.io->io().unlink(tail_log_path(id, generation)));
     });

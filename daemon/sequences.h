@@ -166,6 +166,7 @@ struct SequenceTable {
   std::vector<std::weak_ptr<TailMemory>> tails;  // some may be gone
   std::vector<AlignedBuffer> commit_buffers;     // committer.cc's, to be used again
   std::uint64_t commit_bytes_reserved = 0;       // of commits under way
+  std::vector<SequenceId> rows_left;  // of sequences that are gone: the catalogue refused to say so
 };
 
 [[nodiscard]] StoredSequence* find_sequence(EngineState& engine, SequenceId id);
@@ -188,12 +189,17 @@ void append_part(EngineState& engine, StoredSequence& sequence, Segment& segment
 void learn_chain(EngineState& engine, StoredSequence& sequence, MetaDone done);
 
 // Of a new sequence, unsynced, so that its client finds it again where the daemon dies. A nameless
-// one is provisional: the row goes at close, unless something was sealed or committed meanwhile.
-void post_new_row(EngineState& engine, StoredSequence& sequence);
+// one is provisional: the row goes at close, unless something was sealed or committed meanwhile; it
+// has none while the catalogue takes no writes. A private one has none.
+void post_new_row(EngineState& engine, StoredSequence& sequence, MetaDone done);
 // Posts the row as it is now. `sync`: `done` when it is durable, and it is provisional no more.
 void post_sequence_row(EngineState& engine, StoredSequence& sequence, bool sync, MetaDone done);
 // Removes an in-memory sequence that is in nobody's way: nameless, closed and never stored.
 void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence);
+// Its first row could not be written: as if it had never been, unless somebody has opened it since.
+void forget_unwritten(EngineState& engine, StoredSequence& sequence);
+// Removes rows of sequences that are gone. The catalogue takes writes again.
+void remove_sequence_rows_again(EngineState& engine);
 // Evicted: out of memory now, out of the catalogue by a batch. Not open, no work.
 void forget_evicted_sequence(EngineState& engine, StoredSequence& sequence);
 // Takes the sequence out of catalogue and memory; `done` when that is durable. Not open, no work.

@@ -67,6 +67,40 @@ TEST_F(EngineAsyncTest, WhoGoesBeforeACreateIsAnsweredIsToldNothingElse) {
   EXPECT_NE(client->attach(space, "chat", true), nullptr);
 }
 
+// Whether its row was refused or only reported so: the name is free at once, and nobody has it in
+// the next daemon either.
+TEST_F(EngineAsyncTest, ANameWhoseRowFailsIsRefused) {
+  { ASSERT_NE(client->create(space, {}, "source"), nullptr); }
+  SimClient tool(world, "tool", false);
+  const Json fork{{"op", "fork"}, {"name", "source"}, {"new_name", "chat"}};
+  Json session_fork = fork;
+  session_fork["space"] = space;
+  for (const char* fault : {"catalogue.write=fail@1", "catalogue.written=fail@1"}) {
+    for (int way = 0; way < 3; ++way) {
+      SCOPED_TRACE(std::string(fault) + ", way " + std::to_string(way));
+      ASSERT_TRUE(arm_faults(fault));
+      Reply reply;
+      if (way == 0)
+        EXPECT_EQ(client->create(space, {}, "chat", false, &reply), nullptr);
+      else
+        reply = way == 1 ? client->control(session_fork) : tool.control(fork);
+      EXPECT_EQ(reply.status.code, Code::kIo);
+      ASSERT_TRUE(arm_faults(""));
+      EXPECT_EQ(find_sequence_by_name(state(), "chat"), nullptr);
+      world.clock().advance_ns(1'000'000'000);
+      world.settle();
+      EXPECT_FALSE(state().read_only);
+      auto again = client->create(space, {}, "again");
+      ASSERT_NE(again, nullptr);
+      ASSERT_TRUE(close(*again));
+      ASSERT_TRUE(client->control(Json{{"op", "rm"}, {"target", "again"}}).ok());
+    }
+  }
+  crash();
+  EXPECT_EQ(find_sequence_by_name(state(), "chat"), nullptr);
+  EXPECT_NE(client->attach(space, "source", true), nullptr);
+}
+
 // Two forks wait for the committed tail to be sealed. The seal of the first fails: the second must
 // be served all the same.
 TEST_F(EngineAsyncTest, AFailedSealWithoutAWriterDropsNobodysRequest) {
