@@ -98,7 +98,9 @@ class Autostart : public ::testing::Test {
 
 TEST_F(Autostart, TheExampleStoresAndResumesAcrossADaemonKilled) {
   const std::string first = output_of(std::string(EXAMPLE) + " book 3000 2>&1");
-  EXPECT_NE(first.find("0 tokens are stored"), std::string::npos) << first;
+  EXPECT_TRUE(first.starts_with("0 tokens are stored") ||
+              first.find("\n0 tokens are stored") != std::string::npos)
+      << first;
   float some = 0, exactly = 1;  // the budget finds what the queries look for
   const std::size_t told = first.find("token 3003");
   ASSERT_NE(told, std::string::npos) << first;

@@ -102,17 +102,19 @@ TEST(Partitions, VeryLongTexts) {
       const OutputUnits output = cut_output(tokens, kLimit);
       EXPECT_EQ(output.tokens.size(), kTokens);
       expect_units(output.starts, kTokens, kOutputUnitFactor * kLimit);
-      std::uint32_t covered = 0, units = 0;
+      std::uint32_t units = 0, segments = 0;
       for (std::uint32_t at = 0; at < kTokens; at += kSegment) {
         const auto segment = std::span(tokens).subspan(at, std::min(kSegment, kTokens - at));
         const Starts starts = cut_sentences(segment, kLimit);
         expect_units(starts, segment.size(), kLimit);
         expect_units(cut_spans(segment, kLimit), segment.size(), kLimit);
-        covered += starts.back();
         units += static_cast<std::uint32_t>(starts.size()) - 1;
+        ++segments;
       }
-      EXPECT_EQ(covered, kTokens);
-      EXPECT_EQ(one ? kTokens : units, kTokens) << "a unit to each sentence";
+      if (one)
+        EXPECT_LE(units, 2 * (kTokens / kLimit) + segments) << "no crumbs";
+      else
+        EXPECT_EQ(units, kTokens) << "a unit to each sentence";
     }
 }
 

@@ -260,7 +260,9 @@ typedef struct kvt_view_options {
   uint64_t budget;   /* rows per KV head and layer beside sinks, window, tail; 0: everything, exact;
                         KVT_BUDGET_PROFILE: what the model's profile says, KVT_ERROR_NOT_FOUND where
                         it has none. A preset's layer_percent changes it by layer */
-  uint64_t capacity; /* rows that the slot cache holds per KV head and layer; 0: 2 x budget */
+  uint64_t capacity; /* rows that the slot cache holds per KV head and layer; 0: the preset's
+                        residency (2 x budget; progressive: 1 x). Never less than budget, sinks and
+                        window together */
   const char* preset; /* null: that of the model's profile (docs/retrieval.md), else the default. A
                          built-in of docs/retrieval.md or one of the user: a
                          name, or a path to a TOML file. KVT_ERROR_NOT_FOUND with all names, or
