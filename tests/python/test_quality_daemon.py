@@ -74,8 +74,6 @@ AS_THE_ENGINE = {
     "landmarks": Preset(
         "landmarks", partition.Pages(8), abstract.Mean(), group=group.MaxSoftmax()
     ),
-    "each": replace(PRESETS["quest"], group=group.BestPlace()),
-    "each-sentence": replace(PRESETS["sentencekv"], group=group.BestPlace()),
     "singly": replace(PRESETS["codes"], score=score.ByteTables()),
     "runs": replace(PRESETS["codes-runs"], score=score.ByteTables()),
 }
@@ -84,8 +82,8 @@ AS_THE_ENGINE = {
 # singly or in runs, wherever they lie.
 OF_USERS = {
     "landmarks": 'base = "mean"\npartition = "pages:8"\ngroup = "max-softmax"\n',
-    "each": 'base = "quest"\ngroup = "each"\n',
-    "each-sentence": 'base = "sentencekv"\ngroup = "each"\n',
+    "quest-each": 'base = "quest"\ngroup = "each"\n',
+    "sentencekv-each": 'base = "sentencekv"\ngroup = "each"\n',
     "singly": 'base = "codes"\nrun_tokens = 1\nrunners_up_percent = 50\n',
     "runs": 'base = "codes"\nrun_tokens = 16\n',
 }

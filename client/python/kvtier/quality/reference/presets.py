@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import abstract, budget, fetch, group, kept, partition, precision, query, residency, score
@@ -175,6 +175,14 @@ _TABLE = [
         )
         for bits, before in ((4, True), (3, False), (3, True))
     ),
+]
+# The paper's code of both chooses per query head: each head for itself, with the whole budget, or
+# in turn within one budget (the engine's group "each").
+_TABLE += [
+    replace(preset, name=f"{preset.name}-{name}", group=part)
+    for preset in _TABLE
+    if preset.name in ("quest", "sentencekv")
+    for name, part in (("each", group.BestPlace()), ("heads", group.PerQueryHead()))
 ]
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _TABLE}
 DEFAULT = "codes"
