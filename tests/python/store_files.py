@@ -46,10 +46,23 @@ def codebook(store: Path, kv_heads: int, dim: int) -> Codebook:
     return Codebook(entries, dims, 4, mean[:, None], encode, query_map.transpose(1, 2))
 
 
+def sidecars(store: Path, kind: int) -> list[Path]:
+    """Of the segments of the one sequence there is, from its first token on."""
+    return sorted((store / "sidecars").glob(f"*-{kind}.kva"))
+
+
 def clusters(store: Path, kind: int, kv_heads: int, dim: int) -> torch.Tensor:
-    """Unit of each row, int64 [H, C], from the first segment's sidecar of that kind, whose vectors
-    are means; one layer."""
-    path = min((store / "sidecars").glob(f"*-{kind}.kva"))
+    """Unit of each row, int64 [H, C], from the segments' sidecars of that kind, whose vectors are
+    means; one layer."""
+    parts, base = [], 0
+    for path in sidecars(store, kind):
+        of_row, units = clusters_of(path, kv_heads, dim)
+        parts.append(of_row + base)
+        base += units
+    return torch.cat(parts, 1)
+
+
+def clusters_of(path: Path, kv_heads: int, dim: int) -> tuple[torch.Tensor, int]:
     file = path.read_bytes()
     assert file[:8] == b"KVTSID\x1a\n"
     units, tokens = np.frombuffer(file, np.uint32, 2, 48).tolist()
@@ -61,15 +74,24 @@ def clusters(store: Path, kind: int, kv_heads: int, dim: int) -> torch.Tensor:
         at += padded(2 * (units + 1)) + padded(2 * units * dim)
         for unit in range(units):
             of_row[head, members[starts[unit] : starts[unit + 1]]] = unit
-    return of_row
+    return of_row, units
 
 
 def own_codes(
     store: Path, kind: int, kv_heads: int, dim: int, subspaces: int
 ) -> dict[str, torch.Tensor]:
-    """Entries [H, M, 64, s] and codes [H, C, M], from the first segment's sidecar of that kind; one
-    layer, sub-spaces of equal size."""
-    path = min((store / "sidecars").glob(f"*-{kind}.kva"))
+    """Entries [H, M, 64 per segment, s] and of each row the places of its entries [H, C, M], from
+    the segments' sidecars of that kind; one layer, sub-spaces of equal size."""
+    parts = [own_codes_of(p, kv_heads, dim, subspaces) for p in sidecars(store, kind)]
+    return {
+        "entries": torch.cat([entries for entries, _ in parts], 2),
+        "codes": torch.cat([codes + 64 * i for i, (_, codes) in enumerate(parts)], 1),
+    }
+
+
+def own_codes_of(
+    path: Path, kv_heads: int, dim: int, subspaces: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     file = path.read_bytes()
     assert file[:8] == b"KVTSID\x1a\n"
     tokens, width = int(np.frombuffer(file, np.uint32, 1, 52)[0]), dim // subspaces
@@ -87,7 +109,7 @@ def own_codes(
         high = codes[..., 16 + token % 8] >> token // 8 * 2 & 3
         index = (low | high << 4).transpose(0, 2, 1).reshape(-1, subspaces)[:tokens]
         places.append(torch.from_numpy(index.astype(np.int64)))
-    return {"entries": torch.stack(entries), "codes": torch.stack(places)}
+    return torch.stack(entries), torch.stack(places)
 
 
 def low_rank(

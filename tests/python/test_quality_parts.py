@@ -19,7 +19,13 @@ from kvtier.quality.reference.layer import Layer
 from kvtier.story.machine import stop_daemon
 
 SCALE = DIM**-0.5
-FLAGS = boundaries(STORED + STEPS)
+SEGMENT, PIECE = 2048, 1024
+FLAGS = boundaries(SEGMENT + 1024)
+
+
+def length(rows: Any) -> int:
+    """Tokens that are stored before the first step."""
+    return int(rows[0].shape[1]) - STEPS
 
 
 def shifted(rows: Any, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -29,7 +35,8 @@ def shifted(rows: Any, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def stored(own: Any, rows: Any, preset: str, count: int) -> Any:
-    """A sequence of the daemon's with the first STORED rows in each of `count` layers."""
+    """A sequence of the daemon's with all rows but the steps' in each of `count` layers."""
+    tokens = length(rows)
     space = own.client.open_space(
         model="parts",
         runtime="pytest",
@@ -37,12 +44,14 @@ def stored(own: Any, rows: Any, preset: str, count: int) -> Any:
         preset=preset,
     )
     sequence = space.create(name="parts")
-    sequence.append(list(range(STORED)), flags=FLAGS[:STORED].tolist())
-    write(sequence, rows, count, slice(0, STORED))
-    sequence.finish_piece()
+    for first in range(0, tokens, PIECE):
+        at = slice(first, min(first + PIECE, tokens))
+        sequence.append(list(range(at.start, at.stop)), flags=FLAGS[at].tolist())
+        write(sequence, rows, count, at)
+        sequence.finish_piece()
     sequence.commit()
     sequence.close()
-    return space.open("parts", writable=False).fork(STORED)
+    return space.open("parts", writable=False).fork(tokens)
 
 
 def write(sequence: Any, rows: Any, count: int, at: slice) -> None:
@@ -60,7 +69,7 @@ def attended(
     view = fork.view(budget=BUDGET, preset=preset)
     outputs = []
     for step in range(STEPS):
-        at = slice(STORED + step, STORED + step + 1)
+        at = slice(length(rows) + step, length(rows) + step + 1)
         fork.append([at.start], flags=FLAGS[at].tolist())
         write(fork, rows, count, at)
         for layer in range(count):
@@ -71,8 +80,10 @@ def attended(
     return torch.stack(outputs), stats
 
 
-def wanted(rows: Any, preset: Preset, count: int = 1) -> tuple[torch.Tensor, Reference]:
-    reference = Reference(preset, BUDGET, STORED, FLAGS, layers=count)
+def wanted(
+    rows: Any, preset: Preset, count: int = 1, index: Any = None
+) -> tuple[torch.Tensor, Reference]:
+    reference = Reference(preset, BUDGET, length(rows), FLAGS, count, index=index or {})
     for layer in range(count):
         keys, values, queries = shifted(rows, layer)
         out = reference.attend(layer, queries.transpose(0, 1), keys, values, SCALE)
@@ -139,6 +150,56 @@ def test_a_layer_chooses_by_the_queries_of_the_layer_below(own, rows, toml):
     assert stats["rows_fetched"] == reference.tally.first_rows + reference.tally.rows_entered
     other, _ = wanted(rows, Preset("", partition.Pages(4), abstract.Mean()), count=2)
     assert float((got - other).abs().amax((1, 2)).min()) > 1e-3
+
+
+def test_a_layer_above_the_flat_ones_goes_through_the_tree(own, rows):
+    got, stats = attended(own, rows, "leoam", count=3)
+    want, reference = wanted(rows, PRESETS["leoam"], count=3)
+    assert float((got - want).abs().max()) < 1e-4
+    assert stats["rows_fetched"] == reference.tally.first_rows + reference.tally.rows_entered
+    other, _ = wanted(rows, PRESETS["leoam-flat"], count=3)
+    assert float((got - other).abs().amax((1, 2)).min()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["quest", "sentencekv", "louiskv", "clusters", "pqcache"])
+def test_units_and_codes_end_with_a_segment(own, name):
+    torch.manual_seed(4)
+    n = SEGMENT + 252 + STEPS
+    assert FLAGS[SEGMENT - 1] == 0  # amid a sentence
+    drift = torch.randn(HEADS, n, DIM).cumsum(1) * 0.15
+    keys = drift + torch.randn(HEADS, n, DIM) * 0.5
+    queries = torch.randn(STEPS, HEADS * GROUP, DIM).cumsum(0)
+    rows = (keys, torch.randn(HEADS, n, DIM), queries)
+    got, stats = attended(own, rows, name)
+    stop_daemon(own.client)
+    store, preset = own._directory / "store", PRESETS[name]
+    grouped = queries.transpose(0, 1).unflatten(0, (HEADS, GROUP))
+    shown = Layer(0, 1, *rows[:2], grouped, length(rows), SCALE, 16, 64, FLAGS)
+    behind = (torch.arange(length(rows)) >= SEGMENT)[None]
+    place, index = (preset.kept, None, 0, 16, 64), {}
+    kept = torch.zeros(1, length(rows), dtype=torch.bool)
+    kept[:, :16] = kept[:, -64:] = True
+    if name in ("louiskv", "clusters"):  # a prompt alone: clusters
+        number = store_files.kind_of(
+            partition=5 if name == "louiskv" else 4, abstract=2, tokens=16
+        )
+        of_row = store_files.clusters(store, number, HEADS, DIM)
+        for units in (of_row, preset.partition.split(shown).of_row):
+            assert torch.equal(units >= SEGMENT // 16, behind.expand(HEADS, -1))
+        index[(preset.partition, *place)] = partition.units_of(of_row, kept)
+    if name == "pqcache":
+        number = store_files.kind_of(partition=1, abstract=6, tokens=1, parameter=2)
+        vectors = store_files.own_codes(store, number, HEADS, DIM, subspaces=2)
+        for made in (vectors, preset.abstract.build(shown, None, None)):
+            assert torch.equal(made["codes"] > 63, behind[..., None].expand(HEADS, -1, 2))
+        index[((preset.partition, preset.abstract), *place)] = vectors
+    want, reference = wanted(rows, preset, index=index)
+    first = 1 if name == "pqcache" else 0  # its first choice is in runs
+    assert float((got - want)[first:].abs().max()) < 1e-4
+    if name != "pqcache":
+        assert stats["rows_fetched"] == reference.tally.first_rows + reference.tally.rows_entered
+    full, _ = wanted(rows, PRESETS["full"])
+    assert float((got - full).abs().amax((1, 2)).min()) > 1e-3
 
 
 @pytest.mark.parametrize("count, percent", [(1, 200), (2, 50), (4, 0)])
