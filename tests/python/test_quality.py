@@ -17,6 +17,7 @@ import torch
 from conftest import PATHS
 
 import kvtier
+from kvtier import model_space
 from kvtier.quality import daemon, engines, evaluate, metrics, prefix, run, texts, tune
 from kvtier.quality.__main__ import main, parse, tuned
 from kvtier.quality.reference import PRESETS
@@ -137,6 +138,24 @@ def test_what_is_resident_goes_by_the_preset(tmp_path):
     assert resident_in_daemon(str(mine)) == 6144
     dense = replace(PRESETS["progressive"], dense=(0, 1))
     assert resident_in_reference(dense) == pytest.approx((2 * 6144 + 28 * 1104) / 30)
+
+
+def test_the_default_is_the_preset_of_the_models_profile(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(model_space, "fingerprint", lambda *_: "mine")
+    judge = SimpleNamespace(model=None, tokenizer=None, files=[], layers=30)
+    folder = tmp_path / "kvtier" / "profiles"
+    folder.mkdir(parents=True)
+
+    def resident(model):
+        text = f'model = "{model}"\nalso = "by its file"\npreset = "progressive"\nbudget = 64\n'
+        (folder / "one.toml").write_text(text)
+        settings = evaluate.Settings(budget=1024)
+        return daemon.resident_of(judge, STORED, "default", settings) * STORED.length
+
+    assert resident("another") == pytest.approx(2048)
+    assert resident("mine") == pytest.approx(1024 + 16 + 64)
+    assert daemon.preset_of(judge, "quest") == "quest"
 
 
 def test_both_engines_keep_the_same_rows_resident():

@@ -50,6 +50,23 @@ def parts_of(preset: str) -> dict[str, Any]:
     return kvtier.presets("" if preset == "default" else preset)["presets"][0]
 
 
+def preset_of(judge: Judge, preset: str) -> str:
+    """As views take it: "default" is what the model's profile names, else the built-in one."""
+    from ..model_space import fingerprint
+
+    import kvtier
+
+    if preset != "default":
+        return preset
+    profiles = [one for one in kvtier.presets()["profiles"] if "error" not in one]
+    if profiles:
+        model = fingerprint(judge.model, judge.tokenizer, judge.files)
+        for profile in profiles:
+            if model in (profile["model"], profile["also"]):
+                return profile["preset"]
+    return parts_of(preset)["name"]
+
+
 def check(preset: str) -> None:
     """Raises NotThere where a view would not take the preset: before a model is loaded."""
     import kvtier
@@ -301,7 +318,7 @@ def cost_of(
 def resident_of(judge: Judge, prefix: Prefix, name: str, settings: Settings) -> float:
     """Rows that a view keeps room for over those of the context: slot caches as it makes them,
     and everything in dense layers."""
-    parts = parts_of(name)
+    parts = parts_of(preset_of(judge, name))
     budget = 0 if parts["budget"] == "kept" else settings.budget
     kept = settings.sinks + settings.window
     plan = Tokens(percent=tuple(parts.get("layer_percent", [100])))

@@ -76,11 +76,6 @@ def choose(rows: list[Row]) -> Row | None:
 def profile_text(judge: Judge, plan: run.Plan, bound: float, best: Row) -> str:
     from ..model_space import fingerprint
 
-    import kvtier
-
-    preset = best["preset"]
-    if preset == "default":
-        preset = kvtier.presets("")["presets"][0]["name"]
     names = {"model": fingerprint(judge.model, judge.tokenizer, judge.files)}
     if judge.files:
         names["also"] = fingerprint(judge.model, judge.tokenizer)
@@ -96,6 +91,7 @@ def profile_text(judge: Judge, plan: run.Plan, bound: float, best: Row) -> str:
     }
     lines = ["# Made by kvtier-quality --tune. Views of this model without a preset take this one."]
     lines += [f"{key} = {json.dumps(value)}" for key, value in names.items()]
+    preset = daemon.preset_of(judge, best["preset"])
     lines += [f"preset = {json.dumps(preset)}", f"budget = {best['budget']}", ""]
     lines += ["[measured]"] + [f"{key} = {json.dumps(value)}" for key, value in measured.items()]
     return "\n".join(lines) + "\n"
