@@ -278,6 +278,25 @@ def test_rows_are_said_also_where_their_profile_cannot_be_written(monkeypatch, c
     assert "No space left" in told["error"]
 
 
+def test_what_was_tuned_is_said_with_where_its_profile_is(monkeypatch, capsys):
+    monkeypatch.setattr(tune, "profile_text", lambda *_: "")
+    monkeypatch.setattr(tune, "write_profile", lambda _: Path("profiles") / "mine.toml")
+    row = {"preset": "codes", "budget": 64, "kl": 0.01234, "holds": True}
+    row |= {"device_bytes_ratio": 0.125, "resident_bytes_ratio": 0.25}
+    assert tuned(None, None, parse(["--tune", "1"]), [row | {"holds": False}, row]) == 0
+    out, error = capsys.readouterr()
+    assert not out and error.endswith(": profiles/mine.toml\n")
+    assert error.startswith(
+        "codes with a budget of 64 keeps KL at 0.0123, with 37.5 % of the KV's bytes. Views of "
+        "this model that name no preset take this one from now on, and the budget where "
+    )
+    assert tuned(None, None, parse(["--tune", "1", "--json", "-"]), [row]) == 0
+    out, again = capsys.readouterr()
+    told = json.loads(out)
+    assert again == error and told["profile"] == "profiles/mine.toml" and told["ok"]
+    assert (told["preset"], told["budget"], told["rows"]) == ("codes", 64, [row])
+
+
 def test_presets_of_the_user_are_listed_and_checked(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     folder = tmp_path / "kvtier" / "presets"
