@@ -120,6 +120,7 @@ struct Calibration {
   std::vector<std::vector<float>> keys;                   // by layer and head: [rows][dim]
   std::vector<std::vector<std::uint32_t>> row_positions;  // by layer and head
   std::uint32_t next_layer = 0;
+  std::uint32_t keys_per_head = 0;  // trained on
   Status failure;
   std::shared_ptr<Codebook> made;
   std::function<void(Result<void>)> done;
@@ -220,6 +221,7 @@ void train_layer(Calibration& job, std::uint32_t layer) {
     std::vector<std::uint32_t>& positions = job.row_positions[place];
     fill_up(job.input.rope, dim, std::size_t{job.rows_per_segment} * job.segments.size(), &keys,
             &positions);
+    job.keys_per_head = static_cast<std::uint32_t>(positions.size());
     turn_to_positions(job.input.rope, positions, dim, layer * 64 + head, keys);
     const std::vector<float> queries = queries_of(job, layer, head, dim);
     TrainingSet set;
@@ -232,6 +234,21 @@ void train_layer(Calibration& job, std::uint32_t layer) {
     const Result<void> trained = train_head(set, part);
     if (!trained) job.failure = trained.error();
   }
+}
+
+void write_header(const Calibration& job) {
+  CodebookHeader header;
+  header.spec = job.input.spec.packed();
+  header.version = kCodebookVersion;
+  header.id = job.made->id;
+  header.training_rows = job.keys_per_head;
+  header.training_queries =
+      job.input.queries.empty()
+          ? 0
+          : static_cast<std::uint32_t>(job.input.queries.back().positions.size());
+  header.positions =
+      job.input.rope.pairing == RopeSpec::Pairing::kNone ? 0 : job.input.rope.positions;
+  std::memcpy(job.made->payload.data(), &header, sizeof(header));
 }
 
 void publish(EngineState& engine, const CalibrationPtr& job) {
@@ -302,6 +319,7 @@ void write_codebook(EngineState& engine, const CalibrationPtr& job) {
 void step_training(EngineState& engine, const CalibrationPtr& job) {
   if (!job->failure.ok()) return end_calibration(engine, job, job->failure);
   if (job->next_layer == job->space->row.geometry.layers.size()) {
+    write_header(*job);
     // Finite keys may still give numbers that are not.
     const Result<void> sound = job->made->layout.check_contents(job->made->payload.data());
     return sound ? write_codebook(engine, job) : end_calibration(engine, job, sound.error());
@@ -448,18 +466,6 @@ void calibrate(EngineState& engine, OpenSequence& open, CalibrationInput input,
       static_cast<std::uint32_t>(std::max<std::uint64_t>(1, rows / job->segments.size()));
   job->keys.resize(static_cast<std::size_t>(heads));
   job->row_positions.resize(static_cast<std::size_t>(heads));
-  CodebookHeader header;
-  header.spec = job->input.spec.packed();
-  header.version = kCodebookVersion;
-  header.id = job->made->id;
-  header.training_rows = static_cast<std::uint32_t>(rows);
-  header.training_queries =
-      job->input.queries.empty()
-          ? 0
-          : static_cast<std::uint32_t>(job->input.queries.back().positions.size());
-  header.positions =
-      job->input.rope.pairing == RopeSpec::Pairing::kNone ? 0 : job->input.rope.positions;
-  std::memcpy(job->made->payload.data(), &header, sizeof(header));
   step_sampling(engine, job);
 }
 

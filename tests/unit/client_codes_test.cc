@@ -132,6 +132,25 @@ TEST_F(Codes, CodebooksAreListedAndNotLoadedForIt) {
   EXPECT_EQ(listed()[0]["id"], used[0]["id"]) << "looking does not give it up";
 }
 
+// Where the rotation is unknown nothing stands in for keys that a short text lacks.
+TEST_F(Codes, TheKeysOfACodebookAreThoseItWasTrainedOn) {
+  kvt_space* little = open_space(shape_, "little", "codes");
+  kvt_sequence* sequence = create_sequence(little, "short");
+  Model model(shape_);
+  model.append_many(sequence, 1, 300);
+  KVT_ASSERT_OK(kvt_sequence_close(sequence));
+  sequence = open_sequence(little, "short", true);
+  model.append(sequence, 400, 4);
+  std::swap(sequence, sequence_);
+  EXPECT_EQ(run("codes").units_missing, 0u);
+  std::swap(sequence, sequence_);
+  const Json made = request(Json{{"op", "codebooks"}})["codebooks"];
+  ASSERT_EQ(made.size(), 1u);
+  EXPECT_EQ(made[0]["keys_per_head"], 300 - 16) << "all but the sinks";
+  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  kvt_space_close(little);
+}
+
 TEST_F(Codes, ADamagedCodebookIsMadeAnewWithItsCodes) {
   run("codes");
   const auto made = codebooks();
