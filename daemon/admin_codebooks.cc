@@ -45,6 +45,7 @@ Json entry_of(EngineState& engine, const Listing::Item& item, const Codebook* co
              {"kind", item.spec.text()},
              {"id", item.id},
              {"state", state_name(codebook_of(engine, *item.space, item.spec).state)}};
+  if (item.space->in_memory_only(item.id)) entry["in_memory"] = true;
   if (codebook == nullptr) return entry;
   CodebookHeader header;
   std::memcpy(&header, codebook->payload.data(), sizeof(header));

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -167,6 +168,37 @@ def test_a_model_of_a_directory_is_loaded_as_programs_load_it(daemon, small, cap
     assert again["made"] and again["id"] != made["id"]
     client = daemon.client()
     assert [entry["id"] for entry in listed(client)] == [again["id"]] and names(client) == []
+
+
+def test_a_codebook_in_memory_only_is_no_success(daemon, small, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def command(*more) -> int:
+        with daemon.settings():
+            return main(["--calibrate", "--model", small, "--text", "prose", *more])
+
+    client = daemon.client()
+    model = AutoModelForCausalLM.from_pretrained(small)
+    tokenizer = AutoTokenizer.from_pretrained(small)
+    space = adapter.open_space(client, model, tokenizer)
+    adapter.install(model)
+    with space.create(private=True) as secret:
+        cache = adapter.KvtierCache(secret, kv_dtype=space.dtype, preset="full")
+        adapter.prefill(model, cache, list(range(2100)))
+        for _ in range(100):  # until the first 2,048 are sealed
+            secret.view(preset="codes", budget=64).close()
+            if listed(client):
+                break
+            time.sleep(0.05)
+        (entry,) = listed(client)
+        assert entry["in_memory"] and not files(daemon)
+        assert command("--json", "-") == 1
+        told = json.loads(capsys.readouterr().out)
+        assert not told["ok"] and [one["id"] for one in told["codebooks"]] == [entry["id"]]
+        assert command() == 1
+        assert "in memory only, because it was made from private" in capsys.readouterr().err
+    daemon.stop()
+    assert command() == 0 and len(files(daemon)) == 1
 
 
 def test_every_text_is_read_and_none_is_most(loaded):

@@ -24,12 +24,14 @@ int run_codebooks(const Invocation& invocation) {
       {"SPACE", "MODEL", "KIND", "ID", "KEYS", "QUERIES", "POSITIONS", "SIZE", "STATE"}};
   for (const Json& entry : reply["codebooks"]) {
     const std::string problem = text_of(entry, "problem");
+    const std::string state =
+        text_of(entry, "state") + (entry.contains("in_memory") ? ", in memory only" : "");
     rows.push_back({std::to_string(number_of(entry, "space")), short_model(text_of(entry, "model")),
                     text_of(entry, "kind"), number_text(entry, "id"),
                     number_text(entry, "keys_per_head"), number_text(entry, "query_tokens"),
                     number_text(entry, "positions"),
                     entry.contains("bytes") ? human_bytes(number_of(entry, "bytes")) : "",
-                    problem.empty() ? text_of(entry, "state") : "its file " + problem});
+                    problem.empty() ? state : "its file " + problem});
   }
   if (rows.size() == 1)
     std::printf(

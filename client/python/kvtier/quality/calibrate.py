@@ -30,6 +30,11 @@ PRESET = "codes"
 TOKENS_MIN = 256
 TOKENS_MAX = 8192  # the daemon samples four segments of 2,048 at least; keys are turned beyond
 POLL_S = 0.2
+IN_MEMORY = (
+    "the codebook is in memory only, because it was made from private sequences or while the "
+    "store took no writes: it goes when the daemon stops. To store one: `kvtier stop`, and "
+    "calibrate again"
+)
 
 Entry = dict[str, Any]  # of the daemon's list of codebooks
 
@@ -48,7 +53,7 @@ def calibrate(
     context: int | None = None,
 ) -> Entry:
     """The space's codebook for the preset's key codes, as `kvtier codebooks` shows it, and whether
-    it was `made` now, from how many `tokens` of the texts."""
+    it was `made` now, from how many `tokens` of the texts; with `in_memory` it is not on disk."""
     kind = kind_of(preset)
     client = space.client
     with _scratch(space) as sequence:
@@ -187,10 +192,14 @@ def command(options: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
         asked = isinstance(error, (FileNotFoundError, run.TooShort, daemon.NotThere))
         return 2 if asked else 1
+    stored = not any(entry.get("in_memory") for entry in made)
     if options.json is not None:
-        line = json.dumps({"codebooks": made, "ok": True}) + "\n"
+        told = {"codebooks": made, "ok": stored} | ({} if stored else {"error": IN_MEMORY})
+        line = json.dumps(told) + "\n"
         sys.stdout.write(line) if options.json == "-" else Path(options.json).write_text(line)
-    return 0
+    if not stored and options.json != "-":
+        print(IN_MEMORY, file=sys.stderr)
+    return 0 if stored else 1
 
 
 def _command(options: argparse.Namespace) -> list[Entry]:
