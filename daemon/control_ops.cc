@@ -78,6 +78,14 @@ Result<StoredSpace*> space_of(EngineState& engine, const Json& body) {
   return space;
 }
 
+std::string process_text(EngineState& engine, const OpenSequence& open) {
+  const Session* session = find_session(engine, open.session);
+  if (session == nullptr) return "a process that is gone";
+  std::string text = "process " + std::to_string(session->pid);
+  if (!session->name.empty()) text += " (" + session->name + ")";
+  return text;
+}
+
 Result<std::vector<std::uint32_t>> ids_of(const std::vector<std::byte>& payload) {
   if (payload.size() % 4 != 0) return error(Code::kInvalid, "token ids are 4 bytes each");
   if (payload.size() / 4 > kSequenceTokensMax) return error(Code::kTooLarge, "too many tokens");

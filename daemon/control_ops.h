@@ -53,6 +53,8 @@ void add_control_ops(std::span<const ControlOp> ops);
 [[nodiscard]] Result<StoredSpace*> space_of(EngineState& engine, const Json& body);
 [[nodiscard]] Result<OpenSequence*> handle_of(Session& session, const Json& body);
 [[nodiscard]] Result<std::vector<std::uint32_t>> ids_of(const std::vector<std::byte>& payload);
+// "process 17 (chat)": the client that has it open.
+[[nodiscard]] std::string process_text(EngineState& engine, const OpenSequence& open);
 // The fields of a reply that say how far a prefix is stored.
 [[nodiscard]] Json match_json(const MatchResult& match);
 

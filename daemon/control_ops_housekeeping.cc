@@ -201,15 +201,11 @@ void finish_rm(EngineState& engine, const std::vector<SegmentId>& segments,
   answer_rm(bytes, kept, done);
 }
 
-// ": by process 17 (chat), 18"; "" where no client has it open.
+// ": by process 17 (chat), process 18"; "" where no client has it open.
 std::string users_of(EngineState& engine, const StoredSequence& sequence) {
   std::string text;
-  for (const OpenSequence* open : sequence.open) {
-    const Session* session = find_session(engine, open->session);
-    if (session == nullptr) continue;
-    text += (text.empty() ? ": by process " : ", ") + std::to_string(session->pid);
-    if (!session->name.empty()) text += " (" + session->name + ")";
-  }
+  for (const OpenSequence* open : sequence.open)
+    text += (text.empty() ? ": by " : ", ") + process_text(engine, *open);
   return text;
 }
 

@@ -243,8 +243,10 @@ void op_attach(EngineState& engine, Session& session, ControlRequest request, Co
   const SessionId session_id = session.id;
   const SequenceId id = sequence.row.id;
   if (*write && (sequence.writer != nullptr || sequence.writer_coming))
-    return done(
-        error(Code::kBusy, "somebody else writes this sequence: attach without write, or wait"));
+    return done(error(refusal(
+        Code::kBusy,
+        "the sequence is open for writing: close it there, or open it here for reading only",
+        sequence.writer == nullptr ? "" : ": by " + process_text(engine, *sequence.writer))));
   if (*write) sequence.writer_coming = true;
   TailWork work;
   work.kind = TailWork::Kind::kOther;

@@ -55,6 +55,10 @@ TEST_F(Sequences, AWriterIsAloneAndReadersAreMany) {
   model.append(sequence, 1, 10);
   kvt_sequence* other = nullptr;
   EXPECT_EQ(kvt_sequence_open(space, "one", 0, 1, &other), KVT_ERROR_BUSY);
+  const std::string says = kvt_last_error();
+  EXPECT_NE(says.find("open it here for reading only: by process " + std::to_string(::getpid())),
+            std::string::npos)
+      << says;
   EXPECT_EQ(other, nullptr);
   EXPECT_EQ(kvt_sequence_open(space, "nobody", 0, 0, &other), KVT_ERROR_NOT_FOUND);
   kvt_sequence* reader = open_sequence(space, "one", false);

@@ -175,8 +175,8 @@ KVT_API kvt_status kvt_sequence_create(kvt_space* space, const kvt_sequence_opti
                                        const uint32_t* ids, uint64_t count, kvt_match* match,
                                        kvt_sequence** out);
 /* An existing one by name (or by id where name is null). `writable` 0: reads only, any number at
- * once; 1: exclusive, KVT_ERROR_BUSY if somebody else writes. KVT_ERROR_WRONG_SPACE if it belongs
- * to another space. */
+ * once; 1: exclusive, KVT_ERROR_BUSY while any other handle writes, one of this client's, too: the
+ * error's text names its process. KVT_ERROR_WRONG_SPACE if it belongs to another space. */
 KVT_API kvt_status kvt_sequence_open(kvt_space* space, const char* name, uint64_t id,
                                      int32_t writable, kvt_sequence** out);
 /* A new sequence with the first `tokens` tokens of this one (UINT64_MAX: all), sharing what is
