@@ -186,11 +186,13 @@ std::optional<std::uint64_t> tokens_known(const Check& check, const StoredSequen
 // row.
 void post_cut_row(EngineState& engine, StoredSequence& sequence, const RepairPtr& repair) {
   const SequenceId id = sequence.row.id;
-  const std::uint64_t log = std::exchange(sequence.row.log_generation, 0);
-  if (log != 0) drop_log(engine, sequence, LogFile::kKeep);
-  post_sequence_row(engine, sequence, true, [&engine, repair, id, log](Result<void> written) {
+  const std::vector<std::uint64_t> logs = sequence.log.generations();
+  sequence.row.log_generation = 0;
+  if (!logs.empty()) drop_log(engine, sequence, LogFile::kKeep);
+  post_sequence_row(engine, sequence, true, [&engine, repair, id, logs](Result<void> written) {
     if (!written && repair->stored) repair->stored = written;
-    if (written && log != 0) static_cast<void>(engine.io->io().unlink(tail_log_path(id, log)));
+    for (std::size_t i = 0; written && i < logs.size(); ++i)
+      static_cast<void>(engine.io->io().unlink(tail_log_path(id, logs[i])));
   });
 }
 

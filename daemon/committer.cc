@@ -131,10 +131,13 @@ void abandon_file(EngineState& engine, CommitJob& job) {
   static_cast<void>(engine.io->io().unlink(tail_log_path(job.sequence, job.header.generation)));
 }
 
-void remove_log_file(EngineState& engine, SequenceId sequence, TailLog& log, LogFile file) {
+void remove_log_files(EngineState& engine, SequenceId sequence, TailLog& log, LogFile file) {
   if (log.file.value != 0) engine.io->io().close(log.file);
-  if (log.generation != 0 && file == LogFile::kUnlink)
-    static_cast<void>(engine.io->io().unlink(tail_log_path(sequence, log.generation)));
+  if (file == LogFile::kUnlink) {
+    for (const std::uint64_t generation : log.generations())
+      static_cast<void>(engine.io->io().unlink(tail_log_path(sequence, generation)));
+  }
+  log.unnamed.clear();
   log.file = {};
 }
 
@@ -153,13 +156,13 @@ void publish_new_log(EngineState& engine, const Job& job) {
   post_batch(engine, std::move(batch), true, [&engine, job, before](Result<void> result) {
     StoredSequence& found = *engine.sequences.all.at(job->sequence);
     if (!result) {
-      found.row.log_generation =
-          before;  // the new file stays until a batch says which one is right
+      found.row.log_generation = before;
+      found.log.unnamed.push_back({job->header.generation, job->bytes});
       engine.io->io().close(job->file);
       return finish(engine, job, result);
     }
     found.row_durable = true;
-    remove_log_file(engine, job->sequence, found.log, LogFile::kUnlink);
+    remove_log_files(engine, job->sequence, found.log, LogFile::kUnlink);
     found.log.generation = job->header.generation;
     found.log.file = job->file;
     finish(engine, job, {});
@@ -327,8 +330,8 @@ void allocate_records(EngineState& engine, const Job& job, std::uint64_t end) {
 void run_commit(EngineState& engine, const Job& job) {
   std::uint64_t bytes = bytes_of_records(*job);
   const std::uint64_t end = job->offset + (job->new_file ? kTailLogHeaderBytes : 0) + bytes;
-  // A new file takes the place of the one before: what cuts a log fits under the limit always.
-  const std::uint64_t before = engine.sequences.all.at(job->sequence)->log.file_bytes;
+  // A new file takes the place of those before: what cuts a log fits under the limit always.
+  const std::uint64_t before = engine.sequences.all.at(job->sequence)->log.all_bytes();
   if (job->new_file) bytes += kTailLogHeaderBytes;
   const std::uint64_t written = bytes;
   if (job->new_file) bytes -= std::min(before, bytes);
@@ -389,7 +392,7 @@ void start_commit(EngineState& engine, StoredSequence& sequence, const TailWork&
 }
 
 void drop_log(EngineState& engine, StoredSequence& sequence, LogFile file) {
-  remove_log_file(engine, sequence.row.id, sequence.log, file);
+  remove_log_files(engine, sequence.row.id, sequence.log, file);
   sequence.log = TailLog{};
   sequence.log.loaded = true;
 }

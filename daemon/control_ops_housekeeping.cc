@@ -159,11 +159,9 @@ void zero_resident(EngineState& engine, Segment& segment) {
 // The rows go first and durably, so that no file that a row names is ever overwritten; a crash in
 // between leaves files without rows, which the next start unlinks. condemn_segment() takes them
 // away by synced batches: another one that comes back tells that those are written.
-void wipe_unused(EngineState& engine, const std::vector<SegmentId>& segments, std::string log,
-                 const ControlDone& done) {
+void wipe_unused(EngineState& engine, const std::vector<SegmentId>& segments,
+                 std::vector<std::string> paths, const ControlDone& done) {
   const std::vector<SegmentId> unused = unused_with_descendants(engine, segments);
-  std::vector<std::string> paths;
-  if (!log.empty()) paths.push_back(std::move(log));
   std::uint64_t bytes = 0;
   bool stored = false;
   for (auto id = unused.rbegin(); id != unused.rend(); ++id) {
@@ -229,14 +227,14 @@ void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone do
                               users_of(engine, sequence))));
   std::vector<SegmentId> segments;
   for (const SequencePart& part : sequence.parts) segments.push_back(part.segment->row.id);
-  std::string log;
-  if (*wipe && sequence.log.generation != 0)
-    log = tail_log_path(sequence.row.id, sequence.log.generation);
+  std::vector<std::string> logs;
+  for (const std::uint64_t generation : sequence.log.generations())
+    logs.push_back(tail_log_path(sequence.row.id, generation));
   remove_sequence(engine, sequence, *wipe ? LogFile::kKeep : LogFile::kUnlink,
-                  [&engine, segments, wipe = *wipe, log = std::move(log),
+                  [&engine, segments, wipe = *wipe, logs = std::move(logs),
                    done = std::move(done)](Result<void> removed) {
                     if (!removed) return done(error(removed.error()));
-                    wipe ? wipe_unused(engine, segments, log, done)
+                    wipe ? wipe_unused(engine, segments, logs, done)
                          : finish_rm(engine, segments, done);
                   });
 }

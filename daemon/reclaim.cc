@@ -113,7 +113,7 @@ bool make_room(EngineState& engine) {
 
 std::uint64_t log_bytes(const EngineState& engine) {
   std::uint64_t bytes = 0;
-  for (const auto& [id, sequence] : engine.sequences.all) bytes += sequence->log.file_bytes;
+  for (const auto& [id, sequence] : engine.sequences.all) bytes += sequence->log.all_bytes();
   return bytes;
 }
 

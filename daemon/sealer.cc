@@ -134,7 +134,7 @@ void publish_seal(EngineState& engine, const Job& job) {
     set_resident(segment, i, slot, engine.arena->slot_bytes(slot));
   }
   if (!job->in_memory) {
-    if (sequence.log.generation != 0) drop_log(engine, sequence);
+    if (!sequence.log.generations().empty()) drop_log(engine, sequence);
     index_segment(segment);
   }
   if (same_writer) {

@@ -273,15 +273,15 @@ void remove_sequence_rows_again(EngineState& engine) {
 
 void forget_evicted_sequence(EngineState& engine, StoredSequence& sequence) {
   const SequenceId id = sequence.row.id;
-  const std::uint64_t generation = sequence.row.log_generation;
+  const std::vector<std::uint64_t> generations = sequence.log.generations();
   if (sequence.log.file.value != 0) engine.io->io().close(sequence.log.file);
   if (sequence.in_catalogue) {
     CatalogueBatch batch;
     batch.remove_sequence(id);
-    post_batch(engine, std::move(batch), true, [&engine, id, generation](Result<void> result) {
+    post_batch(engine, std::move(batch), true, [&engine, id, generations](Result<void> result) {
       if (!result) engine.sequences.rows_left.push_back(id);
-      if (result && generation != 0)
-        static_cast<void>(engine.io->io().unlink(tail_log_path(id, generation)));
+      for (std::size_t i = 0; result && i < generations.size(); ++i)
+        static_cast<void>(engine.io->io().unlink(tail_log_path(id, generations[i])));
     });
   }
   forget_sequence(engine, sequence);
@@ -355,6 +355,19 @@ void cancel_work(EngineState& engine, StoredSequence& sequence, std::uint32_t ha
   for (TailDone& done : cancelled) {
     if (done) done(error(Code::kCancelled, "the work before it failed or the sequence was closed"));
   }
+}
+
+std::uint64_t TailLog::all_bytes() const noexcept {
+  std::uint64_t bytes = file_bytes;
+  for (const Unnamed& file : unnamed) bytes += file.bytes;
+  return bytes;
+}
+
+std::vector<std::uint64_t> TailLog::generations() const {
+  std::vector<std::uint64_t> all;
+  if (generation != 0) all.push_back(generation);
+  for (const Unnamed& file : unnamed) all.push_back(file.generation);
+  return all;
 }
 
 Result<void> check_continues(const StoredSequence& sequence, const TailWork& work) {

@@ -92,6 +92,17 @@ struct TailLog {
   std::uint32_t half = 0;
   bool loaded = false;   // the fields above are known (a log found at start is read first)
   bool suspect = false;  // a write or sync failed: the next commit begins a new generation
+  // Files whose row failed to be written: they stay until a later row says that none of them is
+  // the log.
+  struct Unnamed {
+    std::uint64_t generation = 0;
+    std::uint64_t bytes = 0;
+  };
+  std::vector<Unnamed> unnamed;
+
+  // Of all its files.
+  [[nodiscard]] std::uint64_t all_bytes() const noexcept;
+  [[nodiscard]] std::vector<std::uint64_t> generations() const;
 };
 
 // kCancelled where the work's half does not begin where the stored tokens end: what came before it

@@ -33,12 +33,15 @@ class EngineLargeCommit : public FaultyDiskFixture {
     expect_all(*client, *chat, ids);
     ASSERT_TRUE(close(*chat));
   }
-  // All files of its logs, and nothing else, count as logs.
-  void expect_counted(const std::string& name) {
+  std::uint64_t log_file_bytes() {
     std::uint64_t bytes = 0;
     const std::vector<std::string> logs = world.disk().list("logs").value();
     for (const std::string& file : logs) bytes += *world.disk().size_bytes("logs/" + file);
-    EXPECT_EQ(find_sequence_by_name(state(), name)->log.file_bytes, bytes);
+    return bytes;
+  }
+  // All files of its logs, and nothing else, count as logs.
+  void expect_counted(const std::string& name) {
+    EXPECT_EQ(find_sequence_by_name(state(), name)->log.file_bytes, log_file_bytes());
     EXPECT_EQ(state().sequences.commit_bytes_reserved, 0u);
   }
 
@@ -156,6 +159,52 @@ TEST_F(EngineLargeCommit, AFirstCommitWithoutRoomLeavesNothing) {
   expect_counted("chat");
   EXPECT_EQ(client->commit(*chat).value1, kTokens);
   expect_counted("chat");
+}
+
+// Its row may be on the disk all the same: the file stays, and counts, until another row is.
+TEST_F(EngineLargeCommit, ANewLogWhoseRowIsNotWrittenCountsUntilAnotherRowIs) {
+  enum class Next { kCommit, kSeal, kRemove, kWipe, kEvict };
+  for (const Next next : {Next::kCommit, Next::kSeal, Next::kRemove, Next::kWipe, Next::kEvict}) {
+    SCOPED_TRACE(static_cast<int>(next));
+    auto chat = client->create(space, {}, next == Next::kEvict ? "" : "chat");
+    ASSERT_TRUE(arm_faults("catalogue.write=fail@1"));
+    client->append(*chat, geometry, ids, 0, kTokens);
+    EXPECT_NE(client->commit(*chat).status, 0);
+    ASSERT_TRUE(arm_faults(""));
+    EXPECT_EQ(world.disk().list("logs")->size(), 1u);
+    EXPECT_GT(log_file_bytes(), 0u);
+    EXPECT_EQ(store_bytes(state()), log_file_bytes());
+    world.clock().advance_ns(1'000'000'000);
+    world.settle();
+    ASSERT_FALSE(state().read_only);
+    state().options.disk_bytes_max = store_bytes(state());
+    if (next == Next::kCommit) {
+      EXPECT_EQ(client->commit(*chat).value1, kTokens) << "in place of the other file";
+    }
+    world.settle();
+    const std::uint64_t left = next == Next::kCommit ? 1 : 0;
+    if (left != 0) expect_counted("chat");
+    state().options.disk_bytes_max = 1ull << 30;
+    if (next == Next::kSeal) {
+      EXPECT_EQ(client->seal(*chat).status, 0);
+    }
+    ASSERT_TRUE(close(*chat));
+    if (next == Next::kRemove || next == Next::kWipe) {
+      const Json rm{{"op", "rm"}, {"target", "chat"}, {"wipe", next == Next::kWipe}};
+      ASSERT_TRUE(client->control(rm).ok());
+    }
+    if (next == Next::kEvict) {
+      state().options.disk_bytes_max = 1;
+      EXPECT_TRUE(reserve_disk(state(), 1));
+      state().options.disk_bytes_max = 1ull << 30;
+    }
+    world.settle();
+    EXPECT_EQ(world.disk().list("logs")->size(), left);
+    if (left != 0 || next == Next::kSeal) {
+      ASSERT_TRUE(client->control({{"op", "rm"}, {"target", "chat"}}).ok());
+    }
+    world.settle();
+  }
 }
 
 // A log that a power cut tore counts whole, until the next commit's file takes its place.
