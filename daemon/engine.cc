@@ -186,6 +186,7 @@ void sync_directory(EngineState& engine, const char* directory, IoPriority prior
 
 void post_batch(EngineState& engine, CatalogueBatch batch, bool sync,
                 std::function<void(Result<void>)> done) {
+  if (sync) add_write_budget(engine, &batch);
   ++engine.batches_outstanding;
   ++engine.metrics.catalogue_batches;
   Mailbox* mailbox = engine.world.mailbox;

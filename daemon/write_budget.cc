@@ -12,6 +12,12 @@ namespace {
 constexpr std::uint64_t kDayNs = 86'400ull * 1'000'000'000;
 constexpr std::uint64_t kStoreEvery = 64ull << 20;
 
+void put_write_budget(WriteBudget& budget, CatalogueBatch* batch) {
+  budget.stored_bytes = budget.bytes;
+  batch->put_number("written_day", budget.day);
+  batch->put_number("written_bytes", budget.bytes);
+}
+
 }  // namespace
 
 bool write_budget_spent(const EngineState& engine) {
@@ -54,13 +60,16 @@ void recover_write_budget(EngineState& engine, std::string_view name, std::uint6
   if (name == "written_bytes") budget.bytes = budget.stored_bytes = value;
 }
 
+void add_write_budget(EngineState& engine, CatalogueBatch* batch) {
+  update_write_budget(engine);
+  put_write_budget(engine.write_budget, batch);
+}
+
 void store_write_budget(EngineState& engine) {
   WriteBudget& budget = engine.write_budget;
   if (engine.read_only || budget.bytes == budget.stored_bytes) return;
-  budget.stored_bytes = budget.bytes;
   CatalogueBatch batch;
-  batch.put_number("written_day", budget.day);
-  batch.put_number("written_bytes", budget.bytes);
+  put_write_budget(budget, &batch);
   post_batch(engine, std::move(batch), false, [](Result<void>) {});
 }
 

@@ -10,6 +10,7 @@
 
 namespace kvtier {
 
+class CatalogueBatch;
 struct EngineState;
 
 struct WriteBudget {
@@ -22,13 +23,15 @@ struct WriteBudget {
   bool warned = false;  // today
 };
 
-// Takes what the Io has written since the last call; stores the count now and then.
+// Takes what the Io has written since the last call; stores the count every 64 MiB.
 void update_write_budget(EngineState& engine);
 // Whether an optional write of so many bytes may be done today; counts it where not.
 [[nodiscard]] bool may_write_optional(EngineState& engine, std::uint64_t bytes);
 [[nodiscard]] bool write_budget_spent(const EngineState& engine);
 // From the catalogue at start, and back at stop.
 void recover_write_budget(EngineState& engine, std::string_view name, std::uint64_t value);
+// With a batch that is synced anyhow.
+void add_write_budget(EngineState& engine, CatalogueBatch* batch);
 void store_write_budget(EngineState& engine);
 
 }  // namespace kvtier

@@ -155,6 +155,18 @@ TEST_F(EnginePolicyTest, ASpentWriteBudgetStopsWhatCanWaitAndNothingElse) {
   EXPECT_LT(stats()["writes"]["today_bytes"].get<std::uint64_t>(), today);
 }
 
+TEST_F(EnginePolicyTest, ADaemonThatIsKilledForgetsNothingThatWasWrittenBeforeItsLastSeal) {
+  const auto today = [this] { return stats()["writes"]["today_bytes"].get<std::uint64_t>(); };
+  store(make_ids(128, 1), "first");
+  const std::uint64_t before = today();
+  ASSERT_GT(before, 0u);
+  store(make_ids(128, 2), "second");
+  client.reset();
+  world.kill();
+  restart();
+  EXPECT_GE(today(), before);
+}
+
 TEST_F(EnginePolicyTest, WhereWritesAreScarceOneShotPrefixesAreAdmittedOnTheirSecondUse) {
   store(make_ids(128, 1), "first");
   // As kvt_sequence_close does; the segment that came of it, or 0.
