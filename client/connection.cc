@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdio>
 #include <cstring>
+#include <thread>
 
 #include "base/log.h"
 #include "client/last_error.h"
@@ -92,14 +93,31 @@ Result<ControlMessage> Connection::call(Json request, ByteSpan payload, std::siz
                                         const Deadline& deadline) {
   std::lock_guard<std::mutex> lock(control_mutex_);
   if (lost()) return lost_error();
-  auto reply = channel_.call(std::move(request), payload, fds_expected, deadline);
-  if (reply) return reply;
+  auto reply = channel_.call(request, payload, fds_expected, deadline);
   if (!channel_.error_text().empty()) set_error_text("%s", channel_.error_text().c_str());
+  // What keeps the sequence busy may be what was opened here for a call that gave up.
+  bool closed = close_late_handles(deadline);
+  while (!reply && reply.error().code == Code::kBusy && (closed || channel_.handle_may_come())) {
+    clear_error_text();
+    if (deadline.passed()) return error(Code::kTimeout, "the daemon did not answer in time");
+    if (!closed) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    reply = channel_.call(request, payload, fds_expected, deadline);
+    if (!channel_.error_text().empty()) set_error_text("%s", channel_.error_text().c_str());
+    closed = close_late_handles(deadline);
+  }
+  if (reply) return reply;
   if (!channel_.usable()) {
     std::lock_guard<std::mutex> ring_lock(mutex_);
     mark_lost();
   }
   return reply;
+}
+
+bool Connection::close_late_handles(const Deadline& deadline) {
+  const std::vector<std::uint64_t> handles = channel_.take_late_handles();
+  for (const std::uint64_t handle : handles)
+    static_cast<void>(channel_.call(Json{{"op", "close"}, {"handle", handle}}, {}, 0, deadline));
+  return !handles.empty();
 }
 
 bool Connection::check_alive() noexcept {

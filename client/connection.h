@@ -117,7 +117,9 @@ class Connection {
   void dispatch();                                                            // mutex_ held, poller
   void complete(const Completion& completion);                                // mutex_ held
   void free_slot(Slot* slot);                                                 // mutex_ held
-  void mark_lost();                                                           // mutex_ held
+  // Of calls that gave up before their reply came; false: none.
+  bool close_late_handles(const Deadline& deadline);  // control_mutex_ held
+  void mark_lost();                                   // mutex_ held
   // One turn of waiting: polls the ring or sleeps behind the poller. False: the daemon is stopped.
   bool wait_turn(std::unique_lock<std::mutex>* lock, const Deadline& deadline);
   void leave_poll();  // mutex_ held, poller

@@ -199,7 +199,11 @@ Result<void> Sequence::ensure(Patience patience) {
     return error(Code::kStale, "the client was closed");
   }
   KVT_TRY(std::shared_ptr<Connection> connection, space_->client().connection(patience));
-  KVT_TRY_VOID(attach_again(connection, patience));
+  const auto attached = attach_again(connection, patience);
+  if (!attached && attached.error().code == Code::kTimeout && patience == Patience::kQuick)
+    return error(Code::kDaemonLost,
+                 "the daemon went away and has not opened the sequence again yet: try again");
+  KVT_TRY_VOID(attached);
   return submit_seals();
 }
 

@@ -78,6 +78,12 @@ Result<ControlMessage> ControlChannel::check_reply(ControlMessage reply, std::si
   return reply;
 }
 
+void ControlChannel::take_late_reply(std::uint64_t id, const Json& body) {
+  std::erase(given_up_, id);
+  const Result<std::uint64_t> handle = json_uint(body, "handle", 0);
+  if (handle && *handle != 0) late_handles_.push_back(*handle);
+}
+
 Result<ControlMessage> ControlChannel::call(Json request, ByteSpan payload,
                                             std::size_t fds_expected, const Deadline& deadline) {
   error_text_.clear();
@@ -85,11 +91,19 @@ Result<ControlMessage> ControlChannel::call(Json request, ByteSpan payload,
   request["id"] = id;
   KVT_TRY_VOID(send(request, payload, {}, deadline));
   for (;;) {
-    KVT_TRY(ControlMessage reply, receive(deadline));
+    Result<ControlMessage> received = receive(deadline);
+    if (!received) {
+      if (fds_expected != 0 && usable()) given_up_.push_back(id);
+      return received;
+    }
+    ControlMessage& reply = *received;
     const Result<std::uint64_t> reply_id = json_uint(reply.body, "id", 0);
     if (!reply_id || *reply_id > id)
       return break_with({Code::kProtocol, 0, "a reply to nothing that was asked"});
-    if (*reply_id < id) continue;  // somebody gave up waiting for it
+    if (*reply_id < id) {  // somebody gave up waiting for it
+      take_late_reply(*reply_id, reply.body);
+      continue;
+    }
     return check_reply(std::move(reply), fds_expected);
   }
 }

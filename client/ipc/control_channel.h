@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "client/ipc/deadline.h"
 #include "client/ipc/frame.h"
@@ -34,6 +36,13 @@ class ControlChannel {
   [[nodiscard]] Result<ControlMessage> call(Json request, ByteSpan payload,
                                             std::size_t fds_expected, const Deadline& deadline);
 
+  // Sequences that the daemon opened for calls that had given up: whoever takes them closes them.
+  [[nodiscard]] std::vector<std::uint64_t> take_late_handles() {
+    return std::exchange(late_handles_, {});
+  }
+  // A call that opens one gave up, and its reply has not come yet.
+  [[nodiscard]] bool handle_may_come() const noexcept { return !given_up_.empty(); }
+
   // Text of the last failed call(); "" where the failure has no text beyond its Status.
   [[nodiscard]] const std::string& error_text() const noexcept { return error_text_; }
   // The socket, borrowed: Waiter watches it for the peer's death. -1 once closed.
@@ -44,12 +53,15 @@ class ControlChannel {
  private:
   Result<void> wait_for(short events, const Deadline& deadline);
   tl::unexpected<Status> break_with(const Status& status) noexcept;
+  void take_late_reply(std::uint64_t id, const Json& body);
   Result<ControlMessage> check_reply(ControlMessage reply, std::size_t fds_expected);
 
   UniqueFd socket_;
   FrameParser parser_;
   FrameWriter writer_;
   std::uint64_t last_id_ = 0;
+  std::vector<std::uint64_t> given_up_;  // ids of calls whose replies carry descriptors
+  std::vector<std::uint64_t> late_handles_;
   std::string error_text_;
   bool broken_ = false;
 };

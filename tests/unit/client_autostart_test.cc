@@ -47,11 +47,11 @@ class Autostart : public ::testing::Test {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     EXPECT_NE(::kill(pid_, 0), 0);
   }
-  kvt_client* connect(bool autostart) {
+  kvt_client* connect(bool autostart, std::uint32_t timeout_ms = 30000) {
     kvt_client_options options;
     kvt_client_options_init(&options);
     options.autostart = autostart ? 1 : 0;
-    options.timeout_ms = 30000;
+    options.timeout_ms = timeout_ms;
     kvt_client* client = nullptr;
     EXPECT_EQ(kvt_client_open(&options, &client), KVT_OK) << kvt_last_error();
     return client;
@@ -62,6 +62,20 @@ class Autostart : public ::testing::Test {
     const Json parsed = reply != nullptr ? Json::parse(reply) : Json();
     kvt_free(reply);
     return parsed;
+  }
+  static kvt_space* open_small_space(kvt_client* client) {
+    kvt_layer layer{};
+    layer.kv_heads = layer.query_heads = 1;
+    layer.k_row_bytes = layer.v_row_bytes = 64;
+    kvt_space_options options;
+    kvt_space_options_init(&options);
+    options.model = "m";
+    options.runtime = "r";
+    options.layers = &layer;
+    options.layer_count = 1;
+    kvt_space* space = nullptr;
+    EXPECT_EQ(kvt_space_open(client, &options, &space), KVT_OK) << kvt_last_error();
+    return space;
   }
   void note_pid(kvt_client* client) {
     pid_ = request(client, R"({"op": "status"})")["pid"].get<pid_t>();
@@ -170,17 +184,7 @@ TEST_F(Autostart, ADaemonThatCannotRunSaysWhy) {
 TEST_F(Autostart, AStoppedDaemonIsAFastError) {
   kvt_client* client = connect(true);
   note_pid(client);
-  kvt_layer layer{};
-  layer.kv_heads = layer.query_heads = 1;
-  layer.k_row_bytes = layer.v_row_bytes = 64;
-  kvt_space_options options;
-  kvt_space_options_init(&options);
-  options.model = "m";
-  options.runtime = "r";
-  options.layers = &layer;
-  options.layer_count = 1;
-  kvt_space* space = nullptr;
-  ASSERT_EQ(kvt_space_open(client, &options, &space), KVT_OK) << kvt_last_error();
+  kvt_space* space = open_small_space(client);
   kvt_sequence* sequence = nullptr;
   ASSERT_EQ(kvt_sequence_create(space, nullptr, nullptr, 0, nullptr, &sequence), KVT_OK)
       << kvt_last_error();
@@ -202,6 +206,31 @@ TEST_F(Autostart, AStoppedDaemonIsAFastError) {
   ::kill(pid_, SIGCONT);
   EXPECT_EQ(kvt_sequence_read(sequence, 0, 0, 100, rows.data(), rows.data() + 8000), KVT_OK)
       << kvt_last_error();
+  EXPECT_EQ(kvt_sequence_close(sequence), KVT_OK) << kvt_last_error();
+  kvt_space_close(space);
+  kvt_client_close(client);
+}
+
+// The daemon opens it all the same, later: it must not stay open for writing by nobody.
+TEST_F(Autostart, AnOpenThatGaveUpKeepsNobodyOut) {
+  kvt_client_close(connect(true));
+  kvt_client* client = connect(false, 300);
+  note_pid(client);
+  kvt_space* space = open_small_space(client);
+  kvt_sequence_options options;
+  kvt_sequence_options_init(&options);
+  options.name = "chat";
+  kvt_sequence *sequence = nullptr, *reader = nullptr;
+  ASSERT_EQ(kvt_sequence_create(space, &options, nullptr, 0, nullptr, &sequence), KVT_OK)
+      << kvt_last_error();
+  ASSERT_EQ(kvt_sequence_close(sequence), KVT_OK) << kvt_last_error();
+  stop_daemon();
+  EXPECT_EQ(kvt_sequence_open(space, "chat", 0, 1, &sequence), KVT_ERROR_TIMEOUT);
+  EXPECT_EQ(kvt_sequence_open(space, "chat", 0, 0, &reader), KVT_ERROR_TIMEOUT);
+  ::kill(pid_, SIGCONT);
+  ASSERT_EQ(kvt_sequence_open(space, "chat", 0, 1, &sequence), KVT_OK) << kvt_last_error();
+  request(client, R"({"op": "stats"})");  // what is late has come with this
+  EXPECT_EQ(request(client, R"({"op": "stats"})")["daemon"]["open_sequences"], 1);
   EXPECT_EQ(kvt_sequence_close(sequence), KVT_OK) << kvt_last_error();
   kvt_space_close(space);
   kvt_client_close(client);
