@@ -487,8 +487,10 @@ TEST_F(Views, ADaemonThatDiesWhileAStepWaitsChangesNothing) {
     for (std::uint32_t layer = 0; layer < shape.layers; ++layer) {
       std::vector<float> q = step_queries(shape, 0, layer), out(q.size());
       kvt_status status = KVT_ERROR_DAEMON_LOST;
-      for (int i = 0; i < 1000 && status == KVT_ERROR_DAEMON_LOST; ++i)
+      for (int i = 0; i < 2000 && status == KVT_ERROR_DAEMON_LOST; ++i) {
+        if (i != 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
         status = kvt_view_attend(view, layer, 1, q.data(), kStepScale, out.data(), nullptr);
+      }
       KVT_EXPECT_OK(status);
       got.insert(got.end(), out.begin(), out.end());
     }
