@@ -1,5 +1,6 @@
-// What workers build from a sealed segment of 2,048 tokens, one thread: key codes, clusters and own
-// codes, against the prefill of as many tokens by a model of the same shape, on all processors.
+// What workers build from a sealed segment of 2,048 tokens, one thread: key codes, clusters, own
+// codes and low-rank keys, against the prefill of as many tokens by a model of the same shape, on
+// all processors; and the base rendition, in bytes of raw rows.
 #include <cmath>
 #include <cstring>
 
@@ -15,7 +16,7 @@
 namespace kvtier::bench {
 namespace {
 
-// A segment of SmolLM2-135M's geometry in f16; keys of a head drift, so that neighbours are alike.
+// A segment of SmolLM2-135M's geometry in f16; rows of a head drift, so that neighbours are alike.
 struct Sample {
   Sample(const KernelTable* table, std::uint32_t count)
       : kernels(table), geometry(make_geometry()), plane(geometry, count), tokens(count) {
@@ -27,7 +28,8 @@ struct Sample {
     Random random(3);
     for (std::uint32_t layer = 0; layer < kLayers; ++layer)
       for (std::uint32_t head = 0; head < Shape().kv_heads; ++head)
-        fill(layer, head, count, &random);
+        for (const auto offset : {k_row_offset, v_row_offset})
+          fill(layer, head, count, offset, &random);
   }
 
   static Geometry make_geometry() {
@@ -42,7 +44,8 @@ struct Sample {
     return geometry;
   }
 
-  void fill(std::uint32_t layer, std::uint32_t head, std::uint32_t tokens, Random* random) {
+  void fill(std::uint32_t layer, std::uint32_t head, std::uint32_t tokens,
+            decltype(&k_row_offset) offset, Random* random) {
     float drift[kDim] = {};
     for (std::uint32_t t = 0; t < tokens; ++t) {
       std::uint16_t row[kDim];
@@ -51,9 +54,8 @@ struct Sample {
         row[d] = f32_to_f16(drift[d] + static_cast<float>(random->unit() - 0.5));
       }
       std::byte* chunk = chunks[plane.chunk_index(layer, t / geometry.chunk_tokens, head)];
-      std::memcpy(
-          chunk + k_row_offset(geometry, geometry.layers[layer], 0, t % geometry.chunk_tokens), row,
-          sizeof(row));
+      std::memcpy(chunk + offset(geometry, geometry.layers[layer], 0, t % geometry.chunk_tokens),
+                  row, sizeof(row));
     }
   }
 
@@ -111,10 +113,12 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
   const AbstractSpec clusters = *parse_abstract_spec("mean/clusters:16");
   const AbstractSpec own_codes = *parse_abstract_spec("own-codes:2/tokens");
   const AbstractSpec low_rank = *parse_abstract_spec("low-rank:10/tokens");
+  const AbstractSpec base = *parse_abstract_spec("base:44/tokens");
   KVT_TRY(const Codebook codebook, train(&sample, codes, tokens));
   std::vector<Measure> measures = {
       builder(&sample, codes, &codebook, tokens), builder(&sample, clusters, nullptr, tokens),
-      builder(&sample, own_codes, nullptr, tokens), builder(&sample, low_rank, nullptr, tokens)};
+      builder(&sample, own_codes, nullptr, tokens), builder(&sample, low_rank, nullptr, tokens),
+      builder(&sample, base, nullptr, tokens)};
   Result<Peer> peer = Peer::start(context.smoke() ? "" : context.python_path);
   if (peer && !peer->ask("model")) peer = error(Code::kNotFound, "no transformers: no prefill");
   if (peer)
@@ -125,7 +129,7 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
   KVT_TRY(const auto columns, interleave(context.rounds(), measures));
   const auto add = [&](const char* metric, std::size_t ours, double goal) {
     Figure figure =
-        peer ? compare(metric, columns[ours], columns[4]) : bounded(metric, columns[ours], 1.0);
+        peer ? compare(metric, columns[ours], columns[5]) : bounded(metric, columns[ours], 1.0);
     figure.unit = "tokens/s";
     figure.ceiling_name = peer ? "tokens/s prefill, all cores" : "";
     figure.better = Better::kHigher;
@@ -137,6 +141,17 @@ Result<void> bench_build(const Context& context, std::vector<Figure>* figures) {
   add("build clusters of a segment", 1, 3);
   add("build own codes of a segment", 2, 3);
   add("build low-rank keys of a segment", 3, 3);
+
+  std::vector<double> raw = columns[4];
+  for (double& rate : raw) rate *= static_cast<double>(Shape().token_bytes());
+  Figure figure = bounded("build the base rendition of a segment", raw, 1e9);
+  scale(&figure, 1e-9);
+  figure.unit = "GB/s";
+  figure.ceiling_name = "GB/s of raw bytes, the least that is wanted";
+  figure.better = Better::kHigher;
+  figure.goal = 1.0;
+  figure.note = "one worker, K and V at 4 bits, 2,048 tokens, 30 layers";
+  figures->push_back(figure);
   return {};
 }
 

@@ -200,13 +200,13 @@ Result<void> bench_base(const Context& context, const KernelTable& table, const 
     return static_cast<double>(segment * 2 * raw.row_bytes) / (thread_seconds_now() - start);
   };
   KVT_TRY(const auto encoded, interleave(context.rounds(9, 15), {encode}));
-  Figure figure = bounded("base rendition of a segment, K and V at 4 bits", encoded[0], 1e9);
+  Figure figure = bounded("base rendition of one head, the kernel alone", encoded[0], 1e9);
   scale(&figure, 1e-9);
   figure.unit = "GB/s";
   figure.ceiling_name = "GB/s of raw bytes, the least that is wanted";
   figure.better = Better::kHigher;
   figure.goal = 1.0;
-  figure.note = "2,048 tokens of one head, one thread";
+  figure.note = "K and V at 4 bits, 2,048 tokens, one thread";
   figures->push_back(figure);
 
   std::vector<float> q(kDim * kQueries, 0.1f), out(kDim * kQueries), lse(kQueries);

@@ -21,7 +21,7 @@ const std::vector<Bench>& benches() {
       {"fetch", "one chunk from host memory, through the daemon", bench_fetch},
       {"disk", "256 KiB reads, queue depth 16", bench_disk},
       {"seal", "2,048 tokens into a segment: the work, and until it is durable", bench_seal},
-      {"build", "key codes and clusters of a segment, against the prefill of it", bench_build},
+      {"build", "what workers build of a segment, against the prefill of it", bench_build},
       {"commit", "tokens durable: one, 1 MiB and more", bench_commit},
       {"restore", "a whole session from disk, checksums on", bench_restore},
       {"resume", "64k tokens: attach and one decode step at budget 1,024, cold", bench_resume},
