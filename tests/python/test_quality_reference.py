@@ -182,6 +182,14 @@ def test_a_long_sentence_is_cut_behind_a_clause(tiny):
     assert {228, 248, 256} <= set(starts) and 231 not in starts
 
 
+def test_clusters_of_the_sequence_span_segments(tiny):
+    layer = layer_of(tiny)
+    few = partition.Clusters(16, segment=64).split(layer).of_row
+    assert not set(few[0, :64].tolist()) & set(few[0, 64:].tolist())
+    whole = PRESETS["clusters-sequence"].partition.split(layer).of_row
+    assert set(whole[0, :64].tolist()) & set(whole[0, 64:].tolist())
+
+
 def test_clusters_are_nearer_to_their_keys_than_pages(tiny):
     layer = layer_of(tiny)
     x = torch.nn.functional.normalize(layer.keys[:, :STORED], dim=-1)

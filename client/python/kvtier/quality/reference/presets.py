@@ -116,6 +116,13 @@ _TABLE = [
     Preset(
         "clusters", partition.Clusters(16), abstract.MeanCount(), budget=budget.Tokens(cut=True)
     ),
+    # Clusters over the whole context, not of each stored segment.
+    Preset(
+        "clusters-sequence",
+        partition.Clusters(16, segment=1 << 30),
+        abstract.MeanCount(),
+        budget=budget.Tokens(cut=True),
+    ),
     # SentenceKV: mean key of each sentence, mean query of the sentence being written, every step.
     # The paper's store cap (r tau tokens) throws the rest away; here everything stays eligible.
     Preset(
