@@ -107,6 +107,11 @@ Result<void> validate_precision(const Preset& preset) {
 Result<void> validate_certified(const Preset& preset) {
   if (preset.budget != BudgetKind::kCertified) return {};
   const AbstractKind kind = preset.abstract.abstract;
+  if (std::any_of(preset.layer_percent.begin(), preset.layer_percent.end(),
+                  [](std::uint32_t percent) { return percent == 0; }))
+    return error(Code::kInvalid,
+                 "budget \"certified\" promises nothing of a layer that chooses nothing: "
+                 "layer_percent without 0");
   const bool bounds = kind == AbstractKind::kBox || kind == AbstractKind::kBall;
   const bool at_every_step = preset.query == QueryKind::kCurrent &&
                              preset.trigger == TriggerKind::kEveryStep &&

@@ -192,6 +192,7 @@ TEST_F(UserPresets, ALayerHasItsOwnBudget) {
       client_bytes[layer] = seen.client_bytes;
     }
     EXPECT_GT(client_bytes[0], client_bytes[1]);
+    if (std::string(base).find("certified") != std::string::npos) continue;  // refused
     write("none", std::string(base) + "layer_percent = [100, 0]\n");
     EXPECT_LT(distance(run("none", 128, 1, &seen), kept), 1e-5);
     EXPECT_EQ(seen.rows_selected + seen.units_scored, 0u);

@@ -246,6 +246,8 @@ TEST(PresetText, WhatDoesNotGoTogetherIsRefused) {
   expect_problem("base = \"quest\"\nscope = \"layer\"\ngroup = \"each\"", "its scope is \"head\"");
   expect_problem("base = \"quest\"\nbudget = \"certified\"", "share is missing: above 0");
   const std::string certified = "budget = \"certified\"\nshare = 0.9\n";
+  expect_problem("base = \"quest\"\nlayer_percent = [100, 0]\n" + certified,
+                 "layer_percent without 0");
   for (const char* other :
        {"base = \"mean\"", "base = \"codes\"", "base = \"leoam\"", "base = \"freekv\"",
         "base = \"quest\"\nquery = \"sentence\"", "base = \"quest\"\nscope = \"layer\"",
