@@ -15,7 +15,7 @@ namespace kvtier {
 // In quotes only where it needs them.
 [[nodiscard]] inline std::string shell_word(const std::string& text) {
   const bool plain =
-      !text.empty() && text.find_first_of(" \t\n'\"\\$`&|;<>()*?[]#~!") == std::string::npos;
+      !text.empty() && text.find_first_of(" \t\n'\"\\$`&|;<>()*?[]{}#~!") == std::string::npos;
   return plain ? text : shell_quoted(text);
 }
 

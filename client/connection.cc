@@ -91,16 +91,21 @@ Result<void> Connection::take_hello(ControlMessage reply) {
 
 Result<ControlMessage> Connection::call(Json request, ByteSpan payload, std::size_t fds_expected,
                                         const Deadline& deadline) {
-  std::lock_guard<std::mutex> lock(control_mutex_);
+  std::unique_lock<std::mutex> lock(control_mutex_);
   if (lost()) return lost_error();
   auto reply = channel_.call(request, payload, fds_expected, deadline);
   if (!channel_.error_text().empty()) set_error_text("%s", channel_.error_text().c_str());
   // What keeps the sequence busy may be what was opened here for a call that gave up.
   bool closed = close_late_handles(deadline);
-  while (!reply && reply.error().code == Code::kBusy && (closed || channel_.handle_may_come())) {
+  while (!reply && reply.error().code == Code::kBusy && fds_expected != 0 &&
+         (closed || channel_.handle_may_come())) {
     clear_error_text();
     if (deadline.passed()) return error(Code::kTimeout, "the daemon did not answer in time");
-    if (!closed) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (!closed) {  // others' calls go on meanwhile
+      lock.unlock();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      lock.lock();
+    }
     reply = channel_.call(request, payload, fds_expected, deadline);
     if (!channel_.error_text().empty()) set_error_text("%s", channel_.error_text().c_str());
     closed = close_late_handles(deadline);

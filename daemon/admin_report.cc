@@ -12,7 +12,7 @@ namespace kvtier {
 namespace {
 
 Json entry_of(const StoredSequence& sequence) {
-  std::uint64_t disk = sequence.log.file_bytes, shared = 0, resident = 0;
+  std::uint64_t disk = sequence.log.all_bytes(), shared = 0, resident = 0;
   for (const SequencePart& part : sequence.parts) {
     disk += file_bytes(*part.segment);
     if (part.segment->sequence_refs > 1) shared += file_bytes(*part.segment);
@@ -63,7 +63,7 @@ Json space_json(const EngineState& engine, const StoredSpace& space) {
   for (const auto& [id, sequence] : engine.sequences.all) {
     if (sequence->space != &space) continue;
     ++sequences;
-    bytes += sequence->log.file_bytes;
+    bytes += sequence->log.all_bytes();
   }
   for (const auto& [id, segment] : engine.segments.all) {
     if (segment->space != &space) continue;

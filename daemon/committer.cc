@@ -330,8 +330,10 @@ void allocate_records(EngineState& engine, const Job& job, std::uint64_t end) {
 void run_commit(EngineState& engine, const Job& job) {
   std::uint64_t bytes = bytes_of_records(*job);
   const std::uint64_t end = job->offset + (job->new_file ? kTailLogHeaderBytes : 0) + bytes;
-  // A new file takes the place of those before: what cuts a log fits under the limit always.
-  const std::uint64_t before = engine.sequences.all.at(job->sequence)->log.all_bytes();
+  // A new file takes the place of those before: what cuts a log fits under the limit, unless rows
+  // keep failing: each failure leaves a file.
+  const TailLog& log = engine.sequences.all.at(job->sequence)->log;
+  const std::uint64_t before = log.unnamed.size() < 2 ? log.all_bytes() : 0;
   if (job->new_file) bytes += kTailLogHeaderBytes;
   const std::uint64_t written = bytes;
   if (job->new_file) bytes -= std::min(before, bytes);
@@ -412,6 +414,10 @@ void cut_log(EngineState& engine, StoredSequence& sequence, std::uint32_t tokens
     StoredSequence& found = *engine.sequences.all.at(id);
     if (found.writer == nullptr) {
       done(error(Code::kCancelled, "the sequence was closed"));
+      return work_finished(engine, found);
+    }
+    if (engine.read_only) {
+      done(error(Code::kReadOnly, "the store takes no writes"));
       return work_finished(engine, found);
     }
     found.log.suspect = true;

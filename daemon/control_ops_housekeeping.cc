@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/shell_word.h"
 #include "daemon/control_ops.h"
 #include "daemon/engine_state.h"
 #include "daemon/wipe.h"
@@ -37,7 +38,9 @@ void store_row(EngineState& engine, StoredSequence& sequence, SequenceRow before
         found.row.name = before.name;
         found.row.pinned = before.pinned;
         found.row.expires_unix_s = before.expires_unix_s;
+        found.row.provisional = found.row.provisional || before.provisional;
         done(error(result.error()));
+        if (StoredSequence* left = find_sequence(engine, id)) drop_if_ephemeral(engine, *left);
       });
 }
 
@@ -216,8 +219,8 @@ void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone do
   if (!force) return done(error(force.error()));
   StoredSequence& sequence = **target;
   if (sequence.row.pinned && !*force) {
-    const std::string name =
-        sequence.row.name.empty() ? std::to_string(sequence.row.id.value) : sequence.row.name;
+    const std::string name = shell_word(
+        sequence.row.name.empty() ? std::to_string(sequence.row.id.value) : sequence.row.name);
     return done(error(refusal(Code::kPermission, "the sequence is pinned: take the pin off first",
                               " (kvtier pin --off " + name +
                                   "), or ask for it by force (kvtier rm --force " + name + ")")));

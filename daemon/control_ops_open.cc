@@ -115,8 +115,9 @@ void end_new_sequence(EngineState& engine, const NewOpen& made, const Json& body
   OpenSequence* open = session == nullptr ? nullptr : find_open(*session, made.handle);
   StoredSequence* sequence = find_sequence(engine, made.sequence);
   if (!row && sequence != nullptr && !sequence->row.name.empty()) {
-    if (open != nullptr) close_open_sequence(engine, *session, *open);
-    forget_unwritten(engine, *sequence);
+    if (open != nullptr) close_open_sequence(engine, *session, *open);  // may end it
+    if (StoredSequence* left = find_sequence(engine, made.sequence))
+      forget_unwritten(engine, *left);
     return done(error(row.error()));
   }
   if (open == nullptr) return done(error(Code::kCancelled, "the connection was closed"));

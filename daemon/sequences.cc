@@ -202,6 +202,8 @@ void learn_chain(EngineState& engine, StoredSequence& sequence, MetaDone done) {
 void post_new_row(EngineState& engine, StoredSequence& sequence, MetaDone done) {
   const bool nameless = sequence.row.name.empty();
   if (sequence.is_private || (engine.read_only && nameless)) return done({});
+  if (engine.read_only)
+    return done(error(Code::kReadOnly, "the store takes no writes: kvtier doctor names the mend"));
   sequence.row.provisional = nameless;
   post_sequence_row(engine, sequence, false, std::move(done));
 }
@@ -218,7 +220,10 @@ void post_sequence_row(EngineState& engine, StoredSequence& sequence, bool sync,
              [&engine, id, sync, done = std::move(done)](Result<void> result) {
                StoredSequence* found =
                    find_sequence(engine, id);  // it may be gone where nobody waits for the row
-               if (found != nullptr && sync && result) found->row_durable = true;
+               if (found != nullptr && sync && result) {
+                 found->row_durable = true;
+                 found->row.provisional = false;
+               }
                done(result);
              });
 }
@@ -243,8 +248,11 @@ void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence) {
     // A daemon that stops has not been told that its clients are done.
     if (engine.draining) return;
     CatalogueBatch batch;
-    batch.remove_sequence(sequence.row.id);
-    post_batch(engine, std::move(batch), false, [](Result<void>) {});
+    const SequenceId id = sequence.row.id;
+    batch.remove_sequence(id);
+    post_batch(engine, std::move(batch), false, [&engine, id](Result<void> result) {
+      if (!result) engine.sequences.rows_left.push_back(id);
+    });
     return forget_sequence(engine, sequence);
   }
   const bool keep = sequence.in_catalogue || (sequence.is_private && !sequence.row.name.empty());
@@ -253,10 +261,11 @@ void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence) {
 
 void forget_unwritten(EngineState& engine, StoredSequence& sequence) {
   if (!sequence.open.empty() || sequence.busy != 0 || sequence.working || sequence.writer_coming) {
-    sequence.in_catalogue = false;  // a commit of whoever has it writes the row
+    sequence.row.provisional = true;  // it goes at close, unless somebody commits or pins it
     return;
   }
-  engine.sequences.rows_left.push_back(sequence.row.id);  // the batch may be there all the same
+  // The batch may be there all the same.
+  if (sequence.in_catalogue) engine.sequences.rows_left.push_back(sequence.row.id);
   forget_sequence(engine, sequence);
 }
 

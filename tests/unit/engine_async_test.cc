@@ -101,6 +101,51 @@ TEST_F(EngineAsyncTest, ANameWhoseRowFailsIsRefused) {
   EXPECT_NE(client->attach(space, "source", true), nullptr);
 }
 
+// Somebody has opened it before its row failed: it goes with them, with the row that was written
+// all the same.
+TEST_F(EngineAsyncTest, ANameWhoseRowFailsGoesWithItsLastReader) {
+  SimClient other(world, "other");
+  const std::uint64_t its_space = other.open_space(geometry);
+  ASSERT_TRUE(arm_faults("catalogue.written=fail@1"));
+  const auto created = send(*client, {{"op", "create"}, {"space", space}, {"name", "chat"}});
+  while (find_sequence_by_name(state(), "chat") == nullptr ||
+         find_sequence_by_name(state(), "chat")->open.empty())
+    ASSERT_TRUE(world.turn());
+  const auto opened =
+      send(other, {{"op", "attach"}, {"space", its_space}, {"name", "chat"}, {"write", false}});
+  world.settle();
+  ASSERT_TRUE(arm_faults(""));
+  EXPECT_EQ(created->status.code, Code::kIo);
+  ASSERT_EQ(opened->status.code, Code::kOk);
+  EXPECT_NE(find_sequence_by_name(state(), "chat"), nullptr);
+  ASSERT_TRUE(other.control({{"op", "close"}, {"handle", opened->body["handle"]}}).ok());
+  EXPECT_EQ(find_sequence_by_name(state(), "chat"), nullptr);
+  world.clock().advance_ns(2'000'000'000);
+  world.settle();
+  EXPECT_FALSE(state().read_only);
+  crash();
+  EXPECT_EQ(find_sequence_by_name(state(), "chat"), nullptr);
+}
+
+TEST_F(EngineAsyncTest, AStoreThatTakesNoWritesSaysSo) {
+  const auto ids = make_ids(20);
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, ids, 0, 20);
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  state().read_only = true;
+  state().next_resume_ns = UINT64_MAX;
+  Reply reply;
+  EXPECT_EQ(client->create(space, {}, "other", false, &reply), nullptr);
+  EXPECT_EQ(reply.status.code, Code::kReadOnly);
+  EXPECT_EQ(find_sequence_by_name(state(), "other"), nullptr);
+  EXPECT_TRUE(state().sequences.rows_left.empty()) << "nothing was written";
+  EXPECT_NE(client->create(space, {}, ""), nullptr) << "what has no name needs no row";
+  const std::uint64_t logs = world.disk().list("logs")->size();
+  reply = client->control(Json{{"op", "truncate"}, {"handle", chat->handle}, {"tokens", 10}});
+  EXPECT_EQ(reply.status.code, Code::kReadOnly);
+  EXPECT_EQ(world.disk().list("logs")->size(), logs) << "a log that no row can name";
+}
+
 // Two forks wait for the committed tail to be sealed. The seal of the first fails: the second must
 // be served all the same.
 TEST_F(EngineAsyncTest, AFailedSealWithoutAWriterDropsNobodysRequest) {
