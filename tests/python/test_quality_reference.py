@@ -283,6 +283,16 @@ def test_speculation_waits_for_corrected_heads_only(tiny):
     assert one.tally.rows_waited == 0 < one.tally.rows_entered
 
 
+def test_query_heads_that_choose_for_themselves_have_room_for_each_choice(tiny):
+    shared, each = reference(tiny, "quest"), reference(tiny, "quest-heads")
+    logits(tiny, shared), logits(tiny, each)
+    assert (shared.tally.choices, each.tally.choices) == (1, 3)
+    tight = reference(tiny, "quest-heads")
+    tight.tally.capacity = shared.budget * 2  # of one choice
+    logits(tiny, tight)
+    assert each.tally.rows_entered < tight.tally.rows_entered
+
+
 def test_looking_ahead_changes_what_is_waited_for_and_nothing_else(tiny, books):
     plain, ahead = reference(tiny, "codes", books), reference(tiny, "codes-lookahead", books)
     assert differ(logits(tiny, plain), logits(tiny, ahead)) == 0

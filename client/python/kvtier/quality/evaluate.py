@@ -104,7 +104,9 @@ def cost_of(judge: Judge, prefix: Prefix, reference: Reference) -> dict[str, Any
     kept = reference.sinks + reference.window
     budget = 0 if preset.attends == "kept" else reference.budget or prefix.length
     rows = [
-        preset.residency.capacity(preset.budget.of_layer(budget, layer), kept, reference.capacity)
+        preset.residency.capacity(
+            preset.budget.of_layer(budget, layer) * tally.choices, kept, reference.capacity
+        )
         for layer in range(judge.layers)
     ]
     dense = judge.layers if preset.attends == "all" else len(preset.dense)

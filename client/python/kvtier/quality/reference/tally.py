@@ -19,6 +19,7 @@ class Tally:
 
     preset: Any
     capacity: int  # of the slot cache; 0: the preset's
+    choices: int = 1  # of a KV head: its query heads, where each chooses for itself
     head_steps: int = 0  # layers x KV heads x steps
     layer_steps: int = 0
     rows_attended: int = 0  # of the stored ones
@@ -63,7 +64,8 @@ class Tally:
         """Counts what enters the slot cache at the newest steps; bool [H or 1, new, C]: rows that
         are not there when the step needs them."""
         preset = self.preset
-        rows = preset.budget.rows(layer.budget, layer)
+        self.choices = max(1, len(wanted) // layer.heads)
+        rows = preset.budget.rows(layer.budget, layer) * self.choices
         kept = int(layer.kept.sum(-1).max())
         capacity = preset.residency.capacity(rows, kept, self.capacity)
         mask = self._history(self._wanted, layer.index, of_kv_heads(wanted, layer.heads))
