@@ -212,6 +212,7 @@ void post_sequence_row(EngineState& engine, StoredSequence& sequence, bool sync,
   KVT_CHECK(!sequence.is_private);
   sequence.in_catalogue = true;
   if (sync) sequence.row.provisional = false;
+  sequence.last_use_posted_unix_ns = sequence.row.last_used_unix_ns;
   CatalogueBatch batch;
   batch.put_sequence(sequence.row);
   batch.put_number("next_sequence", engine.sequences.reserved_until);
@@ -257,6 +258,15 @@ void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence) {
   }
   const bool keep = sequence.in_catalogue || (sequence.is_private && !sequence.row.name.empty());
   if (!keep) forget_sequence(engine, sequence);
+}
+
+void keep_last_use(EngineState& engine, StoredSequence& sequence) {
+  // Nothing of the row may be under way: what is posted here is what the catalogue has.
+  if (!sequence.in_catalogue || engine.read_only || !sequence.open.empty() || sequence.working ||
+      sequence.busy != 0 || sequence.writer_coming || sequence.removed ||
+      sequence.last_use_posted_unix_ns == sequence.row.last_used_unix_ns)
+    return;
+  post_sequence_row(engine, sequence, false, [](Result<void>) {});
 }
 
 void forget_unwritten(EngineState& engine, StoredSequence& sequence) {

@@ -140,6 +140,7 @@ struct StoredSequence {
   bool is_private = false;
   bool in_catalogue = false;  // a batch with its row was posted
   bool row_durable = false;   // and such a batch was synced
+  std::uint64_t last_use_posted_unix_ns = 0;
   bool removed = false;
   bool internal = false;  // of a compaction or an import under way: nobody can name it
   std::vector<SequencePart> parts;
@@ -207,6 +208,8 @@ void post_new_row(EngineState& engine, StoredSequence& sequence, MetaDone done);
 void post_sequence_row(EngineState& engine, StoredSequence& sequence, bool sync, MetaDone done);
 // Removes an in-memory sequence that is in nobody's way: nameless, closed and never stored.
 void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence);
+// Closed: the catalogue learns when it was last used, by which the disk limit takes sequences.
+void keep_last_use(EngineState& engine, StoredSequence& sequence);
 // Its first row could not be written: as if it had never been, unless somebody has opened it since.
 void forget_unwritten(EngineState& engine, StoredSequence& sequence);
 // Removes rows of sequences that are gone. The catalogue takes writes again.

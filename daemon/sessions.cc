@@ -100,7 +100,9 @@ void close_open_sequence(EngineState& engine, Session& session, OpenSequence& op
   session.open[open.handle & 0xFFFF].reset();
   --session.open_count;
   --sequence.busy;
+  const SequenceId id = sequence.row.id;
   drop_if_ephemeral(engine, sequence);
+  if (StoredSequence* left = find_sequence(engine, id)) keep_last_use(engine, *left);
 }
 
 void close_engine_session(EngineState& engine, SessionId id) {

@@ -127,6 +127,23 @@ TEST_F(EngineAsyncTest, ANameWhoseRowFailsGoesWithItsLastReader) {
   EXPECT_EQ(find_sequence_by_name(state(), "chat"), nullptr);
 }
 
+TEST_F(EngineAsyncTest, WhenASequenceWasLastUsedIsThereInTheNextDaemon) {
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, make_ids(20), 0, 20);
+  ASSERT_EQ(client->commit(*chat).status, 0);
+  ASSERT_TRUE(close(*chat));
+  world.settle();
+  world.clock().advance_ns(3600'000'000'000);
+  auto reader = client->attach(space, "chat", false);
+  ASSERT_NE(reader, nullptr);
+  ASSERT_TRUE(close(*reader));
+  const std::uint64_t used = find_sequence_by_name(state(), "chat")->row.last_used_unix_ns;
+  world.settle();
+  world.kill();
+  restart();
+  EXPECT_EQ(find_sequence_by_name(state(), "chat")->row.last_used_unix_ns, used);
+}
+
 TEST_F(EngineAsyncTest, AStoreThatTakesNoWritesSaysSo) {
   const auto ids = make_ids(20);
   auto chat = client->create(space, {}, "chat");
