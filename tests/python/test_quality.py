@@ -287,8 +287,9 @@ def test_what_was_tuned_is_said_with_where_its_profile_is(monkeypatch, capsys):
     out, error = capsys.readouterr()
     assert not out and error.endswith(": profiles/mine.toml\n")
     assert error.startswith(
-        "codes with a budget of 64 keeps KL at 0.0123, with 37.5 % of the KV's bytes. Views of "
-        "this model that name no preset take this one from now on, and the budget where "
+        "codes with a budget of 64 keeps KL at 0.0123, with 37.5 % of the KV's bytes, all at "
+        "16 bit. Views of this model that name no preset take this one from now on, and the "
+        "budget where "
     )
     assert tuned(None, None, parse(["--tune", "1", "--json", "-"]), [row]) == 0
     out, again = capsys.readouterr()

@@ -125,7 +125,8 @@ void print_disk_traffic(const Json& stats) {
   line("written", bytes_of(disk, "written_bytes") + " since start (segments " +
                       bytes_of(disk, "written_segment_bytes") + ", logs " +
                       bytes_of(disk, "written_log_bytes") + ", sidecars " +
-                      bytes_of(disk, "written_sidecar_bytes") + ")");
+                      bytes_of(disk, "written_sidecar_bytes") +
+                      "; the rest are codebooks, values and what was wiped)");
   const std::uint64_t budget = number_of(writes, "budget_bytes_per_day");
   line("today", bytes_of(writes, "today_bytes") + " written" +
                     (budget == 0 ? std::string("; no budget")

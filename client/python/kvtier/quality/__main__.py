@@ -233,9 +233,9 @@ def tuned(plan, judge, options: argparse.Namespace, rows: list[dict[str, Any]]) 
         print(report.as_json({"ok": True, **chosen, "profile": str(path), "rows": rows}))
     print(
         f"{best['preset']} with a budget of {best['budget']} keeps KL at {best['kl']:.4f}, with "
-        f"{100 * tune.cost(best):.1f} % of the KV's bytes. Views of this model that name no preset "
-        f"take this one from now on, and the budget where the program asks for it "
-        f"(docs/retrieval.md: BUDGET_PROFILE): {path}",
+        f"{100 * tune.cost(best):.1f} % of the KV's bytes, all at 16 bit. "
+        f"Views of this model that name no preset take this one from now on, and the budget "
+        f"where the program asks for it (docs/retrieval.md: BUDGET_PROFILE): {path}",
         file=sys.stderr,
     )
     return 0

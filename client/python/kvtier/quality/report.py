@@ -65,9 +65,10 @@ def line(row: Row) -> str:
 EXPLAINED = """
 KL: mean divergence from full attention, nats, with its 95 % interval; perplexity: change against
 full attention; top-1: tokens whose likeliest successor is the same. device: abstracts and their
-tables, resident: slot cache, window and sinks, both over the KV of the context at 16 bit. rows in:
-rows entering the slot cache per step and KV head after the first step; waited: layer-steps that
-had to wait for a row."""
+tables, over the KV of the context at 16 bit; resident: rows of the slot cache, which has room for
+window and sinks, over those of the context (a share of bytes where rows are kept at 16 bit). rows
+in: rows entering the slot cache per step and KV head after the first step; waited: layer-steps
+that had to wait for a row."""
 DIVERGENCES = Look(head, line, EXPLAINED)
 
 
