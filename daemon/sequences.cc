@@ -262,6 +262,7 @@ void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence) {
 
 void keep_last_use(EngineState& engine, StoredSequence& sequence) {
   // Nothing of the row may be under way: what is posted here is what the catalogue has.
+  if (engine.draining) return;
   if (!sequence.in_catalogue || engine.read_only || !sequence.open.empty() || sequence.working ||
       sequence.busy != 0 || sequence.writer_coming || sequence.removed ||
       sequence.last_use_posted_unix_ns == sequence.row.last_used_unix_ns)
