@@ -96,7 +96,7 @@ class ViewTest : public ClientTest, public ::testing::WithParamInterface<TestSha
     const std::vector<float> q = random_queries(shape, queries, seed);
     const std::size_t per_query = shape.query_heads * shape.dim;
     std::vector<float> out(queries * per_query, NAN), lse(queries * shape.query_heads, NAN);
-    KVT_ASSERT_OK(kvt_view_attend(view, layer, queries, q.data(), 0.25f, out.data(), lse.data()));
+    KVT_ASSERT_OK(attend_again(view, layer, queries, q.data(), 0.25f, out.data(), lse.data()));
     for (std::uint32_t i = 0; i < queries; i += std::max(1u, queries / 7)) {
       const std::vector<std::uint64_t> seen =
           first_tokens(model.tokens().size() - (queries - 1 - i));
@@ -486,12 +486,7 @@ TEST_F(Views, ADaemonThatDiesWhileAStepWaitsChangesNothing) {
     std::vector<float> got;
     for (std::uint32_t layer = 0; layer < shape.layers; ++layer) {
       std::vector<float> q = step_queries(shape, 0, layer), out(q.size());
-      kvt_status status = KVT_ERROR_DAEMON_LOST;
-      for (int i = 0; i < 2000 && status == KVT_ERROR_DAEMON_LOST; ++i) {
-        if (i != 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-        status = kvt_view_attend(view, layer, 1, q.data(), kStepScale, out.data(), nullptr);
-      }
-      KVT_EXPECT_OK(status);
+      KVT_EXPECT_OK(attend_again(view, layer, 1, q.data(), kStepScale, out.data(), nullptr));
       got.insert(got.end(), out.begin(), out.end());
     }
     fate.join();
