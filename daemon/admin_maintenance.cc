@@ -185,6 +185,7 @@ std::optional<std::uint64_t> tokens_known(const Check& check, const StoredSequen
 // The sequence without its log: durably, before the answer to the repair. The file goes after the
 // row.
 void post_cut_row(EngineState& engine, StoredSequence& sequence, const RepairPtr& repair) {
+  if (sequence.is_private) return;  // it has neither row nor log
   const SequenceId id = sequence.row.id;
   const std::vector<std::uint64_t> logs = sequence.log.generations();
   sequence.row.log_generation = 0;

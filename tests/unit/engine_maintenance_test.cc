@@ -78,6 +78,28 @@ TEST_F(EngineMaintenance, RepairEndsTheSequenceBeforeWhatRots) {
   expect_chat(100);
 }
 
+// It shows what the disk has, is kept while the daemon runs, and has no row.
+TEST_F(EngineMaintenance, RepairCutsAPrivateSequenceInMemoryAlone) {
+  std::vector<std::uint32_t> longer = ids;
+  longer.resize(360, 7);
+  auto secret = client->create(space, ids, "secret", true);
+  ASSERT_NE(secret, nullptr);
+  ASSERT_EQ(secret->tokens_sealed, 300u);
+  seal(*secret, longer, 60);
+  ASSERT_TRUE(close(*secret));
+  rot(segments()[1]);
+  const Json repaired = request({{"op", "repair"}});
+  EXPECT_EQ(repaired["sequences_cut"].size(), 2u) << repaired.dump(1);
+  expect_chat(100);
+  ASSERT_NE(secret = client->attach(space, "secret", true), nullptr);
+  EXPECT_EQ(secret->tokens_sealed, 100u);
+  EXPECT_EQ(state().segments.all.size(), 1u);
+  close(*secret);
+  crash();
+  EXPECT_EQ(find_sequence_by_name(state(), "secret"), nullptr);
+  expect_chat(100);
+}
+
 TEST_F(EngineMaintenance, GcMakesOneSegmentOfThreeThatTheDiskHas) {
   const std::vector<SegmentId> before = segments();
   const std::uint64_t bytes = state().segments.disk_bytes;
