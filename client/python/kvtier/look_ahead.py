@@ -15,7 +15,7 @@ def can_guess(model: torch.nn.Module) -> bool:
     """Layers built as Llama's, a norm before attention and rotation by halves: most of them."""
     layers = getattr(model.base_model, "layers", None)
     return layers is not None and all(
-        hasattr(layer, "input_layernorm") and hasattr(layer.self_attn, "q_proj")
+        hasattr(layer, "input_layernorm") and hasattr(getattr(layer, "self_attn", None), "q_proj")
         for layer in layers
     )
 

@@ -64,7 +64,9 @@ class _Join:
 
     cache: KvtierCache | None = None
     tokens: TokenTable | None = None  # None: not known
-    guesses: bool = True  # of what queries the next layer will have
+
+    def __init__(self, guesses: bool):
+        self.guesses = guesses  # of what queries the next layer will have
 
 
 def _attention(
@@ -103,22 +105,21 @@ def install(model: torch.nn.Module, tokenizer: Any = None, language: str | None 
         raise NotImplementedError(
             f"{type(model).__name__}: none of its modules has a layer_idx, as attention has"
         )
-    AttentionInterface.register("kvtier", _attention)
-    AttentionMaskInterface.register("kvtier", sdpa_mask)  # without it masks vanish silently
-    model.set_attn_implementation("kvtier")
     known = getattr(model, "_kvtier", None)
-    join = known or _Join()
+    join = known or _Join(look_ahead.can_guess(model))
     if tokenizer is not None and join.tokens is None:
         join.tokens = TokenTable(tokenizer)
     if language is not None and join.tokens is not None:
         join.tokens.language = language
+    AttentionInterface.register("kvtier", _attention)
+    AttentionMaskInterface.register("kvtier", sdpa_mask)  # without it masks vanish silently
+    model.set_attn_implementation("kvtier")
     if known is not None:
         return
     model._kvtier = join
     for module in modules:
         module._kvtier = join
     model.base_model.register_forward_pre_hook(partial(_before_forward, join), with_kwargs=True)
-    join.guesses = look_ahead.can_guess(model)
     if join.guesses:
         look_ahead.register(model, join)
 
