@@ -32,15 +32,18 @@ inline Attention reference(const Model& model, std::uint32_t layer, const float*
     for (const std::uint64_t t : tokens_by_head[head]) {
       double dot = 0;
       for (std::uint32_t d = 0; d < shape.dim; ++d)
-        dot += q[h * shape.dim + d] * element(model.tokens()[t], layer, head, 0, d);
-      scores.push_back(dot * scale);
+        dot += static_cast<double>(q[h * shape.dim + d]) *
+               static_cast<double>(element(model.tokens()[t], layer, head, 0, d));
+      scores.push_back(dot * static_cast<double>(scale));
       largest = std::max(largest, scores.back());
     }
     for (double& score : scores) sum += score = std::exp(score - largest);
     for (std::size_t i = 0; i < scores.size(); ++i)
       for (std::uint32_t d = 0; d < shape.dim; ++d)
         result.out[h * shape.dim + d] +=
-            scores[i] / sum * element(model.tokens()[tokens_by_head[head][i]], layer, head, 1, d);
+            scores[i] / sum *
+            static_cast<double>(
+                element(model.tokens()[tokens_by_head[head][i]], layer, head, 1, d));
     result.lse[h] = largest + std::log(sum);
   }
   return result;
@@ -150,6 +153,27 @@ class ViewTest : public ClientTest, public ::testing::WithParamInterface<TestSha
     out.struct_size = sizeof out;
     KVT_EXPECT_OK(kvt_view_get_stats(view, &out));
     return out;
+  }
+  // The stored tokens that steps of layers with one KV head chose beside sinks and window since the
+  // last prompt, as the daemon is told of them: `rows`, once it was.
+  std::vector<std::uint64_t> told(const char* name, std::uint64_t stored, std::uint64_t rows) {
+    std::vector<std::uint64_t> tokens;
+    for (int wait = 0; wait < 2000; ++wait) {  // a request may overtake what is told
+      tokens.clear();
+      for (std::uint64_t first = 0; first < stored; first += 10000) {
+        const Json reply = request({{"op", "reads"},
+                                    {"target", name},
+                                    {"first", first},
+                                    {"count", std::min<std::uint64_t>(10000, stored - first)}});
+        for (const Json& group : reply["groups"])
+          for (std::size_t i = 0; i < group["counts"].size(); ++i)
+            tokens.insert(tokens.end(), group["counts"][i].get<std::size_t>(), first + i);
+      }
+      if (tokens.size() == rows) return tokens;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    ADD_FAILURE() << "told of " << tokens.size() << " rows, not of " << rows;
+    return tokens;
   }
   // Exact attention of the newest `queries` tokens over `tokens`.
   void expect_exact(kvt_view* view, const Model& model, std::uint32_t layer, std::uint32_t queries,
