@@ -1,6 +1,7 @@
 # The client library against a real daemon that runs as threads of the test.
 kvt_test(client_test SOURCES
-    unit/client_tail_test.cc unit/client_sequence_test.cc unit/client_seal_test.cc unit/client_view_test.cc unit/client_groups_test.cc unit/client_codes_test.cc unit/client_death_test.cc
+    unit/client_tail_test.cc unit/client_sequence_test.cc unit/client_seal_test.cc unit/client_view_test.cc unit/client_groups_test.cc
+    unit/client_codes_test.cc unit/client_death_test.cc unit/client_odd_input_test.cc
     unit/client_objects_test.cc unit/client_transfer_test.cc unit/client_connection_test.cc unit/client_texts_test.cc unit/client_repair_test.cc
     unit/client_ahead_test.cc unit/client_hints_test.cc unit/client_low_rank_test.cc unit/client_precision_test.cc unit/client_presets_test.cc
   LIBS kvt_client kvt_daemon TIMEOUT 300 LABELS client tsan)
