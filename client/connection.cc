@@ -364,6 +364,14 @@ void Connection::tie_arguments(Ticket ticket, std::uint64_t offset) noexcept {
   }
 }
 
+bool Connection::take_ahead(std::uint64_t size_bytes) noexcept {
+  const std::uint64_t most = limits_.leased_bytes / 4;
+  const std::uint64_t now = ahead_bytes_ += size_bytes;
+  if (size_bytes <= most && now <= most) return true;
+  ahead_bytes_ -= size_bytes;
+  return false;
+}
+
 void Connection::clear_event() {
   std::lock_guard<std::mutex> lock(mutex_);
   if (polling_ || lost()) return;

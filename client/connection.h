@@ -75,6 +75,12 @@ class Connection {
   // The block goes back when the request completes or is abandoned, whichever is last.
   void tie_arguments(Ticket ticket, std::uint64_t offset) noexcept;
 
+  // Leases that nobody is waiting for lie until somebody looks: all of this connection together may
+  // hold a quarter of leased_bytes, so that who waits for rows gets room. False: there is no room;
+  // else give_back_ahead() of as many bytes when the lease is back.
+  [[nodiscard]] bool take_ahead(std::uint64_t size_bytes) noexcept;
+  void give_back_ahead(std::uint64_t size_bytes) noexcept { ahead_bytes_ -= size_bytes; }
+
   // While wanted, the doorbell rings for completions that nobody waits for: event_fd() becomes
   // readable. `news`, an eventfd or -1, becomes readable when another thread dispatched the
   // completion of an object request, or on loss.
@@ -138,6 +144,7 @@ class Connection {
   std::mutex control_mutex_;
   ControlChannel channel_;  // guarded by control_mutex_
 
+  std::atomic<std::uint64_t> ahead_bytes_{0};
   std::atomic<bool> lost_{false};
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -44,10 +44,25 @@ Result<Directory> Directory::map(int fd) {
 Result<bool> Directory::refresh() {
   const auto* header = reinterpret_cast<const DirectoryHeader*>(memory_.data());
   if (header->version.load(std::memory_order_acquire) == version_) return false;
+  KVT_TRY(const Head head, read());
+  differs_from_ = first_difference(entries_, incoming_);
+  entries_.swap(incoming_);
+  tokens_ = head.tokens;
+  version_ = head.version;
+  return true;
+}
+
+Result<std::span<const DirectoryEntry>> Directory::newest() {
+  KVT_TRY_VOID(read());
+  return std::span<const DirectoryEntry>(incoming_);
+}
+
+Result<Directory::Head> Directory::read() {
   const Deadline deadline = Deadline::after_ms(kPatienceMs);
   for (;;) {
-    KVT_TRY(const bool copied, copy());
-    if (copied) return true;
+    Head head;
+    KVT_TRY(const bool whole, try_read(&head));
+    if (whole) return head;
     if (deadline.passed())
       return error(Code::kDaemonLost, "the daemon does not finish its directory");
     ::sched_yield();
@@ -63,7 +78,7 @@ bool Directory::moved() const noexcept {
   return header->version.load(std::memory_order_relaxed) != version_;
 }
 
-Result<bool> Directory::copy() {
+Result<bool> Directory::try_read(Head* out) {
   const auto* header = reinterpret_cast<const DirectoryHeader*>(memory_.data());
   const std::uint64_t version = header->version.load(std::memory_order_acquire);
   if (version % 2 != 0) return false;
@@ -90,10 +105,7 @@ Result<bool> Directory::copy() {
   }
   if (next != head.tokens)
     return error(Code::kProtocol, "the daemon's directory contradicts itself");
-  differs_from_ = first_difference(entries_, incoming_);
-  entries_.swap(incoming_);
-  tokens_ = head.tokens;
-  version_ = version;
+  *out = {version, head.tokens};
   return true;
 }
 

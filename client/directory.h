@@ -23,6 +23,10 @@ class Directory {
   // contradicts itself.
   [[nodiscard]] Result<bool> refresh();
 
+  // Its segments as the daemon has them now; this copy stays what it is. Valid until the next call
+  // that is not const. Errors as refresh().
+  [[nodiscard]] Result<std::span<const DirectoryEntry>> newest();
+
   // The daemon has changed it since it was copied. What was read before this call from the memory
   // that the copy names is sound where it says no.
   [[nodiscard]] bool moved() const noexcept;
@@ -41,14 +45,21 @@ class Directory {
   [[nodiscard]] std::size_t segment_of(std::uint64_t token) const noexcept;
 
  private:
-  Result<bool> copy();
+  // What a copy has beside the segments.
+  struct Head {
+    std::uint64_t version = 0, tokens = 0;
+  };
+  // Into incoming_, however often it takes.
+  Result<Head> read();
+  // False: the daemon was writing meanwhile.
+  Result<bool> try_read(Head* head);
 
   Mapping memory_;
   std::uint64_t version_ = 1;  // odd: never copied
   std::uint64_t tokens_ = 0;
   std::uint64_t differs_from_ = UINT64_MAX;
   std::vector<DirectoryEntry> entries_;
-  std::vector<DirectoryEntry> incoming_;  // being copied; the copy before, after that
+  std::vector<DirectoryEntry> incoming_;  // being read
 };
 
 }  // namespace kvtier

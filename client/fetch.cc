@@ -20,6 +20,18 @@ Result<Fetch> Fetch::submit(std::shared_ptr<Connection> connection, std::uint32_
   return send(std::move(connection), submission, entries, block);
 }
 
+Result<Fetch> Fetch::ahead(std::shared_ptr<Connection> connection, std::uint32_t handle,
+                           std::span<const FetchEntry> entries, std::uint64_t size_bytes) {
+  if (!connection->take_ahead(size_bytes)) return error(Code::kBusy);
+  auto sent = submit(connection, handle, entries, Priority::kDemand, false);
+  if (sent) {
+    sent->ahead_bytes_ = size_bytes;
+  } else {
+    connection->give_back_ahead(size_bytes);
+  }
+  return sent;
+}
+
 Result<Ticket> Fetch::prefetch(std::shared_ptr<Connection> connection, std::uint32_t handle,
                                std::span<const FetchEntry> entries) {
   Submission submission{};
@@ -57,7 +69,8 @@ Fetch::Fetch(Fetch&& other) noexcept
       count_(other.count_),
       ticket_(other.ticket_),
       lease_(other.lease_),
-      bytes_disk_(other.bytes_disk_) {
+      bytes_disk_(other.bytes_disk_),
+      ahead_bytes_(other.ahead_bytes_) {
   other.connection_.reset();
 }
 
@@ -65,6 +78,7 @@ Fetch::~Fetch() { release(); }
 
 void Fetch::release() noexcept {
   if (connection_ == nullptr) return;
+  connection_->give_back_ahead(ahead_bytes_);
   if (ticket_ != 0) {  // under way: the daemon still writes into the arguments
     connection_->tie_arguments(ticket_, arguments_);
     connection_->abandon(ticket_);

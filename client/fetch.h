@@ -16,6 +16,12 @@ class Fetch {
                                             std::uint32_t handle,
                                             std::span<const FetchEntry> entries, Priority priority,
                                             bool block);
+  // One whose lease of `size_bytes` may lie for long before it is looked at: kBusy where no room is
+  // left for those (Connection::take_ahead), and where all argument blocks are lent.
+  [[nodiscard]] static Result<Fetch> ahead(std::shared_ptr<Connection> connection,
+                                           std::uint32_t handle,
+                                           std::span<const FetchEntry> entries,
+                                           std::uint64_t size_bytes);
   // Asks the daemon to have these chunks in memory, behind what anybody waits for. Nobody can wait
   // for its end, which leases nothing; the ticket is for cancel(). kBusy where all argument blocks
   // are lent. At most limits().fetch_entries.
@@ -54,6 +60,7 @@ class Fetch {
   Ticket ticket_ = 0;
   std::uint64_t lease_ = 0;
   std::uint64_t bytes_disk_ = 0;
+  std::uint64_t ahead_bytes_ = 0;
 };
 
 }  // namespace kvtier

@@ -29,8 +29,7 @@ void MappedLane::read(const Directory& directory, const Connection& connection,
   }
 }
 
-bool MappedLane::unmoved(const Directory& directory) const noexcept {
-  const auto now = directory.segments();
+bool MappedLane::unmoved(std::span<const DirectoryEntry> now) const noexcept {
   for (std::size_t i = 0; i < segments_.size(); ++i) {
     if (segments_[i].layout == nullptr) continue;
     if (i >= now.size() || now[i].segment != segments_[i].id ||

@@ -42,8 +42,8 @@ class MappedLane {
     return arena_ + segments_[segment].offset;
   }
   // What was there is where it was, and never left: what was read meanwhile is what was written.
-  // `directory` is a newer copy.
-  [[nodiscard]] bool unmoved(const Directory& directory) const noexcept;
+  // `now`: the directory's segments as they are by then, of the same connection.
+  [[nodiscard]] bool unmoved(std::span<const DirectoryEntry> now) const noexcept;
   // Visible tokens of segments without it.
   [[nodiscard]] std::uint64_t missing_tokens(const Directory& directory) const noexcept;
   [[nodiscard]] bool empty() const noexcept { return segments_.empty(); }

@@ -92,6 +92,10 @@ class Sequence {
     if (tail_) tail_->mark(token, flags);
   }
   [[nodiscard]] const Directory& directory() const noexcept { return directory_; }
+  // As the daemon has them now, while a step goes on with what directory() says: nothing moves.
+  [[nodiscard]] Result<std::span<const DirectoryEntry>> newest_segments() {
+    return directory_.newest();
+  }
   [[nodiscard]] const std::shared_ptr<Connection>& connection() const noexcept {
     return connection_;
   }
@@ -101,9 +105,10 @@ class Sequence {
   // Says which rows a selection took (at most kFetchEntriesMax entries, their masks). Never waits:
   // a hint, and false where it could not be given. `after_prompt`: the first of them.
   bool touch(std::span<const FetchEntry> entries, bool after_prompt);
-  // Somebody will wait for it; now nobody does. kBusy where no request can be made at once.
-  [[nodiscard]] Result<Fetch> fetch(std::span<const FetchEntry> entries) const {
-    return Fetch::submit(connection_, handle_, entries, Priority::kDemand, false);
+  // Somebody will wait for it; now nobody does. As Fetch::ahead.
+  [[nodiscard]] Result<Fetch> fetch_ahead(std::span<const FetchEntry> entries,
+                                          std::uint64_t size_bytes) const {
+    return Fetch::ahead(connection_, handle_, entries, size_bytes);
   }
   [[nodiscard]] Result<Ticket> prefetch(std::span<const FetchEntry> entries) const {
     return Fetch::prefetch(connection_, handle_, entries);

@@ -178,6 +178,7 @@ Result<void> View::run_step(const AttendStep& step) {
     steps_to_touch_.clear();
   }
   bounded_heads_ = 0;
+  collect_coming();
   // While it waits, a seal may end and the tail begin later: what is stored and what is in the tail
   // is fixed only from here on.
   if (!exact(step) && sequence_->tail_first() != 0) KVT_TRY_VOID(refresh_abstracts());
@@ -220,7 +221,8 @@ ViewStats View::stats() const {
   out.client_bytes += layer_before_.memory_bytes();
   out.client_bytes +=
       (layer_scores_.capacity() + block_scores_.capacity()) * sizeof(float) +
-      extents_.capacity() * sizeof(SegmentExtent) + wanted_.capacity() * sizeof(WantedRow) +
+      extents_.capacity() * sizeof(SegmentExtent) + starts_.capacity() * sizeof(std::uint16_t) +
+      wanted_.capacity() * sizeof(WantedRow) +
       (entries_.capacity() + touches_.capacity()) * sizeof(FetchEntry) +
       first_wanted_.capacity() * sizeof(std::uint32_t) +
       (sources_.capacity() + targets_.capacity() + row_targets_.capacity() + pages_.capacity()) *

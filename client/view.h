@@ -332,6 +332,7 @@ class View {
     return preset_.abstract.abstract == AbstractKind::kCodes;
   }
   void extents_of(const AttendStep& step, std::uint32_t head);
+  void copy_starts();
   // Valid until the next call.
   [[nodiscard]] const HeadCodebook* codebook_of(std::uint32_t layer, std::uint32_t head) noexcept;
   [[nodiscard]] bool ends_sentence(std::uint64_t token) const;
@@ -403,6 +404,7 @@ class View {
   std::vector<float> held_mass_, held_out_;  // of a certified budget: log-sum-exp, [query_heads]
   std::uint32_t bounded_heads_ = 0;          // KV heads that have theirs
   std::vector<SegmentExtent> extents_;
+  std::vector<std::uint16_t> starts_;  // that extents_ point to
   std::vector<std::vector<SegmentExtent>> head_extents_;
   std::vector<SelectInput> tree_heads_;
   std::vector<WantedRow> wanted_;

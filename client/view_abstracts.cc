@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "client/last_error.h"
 #include "client/view.h"
@@ -154,6 +155,28 @@ void View::extents_of(const AttendStep& step, std::uint32_t head) {
       extent.starts = list(block.starts != 0 ? block.starts : layout->starts_offset());
     }
     extents_.push_back(extent);
+  }
+  copy_starts();
+}
+
+// What lies mapped may be overwritten while it is read (kvtier reindex): a selection then chooses
+// by rubbish, but counts and ranges stay the same throughout, and within the segment.
+void View::copy_starts() {
+  std::size_t size = 0;
+  for (const SegmentExtent& extent : extents_)
+    if (extent.starts != nullptr) size += extent.units + std::size_t{1};
+  if (starts_.size() < size) starts_.resize(size);
+  std::uint16_t* place = starts_.data();
+  for (std::size_t i = 0; i < extents_.size(); ++i) {
+    SegmentExtent& extent = extents_[i];
+    if (extent.starts == nullptr) continue;
+    const auto tokens = static_cast<std::uint16_t>(sequence_->directory().segments()[i].tokens);
+    const std::size_t count = extent.units + std::size_t{1};
+    std::memcpy(place, extent.starts, count * sizeof(*place));
+    std::uint16_t before = 0;
+    for (std::size_t unit = 0; unit < count; ++unit)
+      place[unit] = before = std::clamp(place[unit], before, tokens);
+    extent.starts = std::exchange(place, place + count);
   }
 }
 

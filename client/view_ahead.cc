@@ -51,7 +51,8 @@ void View::send_for(const AttendStep& step, const float* vectors) {
   // More than fits one request is no little beside a step, but the first one: it waits for its own.
   whole = whole && entries_.size() <= sequence_->connection()->limits().fetch_entries;
   if (whole && !entries_.empty()) {
-    auto sent = sequence_->fetch(entries_);
+    const std::uint64_t slot_bytes = sequence_->space().geometry().slot_bytes(step.layer);
+    auto sent = sequence_->fetch_ahead(entries_, entries_.size() * slot_bytes);
     whole = sent.has_value();
     if (whole) coming.fetch.emplace(*std::move(sent));
   }

@@ -26,7 +26,6 @@ Result<void> View::attend_blocks(const AttendStep& step) {
 
 Result<bool> View::attend_budget(const AttendStep& step) {
   KVT_TRY(std::vector<SlotCache> * caches, caches_of(step));
-  collect_coming();
   const bool late = take_coming(step.layer);
   const std::uint64_t waited_before = stats_.rows_waited;
   const auto ready = select_rows(step, caches);

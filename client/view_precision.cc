@@ -237,8 +237,10 @@ Result<bool> View::step_is_void(const ViewStats& before) {
 
 Result<bool> View::base_moved() {
   if (!sequence_->directory().moved()) return false;
-  KVT_TRY_VOID(sequence_->refresh(Patience::kQuick));
-  return !base_.unmoved(sequence_->directory());
+  // In the middle of a step: a refresh could take a seal that ended, and the tail would begin
+  // later.
+  KVT_TRY(const std::span<const DirectoryEntry> now, sequence_->newest_segments());
+  return !base_.unmoved(now);
 }
 
 }  // namespace kvtier

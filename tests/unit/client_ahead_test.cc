@@ -29,10 +29,10 @@ class Ahead : public ClientTest {
     kvt_space_close(space_);
     ClientTest::TearDown();
   }
-  kvt_view* open_view(const char* preset) {
+  kvt_view* open_view(const char* preset, std::uint64_t budget = 128) {
     kvt_view_options options;
     kvt_view_options_init(&options);
-    options.budget = 128;
+    options.budget = budget;
     options.preset = preset;
     kvt_view* view = nullptr;
     KVT_EXPECT_OK(kvt_view_open(sequence_, &options, &view));
@@ -145,6 +145,46 @@ TEST_F(Ahead, BehindAStepComesWhatItsQueriesChoose) {
   step(view, 1);  // heads that turn fetch for themselves, and wait
   const kvt_view_stats turned = stats(view);
   EXPECT_GT(turned.rows_waited, before.rows_waited);
+  kvt_view_close(view);
+}
+
+// Ten views send for 2 MiB each, of 16 that this client may lease, and then nobody looks at them.
+TEST_F(Ahead, WhatLiesThereLeavesRoomForWhoWaits) {
+  std::vector<kvt_view*> views;
+  for (int i = 0; i < 10; ++i) views.push_back(open_view("codes-lookahead", 1024));
+  kvt_view* plain = open_view("codes", 1024);
+  step(plain, 0);
+  for (kvt_view* view : views) step(view, 0);
+  for (kvt_view* view : views)
+    for (std::uint32_t layer = 0; layer < shape_.layers; ++layer)
+      KVT_EXPECT_OK(kvt_view_look_ahead(view, layer, queries(1, layer).data(), kScale));
+  std::uint64_t leased = 0;
+  for (int i = 0; i < 1000 && leased <= 2u << 20; ++i) leased = leased_bytes();
+  EXPECT_GT(leased, 2u << 20);
+  EXPECT_LE(leased, 4u << 20) << "a quarter";
+  kvt_view* full = open_view("full", 0);
+  step(full, 1);
+  const std::vector<float> wanted = step(plain, 1);
+  for (kvt_view* view : views) EXPECT_LT(distance(step(view, 1), wanted), kClose);
+  EXPECT_EQ(leased_bytes(), 0u);
+  for (kvt_view* view : views) kvt_view_close(view);
+  kvt_view_close(plain);
+  kvt_view_close(full);
+}
+
+// A prompt chooses nothing, but takes what has come.
+TEST_F(Ahead, AnExactStepGivesBackWhatHasCome) {
+  kvt_view* view = open_view("codes-lookahead");
+  step(view, 0);
+  KVT_EXPECT_OK(kvt_view_look_ahead(view, 0, queries(1, 0).data(), kScale));
+  for (int i = 0; i < 1000 && leased_bytes() == 0; ++i) {
+  }
+  EXPECT_NE(leased_bytes(), 0u);
+  std::vector<float> two = queries(3, 1), out(2 * two.size());
+  two.insert(two.end(), two.begin(), two.end());
+  for (int i = 0; i < 1000 && leased_bytes() != 0; ++i)
+    KVT_EXPECT_OK(kvt_view_attend(view, 1, 2, two.data(), kScale, out.data(), nullptr));
+  EXPECT_EQ(leased_bytes(), 0u);
   kvt_view_close(view);
 }
 

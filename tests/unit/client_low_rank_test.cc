@@ -325,6 +325,20 @@ TEST_F(LowRank, TheWindowIsExactAfterACut) {
   kvt_view_close(view);
 }
 
+// Steps that fetch while halves of the tail become segments: each ends with the tail it began with.
+TEST_F(LowRank, ASealThatEndsInAStepIsTheNextOnes) {
+  store();
+  kvt_view* view = open_view("shadow", 512);
+  std::uint32_t number = 0;
+  for (std::uint64_t round = 1; round <= 10; ++round) {
+    for (std::uint64_t half = 0; half < 2; ++half)
+      model_.append(sequence_, 100'000 * round + 50'000 * half, kSegmentTokensMax / 2);
+    for (int again = 0; again < 40; ++again) run_step(shape_, view, ++number);
+  }
+  EXPECT_GT(stats(view).rows_rebuilt, 10'000u);
+  kvt_view_close(view);
+}
+
 // `reindex` frees their places, which then hold rubbish, and gives them to others while a view
 // reads.
 TEST_F(LowRank, KeysOfWhatMovesMeanwhileAreNeverKept) {
