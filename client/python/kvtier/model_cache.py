@@ -246,6 +246,7 @@ class KvtierCache(Cache):
         expand = (lambda x: x.repeat_interleave(group, 1)) if group > 1 else (lambda x: x)
         self._observe(layer, q)
         out, lse = _flash(q, expand(k), expand(v), True, scale)
+        out = out.to(lse.dtype)  # rounded to the model's dtype once, not at every part
         # Against stored rows nothing is hidden, so a group's queries are simply more queries of
         # their KV head.
         folded = q.reshape(1, kv_heads, group * n, dim)
@@ -254,10 +255,10 @@ class KvtierCache(Cache):
             count = min(READ_TOKENS, self._base - first)
             part, part_lse = _flash(folded, *self._read(layer, first, count, q.dtype), False, scale)
             total = torch.logaddexp(lse, part_lse)
-            out = out * (lse - total).exp().unsqueeze(-1).to(out.dtype)
-            out += part * (part_lse - total).exp().unsqueeze(-1).to(out.dtype)
+            out = out * (lse - total).exp().unsqueeze(-1)
+            out += part * (part_lse - total).exp().unsqueeze(-1)
             lse = total
-        return out.reshape(1, heads, n, -1).transpose(1, 2)
+        return out.to(q.dtype).reshape(1, heads, n, -1).transpose(1, 2)
 
     def _observe(self, layer: int, q: torch.Tensor) -> None:
         """A few queries of every piece: what codebooks of key codes are calibrated with."""
