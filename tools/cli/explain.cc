@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "tools/cli/commands.h"
@@ -86,7 +87,14 @@ class TextPrinter {
 
 int write_page(const Invocation& invocation, const std::string& page) {
   const std::string path = invocation.get("html");
-  std::FILE* file = std::fopen(path.c_str(), "wb");
+  std::FILE* file = std::fopen(path.c_str(), "wbx");  // as export does: nothing is overwritten
+  if (file == nullptr && errno == EEXIST) {
+    std::error_code ignored;
+    return print_error(invocation, {Code::kExists},
+                       std::filesystem::is_directory(path, ignored)
+                           ? "it is a directory: give the name of a file in it: " + path
+                           : "the file exists: choose another name, or remove it: " + path);
+  }
   const bool written =
       file != nullptr && std::fwrite(page.data(), 1, page.size(), file) == page.size();
   const bool closed = file != nullptr && std::fclose(file) == 0;
@@ -187,7 +195,8 @@ Command explain_command() {
       "show which passages a reply was read from, first what was read most above its length",
       {{"SEQUENCE", "its id or name"}},
       {{"--text", nullptr, "the whole text, shaded, with a margin of levels by groups of layers"},
-       {"--html", "FILE", "write one page with the text shaded, to open in a browser"}},
+       {"--html", "FILE",
+        "write one page with the text shaded, to open in a browser; it must not exist"}},
       run_explain};
 }
 
