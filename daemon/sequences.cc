@@ -81,18 +81,23 @@ StoredSequence& new_sequence(EngineState& engine, StoredSpace& space, bool is_pr
   return sequence;
 }
 
-// UTF-8 without control characters and slashes, and not a number.
+// UTF-8 without control characters (those of C1 included, U+0080 to U+009F: two bytes) and slashes,
+// without blanks at its ends, and not a number. A store may hold names of before that are none.
 Result<void> check_name(const std::string& name) {
   if (name.empty() || name.size() > kNameBytesMax)
     return error(Code::kInvalid, "a name has 1 to 256 bytes");
   bool digits = true;
+  unsigned char before = 0;
   for (const char c : name) {
     const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7F || c == '/')
+    if (byte < 0x20 || byte == 0x7F || c == '/' || (before == 0xC2 && byte >= 0x80 && byte < 0xA0))
       return error(Code::kInvalid, "a name has no control characters and no slash");
     digits = digits && std::isdigit(byte) != 0;
+    before = byte;
   }
   if (digits) return error(Code::kInvalid, "a name is not a number: numbers are ids");
+  if (name.front() == ' ' || name.back() == ' ')
+    return error(Code::kInvalid, "a name neither begins nor ends with a blank");
   return {};
 }
 

@@ -216,7 +216,7 @@ TEST_F(BadInput, NamesAndTargets) {
   kvt_sequence_options options;
   kvt_sequence_options_init(&options);
   const std::string long_name(300, 'n');
-  for (const char* name : {"17", "a/b", "a\nb", long_name.c_str()}) {
+  for (const char* name : {"17", "a/b", "a\nb", " ", " a", "a ", "a\xC2\x85-", long_name.c_str()}) {
     options.name = name;
     EXPECT_NE(kvt_sequence_create(space_, &options, nullptr, 0, nullptr, &sequence_), KVT_OK);
     EXPECT_STRNE(kvt_last_error(), "") << name;

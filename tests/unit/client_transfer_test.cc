@@ -200,7 +200,7 @@ void write_export(const std::string& path, const std::string& name,
 
 TEST_F(Transfer, ANameInsideAFileIsCheckedAsAnyOther) {
   const std::string file = root_ + "/in.kvx";
-  for (const char* name : {"a/b", "line\nbreak", "1234"}) {
+  for (const char* name : {"a/b", "line\nbreak", "1234", " a", "a "}) {
     write_export(file, name);
     ASSERT_FALSE(HasFatalFailure());
     EXPECT_EQ(status_of({{"op", "import"}, {"path", file}}), KVT_ERROR_INVALID) << name;

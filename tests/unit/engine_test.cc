@@ -359,6 +359,29 @@ TEST_F(EngineTest, TokensRenamePinAndStop) {
   EXPECT_TRUE(drained);
 }
 
+// What a daemon of before took as a name, and this one does not.
+TEST_F(EngineTest, ANameThatIsNoneAnyMoreIsFoundAfterARestart) {
+  const auto ids = make_ids(128);
+  {
+    auto sequence = client->create(space, {}, "old");
+    seal_all(*sequence, ids, 128);
+    StoredSequence& stored = *find_sequence_by_name(state(), "old");
+    stored.row.name = " old ";
+    state().sequences.names = {{stored.row.name, stored.row.id}};
+  }
+  ASSERT_TRUE(client->control(Json{{"op", "pin"}, {"target", " old "}, {"pinned", true}}).ok());
+  crash();
+  auto sequence = client->attach(space, " old ", false);
+  ASSERT_NE(sequence, nullptr);
+  expect_all(*client, *sequence, ids);
+  const auto rename = [&](const char* name) {
+    return client->control(Json{{"op", "rename"}, {"target", sequence->id}, {"name", name}});
+  };
+  EXPECT_EQ(rename(" new").status.code, Code::kInvalid);
+  EXPECT_TRUE(rename("new").ok());
+  EXPECT_NE(client->attach(space, "new", false), nullptr);
+}
+
 TEST_F(EngineTest, CancelledFetchesCompleteOnceAndGiveEverythingBack) {
   const auto ids = make_ids(128);
   {

@@ -64,11 +64,17 @@ std::string model_of(const Json& entry, const Json& spaces) {
                        : "");
 }
 
+// One word, as a command takes it.
+std::string name_of(const Json& entry) {
+  const std::string name = text_of(entry, "name");
+  return name.empty() ? name : shell_word(name);
+}
+
 void print_list(const Json& reply) {
   std::vector<std::vector<std::string>> rows = {
       {"ID", "NAME", "MODEL", "TOKENS", "ON DISK", "SHARED", "IN MEMORY", "USED", ""}};
   for (const Json& entry : reply["sequences"])
-    rows.push_back({std::to_string(number_of(entry, "sequence")), text_of(entry, "name"),
+    rows.push_back({std::to_string(number_of(entry, "sequence")), name_of(entry),
                     model_of(entry, reply["spaces"]), std::to_string(number_of(entry, "tokens")),
                     human_bytes(number_of(entry, "bytes_disk")),
                     human_bytes(number_of(entry, "bytes_shared")),
