@@ -265,6 +265,13 @@ const char* grade_name(Grade grade) {
   return "";
 }
 
+// Of the daemon that runs, else of one that would start; 0: not known.
+std::uint64_t disk_limit(const Seen& seen) {
+  if (seen.stats.is_object() && seen.stats.contains("disk"))
+    return number_of(seen.stats["disk"], "limit_bytes");
+  return std::strtoull(setting_of(seen.settings, "store.disk_bytes_max").c_str(), nullptr, 10);
+}
+
 std::vector<Finding> look(const Invocation& invocation) {
   std::vector<Finding> findings;
   Seen seen;
@@ -283,7 +290,7 @@ std::vector<Finding> look(const Invocation& invocation) {
     findings.push_back(
         not_checked("store", "its place is a setting, and the settings cannot be read"));
   else
-    check_store(store, held && !seen.listener, &seen.probe_directory, &findings);
+    check_store(store, disk_limit(seen), held && !seen.listener, &seen.probe_directory, &findings);
   // The catalogue of a running daemon changes while it is read.
   if (seen.daemon == 0 && !held) check_catalogue(store, &findings);
   check_presets(&findings);

@@ -73,17 +73,44 @@ bool is_writable(const std::string& store, const std::string& place, Finding* fi
   return false;
 }
 
+std::uint64_t bytes_in(const std::string& store) {
+  std::uint64_t bytes = 0;
+  std::error_code failed;  // a running daemon removes what is looked at
+  std::filesystem::recursive_directory_iterator entry(store, failed);
+  for (; !failed && entry != std::filesystem::end(entry); entry.increment(failed)) {
+    std::error_code gone;
+    const std::uint64_t size = entry->is_regular_file(gone) ? entry->file_size(gone) : 0;
+    if (!gone) bytes += size;
+  }
+  return bytes;
+}
+
+// A limit that the disk does not let the store reach.
+void check_limit(const std::string& store, std::uint64_t free_bytes, std::uint64_t limit_bytes,
+                 std::vector<Finding>* findings) {
+  const std::uint64_t most = bytes_in(store) + free_bytes;
+  if (limit_bytes <= most) return;
+  findings->push_back(
+      {Grade::kSlow, "disk limit",
+       "store.disk_bytes_max is " + human_bytes(limit_bytes) +
+           ", and the disk has room for a store of " + human_bytes(most) +
+           ": it is full before that, and storing fails",
+       "lower store.disk_bytes_max to " + std::to_string(most >> 30) + "GiB, or free space there"});
+}
+
 std::uint64_t check_room(const std::string& store, const std::string& place,
-                         std::vector<Finding>* findings) {
+                         std::uint64_t limit_bytes, std::vector<Finding>* findings) {
   struct statvfs info {};
   ::statvfs(place.c_str(), &info);
   const std::uint64_t free_bytes = static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
-  if (free_bytes < (1ull << 30))
+  if (free_bytes < (1ull << 30)) {
     findings->push_back({Grade::kBad, "disk space", human_bytes(free_bytes) + " free at " + place,
                          "free some (`kvtier rm`, `kvtier gc`), or move the store (store.path)"});
-  else
-    findings->push_back(
-        {Grade::kGood, "store", store + ", " + human_bytes(free_bytes) + " free", ""});
+    return free_bytes;
+  }
+  findings->push_back(
+      {Grade::kGood, "store", store + ", " + human_bytes(free_bytes) + " free", ""});
+  check_limit(store, free_bytes, limit_bytes, findings);
   return free_bytes;
 }
 
@@ -145,8 +172,8 @@ bool is_held(const std::string& store) {
   return lock.valid() && ::flock(lock.get(), LOCK_SH | LOCK_NB) != 0;
 }
 
-void check_store(const std::string& store, bool held_elsewhere, std::string* probe_directory,
-                 std::vector<Finding>* findings) {
+void check_store(const std::string& store, std::uint64_t limit_bytes, bool held_elsewhere,
+                 std::string* probe_directory, std::vector<Finding>* findings) {
   if (store.empty()) {
     findings->push_back(
         {Grade::kBad, "store", "no place for it: HOME is not set", "set KVTIER_STORE_PATH"});
@@ -185,7 +212,8 @@ void check_store(const std::string& store, bool held_elsewhere, std::string* pro
   if (held_elsewhere)
     findings->push_back({Grade::kBad, "store", store + " is served by a kvtierd on another socket",
                          "set KVTIER_SOCKET to its socket, stop it, or set store.path"});
-  if (check_room(store, place.string(), findings) > kProbeBytes) *probe_directory = place.string();
+  if (check_room(store, place.string(), limit_bytes, findings) > kProbeBytes)
+    *probe_directory = place.string();
 }
 
 void check_counters(const Json& stats, std::vector<Finding>* findings) {

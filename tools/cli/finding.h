@@ -44,10 +44,11 @@ struct Seen {
 
 // A running daemon holds it, and so does a repair.
 [[nodiscard]] bool is_held(const std::string& store);
-// The store's directory or the nearest that exists above it: may we write, is there room.
-// `*probe_directory` is set where a scratch file may be written.
-void check_store(const std::string& store, bool held_elsewhere, std::string* probe_directory,
-                 std::vector<Finding>* findings);
+// The store's directory or the nearest that exists above it: may we write, is there room, also for
+// what store.disk_bytes_max allows (0: not known). `*probe_directory` is set where a scratch file
+// may be written.
+void check_store(const std::string& store, std::uint64_t limit_bytes, bool held_elsewhere,
+                 std::string* probe_directory, std::vector<Finding>* findings);
 // What the running daemon knows: its limits, its budget, what it found damaged.
 void check_counters(const Json& stats, std::vector<Finding>* findings);
 // Without a daemon: whether one could start over this store.
