@@ -15,6 +15,7 @@ from conftest import PATHS
 
 import kvtier
 from kvtier import transformers as adapter
+from kvtier.model_space import fingerprint
 from kvtier.quality import calibrate, run
 from kvtier.quality.__main__ import main
 from kvtier.quality.model import Judge
@@ -168,6 +169,30 @@ def test_a_model_of_a_directory_is_loaded_as_programs_load_it(daemon, small, cap
     assert again["made"] and again["id"] != made["id"]
     client = daemon.client()
     assert [entry["id"] for entry in listed(client)] == [again["id"]] and names(client) == []
+
+
+def test_the_default_preset_is_that_of_the_models_profile(
+    daemon, small, tmp_path, monkeypatch, capsys
+):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    model = AutoModelForCausalLM.from_pretrained(small)
+    name = fingerprint(model, AutoTokenizer.from_pretrained(small))
+    profile = tmp_path / "kvtier" / "profiles" / "one.toml"
+    profile.parent.mkdir(parents=True)
+
+    def command(preset: str) -> int:
+        profile.write_text(f'model = "{name}"\npreset = "{preset}"\nbudget = 64\n')
+        with daemon.settings():
+            return main(["--calibrate", "--model", small, "--text", "prose", "--preset", "default"])
+
+    assert command("clusters") == 2
+    assert "clusters needs no codebook; codes, " in capsys.readouterr().err
+    mine = profile.parent.parent / "presets" / "mine.toml"
+    mine.parent.mkdir()
+    mine.write_text('base = "codes"\nabstract = "codes:8"\n')
+    assert command("mine") == 0 and ", codes:8/tokens): codebook " in capsys.readouterr().out
 
 
 def test_a_codebook_in_memory_only_is_no_success(daemon, small, capsys):

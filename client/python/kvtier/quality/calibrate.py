@@ -215,6 +215,8 @@ def _command(options: argparse.Namespace) -> list[Entry]:
     client = kvtier.Client(name="calibrate")
     with Step("loading the model", expected_s=20):
         judge = judges.load(options.model, options.threads, dtype="auto")
+    preset = daemon.preset_of(judge, preset)  # "default" is that of the model's profile
+    kind_of(preset)
     made = []
     # A model of one file is told apart by all of its bytes, or as one of a directory is, by a part
     # of every weight: as the program says that opens the space.
