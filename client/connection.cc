@@ -289,7 +289,7 @@ bool Connection::wait_turn(std::unique_lock<std::mutex>* lock, const Deadline& d
   return !stopped;
 }
 
-Result<Completion> Connection::wait(Ticket ticket, const Deadline& deadline) {
+Result<Completion> Connection::wait(Ticket ticket, const Deadline& deadline, bool keep) {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     Slot* slot = slot_of(ticket);
@@ -304,11 +304,11 @@ Result<Completion> Connection::wait(Ticket ticket, const Deadline& deadline) {
       return lost_error();
     }
     if (deadline.passed()) {
-      slot->abandoned = true;
+      slot->abandoned = !keep;
       return error(Code::kTimeout, "the daemon did not answer in time");
     }
     if (!wait_turn(&lock, deadline)) {
-      slot->abandoned = true;
+      slot->abandoned = !keep;
       return error(Code::kDaemonLost, "the daemon is stopped (SIGSTOP): continue it");
     }
   }

@@ -56,8 +56,8 @@ class Connection {
   // Queues one that does not complete (release, cancel).
   [[nodiscard]] Result<void> post(Submission submission, const Deadline& deadline);
   // Waits for a completion and takes it. On kTimeout, and on kDaemonLost because the daemon is
-  // stopped, the request is abandoned.
-  [[nodiscard]] Result<Completion> wait(Ticket ticket, const Deadline& deadline);
+  // stopped, the request is abandoned; with `keep` it may be waited for again.
+  [[nodiscard]] Result<Completion> wait(Ticket ticket, const Deadline& deadline, bool keep = false);
   // True: complete (take it by wait, which will not block). Dispatches what has come. Never blocks.
   [[nodiscard]] bool poll(Ticket ticket);
   // Nobody will wait for it: what it brings (a lease) is given back when it completes. `argument`:

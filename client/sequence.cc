@@ -27,6 +27,7 @@ Result<Mapping> map_tail(int fd, const TailLayout& layout) {
 
 Sequence::~Sequence() {
   if (closed_ || connection_ == nullptr || connection_->lost()) return;
+  abandon_seals();
   // Closed without kvt_sequence_close: what is not durable is given up, the daemon's side is not
   // kept.
   static_cast<void>(connection_->call(Json{{"op", "close"}, {"handle", handle_}}, {}, 0,
@@ -358,6 +359,7 @@ Result<void> Sequence::close() {
   if (writable_ && !private_) sealed = seal_tail_for_close();
   closed_ = true;
   observers_.clear();
+  abandon_seals();
   tail_.reset();
   if (!connection_->lost()) {
     Json request{{"op", "close"}, {"handle", handle_}};

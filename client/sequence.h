@@ -174,6 +174,7 @@ class Sequence {
   Result<void> submit_seal(std::uint32_t half);
   Result<void> settle_seal(std::uint32_t half);  // waits
   Result<void> take_finished_seals();            // does not wait
+  void abandon_seals() noexcept;                 // nobody will settle them
   Result<void> settle_all_seals();
   Result<void> seal_everything();
   Result<void> make_room(std::uint32_t count);

@@ -185,7 +185,9 @@ Result<void> Sequence::submit_seals() {
 Result<void> Sequence::settle_seal(std::uint32_t half) {
   Tail::Half& sealing = tail_->half(half);
   if (sealing.state != Tail::HalfState::kSealing) return {};
-  KVT_TRY(const Completion done, connection_->wait(sealing.seal, Deadline::after_ms(kDiskMs)));
+  // The daemon seals whether anybody waits or not.
+  KVT_TRY(const Completion done,
+          connection_->wait(sealing.seal, Deadline::after_ms(kDiskMs), /*keep=*/true));
   const auto code = static_cast<Code>(done.status);
   if (code != Code::kOk) {
     sealing.state = Tail::HalfState::kFull;  // ours again; the next call asks again
@@ -206,6 +208,12 @@ Result<void> Sequence::settle_seal(std::uint32_t half) {
   row_durable_ = true;
   tail_->free_half(half);
   return {};
+}
+
+void Sequence::abandon_seals() noexcept {
+  for (const std::uint32_t half : {0u, 1u})
+    if (tail_ && tail_->half(half).state == Tail::HalfState::kSealing)
+      connection_->abandon(tail_->half(half).seal);
 }
 
 Result<void> Sequence::take_finished_seals() {

@@ -63,6 +63,31 @@ def test_a_missing_row_is_an_error_within_200_ms(daemon, number):
             os.kill(pid, signal.SIGCONT)
 
 
+def test_a_seal_that_was_given_up_is_settled_later(daemon):
+    """The daemon is stopped while a full half of the tail is sealed, and continued."""
+    client = daemon.client(autostart=False) if daemon.client() else None
+    space = open_space(client)
+    sequence = space.create(name="stopped")
+    k, _ = fill(sequence, space, list(range(2000)))
+    pid = daemon.pid
+    os.kill(pid, signal.SIGSTOP)
+    while not stopped(pid):
+        time.sleep(0.001)
+    try:
+        more, _ = fill(sequence, space, list(range(2000, 2048)))
+        for _ in range(2):
+            with pytest.raises(kvtier.DaemonLost, match="continue it"):
+                sequence.commit()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    sequence.commit()
+    sequence.close()
+    with space.open("stopped") as again:
+        assert again.length == 2048
+        np.testing.assert_array_equal(again.read(1, 0, 2000)[0], k[1])
+        np.testing.assert_array_equal(again.read(1, 2000, 48)[0], more[1])
+
+
 def test_the_example_finds_what_it_stored(daemon):
     def run() -> str:
         return subprocess.run(
