@@ -7,7 +7,73 @@ import pytest
 import torch
 from reference import ReferenceSequence
 
+import kvtier
 from kvtier import model_cache, transformers as adapter
+
+PROMPT = list(range(3, 43))
+
+
+def forward(model, cache, ids, **options) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.tensor([ids]), past_key_values=cache, **options).logits[0, -1]
+
+
+@pytest.fixture(scope="module")
+def model():
+    import transformers
+
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    one = transformers.LlamaForCausalLM(config).eval()
+    adapter.install(one)
+    return one
+
+
+@pytest.fixture
+def cache(model):
+    """Holds the first 30 tokens of PROMPT."""
+    one = adapter.KvtierCache(ReferenceSequence(3, 2, 16))
+    forward(model, one, PROMPT[:30])
+    return one
+
+
+@pytest.mark.parametrize("new", [1, 6])
+def test_a_forward_that_throws_in_its_last_layer_is_made_again(model, cache, new, monkeypatch):
+    """All its rows are written by then: they go, so that the second call does not add them
+    twice."""
+    want = forward(model, None, PROMPT[: 30 + new])
+    attend, layers = "_attend" if new == 1 else "_exact", []
+
+    def lost(layer, *_):
+        layers.append(layer)
+        if layer == 2:
+            raise kvtier.DaemonLost("in the last layer")
+        return done(layer, *_)
+
+    done = getattr(cache, attend)
+    with monkeypatch.context() as patch, pytest.raises(kvtier.DaemonLost):
+        patch.setattr(cache, attend, lost)
+        forward(model, cache, PROMPT[30 : 30 + new])
+    assert layers == [0, 1, 2]
+    assert cache.get_seq_length() == 30  # generate() asks it how many tokens to leave out
+    logits = forward(model, cache, PROMPT[30 : 30 + new])
+    assert cache.length == 30 + new and cache.sequence.ids == PROMPT[: 30 + new]
+    assert (logits - want).abs().max() < 1e-4
+
+
+def test_a_call_that_is_refused_keeps_the_tokens_of_the_one_before(model, cache):
+    for token in PROMPT[30:32]:
+        forward(model, cache, [token])
+        with pytest.raises(ValueError, match="batch 2"):
+            model(input_ids=torch.tensor([[1], [1]]), past_key_values=cache)
+    assert cache.length == cache.get_seq_length() == 32
 
 
 @pytest.mark.parametrize("dtype, name", [(torch.bfloat16, "bf16"), (torch.float16, "f16")])
@@ -22,6 +88,7 @@ def test_many_parts_are_merged_without_loss(dtype, name, monkeypatch):
     for ids in (range(stored), range(stored, stored + new)):
         cache._begin(list(ids))
         cache.update(k[:, :, ids.start : ids.stop], v[:, :, ids.start : ids.stop], 0)
+        cache._ended(ran=True)
     got = cache._exact(0, q, k[:, :, stored:], v[:, :, stored:], dim**-0.5)
     assert got.dtype == dtype
     want = torch.nn.functional.scaled_dot_product_attention(

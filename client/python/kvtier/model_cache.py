@@ -95,7 +95,7 @@ class KvtierCache(Cache):
         self.view = sequence.view(**view)
         self.looks_ahead = self.view.looks_ahead
         self._blocks = _chooses_for_blocks(view.get("preset") or "", view.get("budget", 0))
-        self._open = False
+        self._open = self._ran = False
         self._prompt_flags: list[int] | None = None  # while `prefill` reads it, from its first on
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
         super().__init__(layers=[KvtierLayer(self, i) for i in range(sequence.layer_count)])
@@ -155,7 +155,14 @@ class KvtierCache(Cache):
             self.sequence.append(ids)
         else:
             self.sequence.append(ids, flags=self._flags(ids, table), texts=table.texts(ids))
-        self._base, self._count, self._open = self.sequence.length, len(ids), True
+        self._base, self._count = self.sequence.length, len(ids)
+        self._open, self._ran = True, False
+
+    def _ended(self, ran: bool) -> None:
+        """The forward that `_begin` was called for is over: it ran to its end, or it threw."""
+        self._ran |= ran
+        if not ran:
+            self._settle()
 
     def _flags(self, ids: list[int], table: TokenTable) -> list[int]:
         """Boundaries by rules where a text is known: that a sentence ended shows in the next one,
@@ -180,7 +187,7 @@ class KvtierCache(Cache):
         if not self._open:
             return
         self._open = False
-        if all(layer.length == self._base + self._count for layer in self.layers):
+        if self._ran and all(layer.length == self._base + self._count for layer in self.layers):
             self.sequence.finish_piece()
         else:
             self.sequence.abort_piece()

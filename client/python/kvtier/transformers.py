@@ -120,6 +120,7 @@ def install(model: torch.nn.Module, tokenizer: Any = None, language: str | None 
     for module in modules:
         module._kvtier = join
     model.base_model.register_forward_pre_hook(partial(_before_forward, join), with_kwargs=True)
+    model.base_model.register_forward_hook(partial(_after_forward, join), always_call=True)
     if join.guesses:
         look_ahead.register(model, join)
 
@@ -177,6 +178,13 @@ def _before_forward(join: _Join, model: torch.nn.Module, args: tuple, kwargs: di
             f"position_ids begin at {int(positions.flatten()[0])}, the cache ends at {cache.length}"
         )
     join.cache._begin(ids[0].tolist(), join.tokens)
+
+
+def _after_forward(join: _Join, model: torch.nn.Module, args: tuple, output: Any) -> None:
+    """Without an output: the forward threw, and the call that is made again gives its tokens
+    again."""
+    if join.cache is not None:
+        join.cache._ended(ran=output is not None)
 
 
 # ---- use -----------------------------------------------------------------------------------------
