@@ -197,12 +197,9 @@ void truncate_sealed(EngineState& engine, SequenceId id, std::uint64_t tokens, C
     set_parts(engine, found, parts_up_to(found, tokens));
     drop_log(engine, found);
     if (found.writer != nullptr) found.writer->tail->texts = {};
-    found.chain_known = false;
-    learn_chain(engine, found, [&engine, id, done](Result<void> known) {
-      StoredSequence& sequence = *engine.sequences.all.at(id);
-      known ? truncate_reply(sequence, done) : done(error(known.error()));
-      work_finished(engine, sequence);
-    });
+    found.chain_known = false;  // the next seal learns it: what is done here must be said
+    truncate_reply(found, done);
+    work_finished(engine, found);
   };
   if (!sequence.in_catalogue) return apply({});
   post_sequence_row(engine, sequence, true, apply);

@@ -416,6 +416,19 @@ void run_seal(EngineState& engine, const Job& job) {
       [&engine, job] { job->in_memory ? step_seal(engine, job) : make_file(engine, job); });
 }
 
+// Of the first seal after a truncate.
+void learn_chain_first(EngineState& engine, StoredSequence& sequence, const TailWork& work) {
+  learn_chain(engine, sequence, [&engine, id = sequence.row.id, work](Result<void> known) {
+    StoredSequence& found = *engine.sequences.all.at(id);
+    const bool same_writer = found.writer != nullptr && found.writer->serial == work.handle_serial;
+    if (known && same_writer) return start_seal(engine, found, work);
+    if (found.writer == nullptr) found.chain_known = false;
+    if (known) known = error(Code::kStale, "the sequence is not open for writing any more");
+    if (work.done) work.done(error(known.error()));
+    work_finished(engine, found);
+  });
+}
+
 }  // namespace
 
 void start_seal(EngineState& engine, StoredSequence& sequence, const TailWork& work) {
@@ -432,8 +445,7 @@ void start_seal(EngineState& engine, StoredSequence& sequence, const TailWork& w
   if (sequence.tokens_sealed + work.count > kSequenceTokensMax ||
       sequence.parts.size() >= kSequenceSegmentsMax)
     return refuse(Code::kTooLarge, "the sequence has its maximum of tokens or segments");
-  if (!sequence.chain_known)
-    return refuse(Code::kStale, "the sequence is not open for writing any more");
+  if (!sequence.chain_known) return learn_chain_first(engine, sequence, work);
   if (engine.read_only && !sequence.is_private)
     return refuse(Code::kReadOnly, "the store takes no writes");
   if (work.closing && !admit_at_close(engine, sequence, work)) {

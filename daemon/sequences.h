@@ -151,7 +151,7 @@ struct StoredSequence {
   OpenSequence* writer = nullptr;
   bool writer_coming = false;  // an attach that writes is under way
 
-  // Where the chain of block hashes stands at tokens_sealed: only while a writer is there.
+  // The chain of block hashes at tokens_sealed: while a writer is there, not just after a truncate.
   bool chain_known = false;
   BlockHash chain;
   std::vector<std::uint32_t> open_ids;  // of the block that is not whole yet

@@ -121,5 +121,30 @@ TEST_F(EngineSlowDisk, ADirectoryThatCannotBeSyncedFailsWhatWaitsForIt) {
   EXPECT_EQ(objects.call(Op::kObjectSet, "k", "v").code, Code::kOk);
 }
 
+// What it cannot read then, the next seal reads.
+TEST_F(EngineSlowDisk, ATruncateThatIsDoneIsAnsweredAsDone) {
+  auto sequence = client->create(space, {}, "chat");
+  seal_all(*sequence, make_ids(240, 3), 80);
+  crash();  // no metadata is in memory
+  sequence = client->attach(space, "chat", true);
+  ASSERT_NE(sequence, nullptr);
+  disk->set_plan({.data_at = 0, .count = UINT64_MAX, .data_op = IoOp::kRead});
+  const auto cut =
+      client->control(Json{{"op", "truncate"}, {"handle", sequence->handle}, {"tokens", 70}});
+  EXPECT_TRUE(cut.ok()) << cut.body.dump();
+  ASSERT_EQ(sequence->read_directory().tokens, 70u);
+  auto now = make_ids(70, 3);
+  for (const std::uint32_t id : make_ids(80, 9)) now.push_back(id);
+  sequence->tokens_sealed = 70;
+  client->append(*sequence, geometry, now, 70, 80);
+  EXPECT_EQ(client->seal(*sequence).status, static_cast<std::int32_t>(Code::kIo));
+  disk->set_plan({});
+  ASSERT_EQ(client->seal(*sequence).status, 0);
+  expect_all(*client, *sequence, now);
+  sim::Reply reply;
+  ASSERT_NE(client->create(space, now, "next", false, &reply), nullptr);
+  EXPECT_EQ(reply.body["tokens"].get<std::uint64_t>(), 150u) << "its blocks have other hashes";
+}
+
 }  // namespace
 }  // namespace kvtier
