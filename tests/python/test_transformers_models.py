@@ -6,7 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from reference import ReferenceSequence
 
+from kvtier import look_ahead
 from kvtier import transformers as adapter
 
 SMALL = {
@@ -19,13 +21,29 @@ SMALL = {
     "max_position_embeddings": 512,
     "pad_token_id": 0,
 }
-FAMILIES = {"Llama": {}, "GPTNeoX": {"num_key_value_heads": None}}
+FAMILIES = {  # a config's name, and what follows a blank tells tests apart
+    "Llama": {},
+    "Qwen3": {"head_dim": 16},
+    "GPTNeoX": {"num_key_value_heads": None},
+    "Phi": {},  # half of the dimensions turn
+    "Phi with norms": {"qk_layernorm": True},
+    "StableLm with norms": {"qk_layernorm": True},
+    "Glm": {"head_dim": 16},  # half of them, neighbours
+    "Cohere": {"use_qk_norm": True},
+    "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2},  # a norm over all heads together
+    "SmolLM3": {"no_rope_layers": [1, 0, 1]},
+}
 
 
 def small(family: str, **options) -> torch.nn.Module:
     torch.manual_seed(7)
-    config = getattr(transformers, f"{family}Config")(**SMALL | FAMILIES[family] | options)
-    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    name = family.split()[0]
+    config = getattr(transformers, f"{name}Config")(**SMALL | FAMILIES[family] | options)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for weights in model.parameters():  # norms and biases, too, are others in each layer
+            weights.add_(torch.randn_like(weights) * 0.1)
+    return model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,7 +65,57 @@ def test_a_budget_with_rows_that_come_ahead(client, family):
     for i in range(390, 400):
         logits = adapter.prefill(model, cache, ids[:, : i + 1])
         assert float((logits - want[i]).abs().max()) < 1e-4
+    assert model._kvtier.guesses == (family != "GPTNeoX")
     cache.close()
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "GPTNeoX"])
+def test_guesses_are_the_next_layers_queries(family, monkeypatch):
+    """Layers that add nothing: then the next one's queries are exactly what was guessed."""
+    model = small(family)
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if any(part in name for part in ("o_proj", "dense", "mlp")):
+                weights.zero_()
+    adapter.install(model)
+    sequence = ReferenceSequence(3, model.config.num_key_value_heads, 16)
+    cache = adapter.KvtierCache(sequence)
+    cache.looks_ahead = True
+    guessed, had = {}, {}
+    monkeypatch.setattr(
+        cache, "_look_ahead", lambda layer, q, scale: guessed.update({layer: (q, scale)})
+    )
+    attend = cache._attend
+    monkeypatch.setattr(
+        cache,
+        "_attend",
+        lambda layer, q, scale: (
+            had.update({layer: (q[0, :, 0].detach(), scale)}) or attend(layer, q, scale)
+        ),
+    )
+    ids = torch.randint(1, 96, (1, 9))
+    for part in (ids[:, :8], ids[:, 8:]):
+        model(input_ids=part, past_key_values=cache)
+    assert sorted(guessed) == [1, 2] and sorted(had) == [0, 1, 2]
+    for layer, (q, scale) in guessed.items():
+        assert scale == had[layer][1]
+        assert float((q - had[layer][0]).abs().max()) < 1e-5 * float(q.abs().max())
+
+
+def test_layers_built_in_another_way_are_not_guessed(monkeypatch):
+    """Known when the guess fails; from then on every forward says so."""
+    model = small("Llama")
+    adapter.install(model)
+    cache = adapter.KvtierCache(ReferenceSequence(3, 2, 16))
+    cache.looks_ahead = True
+    monkeypatch.setattr(look_ahead, "_queries", lambda *_: torch.zeros(3).view(2))
+    ids = torch.randint(1, 96, (1, 9))
+    for part in (ids[:, :7], ids[:, 7:8]):
+        assert model._kvtier.guesses
+        model(input_ids=part, past_key_values=cache)
+    assert not model._kvtier.guesses
+    with pytest.warns(UserWarning, match="not built as Llama's"):
+        model(input_ids=ids[:, 8:], past_key_values=cache)
 
 
 def test_install_that_fails_leaves_the_model_as_it_was(monkeypatch):
