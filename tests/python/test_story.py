@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ FIELDS = {
         "client_private": int,
     },
     "tokens_per_s": {"full": float, "all": float, "budget": float},
+    "load": float,
 }
 
 
@@ -116,6 +118,13 @@ def test_the_whole_story(tmp_path):
         told = " ".join(report.explained(settings, figures))
         assert ("From memory was no faster than from disk" in told) is said
     assert not Path(f"/proc/{details['killed_pid']}").exists()
+    assert figures["load"] >= 0 and details["cores"] == os.cpu_count()
+    words = "The machine was busy (load 1.2 of other programs on 4 cores): the times are not to be"
+    for load, said in ((1.2, True), (0.9, False)):
+        figures["load"], details["cores"] = load, 4
+        assert (words in report.table(settings, figures)) is said
+        report.picture(figures, tmp_path / "picture.svg")  # which has its texts as comments
+        assert (words in (tmp_path / "picture.svg").read_text()) is said
 
 
 def test_a_bar_without_a_count_moves_past_the_expected_time():
@@ -145,6 +154,18 @@ def test_what_lies_on_disk_is_counted_while_it_changes(tmp_path, monkeypatch):
     parts = machine.disk_parts(tmp_path)
     block = os.stat(tmp_path / "lock").st_blocks * 512
     assert block >= 8192 and parts == {".": block, "logs": block, "segments": 2 * block}
+
+
+def test_the_load_of_others_is_theirs_alone():
+    spin = "import time\nend = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", spin]) as program:
+        time.sleep(0.3)
+        ours, theirs = machine.Others(program.pid), machine.Others()
+        end = time.monotonic() + 0.8
+        while time.monotonic() < end:
+            pass
+        # Of whatever else runs both have the same, and of this process neither.
+        assert 0.1 < theirs.load() - ours.load() < 1.3
 
 
 def test_a_story_that_is_ended_leaves_nothing(tmp_path):

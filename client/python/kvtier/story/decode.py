@@ -77,6 +77,7 @@ def full_attention(settings: Settings, model: Any, prompt: story_model.Prompt) -
 
     from .. import transformers as adapter
 
+    others = machine.Others()
     cache = DynamicCache(config=model.config)
     context, keep = prompt.context, settings.scored_tokens
     with Step("full attention: reading the document") as progress:
@@ -112,6 +113,7 @@ def full_attention(settings: Settings, model: Any, prompt: story_model.Prompt) -
         "tokens": tokens,
         "tokens_per_s": rate,
         "prefill_s": progress.seconds,
+        "load": others.load(),
         "saved_bytes": settings.saved_cache.stat().st_size,
         "kv_bytes": sum(k.nbytes + v.nbytes for k, v in pairs),
     }
@@ -129,6 +131,7 @@ def everything(
     machine.environment(settings, settings.arena_bytes)
     client = kvtier.Client(name="story")
     pid = machine.daemon_pid(client)
+    others = machine.Others(pid)
     space = adapter.open_space(client, model, tokenizer, files=[settings.gguf])
     first = len(prompt.context) - settings.scored_tokens
     cache = adapter.attach(space, prompt.context, name=NAME)
@@ -143,7 +146,7 @@ def everything(
         tokens, rate = greedy(model, fork, logits, settings.tokens, decoding)
         fork.close()
     cache.close()
-    counters = machine.daemon_io(pid)
+    counters, load = machine.daemon_io(pid), others.load()
     machine.stop_daemon(client)
     return {
         "perplexity": perplexity,
@@ -152,6 +155,7 @@ def everything(
         "tokens_per_s": rate,
         "prefill_s": reading.seconds,
         "prefill_tokens": first,
+        "load": load,
         "read": counters["read_bytes"],
         "written": counters["write_bytes"],
     }
@@ -170,6 +174,7 @@ def on_a_budget(
     dropped = machine.drop_page_cache(settings, [settings.store])
     client = kvtier.Client(name="story")
     pid = machine.daemon_pid(client)
+    others = machine.Others(pid)
     space = adapter.open_space(client, model, tokenizer, files=[settings.gguf])
     first = len(prompt.context) - settings.scored_tokens
     decoded = 0
@@ -196,7 +201,7 @@ def on_a_budget(
     cache.commit()  # these few tokens are in the tail log only when the daemon dies
     committed = cache.length
     resident = client.request({"op": "show", "target": NAME})["bytes_resident"]
-    counters = machine.daemon_io(pid)
+    counters, load = machine.daemon_io(pid), others.load()
     machine.kill_daemon(pid)
     return {
         "perplexity": perplexity,
@@ -205,6 +210,7 @@ def on_a_budget(
         "found_by_tokens": found,
         "committed_tokens": committed,
         "read_during_decode": decoded,
+        "load": load,
         "read": counters["read_bytes"],
         "written": counters["write_bytes"],
         "dropped": dropped,

@@ -95,6 +95,28 @@ def daemon_io(pid: int) -> dict[str, int]:
     return {key: int(value) for key, value in (line.split(": ") for line in lines)}
 
 
+class Others:
+    """How many processors programs other than this process and its daemon keep busy, from here on:
+    what a host takes from a virtual machine is theirs, too."""
+
+    def __init__(self, daemon: int | None = None):
+        self._own = ["self"] if daemon is None else ["self", str(daemon)]
+        self._start = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        """Seconds by the clock, and of processor time that others took."""
+        user, nice, system, _, _, *rest = Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+        ticks = sum(map(int, (user, nice, system, *rest)))
+        for process in self._own:
+            stat = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            ticks -= int(stat[11]) + int(stat[12])
+        return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK")
+
+    def load(self) -> float:
+        (start, before), (end, after) = self._start, self._now()
+        return max(0.0, (after - before) / (end - start))
+
+
 def wait_gone(pid: int, timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
             "all": everything["tokens_per_s"],
             "budget": budget["tokens_per_s"],
         },
+        "load": max(part["load"] for part in (full, everything, budget, resume)),
         "details": {
+            "cores": os.cpu_count(),
             "logits_apart_budget_all": everything["logits_apart"],
             "kv_bytes": full["kv_bytes"],
             "saved_cache_bytes": full["saved_bytes"],
@@ -78,6 +81,17 @@ PAGE_CACHE = {
     machine.FILES_DROPPED: "before, the story's files were dropped from the page cache; "
     "all of it only root can drop",
 }
+
+
+def busy(f: dict[str, Any]) -> list[str]:
+    """What is to be said where others took more than a quarter of the processors from a part."""
+    load, cores = f["load"], f["details"]["cores"]
+    if load <= cores / 4:
+        return []
+    return [
+        f"The machine was busy (load {load:.1f} of other programs on {cores} cores): the times are "
+        "not to be trusted."
+    ]
 
 
 def mb(count: float) -> str:
@@ -135,7 +149,7 @@ def table(settings: Settings, f: dict[str, Any]) -> str:
     ]
     width = max(len(left) for left, _ in rows)
     lines = [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
-    lines += ["", *explained(settings, f)]
+    lines += ["", *("  " + text for text in busy(f)), *explained(settings, f)]
     lines += [
         "",
         f"  Q: {settings.question}",
@@ -202,6 +216,9 @@ def picture(f: dict[str, Any], path: Path) -> None:
     figure.suptitle(
         f"kvtier: {f['document_tokens']:,} tokens of context, kept through kill -9", fontsize=14
     )
+
+    for text in busy(f):
+        figure.supxlabel(text, fontsize=11, color="#b3261e")
 
     first = f["first_token_s"]
     bars = [

@@ -80,8 +80,10 @@ def main(path: str) -> None:
         tokenizer, settings.document, questions, room, say=False
     )
     with Step("loading the whole saved cache, one step"):
+        others = machine.Others()
         step(model, None, first.question[0])  # warms the model up
         full_load_s, dropped = load_whole_cache(settings, model, first.question[0])
+        load = others.load()
     gc.collect()
 
     adapter.install(model)
@@ -92,7 +94,7 @@ def main(path: str) -> None:
     daemon_start_s = time.monotonic() - start
     pid = machine.daemon_pid(client)
     space = adapter.open_space(client, model, tokenizer, files=[settings.gguf])
-    count, private = TokenCount(model), machine.private_bytes()
+    count, private, others = TokenCount(model), machine.private_bytes(), machine.Others(pid)
 
     with Step(f"kvtier: resuming '{NAME}' and answering"):
         start = time.monotonic()
@@ -117,6 +119,7 @@ def main(path: str) -> None:
     counters, disk_parts = machine.daemon_io(pid), machine.disk_parts(settings.store)
     result = {
         "full_load_s": full_load_s,
+        "load": max(load, others.load()),
         "daemon_start_s": daemon_start_s,
         "dropped": dropped,
         "found_tokens": asked["found"],
