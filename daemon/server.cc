@@ -21,6 +21,7 @@
 #include "daemon/engine.h"
 #include "daemon/engine_state.h"
 #include "tiers/io.h"
+#include "tiers/store_rebuild.h"
 
 namespace kvtier {
 namespace {
@@ -115,6 +116,7 @@ Result<void> Server::State::open(UnixListener listener) {
   KVT_TRY(io, make_io({options.daemon.store_path, options.daemon.io_backend,
                        options.daemon.io_depth, 8}));
   if (!io->note().empty()) KVT_LOG(kWarn, "disk: %s: %s", io->name(), io->note().c_str());
+  KVT_TRY_VOID(settle_catalogue(*io, options.daemon.store_path));
   CatalogueOptions catalogue_options;
   catalogue_options.path = options.daemon.store_path + "/catalogue";
   KVT_TRY(catalogue, Catalogue::open(catalogue_options));

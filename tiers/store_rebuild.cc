@@ -25,6 +25,8 @@ namespace kvtier {
 namespace {
 
 constexpr std::size_t kAsideMax = 1000;
+constexpr const char* kNew = "catalogue.new";
+constexpr std::uint64_t kSalvageBytes = 1u << 20;  // beside the copy and the tables of its logs
 const std::string kKept(kKeptPrefix);
 constexpr std::uint64_t kIdsSkipped = 1024;  // the daemon reserves sequence ids in such steps
 
@@ -42,13 +44,13 @@ class Rebuild {
 
   // What the old catalogue still gives; true where it is sound and in step with the files. What it
   // does not give as it lies, a repaired copy may.
-  bool read_old();
+  Result<bool> read_old();
   bool read_rows(const std::string& path);
   void read_salvaged(const std::string& copy);
   [[nodiscard]] bool in_step() const;
-  Result<void> move_old_aside();
   Result<void> read_files();
   Result<void> write_new();
+  Result<void> move_old_aside();
   [[nodiscard]] const RebuildReport& report() const noexcept { return report_; }
 
  private:
@@ -113,12 +115,20 @@ void Rebuild::read_salvaged(const std::string& copy) {
   numbers_ = std::move(numbers);
 }
 
-bool Rebuild::read_old() {
+Result<bool> Rebuild::read_old() {
   const std::string path = store_ + "/catalogue", copy = store_ + "/catalogue.read";
   bool sound = read_rows(path);
   std::error_code failed;
   if (!sound && std::filesystem::is_directory(path, failed)) {
     std::filesystem::remove_all(copy, failed);
+    // On a full disk RocksDB's repair leaves rows out and says nothing.
+    std::uint64_t bytes = 0;
+    for (const auto& file : std::filesystem::directory_iterator(path, failed))
+      if (file.is_regular_file(failed)) bytes += file.file_size(failed);
+    KVT_TRY(const std::uint64_t free_bytes, io_.free_bytes());
+    if (free_bytes < 2 * bytes + kSalvageBytes)
+      return error(Code::kNoSpace,
+                   "no room for a copy of the old catalogue: free some and repair again");
     std::filesystem::copy(path, copy, std::filesystem::copy_options::recursive, failed);
     if (!failed && Catalogue::salvage(copy)) read_salvaged(copy);
     std::filesystem::remove_all(copy, failed);
@@ -379,7 +389,7 @@ Result<void> Rebuild::read_files() {
 
 Result<void> Rebuild::write_new() {
   CatalogueOptions options;
-  options.path = store_ + "/catalogue";
+  options.path = store_ + "/" + kNew;
   KVT_TRY(const std::unique_ptr<Catalogue> catalogue, Catalogue::open(options));
   CatalogueBatch batch;
   for (const auto& [id, row] : spaces_) batch.put_space(row);
@@ -404,6 +414,19 @@ Result<void> Rebuild::write_new() {
 
 }  // namespace
 
+Result<void> settle_catalogue(Io& io, const std::string& store_path) {
+  KVT_TRY(const std::vector<std::string> names, io.list("."));
+  if (std::count(names.begin(), names.end(), kNew) == 0) return {};
+  if (std::count(names.begin(), names.end(), "catalogue") == 0) {
+    KVT_TRY_VOID(io.rename(kNew, "catalogue"));
+    return io.sync_directory(".");
+  }
+  std::error_code failed;
+  std::filesystem::remove_all(store_path + "/" + kNew, failed);
+  if (failed) return error(Code::kIo, "catalogue.new cannot be removed", failed.value());
+  return {};
+}
+
 Result<RebuildReport> rebuild_catalogue(const std::string& store_path) {
   const UniqueFd lock(::open((store_path + "/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock.valid()) return error(Code::kNotFound, "there is no store that can be written", errno);
@@ -414,13 +437,16 @@ Result<RebuildReport> rebuild_catalogue(const std::string& store_path) {
   options.backend = "threads";
   options.threads = 1;
   KVT_TRY(const std::unique_ptr<Io> io, make_io(options));
+  KVT_TRY_VOID(settle_catalogue(*io, store_path));
   Rebuild rebuild(*io, store_path);
-  if (rebuild.read_old())
+  KVT_TRY(const bool sound, rebuild.read_old());
+  if (sound)
     return error(Code::kExists,
                  "the catalogue is sound: start kvtierd, and `kvtier repair` mends the rest");
   KVT_TRY_VOID(rebuild.read_files());
-  KVT_TRY_VOID(rebuild.move_old_aside());
   KVT_TRY_VOID(rebuild.write_new());
+  KVT_TRY_VOID(rebuild.move_old_aside());
+  KVT_TRY_VOID(settle_catalogue(*io, store_path));
   return rebuild.report();
 }
 

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as tree
 
 # What a machine may lack: the tests, and the steps of tools/check in which they may be skipped.
 MAY_SKIP = [
-    (r"HostileMachine\.(AFullDisk|AFileSystemThatIsReadOnly)", r".*"),  # the right to mount
+    (r"HostileMachine\.(AFullDisk|ARepairOnAFullDisk|AFileSystemThatIsReadOnly)", r".*"),  # the right to mount
     (r"HostileMachine\.AsAnUnprivilegedUser", r".*"),  # whoever is not root has run all as such a user
     (r"Backends/IoSuite\.\w+/io_uring\w*", r".*"),  # io_uring
     (r"IoProbeTest\.(MemoryThatMayNotBeLockedIsSaidAndDoneWithout|MemlockZeroGoesOnAndNamesTheLimit)", r".*"),  # the same

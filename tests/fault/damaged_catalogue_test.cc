@@ -7,9 +7,12 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 
+#include "base/fault.h"
 #include "tests/fault/fault_store.h"
 #include "tiers/catalogue.h"
+#include "tiers/store_rebuild.h"
 
 namespace kvtier::testing {
 namespace {
@@ -227,6 +230,51 @@ TEST_F(DamagedCatalogue, NamesOutliveTheManifest) {
     store.close_client();
     ASSERT_TRUE(store.stop());
   }
+}
+
+// The second try finds what the first one read, also where a daemon is started in between: it
+// refuses as before, or puts the new catalogue in place.
+TEST_F(DamagedCatalogue, ARepairThatFailsLosesNoRow) {
+  const auto tokens_of_all = [](FaultStore& store) {
+    std::map<std::string, std::uint64_t> tokens;
+    EXPECT_TRUE(store.start()) << store.log();
+    const Json listed = store.request("ls");
+    for (const Json& row : listed["sequences"])
+      tokens[row.value("name", "")] = row.value("tokens", 0u);
+    store.close_client();
+    EXPECT_TRUE(store.stop());
+    return tokens;
+  };
+  int steps = 0;
+  for (const std::string point :
+       {"catalogue.write", "catalogue.written", "io.rename", "io.sync_directory"}) {
+    for (int n = 1, failed = 1; failed != 0; ++n) {
+      for (const bool start_between : {false, true}) {
+        SCOPED_TRACE(point + "@" + std::to_string(n) + (start_between ? ", a daemon" : ""));
+        FaultStore store;
+        const auto before = tokens_of_all(store);
+        ASSERT_EQ(before.size(), std::size(kStories));
+        for (const std::string& file : store.files("catalogue"))
+          if (file.find("MANIFEST") != std::string::npos)
+            std::filesystem::resize_file(store.path() + "/" + file, 10);
+        ASSERT_TRUE(arm_faults(point + "=fail@" + std::to_string(n)));
+        failed = rebuild_catalogue(store.path()) ? 0 : 1;
+        ASSERT_TRUE(arm_faults(""));
+        if (failed == 0) break;
+        ++steps;
+        const bool moved = std::filesystem::exists(store.path() + "/catalogue.damaged-1");
+        if (start_between) {
+          EXPECT_EQ(store.start(), moved) << store.log();
+          EXPECT_EQ(store.stop(), moved);
+        }
+        const Result<RebuildReport> second = rebuild_catalogue(store.path());
+        EXPECT_TRUE(second || (moved && second.error().code == Code::kExists));
+        EXPECT_EQ(tokens_of_all(store), before);
+        EXPECT_FALSE(std::filesystem::exists(store.path() + "/catalogue.new"));
+      }
+    }
+  }
+  EXPECT_EQ(steps, 12);
 }
 
 // A catalogue that is sound and knows nothing of these files.

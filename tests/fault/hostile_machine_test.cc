@@ -330,6 +330,34 @@ TEST(HostileMachine, AFullDisk) {
   EXPECT_EQ(verified.exit_code, 0) << verified.output;
 }
 
+// Of a repair, until there is room for all of it: what it cannot read for want of room is not lost.
+TEST(HostileMachine, ARepairOnAFullDisk) {
+  Place place;
+  const std::string store = place.settings.store;
+  Mount mount(store, "size=24m,mode=0700");
+  if (!mount.mounted()) GTEST_SKIP() << "mounting needs root";
+  place.expect_works();
+  for (const auto& file : fs::directory_iterator(store + "/catalogue"))
+    if (file.path().filename().string().starts_with("MANIFEST")) fs::resize_file(file.path(), 10);
+  std::ofstream(store + "/ballast", std::ios::binary)
+      << std::string(fs::space(store).available, 'x');
+  int refused = 0;
+  CommandResult repaired;
+  while ((repaired = run_kvtier("repair --store " + store)).exit_code != 0 && refused < 100) {
+    EXPECT_NE(repaired.output.find("no room"), std::string::npos) << repaired.output;
+    ++refused;
+    const unsigned freed = refused < 40 ? 4 << 10 : 64 << 10;
+    fs::resize_file(store + "/ballast", fs::file_size(store + "/ballast") - freed);
+  }
+  EXPECT_GT(refused, 3);
+  ASSERT_TRUE(fs::remove(store + "/ballast"));
+  ASSERT_TRUE(place.daemon.start(place.settings)) << place.log();
+  ASSERT_EQ(place.open(), KVT_OK);
+  EXPECT_EQ(place.check("story", 7, 2300), "");
+  place.close();
+  EXPECT_TRUE(place.daemon.stop());
+}
+
 // What a newer kvtier has written is not guessed at, and nothing that its row may name is removed.
 // Of the n-th row that the daemon writes, n = 1, 2, ... until there are no more; a row that was
 // written again behind it is read as any other.
