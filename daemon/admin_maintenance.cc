@@ -112,7 +112,9 @@ void forget_stale(EngineState& engine, Check& check) {
       return found == engine.objects.all.end() || found->second.value == nullptr ||
              found->second.value->file != problem.file;
     }
-    return problem.sequence.valid() && find_sequence(engine, problem.sequence) == nullptr;
+    if (!problem.sequence.valid()) return false;
+    const StoredSequence* sequence = find_sequence(engine, problem.sequence);
+    return sequence == nullptr || sequence->row.log_generation != problem.log_generation;
   });
 }
 

@@ -131,6 +131,7 @@ void check_log(Check& check, const Check::LogItem& item) {
   const std::string path = tail_log_path(item.header.sequence, item.header.generation);
   const auto problem = [&](const std::string& reason, bool warning = false) {
     Problem found{path, "records", reason, {}, item.header.sequence};
+    found.log_generation = item.header.generation;
     found.warning = warning;
     check.problems.push_back(std::move(found));
   };

@@ -31,6 +31,7 @@ struct Problem {
   bool newer = false;     // sound to a newer kvtier: not ours to drop
   bool unread = false;    // the device refused, or descriptors ran out: says nothing of the bytes
   std::string path = {};  // of what is derived
+  std::uint64_t log_generation = 0;  // of a sequence's log
 };
 
 // What there is to check, taken on the engine's thread; checked on workers, one item at a time.

@@ -69,6 +69,24 @@ TEST_F(EngineMaintenance, VerifyReadsEveryChunkAndNamesWhatRots) {
   EXPECT_EQ(state().metrics.segments_bad, 1u);
 }
 
+// Logs are looked at last: by then another one may have taken the place of what was there.
+TEST_F(EngineMaintenance, ALogThatIsSealedMeanwhileIsNoDamage) {
+  seal_all(*client->create(space, {}, "long"), make_ids(300, 2), 5);  // 60 to look at before
+  auto talk = client->create(space, {}, "talk");
+  const std::vector<std::uint32_t> others = make_ids(40, 1);
+  for (const char* op : {"verify", "repair"}) {
+    client->append(*talk, geometry, others, talk->tokens_sealed, 20);
+    ASSERT_EQ(client->commit(*talk).status, 0);
+    const sim::SimClient::Answer answer = client->start_control(Json{{"op", op}});
+    ASSERT_EQ(client->seal(*talk).status, 0);
+    ASSERT_TRUE(world.disk().list("logs")->empty());
+    ASSERT_EQ(*answer, nullptr);
+    const Reply reply = client->wait(answer);
+    ASSERT_TRUE(reply.ok()) << reply.status.message();
+    EXPECT_EQ(reply.body["problems"].size(), 0u) << reply.body.dump(1);
+  }
+}
+
 TEST_F(EngineMaintenance, RepairEndsTheSequenceBeforeWhatRots) {
   rot(segments()[1]);
   const Json repaired = request({{"op", "repair"}});
