@@ -211,18 +211,33 @@ void Client::close() {
   connection_.reset();
 }
 
+// Long ones (verify, export, warm) take as long as they take: their end is the daemon's answer or
+// its death. Other threads' requests do not wait for them.
+Result<ControlMessage> Client::request_alone(Json body) const {
+  KVT_TRY(UniqueFd socket, connect_unix(options_.socket_path, deadline()));
+  KVT_TRY_VOID(check_peer(socket.get()));
+  ControlChannel channel(std::move(socket));
+  const Json hello{{"op", "hello"},
+                   {"version", kProtocolVersion},
+                   {"name", options_.name},
+                   {"pid", ::getpid()},
+                   {"data", false}};
+  KVT_TRY_VOID(channel.call(hello, {}, 0, deadline()));
+  auto reply = channel.call(std::move(body), {}, 0, Deadline::never());
+  if (!channel.error_text().empty()) set_error_text("%s", channel.error_text().c_str());
+  return reply;
+}
+
 Result<std::string> Client::request(const std::string& text) {
   KVT_TRY(Json body, parse_json(text));
   if (!body.is_object()) return error(Code::kInvalid, "a request is a JSON object with an \"op\"");
   KVT_TRY(const std::string op, json_string(body, "op", ""));
   if (op.empty()) return error(Code::kInvalid, "a request is a JSON object with an \"op\"");
   KVT_TRY(std::shared_ptr<Connection> connection, this->connection(Patience::kFull));
-  // Long ones (verify, export, warm) take as long as they take: their end is the daemon's answer or
-  // its death.
   const bool is_long = op == "verify" || op == "repair" || op == "export" || op == "import" ||
                        op == "warm" || op == "gc" || op == "rm";
-  KVT_TRY(ControlMessage reply,
-          connection->call(std::move(body), {}, 0, is_long ? Deadline::never() : deadline()));
+  KVT_TRY(ControlMessage reply, is_long ? request_alone(std::move(body))
+                                        : connection->call(std::move(body), {}, 0, deadline()));
   reply.body.erase("id");
   return dump_json(reply.body);
 }

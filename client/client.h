@@ -65,6 +65,7 @@ class Client {
   Result<std::shared_ptr<Connection>> connect(const Deadline& somebody_else_starts_it);
   Result<std::shared_ptr<Connection>> connect_once(const Deadline& deadline);
   Result<std::shared_ptr<Connection>> start_and_connect(const Deadline& deadline);
+  Result<ControlMessage> request_alone(Json body) const;  // on a connection of its own
 
   const ClientOptions options_;
   const std::uint64_t stamp_;

@@ -20,6 +20,11 @@ namespace {
 // slow.
 constexpr std::uint64_t kLookMs = 50;
 
+tl::unexpected<Status> turn_error() noexcept {
+  return error(Code::kTimeout,
+               "another thread's request to the daemon is not answered yet: try again");
+}
+
 tl::unexpected<Status> lost_error() noexcept {
   return error(Code::kDaemonLost, "the daemon went away: `kvtier status` tells whether it runs");
 }
@@ -91,7 +96,8 @@ Result<void> Connection::take_hello(ControlMessage reply) {
 
 Result<ControlMessage> Connection::call(Json request, ByteSpan payload, std::size_t fds_expected,
                                         const Deadline& deadline) {
-  std::unique_lock<std::mutex> lock(control_mutex_);
+  std::unique_lock<TimedMutex> lock = control_mutex_.lock_until(deadline);
+  if (!lock) return turn_error();
   if (lost()) return lost_error();
   auto reply = channel_.call(request, payload, fds_expected, deadline);
   if (!channel_.error_text().empty()) set_error_text("%s", channel_.error_text().c_str());
@@ -104,7 +110,8 @@ Result<ControlMessage> Connection::call(Json request, ByteSpan payload, std::siz
     if (!closed) {  // others' calls go on meanwhile
       lock.unlock();
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      lock.lock();
+      lock = control_mutex_.lock_until(deadline);
+      if (!lock) return turn_error();
     }
     reply = channel_.call(request, payload, fds_expected, deadline);
     if (!channel_.error_text().empty()) set_error_text("%s", channel_.error_text().c_str());

@@ -20,6 +20,7 @@
 #include "client/ipc/control_channel.h"
 #include "client/ipc/ring.h"
 #include "client/ipc/wait.h"
+#include "client/timed_mutex.h"
 
 namespace kvtier {
 
@@ -47,7 +48,8 @@ class Connection {
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
-  // One control request. The daemon's text of a refusal becomes the thread's error text. Blocks.
+  // One control request; those of other threads go first, up to the deadline. The daemon's text of
+  // a refusal becomes the thread's error text. Blocks.
   [[nodiscard]] Result<ControlMessage> call(Json request, ByteSpan payload,
                                             std::size_t fds_expected, const Deadline& deadline);
 
@@ -141,7 +143,7 @@ class Connection {
   std::int64_t daemon_pid_ = 0;
   int socket_ = -1;  // borrowed from channel_
 
-  std::mutex control_mutex_;
+  TimedMutex control_mutex_;
   ControlChannel channel_;  // guarded by control_mutex_
 
   std::atomic<std::uint64_t> ahead_bytes_{0};

@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 
+#include <atomic>
 #include <chrono>
 #include <thread>
 
+#include "client/connection.h"
 #include "client/ipc/control_channel.h"
 #include "client/ipc/ring.h"
 #include "client/ipc/shm_layout.h"
@@ -109,6 +111,111 @@ TEST_F(Connections, APeerThatGoesIsNoticedBehindALongRequest) {
     std::this_thread::sleep_for(milliseconds(2));
   EXPECT_LT(steady_clock::now() - gone, one / 2)
       << "an export takes " << std::chrono::duration_cast<milliseconds>(one).count() << " ms";
+}
+
+// Answers at once, but a "verify" when it is let go, or after 5 s.
+class BusyDaemon {
+ public:
+  explicit BusyDaemon(const std::string& path) {
+    auto listener = listen_unix(path);
+    KVT_CHECK(listener);
+    listener_ = std::move(*listener);
+    thread_ = std::thread([this] { run(); });
+  }
+  ~BusyDaemon() {
+    stop_ = true;
+    thread_.join();
+    remove_listener(&listener_);
+  }
+  void wait_busy() {
+    while (!busy_) std::this_thread::sleep_for(milliseconds(1));
+  }
+  bool busy() const { return busy_; }
+  void let_go() { busy_ = false; }
+
+ private:
+  struct Peer {
+    ControlChannel channel;
+    Json waiting;  // the answer to its "verify"
+    steady_clock::time_point since;
+  };
+  void run() {
+    std::vector<Peer> peers;
+    while (!stop_) {
+      if (auto socket = accept_unix(listener_.socket.get()))
+        peers.push_back({ControlChannel(std::move(*socket)), {}, {}});
+      for (Peer& peer : peers) serve(&peer);
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+  }
+  void serve(Peer* peer) {
+    const Deadline deadline = Deadline::after_ms(1000);
+    if (!peer->waiting.is_null()) {  // those behind it wait, too
+      if (busy_ && steady_clock::now() - peer->since < std::chrono::seconds(5)) return;
+      busy_ = false;
+      ASSERT_TRUE(peer->channel.send(peer->waiting, {}, {}, deadline));
+      peer->waiting = {};
+    }
+    const auto message = peer->channel.receive(Deadline::after_ms(0));
+    if (!message) return;
+    Json reply{{"ok", true}, {"id", message->body["id"]}};
+    const std::string op = message->body["op"];
+    if (op == "verify") {
+      peer->waiting = reply;
+      peer->since = steady_clock::now();
+      busy_ = true;
+    } else if (op == "hello" && message->body["data"] == true) {
+      reply["arena_bytes"] = 4096;
+      reply["limits"] = Json::object();
+      std::vector<Memfd> memory;
+      std::vector<int> fds;
+      for (const std::size_t bytes : {sizeof(ControlLayout), std::size_t{4096}, std::size_t{4096},
+                                      std::size_t{4096}, std::size_t{4096}}) {
+        memory.push_back(*make_memfd("busy", bytes, MemfdAccess::kSharedWrite, false));
+        fds.push_back(memory.back().fd.get());
+      }
+      ASSERT_TRUE(peer->channel.send(reply, {}, fds, deadline));
+    } else {
+      ASSERT_TRUE(peer->channel.send(reply, {}, {}, deadline));
+    }
+  }
+
+  UnixListener listener_;
+  std::atomic<bool> stop_ = false, busy_ = false;
+  std::thread thread_;
+};
+
+TEST_F(Connections, ALongRequestHoldsUpNoOtherThread) {
+  kvt_client_close(client_);
+  client_ = nullptr;
+  daemon_->stop();
+  BusyDaemon busy(daemon_->socket());
+  client_ = open_client();
+  std::thread verify([&] { EXPECT_TRUE(request({{"op", "verify"}})["ok"]); });
+  busy.wait_busy();
+  EXPECT_TRUE(request({{"op", "status"}})["ok"]);
+  EXPECT_TRUE(busy.busy()) << "it waited";
+  busy.let_go();
+  verify.join();
+}
+
+TEST_F(Connections, AnotherThreadsRequestIsWaitedForUntilTheDeadline) {
+  daemon_->stop();
+  BusyDaemon busy(daemon_->socket());
+  const auto connection =
+      Connection::open(daemon_->socket(), "test", Deadline::after_ms(5000)).value();
+  std::thread first([&] {
+    EXPECT_TRUE(connection->call({{"op", "verify"}}, {}, 0, Deadline::never()));
+  });
+  busy.wait_busy();
+  const auto second = connection->call({{"op", "status"}}, {}, 0, Deadline::after_ms(50));
+  EXPECT_TRUE(busy.busy()) << "it waited";
+  ASSERT_FALSE(second);
+  EXPECT_EQ(second.error().code, Code::kTimeout);
+  EXPECT_NE(std::string(second.error().message()).find("another thread"), std::string::npos);
+  busy.let_go();
+  first.join();
+  EXPECT_TRUE(connection->call({{"op", "status"}}, {}, 0, Deadline::after_ms(5000)));
 }
 
 }  // namespace

@@ -90,7 +90,8 @@ KVT_API void kvt_client_options_init(kvt_client_options* options);
 KVT_API kvt_status kvt_client_open(const kvt_client_options* options, kvt_client** out);
 KVT_API void kvt_client_close(kvt_client* client);
 /* Sends one admin request (docs/protocol.md) and gives the reply's JSON. `*out_json` is freed with
- * kvt_free. */
+ * kvt_free. Long ones (verify, repair, export, import, warm, gc, rm) have no timeout, and hold up
+ * no other thread. */
 KVT_API kvt_status kvt_client_request(kvt_client* client, const char* json, char** out_json);
 KVT_API void kvt_free(void* memory);
 
