@@ -19,63 +19,62 @@
 #include "daemon/stored_tail.h"
 #include "daemon/wipe.h"
 #include "tiers/sidecar_format.h"
+#include "tiers/store_report.h"
 #include "tiers/tail_log_format.h"
 
 namespace kvtier {
 namespace {
 
-const char* severity_of(const Problem& problem) {
-  return problem.unread ? "unread" : problem.warning ? "warning" : "damage";
-}
-
-Json problems_json(const std::vector<Problem>& problems) {
-  Json list = Json::array();
-  for (const Problem& problem : problems)
-    list.push_back(Json{{"object", problem.object},
-                        {"region", problem.region},
-                        {"severity", severity_of(problem)},
-                        {"reason", problem.reason}});
-  return list;
+std::vector<Finding> findings_of(const Check& check) {
+  std::vector<Finding> findings;
+  for (const Problem& problem : check.problems) findings.push_back(problem.found);
+  return findings;
 }
 
 using CheckPtr = std::shared_ptr<Check>;
 
+Check::SegmentItem item_of(const Segment& segment) {
+  const SpaceRow& space = segment.space->row;
+  Check::SegmentItem item{segment.row, segment.space, segment.state == SegmentState::kLost,
+                          space.abstracts, sidecar_of_seal(space, segment.row.tokens)};
+  if (!segment.abstracts.empty() &&
+      (segment.abstracts[0].state == AbstractState::kWorking || segment.abstracts[0].writes != 0))
+    item.kind_due = std::nullopt;  // it comes
+  return item;
+}
+
 CheckPtr collect(EngineState& engine, bool deep) {
   auto check = std::make_shared<Check>();
   check->make_io = engine.world.worker_io;
-  check->deep = deep;
-  for (const auto& [id, segment] : engine.segments.all) {
-    if (segment->state == SegmentState::kLost)
-      check->problems.push_back({segment_path(id), "file", "missing or unreadable", id, {}, false});
-    if (segment->state != SegmentState::kOnDisk || segment->condemned) continue;
-    check->segments.push_back(
-        {segment->row, segment->space->row.digest, sidecar_paths_of(*segment)});
-  }
+  check->options.deep = deep;
+  check->options.findings_max = SIZE_MAX;  // repair mends what is found
+  for (const auto& [id, segment] : engine.segments.all)
+    if (segment->state != SegmentState::kInMemory && !segment->condemned)
+      check->segments.push_back(item_of(*segment));
   for (const auto& [id, space] : engine.spaces)
     for (const SpaceRow::Codebook& codebook : space->row.codebooks)
-      check->codebooks.push_back({space.get(), codebook.id});
+      if (!space->in_memory_only(codebook.id)) check->codebooks.push_back({space.get(), codebook});
   for (const auto& [id, sequence] : engine.sequences.all) {
     if (sequence->row.log_generation == 0) continue;
     TailLogHeader header{id, sequence->row.space, sequence->row.log_generation,
                          sequence->tokens_sealed, sequence->space->row.digest};
-    check->logs.push_back({header, sequence->row.name, sequence->space,
-                           sequence->log.loaded ? sequence->log.tokens : 0});
+    check->logs.push_back(
+        {header, sequence->space, sequence->log.loaded ? sequence->log.tokens : 0});
   }
   for (const auto& [key, object] : engine.objects.all) {
     if (object.value == nullptr) continue;
     const ObjectValue& value = *object.value;
-    check->values.push_back({value.file, key, value.value_bytes, value.checksum});
+    check->values.push_back({key, value.file, value.value_bytes, value.checksum});
   }
   if (engine.metrics.rows_damaged > 0)
-    check->problems.push_back({"catalogue",
-                               "rows",
-                               std::to_string(engine.metrics.rows_damaged) +
-                                   " rows could not be trusted at start and were left out: stop "
-                                   "kvtierd and run `kvtier repair --store " +
-                                   shell_word(engine.options.store_path) + "`",
-                               {},
-                               {},
-                               false});
+    check->problems.push_back(
+        {{"catalogue", "rows", FindingKind::kDamaged, FindingSeverity::kDamage,
+          std::to_string(engine.metrics.rows_damaged) +
+              " rows could not be trusted at start and were left out: stop kvtierd and run `kvtier "
+              "repair --store " +
+              shell_word(engine.options.store_path) + "`"},
+         {},
+         {}});
   return check;
 }
 
@@ -87,13 +86,13 @@ void run_check(EngineState& engine, const CheckPtr& check,
   run_on_worker(
       engine,
       [check, failed] {
-        if (check->files == nullptr) {
-          Result<SegmentFiles> files = SegmentFiles::open(check->make_io);
-          if (!files) {
-            *failed = error(files.error());
+        if (check->io == nullptr) {
+          Result<std::unique_ptr<Io>> io = check->make_io();
+          if (!io) {
+            *failed = error(io.error());
             return;
           }
-          check->files = std::make_unique<SegmentFiles>(std::move(*files));
+          check->io = std::move(*io);
         }
         check_next(*check);
       },
@@ -121,12 +120,12 @@ void forget_stale(EngineState& engine, Check& check) {
 // What was found is known from now on: to stats, to doctor, and to the next daemon.
 void mark_found(EngineState& engine, const Check& check) {
   for (const Problem& problem : check.problems) {
-    if (!problem.segment.valid() || problem.derived || problem.warning || problem.newer ||
-        problem.unread)
+    if (!problem.segment.valid() || problem.derived || problem.harmless() || problem.newer() ||
+        problem.unread())
       continue;
     Segment* segment = find_segment(engine, problem.segment);
     if (segment == nullptr || segment->row.bad || segment->state != SegmentState::kOnDisk) continue;
-    if (problem.missing)
+    if (problem.missing())
       mark_lost(engine, *segment, "verify did not find its file");
     else
       mark_bad(engine, *segment, "found by verify: something in it");
@@ -141,19 +140,13 @@ void op_verify(EngineState& engine, Session&, ControlRequest request, ControlDon
     if (!result) return done(error(result.error()));
     forget_stale(engine, *check);
     mark_found(engine, *check);
-    const bool sound = std::all_of(check->problems.begin(), check->problems.end(),
-                                   [](const Problem& problem) { return problem.warning; });
-    if (sound && deep) engine.metrics.damage_settled = damage_met(engine.metrics);
-    done(ControlReply{
-        Json{{"sound", sound},
-             {"segments", check->segments_checked},
-             {"objects", check->values_checked},
-             {"chunks", check->chunks},
-             {"bytes",
-              check->value_bytes + (check->files != nullptr ? check->files->bytes_read() : 0)},
-             {"problems", problems_json(check->problems)}},
-        {},
-        {}});
+    StoreReport& report = check->report;
+    report.findings = findings_of(*check);
+    report.damage = static_cast<std::uint64_t>(
+        std::count_if(check->problems.begin(), check->problems.end(),
+                      [](const Problem& problem) { return !problem.harmless(); }));
+    if (report.sound() && deep) engine.metrics.damage_settled = damage_met(engine.metrics);
+    done(ControlReply{report_json(std::move(report), deep), {}, {}});
   });
 }
 
@@ -263,11 +256,18 @@ bool is_gone(EngineState& engine, const Problem& problem) {
   return problem.segment.valid() && !problem.derived && (segment == nullptr || segment->condemned);
 }
 
+// Nothing to drop: bytes of a segment that nobody reads, a derived file that is not there or goes
+// with its segment.
+bool is_nothing(const Problem& problem) {
+  if (problem.derived) return problem.missing() || problem.found.kind == FindingKind::kOrphan;
+  return problem.segment.valid() && problem.harmless();
+}
+
 // One problem mended; false where it is in use.
 bool mend(EngineState& engine, const Problem& problem, const RepairPtr& repair) {
   if (problem.file != 0) return drop_object(engine, problem.key, problem.file);
   if (problem.derived) {
-    static_cast<void>(engine.io->io().unlink(problem.path));
+    static_cast<void>(engine.io->io().unlink(problem.found.path));
     return true;
   }
   Segment* segment = find_segment(engine, problem.segment);
@@ -286,10 +286,10 @@ void mend_log(EngineState& engine, const RepairPtr& repair, SequenceId id) {
     Problem& problem = repair->check->problems[repair->next - 1];
     if (sealed) {
       ++repair->dropped;
-      if (!problem.warning) note_cut(*repair, sequence, std::nullopt, sequence.tokens_sealed);
+      if (!problem.harmless()) note_cut(*repair, sequence, std::nullopt, sequence.tokens_sealed);
     } else {
       ++repair->left;
-      problem.reason += std::string("; not mended: ") + sealed.error().message();
+      problem.found.what += std::string("; not mended: ") + sealed.error().message();
     }
     run_repair(engine, repair);
   });
@@ -306,7 +306,7 @@ void end_repair(EngineState& engine, const RepairPtr& repair) {
                                    {"segments_behind", repair->segments_behind},
                                    {"bytes_behind", repair->bytes_behind},
                                    {"sequences_cut", cuts_json(*repair)},
-                                   {"problems", problems_json(repair->check->problems)}},
+                                   {"problems", problems_json(findings_of(*repair->check))}},
                               {},
                               {}});
   };
@@ -319,10 +319,10 @@ void run_repair(EngineState& engine, const RepairPtr& repair) {
   std::vector<Problem>& problems = repair->check->problems;
   while (repair->next < problems.size()) {
     Problem& problem = problems[repair->next++];
-    if (problem.newer || is_gone(engine, problem)) continue;
-    if (problem.unread || (!problem.segment.valid() && !problem.sequence.valid() &&
-                           problem.file == 0 && !problem.derived)) {
-      repair->left += problem.warning ? 0 : 1;
+    if (problem.newer() || is_gone(engine, problem) || is_nothing(problem)) continue;
+    if (problem.unread() || (!problem.segment.valid() && !problem.sequence.valid() &&
+                             problem.file == 0 && !problem.derived)) {
+      repair->left += problem.harmless() ? 0 : 1;
       continue;
     }
     StoredSequence* sequence =
@@ -338,7 +338,7 @@ void run_repair(EngineState& engine, const RepairPtr& repair) {
       ++repair->dropped;
     else {
       ++repair->left;
-      problem.reason += "; in use: close the sequence and repair again";
+      problem.found.what += "; in use: close the sequence and repair again";
     }
   }
   end_repair(engine, repair);

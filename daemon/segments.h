@@ -34,6 +34,7 @@ enum class AbstractState : std::uint8_t { kAbsent, kWorking, kReady, kFailed };
 struct SegmentAbstract {
   AbstractState state = AbstractState::kAbsent;
   bool has_file = false;              // a sidecar was written or seen
+  std::uint32_t writes = 0;           // of the sidecar, under way
   std::uint32_t wants = 0;            // open sequences that show the segment and want the lane
   std::uint64_t offset = UINT64_MAX;  // in the abstracts arena while kReady
 };

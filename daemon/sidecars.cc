@@ -243,7 +243,9 @@ struct SidecarWrite {
 };
 using WritePtr = std::shared_ptr<SidecarWrite>;
 
-void end_write(const SidecarWrite& write, bool written) {
+void end_write(EngineState& engine, const SidecarWrite& write, bool written) {
+  if (Segment* segment = find_segment(engine, write.segment); segment != nullptr)
+    --lane_of(*segment, write.lane).writes;
   if (write.done) write.done(written);
 }
 
@@ -258,7 +260,7 @@ void close_write(EngineState& engine, const SidecarWrite& write) {
     note_file(engine, *segment, write.lane);
   else
     static_cast<void>(io.unlink(write.part));
-  end_write(write, written);
+  end_write(engine, write, written);
 }
 
 // Worker.
@@ -274,11 +276,11 @@ void encode(SidecarWrite& write) {
 void begin_write(EngineState& engine, const WritePtr& write) {
   write->payload = {};
   const Segment* segment = find_segment(engine, write->segment);
-  if (segment == nullptr || segment->condemned) return end_write(*write, false);
+  if (segment == nullptr || segment->condemned) return end_write(engine, *write, false);
   Io& io = engine.io->io();
   const Result<FileId> file =
       io.open(write->part, {.mode = OpenMode::kCreateNew, .direct = engine.options.direct_io});
-  if (!file) return end_write(*write, false);
+  if (!file) return end_write(engine, *write, false);
   write->file = *file;
   const std::uint64_t size = write->bytes.size_bytes();
   engine.metrics.sidecar_bytes += size;
@@ -330,6 +332,7 @@ void write_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane, Ke
   write->path = sidecar_path(segment.row.id, segment.space->row.abstracts[lane]);
   write->part = sidecar_part_path(write->path, engine.abstract_table.next_part++);
   write->done = std::move(done);
+  ++lane_of(segment, lane).writes;
   run_on_worker(
       engine, [write] { encode(*write); }, [&engine, write] { begin_write(engine, write); });
 }

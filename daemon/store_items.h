@@ -1,74 +1,79 @@
 // What `verify` and `repair` look at, one item at a time, beside an engine that goes on: segments
-// with their sidecars, codebooks, tail logs, values of opaque keys. Reads only. The engine's thread
-// fills a Check and reads its problems; in between one worker after the other has it.
+// with their sidecars, codebooks, tail logs, values of opaque keys. Reads only, as the check
+// without a daemon does (tiers/store_check_files.h). The engine's thread fills a Check and reads
+// its problems; in between one worker after the other has it.
 #pragma once
 
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "daemon/segment_files.h"
 #include "daemon/spaces.h"
 #include "tiers/catalogue.h"
-#include "tiers/object_format.h"
-#include "tiers/tail_log_format.h"
+#include "tiers/store_check_files.h"
 
 namespace kvtier {
 
 struct Problem {
-  // The file's path in the store, a place in it and a sentence: as tiers/store_check names them.
-  std::string object, region, reason;
-  SegmentId segment;     // what repair drops: a segment ...
-  SequenceId sequence;   // ... or a sequence's log
+  Finding found;
+  SegmentId segment;    // what repair drops: a segment ...
+  SequenceId sequence;  // ... or a sequence's log, while it is this one
+  std::uint64_t log_generation = 0;
   bool derived = false;  // ... or a sidecar or codebook, made again when it is wanted
-  // Nothing that was acknowledged need be missing.
-  bool warning = false;
   std::string key = {};  // ... or the value of an opaque key, while it is this file
   std::uint64_t file = 0;
-  bool missing = false;   // the file is not there: it may be put back
-  bool newer = false;     // sound to a newer kvtier: not ours to drop
-  bool unread = false;    // the device refused, or descriptors ran out: says nothing of the bytes
-  std::string path = {};  // of what is derived
-  std::uint64_t log_generation = 0;  // of a sequence's log
+  std::pair<std::uint64_t, std::uint32_t> codebook = {};  // place in CodebookTable::all
+
+  // Nothing that was acknowledged need be missing.
+  [[nodiscard]] bool harmless() const { return found.severity != FindingSeverity::kDamage; }
+  // The device refused, or descriptors ran out: says nothing of the bytes.
+  [[nodiscard]] bool unread() const { return found.kind == FindingKind::kUnreadable; }
+  // Sound to a newer kvtier: not ours to drop.
+  [[nodiscard]] bool newer() const { return found.kind == FindingKind::kNewer; }
+  // The file is not there: it may be put back.
+  [[nodiscard]] bool missing() const { return found.kind == FindingKind::kMissing; }
 };
 
 // What there is to check, taken on the engine's thread; checked on workers, one item at a time.
 struct Check {
   IoFactory make_io;
-  bool deep = true;
+  StoreCheckOptions options;
   struct SegmentItem {
     SegmentRow row;
-    BlockHash fingerprint;
-    std::vector<std::string> sidecars;  // paths
+    const StoredSpace* space = nullptr;
+    bool lost = false;  // its file was not there at start, or when it was read
+    std::vector<std::uint32_t> kinds;
+    std::optional<std::uint32_t> kind_due;  // the one of `kinds` whose sidecar must be there
   };
   struct LogItem {
     TailLogHeader header;
-    std::string name;
     const StoredSpace* space = nullptr;
     std::uint32_t tokens = 0;
   };
   struct CodebookItem {
     const StoredSpace* space = nullptr;
-    std::uint64_t id = 0;
+    SpaceRow::Codebook row;
   };
   std::deque<SegmentItem> segments;
   std::deque<CodebookItem> codebooks;
   std::deque<LogItem> logs;
-  std::deque<ObjectHeader> values;  // what the catalogue says of each
-  std::unique_ptr<SegmentFiles> files;
+  std::deque<ObjectRow> values;
+  std::unique_ptr<Io> io;
+  StoreReport report;  // its findings become problems
+  CheckSink sink{options, &report};
   std::vector<Problem> problems;
-  std::uint64_t segments_checked = 0, values_checked = 0, chunks = 0;
-  std::uint64_t value_bytes = 0;                      // read of values
-  std::map<std::uint64_t, std::uint32_t> log_tokens;  // sound ones of a sequence's log
+  std::map<std::uint64_t, std::uint64_t> log_tokens;  // sound ones of a sequence's log
 
   [[nodiscard]] bool done() const {
     return segments.empty() && codebooks.empty() && logs.empty() && values.empty();
   }
 };
 
-// Checks one item and takes it out; `check.files` is open.
+// Checks one item and takes it out; `check.io` is open.
 void check_next(Check& check);
 
 }  // namespace kvtier

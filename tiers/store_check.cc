@@ -2,6 +2,7 @@
 
 #include <map>
 #include <set>
+#include <utility>
 
 #include "tiers/format_head.h"
 #include "tiers/store_check_files.h"
@@ -10,9 +11,13 @@ namespace kvtier {
 
 void CheckSink::add(std::string path, std::string region, FindingKind kind,
                     FindingSeverity severity, std::string what) {
-  // Made again when it is wanted; nobody syncs it, and a power cut may leave a part of it.
-  const bool bytes_are_wrong = kind == FindingKind::kDamaged || kind == FindingKind::kMismatch;
-  if (bytes_are_wrong && path.starts_with("sidecars/")) severity = FindingSeverity::kWarning;
+  // Made again from stored keys when it is wanted; nobody syncs a sidecar, and a power cut may
+  // leave a part of it.
+  const bool derived = path.starts_with("sidecars/") || path.starts_with("codebooks/");
+  const bool bytes_are_wrong = kind == FindingKind::kDamaged || kind == FindingKind::kMismatch ||
+                               kind == FindingKind::kMissing;
+  if (derived && bytes_are_wrong && severity == FindingSeverity::kDamage)
+    severity = FindingSeverity::kWarning;
   switch (severity) {
     case FindingSeverity::kNote:
       ++report_.notes;
@@ -35,7 +40,22 @@ void CheckSink::failed(const std::string& path, std::string region, const Status
   if (status.code == Code::kVersion) kind = FindingKind::kNewer;
   std::string what = status.message();
   if (status.os_error != 0) what += " (errno " + std::to_string(status.os_error) + ")";
+  if (kind == FindingKind::kUnreadable)
+    what += ": cannot be read now: nothing is known about it, nothing is dropped";
   add(path, std::move(region), kind, FindingSeverity::kDamage, std::move(what));
+}
+
+void CheckSink::missing(const std::string& path) {
+  constexpr std::pair<const char*, const char*> kKinds[] = {
+      {"segments/", "the file of a published segment is not there"},
+      {"logs/", "the tail log of a sequence is not there: its committed tail is lost"},
+      {"objects/", "the file of a stored object is not there"},
+      {"sidecars/",
+       "the segment's abstracts are not stored: they are built again when they are wanted"},
+      {"codebooks/", "it is not there: the next view that chooses by key codes makes it anew"}};
+  for (const auto& [folder, what] : kKinds)
+    if (path.starts_with(folder))
+      add(path, "", FindingKind::kMissing, FindingSeverity::kDamage, what);
 }
 
 void CheckSink::ask() {
@@ -128,10 +148,7 @@ class Checker {
  private:
   // What other checks need to know of a segment, from its file.
   struct SegmentFacts {
-    bool sound = false;  // its metadata
-    std::uint32_t tokens = 0;
-    BlockHash fingerprint;
-    SpaceId space;
+    SidecarOwner owner;
     std::set<std::uint32_t> sidecars;
   };
 
@@ -182,41 +199,13 @@ class Checker {
     // Whatever a crash left of it, nothing that was acknowledged is in it.
     if (rows_ != nullptr && row == nullptr)
       return orphan(path, "no row of the catalogue names the segment: it was never published");
-    const std::optional<SegmentMeta> meta = check_segment_file(io_, path, *id, &sink_);
+    const SpaceRow* space = row != nullptr ? find(spaces_, row->space) : nullptr;
+    const std::optional<SegmentMeta> meta = check_segment_file(io_, *id, row, space, &sink_);
     SegmentFacts& facts = segments_[*id];
-    if (meta) {
-      facts = {true,
-               static_cast<std::uint32_t>(meta->tokens.size()),
-               meta->fingerprint,
-               meta->space,
-               {}};
-      geometries_.try_emplace(meta->space, meta->geometry);
-    }
-    if (rows_ == nullptr) return;
-    if (row->bad)
-      sink_.add(path, "", FindingKind::kDamaged, FindingSeverity::kNote,
-                "the segment is in quarantine already");
-    if (meta) compare_segment(path, *meta, *row);
-  }
-
-  void compare_segment(const std::string& path, const SegmentMeta& meta, const SegmentRow& row) {
-    const auto differ = [&](bool same, const char* field) {
-      if (!same) mismatch(path, "header", std::string("the catalogue's row says another ") + field);
-    };
-    differ(meta.space == row.space, "space");
-    differ(meta.parent == row.parent && meta.parent_visible == row.parent_visible, "parent");
-    differ(meta.start_token == row.start_token, "start");
-    differ(meta.tokens.size() == row.tokens, "number of tokens");
-    differ(meta.file_bytes() == row.file_bytes, "length");
-    const std::uint64_t blocks =
-        (meta.start_token + meta.tokens.size()) / kBlockTokens - meta.start_token / kBlockTokens;
-    differ(row.blocks.empty() || row.blocks.size() == blocks, "number of blocks");
-    const SpaceRow* space = find(spaces_, meta.space);
-    if (space == nullptr) return;  // said with the row
-    if (meta.fingerprint != space->digest)
-      mismatch(path, "header", "the segment's fingerprint is not its space's");
-    if (!(meta.geometry == space->geometry))
-      mismatch(path, "geometry", "the segment's geometry is not its space's");
+    if (!meta) return;
+    geometries_.try_emplace(meta->space, meta->geometry);
+    facts.owner = {true, true, static_cast<std::uint32_t>(meta->tokens.size()), meta->fingerprint,
+                   geometry_of(meta->space)};
   }
 
   void check_log(const std::string& name) {
@@ -225,28 +214,21 @@ class Checker {
     if (!parsed) return orphan(path, "this is not the name of a tail log");
     const SequenceRow* row = find(sequence_rows_, parsed->sequence);
     const bool named = row != nullptr && row->log_generation == parsed->generation;
-    if (rows_ != nullptr && !named) {
-      ++sink_.report().logs;
+    if (rows_ != nullptr && !named)
       return orphan(path, row == nullptr ? "no sequence of the catalogue has this log"
                                          : "the sequence has another log: this one is of the past");
-    }
     if (named) logs_.insert(parsed->sequence);
-    const std::optional<TailLogHeader> header = read_log_header(io_, path, *parsed, &sink_);
-    if (!header) return;
-    const SpaceRow* space = find(spaces_, header->space);
-    if (row != nullptr) {
-      if (header->space != row->space)
-        mismatch(path, "header", "the log's space is not its sequence's");
-      if (space != nullptr && header->fingerprint != space->digest)
-        mismatch(path, "header", "the log's fingerprint is not its space's");
-      std::uint64_t sealed = 0;
-      for (const SequenceRow::Part& part : row->parts) sealed += part.visible_tokens;
-      if (header->base_token != sealed)
-        mismatch(path, "header",
-                 "the log begins at token " + std::to_string(header->base_token) +
-                     ", the sequence's tail at " + std::to_string(sealed));
+    const SpaceRow* space = named ? find(spaces_, row->space) : nullptr;
+    TailLogHeader expected;
+    if (space != nullptr) {
+      expected.space = row->space;
+      expected.fingerprint = space->digest;
+      for (const SequenceRow::Part& part : row->parts) expected.base_token += part.visible_tokens;
     }
-    if (sink_.deep()) check_log_records(io_, path, *header, geometry_of(header->space), &sink_);
+    const std::optional<TailLogHeader> header =
+        read_log_header(io_, *parsed, space != nullptr ? &expected : nullptr, &sink_);
+    if (header && sink_.deep())
+      check_log_records(io_, *header, geometry_of(header->space), 0, &sink_);
   }
 
   const Geometry* geometry_of(SpaceId space) const {
@@ -259,24 +241,11 @@ class Checker {
     const std::string path = "sidecars/" + name;
     const Result<SidecarName> parsed = sidecar_name_of(name);
     if (!parsed) return orphan(path, "this is not the name of a sidecar");
-    const std::optional<SidecarHeader> header = check_sidecar_file(io_, path, *parsed, &sink_);
     const auto segment = segments_.find(parsed->segment);
-    if (segment == segments_.end()) return orphan(path, "its segment is not there");
-    segment->second.sidecars.insert(parsed->kind);
-    if (!header || !segment->second.sound) return;
-    const SegmentFacts& facts = segment->second;
-    if (header->fingerprint != facts.fingerprint)
-      mismatch(path, "header", "the sidecar is of another space");
-    if (header->tokens != facts.tokens)
-      mismatch(path, "header", "the sidecar is of a segment of another length");
-    const Result<AbstractSpec> spec = unpack_abstract_spec(header->kind);
-    const Geometry* geometry = geometry_of(facts.space);
-    if (!spec || geometry == nullptr || header->tokens != facts.tokens) return;
-    const bool fits =
-        (spec->by_tokens() || header->units == spec->units_of(header->tokens)) &&
-        header->payload_bytes ==
-            AbstractLayout(*geometry, *spec, header->tokens, header->units).size_bytes();
-    if (!fits) mismatch(path, "header", "the abstracts have another length than the geometry says");
+    const bool there = segment != segments_.end();
+    if (there) segment->second.sidecars.insert(parsed->kind);
+    check_sidecar_file(io_, *parsed, there ? segment->second.owner : SidecarOwner{.there = false},
+                       &sink_);
   }
 
   void check_codebook(const std::string& name) {
@@ -285,7 +254,8 @@ class Checker {
     if (!parsed) return orphan(path, "this is not the name of a codebook");
     const SpaceRow* space = find(spaces_, parsed->space);
     if (rows_ != nullptr && space == nullptr) return orphan(path, "its space is not there");
-    check_codebook_file(io_, path, *parsed, space, &sink_);
+    codebooks_.insert(path);
+    check_codebook_file(io_, *parsed, space, &sink_);
   }
 
   void check_object(const std::string& name) {
@@ -293,16 +263,10 @@ class Checker {
     const Result<std::uint64_t> number = object_number_of(name);
     if (!number) return orphan(path, "this is not the name of an object file");
     const ObjectRow* row = find(object_rows_, *number);
-    if (rows_ != nullptr && row == nullptr) {
-      ++sink_.report().objects;
+    if (rows_ != nullptr && row == nullptr)
       return orphan(path, "no row of the catalogue names it: never published, or of the past");
-    }
     objects_.insert(*number);
-    const std::optional<ObjectHeader> header = check_object_file(io_, path, *number, &sink_);
-    if (!header || row == nullptr) return;
-    if (header->key != row->key) mismatch(path, "header", "the catalogue's row says another key");
-    if (header->value_bytes != row->value_bytes || header->checksum != row->checksum)
-      mismatch(path, "header", "the catalogue's row says another value");
+    check_object_file(io_, *number, row, &sink_);
   }
 
   void check_rows() {
@@ -312,8 +276,11 @@ class Checker {
     for (const SegmentRow& row : rows_->segments) check_segment_row(row);
     for (const SequenceRow& row : rows_->sequences) check_sequence(row);
     for (const ObjectRow& row : rows_->objects)
-      if (!objects_.contains(row.file))
-        missing(object_path(row.file), "the file of a stored object is not there");
+      if (!objects_.contains(row.file)) sink_.missing(object_path(row.file));
+    for (const SpaceRow& row : rows_->spaces)
+      for (const SpaceRow::Codebook& codebook : row.codebooks)
+        if (const std::string path = codebook_path(row.id, codebook.id); !codebooks_.contains(path))
+          sink_.missing(path);
   }
 
   void check_segment_row(const SegmentRow& row) {
@@ -324,14 +291,10 @@ class Checker {
       sink_.add(path, "", FindingKind::kMissing, FindingSeverity::kWarning,
                 "its parent " + hex16(row.parent.value) + " is not in the catalogue");
     const auto file = segments_.find(row.id);
-    if (file == segments_.end())
-      return missing(segment_path(row.id), "the file of a published segment is not there");
-    if (space != nullptr && !space->abstracts.empty() &&
-        !file->second.sidecars.contains(space->abstracts[0]))
-      sink_.add(
-          sidecar_path(row.id, space->abstracts[0]), "", FindingKind::kMissing,
-          FindingSeverity::kNote,
-          "the segment's abstracts are not stored: they are built again when they are wanted");
+    if (file == segments_.end()) return sink_.missing(segment_path(row.id));
+    if (space == nullptr) return;
+    const std::optional<std::uint32_t> kind = sidecar_of_seal(*space, row.tokens);
+    if (kind && !file->second.sidecars.contains(*kind)) sink_.missing(sidecar_path(row.id, *kind));
   }
 
   void check_sequence(const SequenceRow& row) {
@@ -356,8 +319,7 @@ class Checker {
       start += part.visible_tokens;
     }
     if (row.log_generation != 0 && !logs_.contains(row.id))
-      missing(tail_log_path(row.id, row.log_generation),
-              "the tail log of a sequence is not there: its committed tail is lost");
+      sink_.missing(tail_log_path(row.id, row.log_generation));
   }
 
   Io& io_;
@@ -371,9 +333,20 @@ class Checker {
   std::map<SegmentId, SegmentFacts> segments_;  // files that are there
   std::set<SequenceId> logs_;                   // sequences whose log is there
   std::set<std::uint64_t> objects_;             // files that are there and have a row
+  std::set<std::string> codebooks_;             // files that are there
 };
 
 }  // namespace
+
+StoreReport check_codebooks(Io& io, const StoreRows& rows) {
+  StoreReport report;
+  const StoreCheckOptions options;
+  CheckSink sink(options, &report);
+  for (const SpaceRow& row : rows.spaces)
+    for (const SpaceRow::Codebook& codebook : row.codebooks)
+      check_codebook_file(io, {row.id, codebook.id}, &row, &sink);
+  return report;
+}
 
 StoreReport check_store(Io& io, const StoreRows* rows, const StoreCheckOptions& options) {
   StoreReport report;

@@ -31,7 +31,8 @@ enum class FindingKind : std::uint8_t {
 
 enum class FindingSeverity : std::uint8_t {
   kNote,     // worth knowing, nothing to do
-  kWarning,  // the daemon mends it by itself; nothing that was committed is lost
+  kWarning,  // the daemon mends it by itself; nothing that was committed is lost: the end of a log
+             // that a power cut tore, a sidecar or codebook, which are made from stored keys
   kDamage,   // something stored cannot be served any more
 };
 [[nodiscard]] const char* finding_severity_name(
@@ -83,6 +84,9 @@ struct StoreCheckOptions {
   std::function<bool(std::uint64_t files_done, std::uint64_t files_total, std::uint64_t read_bytes)>
       progress;
 };
+
+// Only the codebooks that rows name.
+[[nodiscard]] StoreReport check_codebooks(Io& io, const StoreRows& rows);
 
 // `io` is rooted at the store (folders segments/, logs/, sidecars/, codebooks/, objects/). `rows`
 // null: files alone, nothing is an orphan but a sidecar without its segment.

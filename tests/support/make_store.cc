@@ -1,8 +1,9 @@
 // make_store SOCKET NAME TOKENS [SEED [MODE]]: stores a sequence of known rows and commits it. MODE
 // "private": a private one, which it holds for five seconds instead. MODE "held": it is committed
 // and held open until the standard input ends. MODE "read": all of it is sealed, and a view with a
-// budget attends to it, again and again with the key of token 700 as query. For the tests of the
-// command line.
+// budget attends to it, again and again with the key of token 700 as query. MODE "codes": the same,
+// and the view chooses by key codes, so that there is a codebook. For the tests of the command
+// line.
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,12 +18,12 @@ namespace {
 
 using namespace kvtier::testing;
 
-kvt_status read_known(kvt_sequence* sequence, std::uint64_t seed) {
+kvt_status read_known(kvt_sequence* sequence, std::uint64_t seed, const char* preset) {
   constexpr std::uint64_t kToken = 700;
   constexpr int kSteps = 20;
   kvt_view_options options;
   kvt_view_options_init(&options);
-  options.preset = "quest";
+  options.preset = preset;
   options.budget = 48;
   kvt_view* view = nullptr;
   kvt_status status = kvt_view_open(sequence, &options, &view);
@@ -64,11 +65,11 @@ int main(int argc, char** argv) {
   if (status == KVT_OK && is_private) ::sleep(5);
   if (status == KVT_OK && mode == "held")
     while (std::getchar() != EOF) continue;
-  if (status == KVT_OK && mode == "read") {
+  if (status == KVT_OK && (mode == "read" || mode == "codes")) {
     kvt_sequence_close(sequence);  // seals it
     sequence = nullptr;
     status = kvt_sequence_open(space, argv[2], 0, 0, &sequence);
-    if (status == KVT_OK) status = read_known(sequence, seed);
+    if (status == KVT_OK) status = read_known(sequence, seed, mode == "read" ? "quest" : "codes");
   }
   if (status != KVT_OK)
     std::fprintf(stderr, "make_store: %s: %s\n", kvt_strerror(status), kvt_last_error());

@@ -118,6 +118,18 @@ TEST_F(EngineMaintenance, RepairCutsAPrivateSequenceInMemoryAlone) {
   expect_chat(100);
 }
 
+TEST_F(EngineMaintenance, NothingIsDroppedForAWarning) {
+  const std::string path = segment_path(segments()[1]);
+  world.disk().rot(path, *world.disk().size_bytes(path) - 1, 3);  // padding
+  const Json verified = request({{"op", "verify"}});
+  EXPECT_EQ(verified["sound"], true);
+  ASSERT_EQ(verified["problems"].size(), 1u) << verified.dump(1);
+  EXPECT_EQ(verified["problems"][0]["severity"], "warning");
+  EXPECT_EQ(request({{"op", "repair"}})["dropped"], 0);
+  EXPECT_EQ(state().metrics.segments_bad, 0u);
+  expect_chat(300);
+}
+
 TEST_F(EngineMaintenance, GcMakesOneSegmentOfThreeThatTheDiskHas) {
   const std::vector<SegmentId> before = segments();
   const std::uint64_t bytes = state().segments.disk_bytes;

@@ -82,6 +82,8 @@ class StoreCheck : public ::testing::Test {
                                 samples::small_geometry(), kSeed, {3, 1, 33}));
     space.id = kCodesSpace;
     space.geometry = codes_geometry();
+    space.abstracts = {parse_abstract_spec("codes:4/tokens")->packed()};
+    space.codebooks = {{space.abstracts[0], 9}};
     rows_.spaces.push_back(space);
     codebook_ = codebook_path(kCodesSpace, 9);
     put(codebook_, make_codebook(9));
@@ -192,6 +194,20 @@ TEST_F(StoreCheck, ADamagedCodebookIsNamed) {
   EXPECT_EQ(named(check(false, true), codebook_).size(), 1u) << "another one under its name";
 }
 
+// It is made anew from stored keys, and so are the codes that refer to it: no damage.
+TEST_F(StoreCheck, ALostCodebookLeavesTheStoreSound) {
+  const std::unique_ptr<Io> io = make_sim_io(disk_, clock_);
+  EXPECT_TRUE(check_codebooks(*io, rows_).findings.empty());
+  disk_.rot(codebook_, 5000, 2);
+  expect_one(codebook_, "damaged/warning/payload", false);
+  EXPECT_TRUE(check().sound());
+  ASSERT_TRUE(disk_.unlink(codebook_).has_value());
+  expect_one(codebook_, "missing/warning/", false);
+  EXPECT_TRUE(check().sound());
+  EXPECT_EQ(named(check_codebooks(*io, rows_), codebook_),
+            std::vector<std::string>{"missing/warning/"});
+}
+
 // Every byte of metadata, and of every page its first 512 and then every 64th, in a store of that
 // file alone.
 TEST_F(StoreCheck, EveryFlippedByteIsNamed) {
@@ -291,7 +307,7 @@ TEST_F(StoreCheck, MissingFilesAreNamed) {
   EXPECT_EQ(named(report, first_), std::vector<std::string>{"missing/damage/"});
   EXPECT_EQ(named(report, log_), std::vector<std::string>{"missing/damage/"});
   EXPECT_EQ(named(report, sidecar_path(SegmentId{2}, kKind)),
-            std::vector<std::string>{"missing/note/"});
+            std::vector<std::string>{"missing/warning/"});
   EXPECT_EQ(named(report, sidecar_path(SegmentId{1}, kKind)),
             std::vector<std::string>{"orphan/warning/"});
   EXPECT_TRUE(check(false, false).sound());

@@ -2,18 +2,20 @@
 // none and never writes.
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 
 #include "tiers/catalogue.h"
 #include "tiers/store_check.h"
 #include "tiers/store_rebuild.h"
+#include "tiers/store_report.h"
 #include "tools/cli/commands.h"
 
 namespace kvtier::cli {
 namespace {
 
-// The same shape as the daemon's reply, from a check of the directory alone.
+// As the daemon replies, from a check of the directory alone.
 Result<Json> check_offline(const std::string& store, bool deep) {
   IoOptions io_options;
   io_options.root = store;
@@ -22,7 +24,6 @@ Result<Json> check_offline(const std::string& store, bool deep) {
   CatalogueOptions catalogue_options;
   catalogue_options.path = store + "/catalogue";
   catalogue_options.read_only = true;
-  Json problems = Json::array();
   Result<StoreRows> rows = error(Code::kNotFound);
   Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(catalogue_options);
   rows = catalogue ? load_store_rows(**catalogue) : error(catalogue.error());
@@ -31,7 +32,7 @@ Result<Json> check_offline(const std::string& store, bool deep) {
   const bool empty = rows && rows->spaces.empty() && rows->segments.empty() &&
                      rows->sequences.empty() && rows->objects.empty() && rows->damaged.empty();
   // One that knows nothing does not make leftovers of the files.
-  const StoreReport report = check_store(*io, rows && !empty ? &*rows : nullptr, options);
+  StoreReport report = check_store(*io, rows && !empty ? &*rows : nullptr, options);
   const bool catalogue_lost =
       !rows || (empty && report.segments + report.logs + report.objects != 0);
   const std::string remake =
@@ -39,34 +40,26 @@ Result<Json> check_offline(const std::string& store, bool deep) {
   // Of a newer kvtier, unreadable, on a failing disk: a new one is no mend.
   const bool repairable =
       rows || rows.error().code == Code::kCorrupt || rows.error().code == Code::kNotFound;
+  if (catalogue_lost) {
+    ++report.damage;
+    report.findings.push_back({"catalogue", "", FindingKind::kDamaged, FindingSeverity::kDamage,
+                               rows ? "it is empty and the store is not" + remake
+                               : rows.error().code == Code::kNotFound
+                                   ? rows.error().message() + remake
+                                   : with_store_named(describe(rows.error()), store)});
+  }
+  Json reply{{"ok", true}};
+  reply.update(report_json(std::move(report), deep));
   if (catalogue_lost)
-    problems.push_back(
-        Json{{"object", "catalogue"},
-             {"mend", repairable ? "kvtier repair --store " + shell_word(store) : ""},
-             {"region", ""},
-             {"severity", "damage"},
-             {"reason", rows ? "it is empty and the store is not" + remake
-                        : rows.error().code == Code::kNotFound
-                            ? rows.error().message() + remake
-                            : with_store_named(describe(rows.error()), store)}});
-  for (const Finding& finding : report.findings)
-    problems.push_back(Json{{"object", finding.path},
-                            {"region", finding.region},
-                            {"severity", finding_severity_name(finding.severity)},
-                            {"reason", finding.what}});
-  return Json{{"sound", report.sound() && !catalogue_lost},
-              {"segments", report.segments},
-              {"objects", report.objects},
-              {"chunks", deep ? report.chunks_checked : report.chunks},
-              {"bytes", report.read_bytes},
-              {"problems", std::move(problems)}};
+    reply["problems"][0]["mend"] = repairable ? "kvtier repair --store " + shell_word(store) : "";
+  return reply;
 }
 
 void print_problems(const Json& reply) {
-  std::vector<std::vector<std::string>> rows = {{"OBJECT", "WHERE", "WHAT"}};
+  std::vector<std::vector<std::string>> rows = {{"OBJECT", "WHERE", "SEVERITY", "WHAT"}};
   for (const Json& problem : reply["problems"])
-    rows.push_back(
-        {text_of(problem, "object"), text_of(problem, "region"), text_of(problem, "reason")});
+    rows.push_back({text_of(problem, "object"), text_of(problem, "region"),
+                    text_of(problem, "severity"), text_of(problem, "reason")});
   if (rows.size() > 1) print_table(rows);
 }
 
@@ -80,6 +73,15 @@ std::string mend_of(const Json& reply, const std::string& store) {
   }
   return std::string(store.empty() ? "; " : "; with kvtierd running over this store, ") +
          "`kvtier repair` drops what is damaged, so that storing it again heals it";
+}
+
+std::string warnings_of(const Json& reply) {
+  const auto count = std::ranges::count_if(reply["problems"], [](const Json& problem) {
+    return text_of(problem, "severity") == "warning";
+  });
+  return count == 0 ? ""
+                    : "; " + counted(static_cast<std::uint64_t>(count), "warning") +
+                          ": nothing stored is lost, and kvtier mends it when it is needed";
 }
 
 int finish_verify(const Invocation& invocation, const Json& reply) {
@@ -98,7 +100,7 @@ int finish_verify(const Invocation& invocation, const Json& reply) {
                      ? "only heads and tables checked (" + bytes + "), not the chunks' bytes"
                      : bytes + " checked")
                     .c_str(),
-                sound ? "" : mend_of(reply, invocation.get("store")).c_str());
+                (sound ? warnings_of(reply) : mend_of(reply, invocation.get("store"))).c_str());
   }
   return sound ? 0 : 3;
 }
