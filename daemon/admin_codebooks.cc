@@ -56,6 +56,12 @@ Json entry_of(EngineState& engine, const Listing::Item& item, const Codebook* co
   return entry;
 }
 
+// To stats and doctor, from now on.
+void note_problem(EngineState& engine, const Listing::Item& item, const Status& status) {
+  const bool lost = status.code == Code::kNotFound || status.code == Code::kCorrupt;
+  codebook_of(engine, *item.space, item.spec).problem = lost ? status.message() : nullptr;
+}
+
 void next_item(EngineState& engine, const std::shared_ptr<Listing>& listing) {
   while (listing->next < listing->items.size()) {
     const Listing::Item item = listing->items[listing->next++];
@@ -68,6 +74,7 @@ void next_item(EngineState& engine, const std::shared_ptr<Listing>& listing) {
                          [&engine, listing, item](Result<std::shared_ptr<const Codebook>> read) {
                            Json entry = entry_of(engine, item, read ? read->get() : nullptr);
                            if (!read) entry["problem"] = read.error().message();
+                           note_problem(engine, item, read ? Status{} : read.error());
                            listing->list.push_back(std::move(entry));
                            next_item(engine, listing);
                          });

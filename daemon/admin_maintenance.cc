@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/shell_word.h"
 #include "daemon/admin.h"
+#include "daemon/codebooks.h"
 #include "daemon/committer.h"
 #include "daemon/compaction.h"
 #include "daemon/engine_state.h"
@@ -117,9 +118,17 @@ void forget_stale(EngineState& engine, Check& check) {
   });
 }
 
+// One that is in use serves on from memory.
+void note_codebook(EngineState& engine, const Problem& problem) {
+  SpaceCodebook& entry = engine.codebooks.all[problem.codebook];
+  if (entry.codebook == nullptr && problem.harmless())
+    entry.problem = problem.missing() ? "is not there" : "is damaged";
+}
+
 // What was found is known from now on: to stats, to doctor, and to the next daemon.
 void mark_found(EngineState& engine, const Check& check) {
   for (const Problem& problem : check.problems) {
+    if (problem.codebook.first != 0) note_codebook(engine, problem);
     if (!problem.segment.valid() || problem.derived || problem.harmless() || problem.newer() ||
         problem.unread())
       continue;

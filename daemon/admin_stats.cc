@@ -323,6 +323,11 @@ Json switched_off(const EngineState& engine) {
     say(OffTopic::kRotation,
         "no client has said how their runtime turns keys (rope_frequencies of the space); views of "
         "these segments read exact keys");
+  if (std::any_of(engine.codebooks.all.begin(), engine.codebooks.all.end(),
+                  [](const auto& entry) { return entry.second.problem != nullptr; }))
+    say(OffTopic::kCodebooks,
+        "a codebook is damaged or missing (kvtier codebooks); the next view that chooses by key "
+        "codes makes it anew, nothing stored is lost");
   if (std::string(engine.kernels->name) == "scalar")
     say(OffTopic::kKernels, "scalar; daemon.kernels says so, or this CPU has no vectors");
   if (!engine.options.admission)

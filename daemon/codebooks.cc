@@ -42,6 +42,7 @@ void install(EngineState& engine, SpaceCodebook& entry, std::shared_ptr<const Co
                 codebook->payload.size());
     entry.offset = *offset;
     entry.codebook = std::move(codebook);
+    entry.problem = nullptr;
   } else {
     ++engine.metrics.abstracts_full;
   }
@@ -91,6 +92,7 @@ void fail_load(EngineState& engine, const StoredSpace& named, AbstractSpec spec,
   std::erase_if(space.row.codebooks, [&](const SpaceRow::Codebook& row) { return row.id == id; });
   SpaceCodebook& entry = codebook_of(engine, space, spec);
   entry.state = CodebookState::kAbsent;
+  entry.problem = why;
   answer(entry);
 }
 

@@ -34,6 +34,7 @@ struct SpaceCodebook {
   CodebookState state = CodebookState::kAbsent;
   std::shared_ptr<const Codebook> codebook;
   std::uint64_t offset = UINT64_MAX;  // in the abstracts arena
+  const char* problem = nullptr;      // of its file, as somebody met it; until there is one again
   std::vector<std::function<void(std::shared_ptr<const Codebook>)>> waiting;
 };
 

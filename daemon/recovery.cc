@@ -143,6 +143,12 @@ Result<void> drop_orphans(EngineState& engine) {
                     [&](const SpaceRow::Codebook& row) { return row.id == codebook->id; });
     if (!known) drop_file(engine, codebook_path(codebook->space, codebook->id));
   }
+  for (const auto& [id, space] : engine.spaces)
+    for (const SpaceRow::Codebook& row : space->row.codebooks) {
+      const std::string path = codebook_path(id, row.id);
+      if (!std::binary_search(codebooks.begin(), codebooks.end(), path.substr(path.find('/') + 1)))
+        engine.codebooks.all[{id.value, row.abstract}].problem = "is not there";
+    }
   KVT_TRY(const std::vector<std::string> sidecars, io.list("sidecars"));
   for (const std::string& name : sidecars) {
     const Result<SidecarName> sidecar = sidecar_name_of(name);

@@ -16,18 +16,19 @@ enum class OffTopic {
   kAbstracts,
   kBaseRenditions,
   kRotation,
+  kCodebooks,
   kKernels,
   kAdmission,
   kDeclining,
   kVerification,
 };
 
-inline constexpr std::array kOffTopics = {OffTopic::kDisk,        OffTopic::kHugePages,
-                                          OffTopic::kWriting,     OffTopic::kOptionalWriting,
-                                          OffTopic::kAbstracts,   OffTopic::kBaseRenditions,
-                                          OffTopic::kRotation,    OffTopic::kKernels,
-                                          OffTopic::kAdmission,   OffTopic::kDeclining,
-                                          OffTopic::kVerification};
+inline constexpr std::array kOffTopics = {OffTopic::kDisk,      OffTopic::kHugePages,
+                                          OffTopic::kWriting,   OffTopic::kOptionalWriting,
+                                          OffTopic::kAbstracts, OffTopic::kBaseRenditions,
+                                          OffTopic::kRotation,  OffTopic::kCodebooks,
+                                          OffTopic::kKernels,   OffTopic::kAdmission,
+                                          OffTopic::kDeclining, OffTopic::kVerification};
 static_assert(static_cast<std::size_t>(kOffTopics.back()) + 1 == kOffTopics.size());
 
 // How a line of this topic begins.
@@ -47,6 +48,8 @@ static_assert(static_cast<std::size_t>(kOffTopics.back()) + 1 == kOffTopics.size
       return "base renditions or low-rank keys of some segments: ";
     case OffTopic::kRotation:
       return "low-rank keys of some segments: ";
+    case OffTopic::kCodebooks:
+      return "key codes of some spaces: ";
     case OffTopic::kKernels:
       return "kernels: ";
     case OffTopic::kAdmission:

@@ -82,6 +82,8 @@ OffMend mend_of(OffTopic topic) {
       return {Grade::kSlow,
               "open the space with rope_pairing, rope_positions and rope_frequencies "
               "(kvt_space_options; in Python arguments of open_space)"};
+    case OffTopic::kCodebooks:
+      return {Grade::kSlow, kMendCodebook};
     case OffTopic::kKernels:
       return {Grade::kSlow,
               "set daemon.kernels = \"auto\"; for a processor without vectors there is no mend"};

@@ -153,6 +153,17 @@ bool knows_nothing(const StoreRows& rows) {
          rows.objects.empty() && rows.damaged.empty();
 }
 
+// Those that a daemon would find when it needs them.
+void check_codebooks_of(const StoreRows& rows, const std::string& store,
+                        std::vector<Finding>* findings) {
+  const Result<std::unique_ptr<Io>> io = make_io({.root = store, .backend = "threads"});
+  if (!io) return;
+  for (const kvtier::Finding& found : check_codebooks(**io, rows).findings)
+    if (found.severity == FindingSeverity::kWarning)
+      findings->push_back(
+          {Grade::kSlow, "key codes", found.path + ": " + found.what, kMendCodebook});
+}
+
 }  // namespace
 
 std::string closed_part(const std::string& store, int* why) {
@@ -280,6 +291,7 @@ void check_catalogue(const std::string& store, std::vector<Finding>* findings) {
                                              : "empty, and the store is not") +
                              ": the daemon will not start",
                          "kvtier repair --store " + shell_word(store)});
+  if (rows) check_codebooks_of(*rows, store, findings);
   if (rows)
     check_damage(Json{{"damage",
                        {{"segments_damaged_now",

@@ -32,6 +32,10 @@ struct Seen {
   std::string probe_directory;  // where a scratch file may be written; "": nowhere in the store
 };
 
+// Of a codebook that is damaged or missing.
+inline constexpr const char* kMendCodebook =
+    "kvtier calibrate makes it anew now (kvtier codebooks names its model); so does the next view "
+    "that chooses by key codes";
 // What needs settings that cannot be read; their own finding has the mend.
 [[nodiscard]] Finding not_checked(const char* what, const std::string& why);
 // "" where no such setting is known.
