@@ -70,6 +70,13 @@ void print_settings(const Json& keys) {
   }
 }
 
+// Of settings that no daemon has answered, too.
+Json with_ok(const Json& answer) {
+  Json with{{"ok", true}};
+  with.update(answer);
+  return with;
+}
+
 int run_config(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
@@ -105,7 +112,7 @@ int run_config(const Invocation& invocation) {
       return 2;
     }
     if (invocation.json)
-      print_json(found);
+      print_json(with_ok(found));
     else
       // A script that asks for one key wants what it can calculate with.
       std::printf("%s\n", (::isatty(STDOUT_FILENO) != 0 ? show_size(wanted, found["value"])
@@ -114,7 +121,7 @@ int run_config(const Invocation& invocation) {
     return 0;
   }
   if (invocation.json) {
-    print_json(reply);
+    print_json(with_ok(reply));
     return 0;
   }
   print_settings(reply["keys"]);

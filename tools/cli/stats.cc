@@ -245,6 +245,7 @@ void print_all(const Json& stats) {
 void print_prometheus(const std::string& prefix, const Json& value) {
   for (const auto& [key, field] : value.items()) {
     const std::string name = prefix + "_" + key;
+    if (name == "kvtier_ok") continue;  // the answer's, not the daemon's
     if (field.is_object())
       print_prometheus(name, field);
     else if (field.is_number())
@@ -274,7 +275,6 @@ int run_stats(const Invocation& invocation) {
     Json reply;
     int exit_code = 0;
     if (!request(invocation, Json{{"op", "stats"}}, &reply, &exit_code)) return exit_code;
-    reply.erase("ok");
     if (interval > 0 && ::isatty(STDOUT_FILENO) != 0 && !invocation.json)
       std::printf("\033[H\033[2J");
     if (invocation.json)
