@@ -220,6 +220,7 @@ def test_a_codebook_in_memory_only_is_no_success(daemon, small, capsys):
         assert command("--json", "-") == 1
         told = json.loads(capsys.readouterr().out)
         assert not told["ok"] and [one["id"] for one in told["codebooks"]] == [entry["id"]]
+        assert told["code"] == 61
         assert command() == 1
         assert "in memory only, because it was made from private" in capsys.readouterr().err
     daemon.stop()
@@ -293,4 +294,4 @@ def test_without_a_daemon(monkeypatch, tmp_path, capsys):
     assert "KVTIER_DAEMON names " in capsys.readouterr().err
     assert main(["--calibrate", "--json", "-"]) == 1
     answer = json.loads(capsys.readouterr().out)
-    assert not answer["ok"] and "KVTIER_DAEMON names " in answer["error"]
+    assert not answer["ok"] and answer["code"] and "KVTIER_DAEMON names " in answer["error"]

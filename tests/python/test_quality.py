@@ -215,17 +215,20 @@ def test_a_wrong_argument_is_one_value(monkeypatch, tmp_path, capsys, arguments,
     out, error = capsys.readouterr()
     told = json.loads(out)
     assert (code, told["ok"], error) == (2, False, "") and says in told["error"]
+    assert told["code"] == (21 if "no such" in says else 20)
 
 
 @pytest.mark.parametrize(
-    "raised, code, says",
+    "raised, code, status, says",
     [
-        (PermissionError(13, "Permission denied", "m.gguf"), 1, "Permission denied: 'm.gguf'"),
-        (FileNotFoundError(2, "No such file or directory", "m"), 2, "No such file or directory"),
-        (kvtier.DaemonLost("kvtierd is gone"), 1, "kvtierd is gone"),
+        (PermissionError(13, "Permission denied", "m.gguf"), 1, 26, "Permission denied: 'm.gguf'"),
+        (FileNotFoundError(2, "No such file or directory", "m"), 2, 21, "No such file"),
+        (kvtier.DaemonLost("kvtierd is gone"), 1, 60, "kvtierd is gone"),
     ],
 )
-def test_an_error_within_a_run_is_one_value(monkeypatch, tmp_path, capsys, raised, code, says):
+def test_an_error_within_a_run_is_one_value(
+    monkeypatch, tmp_path, capsys, raised, code, status, says
+):
     def load(*_):
         raise raised
 
@@ -233,7 +236,7 @@ def test_an_error_within_a_run_is_one_value(monkeypatch, tmp_path, capsys, raise
     monkeypatch.setattr("kvtier.quality.model.load", load)
     assert main(["--tune", "1", "--json", "-"]) == code
     told = json.loads(capsys.readouterr().out)
-    assert not told["ok"] and says in told["error"]
+    assert not told["ok"] and told["code"] == status and says in told["error"]
     assert main([]) == code
     assert says in capsys.readouterr().err
 
@@ -273,7 +276,7 @@ def test_rows_are_said_also_where_their_profile_cannot_be_written(monkeypatch, c
     row |= {"device_bytes_ratio": 0.1, "resident_bytes_ratio": 0.1}
     assert tuned(None, None, parse(["--tune", "1", "--json", "-"]), [row]) == 1
     told = json.loads(capsys.readouterr().out)
-    assert told["rows"] == [row] and not told["ok"]
+    assert told["rows"] == [row] and not told["ok"] and told["code"] == 60
     assert "codes with a budget of 64 keeps KL <= 1.0, but its profile" in told["error"]
     assert "No space left" in told["error"]
 

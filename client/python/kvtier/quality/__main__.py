@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from pathlib import Path
@@ -39,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if not self._json:
             super().error(message)
-        print(json.dumps({"ok": False, "error": message}))
+        print(report.failure(message, report.INVALID))
         sys.exit(2)
 
 
@@ -220,13 +219,15 @@ def tuned(plan, judge, options: argparse.Namespace, rows: list[dict[str, Any]]) 
     if best is None:
         closest = min(rows, key=lambda row: row["kl"], default=None)
         near = f"; the closest: {closest['preset']} at {closest['budget']}" if closest else ""
-        fail(options, f"nothing that was tried keeps KL <= {options.tune}{near}")
+        text = f"nothing that was tried keeps KL <= {options.tune}{near}"
+        fail(options, text, report.NOT_FOUND)
         return 1
     try:
         path = tune.write_profile(tune.profile_text(judge, plan, options.tune, best))
     except OSError as error:  # what was measured is not lost with it
         held = f"{best['preset']} with a budget of {best['budget']} keeps KL <= {options.tune}"
-        fail(options, f"{held}, but its profile cannot be written: {error}", rows=rows)
+        text = f"{held}, but its profile cannot be written: {error}"
+        fail(options, text, report.code_of(error), rows=rows)
         return 1
     if options.json == "-":
         chosen = {name: best[name] for name in ("preset", "budget", "kl")}
@@ -241,10 +242,10 @@ def tuned(plan, judge, options: argparse.Namespace, rows: list[dict[str, Any]]) 
     return 0
 
 
-def fail(options: argparse.Namespace, text: str, **more: Any) -> None:
+def fail(options: argparse.Namespace, text: str, code: int, **more: Any) -> None:
     """Where one JSON value is expected, the error is one, too."""
     if (options.tune is not None or options.calibrate) and options.json == "-":
-        print(report.as_json({"ok": False, "error": text} | more))
+        print(report.failure(text, code, **more))
     else:
         print(text, file=sys.stderr)
 
@@ -253,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if text := problem(options):
-        fail(options, text)
+        fail(options, text, report.INVALID)
         return 2
     if options.list:
         from . import engines
@@ -291,7 +292,8 @@ def main(arguments: list[str] | None = None) -> int:
         *(OSError, Error, KeyError, run.TooShort, probes.NoRoom),
         *(trace.NotRows, daemon.NotThere),
     ) as error:
-        fail(options, str(error.args[0] if isinstance(error, KeyError) else error))
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        fail(options, text, report.code_of(error))
         asked = not isinstance(error, (OSError, Error)) or isinstance(error, FileNotFoundError)
         return 2 if asked else 1
     return 0

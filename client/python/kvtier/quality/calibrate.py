@@ -24,7 +24,7 @@ from typing import Any
 
 from .. import Error, NotFound, presets
 from ..story.progress import Step
-from . import daemon, model as judges, run, texts
+from . import daemon, model as judges, report, run, texts
 
 PRESET = "codes"
 TOKENS_MIN = 256
@@ -41,6 +41,8 @@ Entry = dict[str, Any]  # of the daemon's list of codebooks
 
 class NotMade(Exception):
     """The daemon trained none."""
+
+    status = report.MISS
 
 
 def calibrate(
@@ -187,14 +189,16 @@ def command(options: argparse.Namespace) -> int:
         made = _command(options)
     except (OSError, run.TooShort, daemon.NotThere, NotMade, Error) as error:
         if options.json == "-":
-            print(json.dumps({"ok": False, "error": str(error)}))
+            print(report.failure(str(error), report.code_of(error)))
         else:
             print(error, file=sys.stderr)
         asked = isinstance(error, (FileNotFoundError, run.TooShort, daemon.NotThere))
         return 2 if asked else 1
     stored = not any(entry.get("in_memory") for entry in made)
     if options.json is not None:
-        told = {"codebooks": made, "ok": stored} | ({} if stored else {"error": IN_MEMORY})
+        told: dict[str, Any] = {"codebooks": made, "ok": stored}
+        if not stored:
+            told |= {"code": report.READ_ONLY, "error": IN_MEMORY}
         line = json.dumps(told) + "\n"
         sys.stdout.write(line) if options.json == "-" else Path(options.json).write_text(line)
     if not stored and options.json != "-":

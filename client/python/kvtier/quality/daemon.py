@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import metrics
+from . import metrics, report
 from .evaluate import Progress, Settings, mean_over_layers
 from .model import Judge
 from .prefix import Prefix
@@ -34,6 +34,8 @@ WAIT_MS = 600_000  # what is measured is the choice, not how soon a worker has b
 
 class NotThere(Exception):
     """The daemon does not know a preset, or cannot run it."""
+
+    status = report.NOT_FOUND
 
 
 def name_of(prefix: Prefix) -> str:

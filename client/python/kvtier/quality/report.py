@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .. import Error
+
 Row = dict[str, Any]
 
 COLUMNS = (
@@ -115,6 +117,24 @@ ANSWERS = Look(probe_head, probe_line, PROBES_EXPLAINED)
 
 def as_json(row: Row) -> str:
     return json.dumps(_rounded(row))
+
+
+# Statuses of the C API, which errors have as `code`.
+MISS, INVALID, NOT_FOUND, PERMISSION, IO, READ_ONLY = 1, 20, 21, 26, 60, 61
+
+
+def code_of(error: Exception) -> int:
+    if isinstance(error, Error):
+        return getattr(error, "code", IO)
+    if isinstance(error, (FileNotFoundError, KeyError)):
+        return NOT_FOUND
+    if isinstance(error, OSError):
+        return PERMISSION if isinstance(error, PermissionError) else IO
+    return getattr(error, "status", INVALID)
+
+
+def failure(text: str, code: int, **more: Any) -> str:
+    return as_json({"ok": False, "code": code, "error": text} | more)
 
 
 def _rounded(value: Any) -> Any:
