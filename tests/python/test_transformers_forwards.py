@@ -3,6 +3,8 @@ where it threw, how exact it is in 16 bits."""
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from reference import ReferenceSequence
@@ -74,6 +76,23 @@ def test_a_call_that_is_refused_keeps_the_tokens_of_the_one_before(model, cache)
         with pytest.raises(ValueError, match="batch 2"):
             model(input_ids=torch.tensor([[1], [1]]), past_key_values=cache)
     assert cache.length == cache.get_seq_length() == 32
+
+
+def test_a_cache_that_is_dropped_is_closed(model, client):
+    """Without close(), and without a look for cycles: its name is free for the next writer."""
+    space = adapter.open_space(client, model)
+    cache = adapter.attach(space, PROMPT, name="dropped")
+    gc.disable()
+    try:
+        forward(model, cache, PROMPT)
+        forward(model, cache, [7])
+        del cache
+        again = adapter.resume(space, "dropped")
+    finally:
+        gc.enable()
+    assert again.length == len(PROMPT) + 1
+    forward(model, again, [7])
+    again.close()
 
 
 @pytest.mark.parametrize("dtype, name", [(torch.bfloat16, "bf16"), (torch.float16, "f16")])

@@ -4,6 +4,7 @@ exact attention of several new tokens over what is stored. transformers.py says 
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,7 +99,8 @@ class KvtierCache(Cache):
         self._open = self._ran = False
         self._prompt_flags: list[int] | None = None  # while `prefill` reads it, from its first on
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
-        super().__init__(layers=[KvtierLayer(self, i) for i in range(sequence.layer_count)])
+        me = weakref.proxy(self)  # no cycle: the sequence closes with the last use of this
+        super().__init__(layers=[KvtierLayer(me, i) for i in range(sequence.layer_count)])
 
     # ---- what transformers calls
 

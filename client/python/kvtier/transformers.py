@@ -183,8 +183,9 @@ def _before_forward(join: _Join, model: torch.nn.Module, args: tuple, kwargs: di
 def _after_forward(join: _Join, model: torch.nn.Module, args: tuple, output: Any) -> None:
     """Without an output: the forward threw, and the call that is made again gives its tokens
     again."""
-    if join.cache is not None:
-        join.cache._ended(ran=output is not None)
+    cache, join.cache = join.cache, None  # what is kept here would stay open
+    if cache is not None:
+        cache._ended(ran=output is not None)
 
 
 # ---- use -----------------------------------------------------------------------------------------
