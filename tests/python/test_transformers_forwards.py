@@ -78,6 +78,59 @@ def test_a_call_that_is_refused_keeps_the_tokens_of_the_one_before(model, cache)
     assert cache.length == cache.get_seq_length() == 32
 
 
+ORDER = torch.arange(30, 36)[None]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"attention_mask": torch.ones(1, 1, 6, 36, dtype=torch.bool)}, "two dimensions"),
+        ({"attention_mask": torch.ones(1, 6, 36)}, "two dimensions"),
+        ({"attention_mask": {"full_attention": None}}, "two dimensions"),
+        ({"position_ids": torch.tensor([[30, 31, 34, 35, 36, 37]])}, "not 30 to 35"),
+        ({"position_ids": torch.tensor([[30, 31, 32, 30, 31, 32]])}, "not 30 to 35"),
+        ({"position_ids": torch.stack([ORDER, ORDER, ORDER + 1])}, "not 30 to 35"),
+        ({"position_ids": ORDER[:, :1]}, "not 30 to 35"),
+    ],
+)
+def test_other_masks_and_positions_are_refused(model, cache, options, words):
+    """Rows that were computed with them would be found by their tokens as if they were plain."""
+    with pytest.raises(ValueError, match=words):
+        forward(model, cache, PROMPT[30:36], **options)
+    assert cache.length == 30
+
+
+def test_a_mask_that_is_not_named_is_refused(model, cache):
+    with pytest.raises(ValueError, match="name all but the first"):
+        model.model(torch.tensor([[7]]), torch.zeros(1, 1, 1, 31), past_key_values=cache)
+    assert cache.length == 30
+
+
+def test_plain_masks_and_positions_are_taken(model, cache):
+    want = forward(model, None, PROMPT[:36])
+    for options in (
+        {"attention_mask": torch.ones(1, 36)},
+        {"attention_mask": torch.ones(1, 6, dtype=torch.long), "position_ids": ORDER},
+    ):
+        got = forward(model, cache, PROMPT[30:36], **options)
+        assert (got - want).abs().max() < 1e-4
+        cache.crop(-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"prefill_chunk_size": 4}, {"prompt_lookup_num_tokens": 3}],
+)
+def test_generate_counts_positions_as_the_cache_does(model, cache, options):
+    plain = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    prompt = torch.tensor([[*PROMPT, 3, 4, 5]])
+    want = model.generate(prompt, **plain)
+    if "prompt_lookup_num_tokens" in options:
+        cache.reset()  # transformers would give it all of the prompt once more
+    got = model.generate(prompt, past_key_values=cache, **plain, **options)
+    assert got.tolist() == want.tolist()
+
+
 def test_a_cache_that_is_dropped_is_closed(model, client):
     """Without close(), and without a look for cycles: its name is free for the next writer."""
     space = adapter.open_space(client, model)

@@ -16,8 +16,9 @@ token: the view attends, in C++, over as many rows as its budget allows. Several
 over the stored rows, read piece by piece into two buffers of 2,048 rows, merged with the causal
 part over the new ones by log-sum-exp; or through the view, where its preset chooses for blocks.
 
-Limits, each an error that says so: batch 1, no padding, full-attention layers, CPU tensors, at most
-1,024 new tokens in one forward (`prefill` cuts longer ones). One thread at a time per model.
+Limits, each an error that says so: batch 1, causal masks without padding, positions in order,
+full-attention layers, CPU tensors, at most 1,024 new tokens in one forward (`prefill` cuts longer
+ones). One thread at a time per model.
 transformers 5.2 and later.
 """
 
@@ -158,26 +159,38 @@ def _before_forward(join: _Join, model: torch.nn.Module, args: tuple, kwargs: di
             f"{ids.shape[1]} new tokens in one forward, at most {PIECE_TOKENS}: use "
             "kvtier.transformers.prefill, or generate(..., prefill_chunk_size=1024)"
         )
-    mask = kwargs.get("attention_mask")
-    if mask is not None and mask.ndim == 2 and not bool(mask.all()):
+    if len(args) > 1:
+        raise ValueError("kvtier reads a forward's arguments: name all but the first, input_ids")
+    _check_mask(kwargs.get("attention_mask"), cache.length, ids.shape[1])
+    positions = kwargs.get("position_ids")
+    own = torch.arange(cache.length, cache.length + ids.shape[1])
+    if positions is not None and (
+        positions.shape[-1:] != own.shape or not bool((positions == own).all())
+    ):
+        raise ValueError(
+            f"position_ids are not {cache.length} to {cache.length + ids.shape[1] - 1}, one by "
+            "one: kvtier finds rows by their tokens, so leave position_ids out"
+        )
+    join.cache._begin(ids[0].tolist(), join.tokens)
+
+
+def _check_mask(mask: Any, length: int, new: int) -> None:
+    """Only that every token sees all before it: rows are found again by nothing but tokens."""
+    if mask is None:
+        return
+    if getattr(mask, "ndim", None) != 2:
+        raise ValueError(
+            "kvtier does causal attention only: pass no attention_mask, or one of two dimensions"
+        )
+    if not bool(mask.all()):
         raise ValueError(
             "kvtier does not store padding: drop the padded tokens and pass a mask of ones"
         )
-    if (
-        mask is not None
-        and mask.ndim == 2
-        and mask.shape[1] not in (ids.shape[1], cache.length + ids.shape[1])
-    ):
+    if mask.shape[1] not in (new, length + new):
         raise ValueError(
-            f"attention_mask covers {mask.shape[1]} tokens, cache and input are "
-            f"{cache.length + ids.shape[1]}: pass the full prompt with the restored cache"
+            f"attention_mask covers {mask.shape[1]} tokens, cache and input are {length + new}: "
+            "pass the full prompt with the restored cache"
         )
-    positions = kwargs.get("position_ids")
-    if positions is not None and int(positions.flatten()[0]) != cache.length:
-        raise ValueError(
-            f"position_ids begin at {int(positions.flatten()[0])}, the cache ends at {cache.length}"
-        )
-    join.cache._begin(ids[0].tolist(), join.tokens)
 
 
 def _after_forward(join: _Join, model: torch.nn.Module, args: tuple, output: Any) -> None:
