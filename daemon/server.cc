@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "client/ipc/unix_socket.h"
 #include "client/ipc/wait.h"
 #include "daemon/admin.h"
 #include "daemon/control_server.h"
@@ -27,6 +28,7 @@ namespace kvtier {
 namespace {
 
 constexpr std::uint64_t kDrainDeadlineNs = 20'000'000'000;
+constexpr std::uint32_t kStoreLockMs = 3000;
 // Of a spinning engine, between two looks at everything else.
 constexpr int kRingLooks = 16;
 
@@ -54,15 +56,23 @@ Result<void> prepare_store(const std::string& path) {
   return {};
 }
 
-// One daemon per store.
-Result<UniqueFd> lock_store(const std::string& path) {
+// One daemon per store. One that ends gives its socket up before its store, so it is waited for;
+// not where somebody serves our socket: then we are one too many.
+Result<UniqueFd> lock_store(const ServerOptions& options) {
+  const std::string& path = options.daemon.store_path;
   KVT_TRY_VOID(prepare_store(path));
   UniqueFd lock(::open((path + "/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock.valid())
     return error(Code::kReadOnly,
                  "cannot write in the store's directory: check its owner and its mount", errno);
-  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
-    return error(Code::kBusy, "another kvtierd serves this store: stop it, or set store.path");
+  const Deadline deadline = Deadline::after_ms(kStoreLockMs);
+  while (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    const bool served = options.listening_socket < 0 &&
+                        connect_unix(options.daemon.socket_path, Deadline::after_ms(0));
+    if (served || deadline.passed())
+      return error(Code::kBusy, "another kvtierd serves this store: stop it, or set store.path");
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
   return lock;
 }
 
@@ -236,7 +246,7 @@ Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options) {
   state->options = options;
   // First, as a start that fails here leaves the store's place as it was.
   if (options.listening_socket < 0) KVT_TRY_VOID(check_listening_place(options.daemon.socket_path));
-  KVT_TRY(state->store_lock, lock_store(options.daemon.store_path));
+  KVT_TRY(state->store_lock, lock_store(options));
   UnixListener listener;
   if (options.listening_socket >= 0)
     listener.socket = UniqueFd(options.listening_socket);

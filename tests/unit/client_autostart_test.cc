@@ -1,6 +1,8 @@
 // The daemon starts by itself on first use: a real kvtierd, and the example program as its client.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,6 +17,7 @@
 #include <thread>
 
 #include "base/json.h"
+#include "base/unique_fd.h"
 #include "client/autostart.h"
 #include "client/ipc/paths.h"
 #include "kvtier/kvtier.h"
@@ -162,6 +165,27 @@ TEST_F(Autostart, ManyClientsStartOneDaemon) {
     EXPECT_EQ(request(client, R"({"op": "status"})")["pid"].get<pid_t>(), pid_);
     kvt_client_close(client);
   }
+}
+
+// One that ends gives its socket up before its store.
+TEST_F(Autostart, ADaemonWaitsForTheOneBeforeItToEnd) {
+  ASSERT_EQ(::mkdir((root_ + "/store").c_str(), 0700), 0);
+  UniqueFd before(::open((root_ + "/store/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  ASSERT_EQ(::flock(before.get(), LOCK_EX | LOCK_NB), 0);
+  std::thread ends([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1500));  // beyond a client's own patience
+    before.reset();
+  });
+  kvt_client* client = connect(true);
+  ends.join();
+  ASSERT_NE(client, nullptr);
+  note_pid(client);
+  kvt_client_close(client);
+  const auto start = std::chrono::steady_clock::now();
+  const std::string said = output_of(std::string(KVTIERD) + " 2>&1 || [ $? = 2 ]");
+  EXPECT_NE(said.find("another kvtierd serves this store"), std::string::npos) << said;
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(2000))
+      << "none is waited for that serves the socket";
 }
 
 TEST_F(Autostart, ADaemonThatCannotRunSaysWhy) {
