@@ -3,6 +3,7 @@ hold do."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -216,6 +217,31 @@ def read(path: Path) -> bytes:
 def test_what_cannot_work_is_said_at_once(arguments, words):
     run = story(*arguments)
     assert run.returncode == 2 and words in run.stderr and "Traceback" not in run.stderr
+
+
+def test_what_is_not_the_storys_own_stays(tmp_path):
+    """Neither a store nor a file of others is replaced, nor its own store while a daemon has it."""
+    store, settings = tmp_path / "store", tmp_path / "settings.json"
+    check = (__file__, "q", "--check", "--directory", tmp_path)
+    assert story(*check).returncode == 0
+    store.mkdir()
+    (store / "LOCK").touch()
+    for others in (None, "[]", '{"editor.tabSize": 4}'):
+        if others is not None:
+            settings.write_text(others)
+        run = story(*check[:2], *check[3:])  # the whole story, not the check alone
+        assert run.returncode == 2 and f"{store} is not of this story" in run.stderr
+        assert (store / "LOCK").exists() and (others is None or settings.read_text() == others)
+    shutil.move(store, tmp_path / "aside")
+    run = story(*check)
+    assert run.returncode == 2 and f"{settings} is not of this story" in run.stderr
+    shutil.move(tmp_path / "aside", store)
+    Settings("", "", "", "", str(tmp_path)).save()
+    assert story(*check).returncode == 0
+    with (store / "LOCK").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = story(*check)
+        assert run.returncode == 2 and f"a daemon uses {store}: stop that" in run.stderr
 
 
 @pytest.mark.parametrize("safe", [{}, {"PYTHONSAFEPATH": "1"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -137,6 +138,25 @@ def problem(arguments: argparse.Namespace) -> str | None:
     for name, least in (("budget", 64), ("tokens", 1), ("scored_tokens", 1), ("threads", 0)):
         if getattr(arguments, name) < least:
             return f"--{name.replace('_', '-')} {getattr(arguments, name)}: at least {least}"
+    return None if arguments.directory is None else occupied(arguments.directory)
+
+
+def occupied(directory: Path) -> str | None:
+    """What lies there and must stay: the story replaces only its own, where no daemon uses it."""
+    own = Settings("", "", "", "", str(directory))
+    try:
+        Settings.load(str(own.path))
+    except (OSError, ValueError, TypeError):
+        for path in (own.store, own.path, own.saved_cache, *map(own.result, ("decode", "resume"))):
+            if path.exists():
+                return f"{path} is not of this story, which replaces it: give another --directory"
+    try:
+        with (own.store / "LOCK").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return f"a daemon uses {own.store}: stop that, or give another --directory"
+    except OSError:
+        pass  # no store
     return None
 
 

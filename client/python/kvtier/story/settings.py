@@ -36,10 +36,13 @@ class Settings:
     def result(self, part: str) -> Path:
         return Path(self.directory) / f"{part}.json"
 
+    @property
+    def path(self) -> Path:
+        return Path(self.directory) / "settings.json"
+
     def save(self) -> Path:
-        path = Path(self.directory) / "settings.json"
-        path.write_text(json.dumps(asdict(self)))
-        return path
+        self.path.write_text(json.dumps(asdict(self)))
+        return self.path
 
     @staticmethod
     def load(path: str) -> "Settings":
