@@ -206,5 +206,26 @@ TEST_F(EngineSidecars, ALaneThatEndsAtOnceLeavesDirectoriesWhole) {
   expect_all(*client, *reader, ids);
 }
 
+// verify names one that is missing, and not one that is on its way.
+TEST_F(EngineSidecars, OneThatIsBeingWrittenIsNotMissing) {
+  store("chat", 1, {});
+  hold(IoOp::kWrite);
+  ASSERT_TRUE(client->control(Json{{"op", "reindex"}, {"all", true}}).ok());
+  const SegmentAbstract& lane = state().segments.all.begin()->second->abstracts.at(0);
+  for (int i = 0; i < 1000 && lane.writes == 0; ++i) world.turn();
+  ASSERT_EQ(lane.writes, 1u);
+  sim::Reply reply = client->control(Json{{"op", "verify"}});
+  EXPECT_EQ(reply.body["problems"].size(), 0u) << reply.body.dump(1);
+  let_go();
+  const std::string path = "sidecars/" + world.disk().list("sidecars")->at(0);
+  ASSERT_TRUE(world.disk().unlink(path).has_value());
+  reply = client->control(Json{{"op", "verify"}});
+  EXPECT_EQ(reply.body["sound"], true);
+  ASSERT_EQ(reply.body["problems"].size(), 1u) << reply.body.dump(1);
+  EXPECT_EQ(reply.body["problems"][0]["object"], path);
+  EXPECT_EQ(reply.body["problems"][0]["severity"], "warning");
+  EXPECT_EQ(client->control(Json{{"op", "repair"}}).body["dropped"], 0) << "nothing is there";
+}
+
 }  // namespace
 }  // namespace kvtier
