@@ -165,18 +165,25 @@ struct SharedNode : Node {
 struct Client final : SharedNode<kvt_client> {
   Client() : SharedNode("client") {}
   ~Client() override { drop(); }
-  kvt_status close_self() override {
-    const std::unique_lock<std::shared_mutex> lock(gate);
-    kvt_client_close(handle);
-    return KVT_OK;
-  }
+  using Value = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
   // Keys and values of batches that were submitted and not yet polled: the C side reads and writes
-  // them.
+  // them. While a value's view is held, a bytearray cannot move its memory.
   struct Batch {
     std::vector<std::string> keys;
-    std::vector<nb::object> values;
+    std::vector<Value> values;
     std::size_t left = 0;
   };
+  kvt_status close_self() override {
+    std::unordered_map<std::uint64_t, Batch> unread;
+    {
+      const std::unique_lock<std::shared_mutex> lock(gate);
+      kvt_client_close(handle);
+      unread.swap(batches);
+    }
+    const nb::gil_scoped_acquire gil;
+    unread.clear();
+    return KVT_OK;
+  }
   std::mutex batches_mutex;
   std::unordered_map<std::uint64_t, Batch> batches;  // guarded by batches_mutex
 };

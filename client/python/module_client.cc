@@ -34,22 +34,17 @@ nb::object client_request(Client& self, const nb::dict& request) {
   return json.attr("loads")(copy);
 }
 
-// The memory of one value: contiguous, and for get writable; never a converted copy, which the C
-// side would fill in vain.
-void take_value(const nb::object& value, bool writable, kvt_object* object) {
-  nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> readable;
+// One value: contiguous, and for get writable; never a converted copy, which the C side would fill
+// in vain.
+Client::Value take_value(const nb::object& value, bool writable) {
+  Client::Value readable;
   nb::ndarray<nb::c_contig, nb::device::cpu> room;
-  if (writable && nb::try_cast(value, room, false)) {
-    object->value = room.data();
-    object->value_bytes = room.nbytes();
-  } else if (!writable && nb::try_cast(value, readable, false)) {
-    // The C struct serves set and get; set only reads.
-    object->value = const_cast<void*>(readable.data());
-    object->value_bytes = readable.nbytes();
-  } else {
+  if (writable && nb::try_cast(value, room, false)) return Client::Value(room);
+  if (writable || !nb::try_cast(value, readable, false)) {
     invalid(writable ? "values of get: contiguous, writable arrays or buffers"
                      : "values of set: contiguous arrays or buffers");
   }
+  return readable;
 }
 
 std::uint64_t objects_submit(Client& self, const std::string& verb,
@@ -67,9 +62,12 @@ std::uint64_t objects_submit(Client& self, const std::string& verb,
     objects[i].key = batch.keys[i].data();
     objects[i].key_bytes =
         static_cast<std::uint32_t>(std::min<std::size_t>(batch.keys[i].size(), UINT32_MAX));
-    if (wants_values) take_value((*values)[i], number == KVT_OBJECT_GET, &objects[i]);
+    if (!wants_values) continue;
+    batch.values.push_back(take_value((*values)[i], number == KVT_OBJECT_GET));
+    // The C struct serves set and get; set only reads.
+    objects[i].value = const_cast<void*>(batch.values[i].data());
+    objects[i].value_bytes = batch.values[i].nbytes();
   }
-  if (values) batch.values = std::move(*values);
   batch.left = keys.size();
   std::uint64_t id = 0;
   self.run([&](kvt_client* client) {

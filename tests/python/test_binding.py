@@ -529,6 +529,22 @@ def test_opaque_objects(client):
         client.objects_submit("get", keys)
 
 
+def test_a_buffer_stays_where_it_is_until_its_result_is_polled(daemon):
+    """A bytearray that grew would move, and the result be written to memory that is let go."""
+    client = daemon.client()
+    for verb, content in (("set", b"x" * 5000), ("get", bytes(5000))):
+        value = bytearray(content)
+        batch = client.objects_submit(verb, [b"key"], [value])
+        with pytest.raises(BufferError):
+            value.extend(bytes(1 << 20))
+        assert [r[2] for r in results_of(client, batch, 1)] == [0]
+        assert value == b"x" * 5000
+        value.extend(bytes(1 << 20))
+    client.objects_submit("get", [b"key"], [value])
+    client.close()
+    value.extend(bytes(1 << 20))
+
+
 def signatures(stub: ast.Module) -> dict[str, dict[str, str]]:
     """What a stub declares, without its types: class ("" for functions) -> name -> "property" or
     the arguments."""
