@@ -4,10 +4,12 @@
 // OpenFile::poisoned.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <utility>
 
 #include "base/unique_fd.h"
 #include "tiers/io.h"
@@ -25,6 +27,18 @@ struct OpenFile {
   // later sync means anything. Any thread.
   std::atomic<bool> poisoned{false};
 };
+
+// Behind what waits already (anything with a `request`), but commits go first: of small reads more
+// are sent down than a back end runs at once.
+template <class Queue>
+void queue_request(Queue* waiting, typename Queue::value_type one) {
+  const auto is_commit = [](const auto& other) {
+    return other.request.priority == IoPriority::kCommit;
+  };
+  const auto place = is_commit(one) ? std::find_if_not(waiting->begin(), waiting->end(), is_commit)
+                                    : waiting->end();
+  waiting->insert(place, std::move(one));
+}
 
 class FileTable {
  public:

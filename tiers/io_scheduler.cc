@@ -83,35 +83,50 @@ std::size_t IoScheduler::poll() {
   return finished;
 }
 
+// Drops what is gone from its front. False: nothing waits.
+bool IoScheduler::waits(std::size_t urgency) {
+  std::deque<Waiting>& queue = waiting_[urgency];
+  while (!queue.empty() && queue.front().gone) queue.pop_front();
+  return !queue.empty();
+}
+
 // Stops at the first request that must wait: nothing less urgent may take the room that it waits
-// for.
+// for, but for one bulk request at a time. A warm keeps more waiting than fits for minutes, and who
+// waits for a seal would wait as long.
 void IoScheduler::start_what_fits() {
   for (std::size_t urgency = 0; urgency < kIoPriorities; ++urgency) {
-    std::deque<Waiting>& queue = waiting_[urgency];
-    while (!queue.empty()) {
-      if (queue.front().gone) {
-        queue.pop_front();
+    while (waits(urgency)) {
+      if (may_start(waiting_[urgency].front().request)) {
+        start_first(urgency);
         continue;
       }
-      if (!may_start(queue.front().request)) return;
-      IoRequest request = std::move(queue.front().request);
-      queue.pop_front();
-      const std::uint64_t size = request.size_bytes();
-      --stats_.waiting[urgency];
-      stats_.bytes[urgency] += size;
-      stats_.bytes_in_flight += size;
-      in_flight_bytes_[urgency] += size;
-      ++in_flight_count_[urgency];
-      request.done = [this, urgency, size, done = std::move(request.done)](Result<void> result) {
-        in_flight_bytes_[urgency] -= size;
-        --in_flight_count_[urgency];
-        stats_.bytes_in_flight -= size;
-        --outstanding_;
-        if (done) done(result);
-      };
-      io_.submit(std::move(request));
+      const bool bulk_runs =
+          in_flight_count_[kWriteBackClass] + in_flight_count_[kBackgroundClass] != 0;
+      if (urgency >= kWriteBackClass || bulk_runs) return;
+      for (const std::size_t bulk : {kWriteBackClass, kBackgroundClass})
+        if (waits(bulk)) return start_first(bulk);
+      return;
     }
   }
+}
+
+void IoScheduler::start_first(std::size_t urgency) {
+  IoRequest request = std::move(waiting_[urgency].front().request);
+  waiting_[urgency].pop_front();
+  const std::uint64_t size = request.size_bytes();
+  --stats_.waiting[urgency];
+  stats_.bytes[urgency] += size;
+  stats_.bytes_in_flight += size;
+  in_flight_bytes_[urgency] += size;
+  ++in_flight_count_[urgency];
+  request.done = [this, urgency, size, done = std::move(request.done)](Result<void> result) {
+    in_flight_bytes_[urgency] -= size;
+    --in_flight_count_[urgency];
+    stats_.bytes_in_flight -= size;
+    --outstanding_;
+    if (done) done(result);
+  };
+  io_.submit(std::move(request));
 }
 
 // A request above a bound starts when nothing of its class is in flight, or it would wait for ever;

@@ -3,7 +3,8 @@
 // Urgency first (commit > demand > prefetch > write-back > background), within a class in order of
 // submission. Bytes in flight are bounded, and bulk classes (write-back, background) get a smaller
 // bound of their own that shrinks while a commit or a demand read waits or is in flight: one
-// client's bulk write must not hold up another's read. What waits can be made more urgent, or taken
+// client's bulk write must not hold up another's read; nor do reads hold it up for ever: one bulk
+// request goes on beside whatever waits. What waits can be made more urgent, or taken
 // back, by its ticket.
 #pragma once
 
@@ -66,7 +67,9 @@ class IoScheduler {
   [[nodiscard]] Waiting* find(IoTicket ticket);
   // Takes its request out of the queue.
   IoRequest take(Waiting* waiting);
+  [[nodiscard]] bool waits(std::size_t urgency);
   void start_what_fits();
+  void start_first(std::size_t urgency);
   [[nodiscard]] bool may_start(const IoRequest& request) const noexcept;
 
   Io& io_;

@@ -143,7 +143,7 @@ void ThreadIo::submit(IoRequest request) {
   }
   {
     const std::lock_guard lock(mutex_);
-    waiting_.push_back(Job{std::move(request), *file, {}});
+    queue_request(&waiting_, Job{std::move(request), *file, {}});
   }
   wake_.notify_one();
 }

@@ -295,7 +295,7 @@ void UringIo::submit(IoRequest request) {
     signal();
     return;
   }
-  waiting_.push_back(Waiting{std::move(request), *file});
+  queue_request(&waiting_, Waiting{std::move(request), *file});
   start_waiting();
   // What callbacks submit goes down together at the end of poll().
   if (!polling_) flush();

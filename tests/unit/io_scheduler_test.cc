@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "tiers/io_files.h"
 #include "tiers/io_scheduler.h"
 
 namespace kvtier {
@@ -105,12 +106,12 @@ TEST_F(IoSchedulerTest, UrgencyFirstThenOrderOfSubmission) {
   submit(IoPriority::kDemand, 20, 64 * kKib);
   submit(IoPriority::kDemand, 21, 64 * kKib);
   submit(IoPriority::kPrefetch, 31, 64 * kKib);
-  EXPECT_EQ(io_.running(), 1u);
+  EXPECT_EQ(io_.running(), 2u) << "and one bulk request beside what waits";
   EXPECT_EQ(scheduler_.stats().waiting[static_cast<std::size_t>(IoPriority::kDemand)], 2u);
   io_.complete_all();
   scheduler_.poll();
   finish_all();
-  EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 20, 21, 30, 31, 40, 50}));
+  EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 40, 20, 21, 30, 31, 50}));
   EXPECT_EQ(called_, 7u);
 }
 
@@ -170,8 +171,9 @@ TEST_F(IoSchedulerTest, LargerThanTheBoundStartsAlone) {
   scheduler_.poll();
   EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 1}));
   submit(IoPriority::kWriteBack, 3, 4096 * kKib);
+  EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 1, 3})) << "2 waits: one of bulk goes on";
   finish_all();
-  EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 1, 2, 3}));
+  EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 1, 3, 2}));
 }
 
 TEST_F(IoSchedulerTest, LargeBulkStartsWhileUrgentReadsNeverEnd) {
@@ -185,6 +187,27 @@ TEST_F(IoSchedulerTest, LargeBulkStartsWhileUrgentReadsNeverEnd) {
   EXPECT_NE(std::find(io_.order().begin(), io_.order().end(), 1001u), io_.order().end())
       << "starved";
   finish_all();
+}
+
+// As a warm does: more waits than fits, until it ends.
+TEST_F(IoSchedulerTest, WriteBackGoesOnWhileAFullHouseOfHintsNeverEnds) {
+  for (const IoPriority flood : {IoPriority::kPrefetch, IoPriority::kDemand}) {
+    for (std::uint64_t i = 0; i < 8; ++i) submit(flood, i, 256 * kKib);
+    for (std::uint64_t i = 0; i < 4; ++i) submit(IoPriority::kWriteBack, 1000 + i, 64 * kKib);
+    submit(IoPriority::kWriteBack, 1004, 0);
+    submit(IoPriority::kBackground, 2000, 64 * kKib);
+    for (std::uint64_t i = 8; i < 60; ++i) {
+      submit(flood, i, 256 * kKib);
+      EXPECT_LE(io_.running_bytes(true), 64 * kKib) << "one at a time";
+      io_.complete_first();
+      scheduler_.poll();
+    }
+    for (const std::uint64_t tag : {1000, 1003, 1004, 2000})
+      EXPECT_EQ(std::count(io_.order().begin(), io_.order().end(), tag),
+                flood == IoPriority::kPrefetch ? 1 : 2)
+          << tag << " starved";
+    finish_all();
+  }
 }
 
 TEST_F(IoSchedulerTest, ACommitDoesNotQueueBehindReads) {
@@ -307,6 +330,26 @@ TEST_F(IoSchedulerTest, ErrorsFreeTheRoomToo) {
            [&](Result<void> result) { errors += result ? 0 : 1; });
   finish_all();
   EXPECT_EQ(errors, 20u);
+}
+
+// What a back end has taken and not begun.
+TEST(IoQueue, CommitsGoFirst) {
+  struct Taken {
+    IoRequest request;
+  };
+  std::deque<Taken> queue;
+  std::uint64_t tag = 0;
+  for (const IoPriority priority :
+       {IoPriority::kDemand, IoPriority::kCommit, IoPriority::kPrefetch, IoPriority::kCommit,
+        IoPriority::kDemand, IoPriority::kWriteBack}) {
+    IoRequest request;
+    request.priority = priority;
+    request.offset = tag++;
+    queue_request(&queue, Taken{std::move(request)});
+  }
+  std::vector<std::uint64_t> order;
+  for (const Taken& taken : queue) order.push_back(taken.request.offset);
+  EXPECT_EQ(order, (std::vector<std::uint64_t>{1, 3, 0, 2, 4, 5}));
 }
 
 }  // namespace
