@@ -23,6 +23,13 @@ Result<Mapping> map_tail(int fd, const TailLayout& layout) {
   return Mapping::map(fd, layout.size_bytes(), true);
 }
 
+tl::unexpected<Status> cut_error(std::uint64_t tokens) {
+  return error_with(Code::kStale,
+                    "a truncate that answered an error was done, %llu tokens are stored: truncate "
+                    "to that number, or close the sequence and open it again",
+                    static_cast<unsigned long long>(tokens));
+}
+
 }  // namespace
 
 Sequence::~Sequence() {
@@ -114,7 +121,7 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
         give_back(connection, handle);
         return unchanged;
       }
-      fresh.replay(*tail_);
+      if (sealed >= tail_->first_token()) fresh.replay(*tail_);  // else: cut
       KVT_LOG(kInfo, "sequence %llu: attached again, %llu tokens replayed",
               static_cast<unsigned long long>(id),
               static_cast<unsigned long long>(fresh.length() - sealed - in_tail));
@@ -145,6 +152,9 @@ Result<void> Sequence::check_unchanged(const std::shared_ptr<Connection>& connec
                                        std::uint64_t handle, const Directory& directory,
                                        const Tail& fresh) const {
   const std::uint64_t first = tail_->first_token(), sealed = fresh.first_token();
+  if (sealed < first && sealed >= cut_asked_ && fresh.length() == sealed &&
+      directory.differs_from(directory_) >= sealed)
+    return truncating_ ? Result<void>() : Result<void>(cut_error(sealed));
   if (sealed < first)
     return error_with(Code::kCorrupt,
                       "the daemon came back with %llu tokens of sequence %llu, where %llu to %llu "
@@ -227,7 +237,11 @@ Result<void> Sequence::refresh(Patience patience) {
   KVT_TRY_VOID(ensure(patience));
   KVT_TRY_VOID(take_finished_seals());
   KVT_TRY_VOID(refresh_directory());
-  return {};
+  return check_whole();
+}
+
+Result<void> Sequence::check_whole() const {
+  return was_cut() ? Result<void>(cut_error(directory_.tokens())) : Result<void>();
 }
 
 Result<void> Sequence::refresh_directory() {
@@ -310,11 +324,22 @@ Result<void> Sequence::truncate(std::uint64_t tokens) {
                       static_cast<unsigned long long>(tokens),
                       static_cast<unsigned long long>(length()));
   if (tokens == length()) return {};
-  return with_connection(Patience::kFull, [this, tokens] { return truncate_once(tokens); });
+  truncating_ = true;
+  const auto done =
+      with_connection(Patience::kFull, [this, tokens] { return truncate_once(tokens); });
+  truncating_ = false;
+  return done;
 }
 
 Result<void> Sequence::truncate_once(std::uint64_t tokens) {
-  KVT_TRY_VOID(settle_all_seals());
+  KVT_TRY_VOID(refresh_directory());
+  const std::uint64_t stored = was_cut() ? directory_.tokens() : length();
+  if (tokens > stored) return cut_error(stored);
+  if (was_cut()) {
+    abandon_seals();  // the daemon refuses them
+  } else {
+    KVT_TRY_VOID(settle_all_seals());
+  }
   const Tail::Half& active = tail_->half(tail_->active());
   if (tokens < tail_->first_token() || tokens - active.first_token < active.durable_tokens)
     return truncate_stored(tokens);
@@ -325,9 +350,10 @@ Result<void> Sequence::truncate_once(std::uint64_t tokens) {
 Result<void> Sequence::truncate_stored(std::uint64_t tokens) {
   const bool in_tail = tokens >= tail_->first_token();
   row_durable_ = false;  // where this fails, the catalogue is in doubt until the next commit
+  if (!in_tail) cut_asked_ = std::min(cut_asked_, tokens);
   KVT_TRY(ControlMessage reply,
           connection_->call(Json{{"op", "truncate"}, {"handle", handle_}, {"tokens", tokens}}, {},
-                            0, space_->client().deadline()));
+                            0, Deadline::after_ms(kDiskMs)));
   KVT_TRY(const std::uint64_t sealed, json_uint(reply.body, "tokens_sealed", 0));
   KVT_TRY_VOID(refresh_directory());
   if (sealed != directory_.tokens() || sealed != (in_tail ? tail_->first_token() : tokens))
@@ -336,6 +362,7 @@ Result<void> Sequence::truncate_stored(std::uint64_t tokens) {
     tail_->truncate(tokens);
   } else {
     tail_->restart(tokens);
+    cut_asked_ = UINT64_MAX;
   }
   return {};
 }

@@ -152,12 +152,19 @@ class Sequence {
   Result<void> take_attach(const std::shared_ptr<Connection>& connection, ControlMessage reply,
                            bool writable);
   // What is stored of the sequence, as attached again, is what this Sequence knows: the same
-  // segments below its tail, its own tokens in it. kStale where another writer changed it.
+  // segments below its tail, its own tokens in it. kStale where another writer changed it, and
+  // where a truncate of ours that answered an error did, unless this is for the next truncate.
   Result<void> check_unchanged(const std::shared_ptr<Connection>& connection, std::uint64_t handle,
                                const Directory& directory, const Tail& fresh) const;
   // Every look at the directory goes through this: what changed below its end is told to views.
   Result<void> refresh_directory();
   void tell_observers(std::uint64_t tokens);
+  // A truncate that answered an error was done: between what is stored and the tail tokens are
+  // missing.
+  [[nodiscard]] bool was_cut() const noexcept {
+    return tail_ && directory_.tokens() < tail_->first_token();
+  }
+  [[nodiscard]] Result<void> check_whole() const;
   Result<void> ensure(Patience patience);
   Result<void> attach_again(const std::shared_ptr<Connection>& connection, Patience patience);
   Result<void> check_open() const;
@@ -190,6 +197,10 @@ class Sequence {
   void read_tail(std::uint32_t layer, std::uint64_t begin, std::uint64_t end, std::uint64_t first,
                  std::uint64_t count, std::byte* k, std::byte* v) const;
 
+  // Seals, commits and truncates take as long as the disk needs for what is queued there; death of
+  // the daemon ends a wait at once.
+  static constexpr std::uint64_t kDiskMs = 300'000;
+
   const std::shared_ptr<Space> space_;
   std::shared_ptr<Connection> connection_;
   std::uint32_t handle_ = 0;
@@ -199,6 +210,8 @@ class Sequence {
   bool closed_ = false;
   bool closing_ = false;
   bool row_durable_ = false;  // a commit or seal was acknowledged since it was attached
+  bool truncating_ = false;
+  std::uint64_t cut_asked_ = UINT64_MAX;  // by truncates below the tail that answered an error
   Directory directory_;
   std::optional<Tail> tail_;  // writable ones
   std::vector<std::pair<std::uint64_t, TruncateObserver>> observers_;

@@ -51,6 +51,7 @@ Result<void> Sequence::read_tokens(std::uint64_t first, std::uint64_t count, Tok
 // Of tokens [first, last) those before the end of what is sealed, as this connection has it; the
 // rest is in our tail. kStale where there is none: a writer cut them off.
 Result<std::uint64_t> Sequence::sealed_part(std::uint64_t first, std::uint64_t last) const {
+  KVT_TRY_VOID(check_whole());
   const std::uint64_t end = std::clamp(tail_first(), first, last);
   if (end < last && !tail_) return error(Code::kStale, "its writer has cut these tokens off");
   return end;

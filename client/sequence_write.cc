@@ -8,9 +8,6 @@
 namespace kvtier {
 namespace {
 
-// Seals and commits take as long as the disk needs for what is queued there; death of the daemon
-// ends a wait at once.
-constexpr std::uint64_t kDiskMs = 300'000;
 constexpr std::uint64_t kSubmitMs = 10'000;
 // A decode step says nothing about the speed of a prefill.
 constexpr std::uint32_t kTimedPieceTokensMin = 64;
@@ -32,7 +29,7 @@ Result<void> Sequence::append(std::span<const TokenRecord> tokens, TokenTexts te
   const auto count = static_cast<std::uint32_t>(tokens.size());
   connection_->check_alive();
   // Without a daemon the tail still takes what fits; what needs the daemon says so.
-  const auto alive = ensure(Patience::kFull);
+  const auto alive = refresh(Patience::kFull);
   if (!alive && (alive.error().code != Code::kDaemonLost || tail_->halves_needed(count) != 0))
     return alive;
   if (alive) {
@@ -241,6 +238,7 @@ Result<void> Sequence::settle_all_seals() {
 
 Result<void> Sequence::seal_everything() {
   if (!tail_) return {};
+  KVT_TRY_VOID(refresh(Patience::kFull));
   const Tail::Half& active = tail_->half(tail_->active());
   if (active.state == Tail::HalfState::kFilling && active.tokens != 0) tail_->cut_active();
   return settle_all_seals();
@@ -260,7 +258,7 @@ Result<void> Sequence::commit() {
 
 Result<void> Sequence::commit_once(bool again) {
   // A seal that has failed is asked for again, before what follows it.
-  KVT_TRY_VOID(take_finished_seals());
+  KVT_TRY_VOID(refresh(Patience::kFull));
   KVT_TRY_VOID(submit_seals());
   Tail::Half& active = tail_->half(tail_->active());
   if (active.state != Tail::HalfState::kFilling || active.tokens == active.durable_tokens) {

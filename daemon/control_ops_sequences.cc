@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/fault.h"
 #include "daemon/abstracts.h"
 #include "daemon/committer.h"
 #include "daemon/control_ops.h"
@@ -198,7 +199,7 @@ void truncate_sealed(EngineState& engine, SequenceId id, std::uint64_t tokens, C
     drop_log(engine, found);
     if (found.writer != nullptr) found.writer->tail->texts = {};
     found.chain_known = false;  // the next seal learns it: what is done here must be said
-    truncate_reply(found, done);
+    KVT_FAULT("truncate.done") ? done(error(Code::kIo, "injected")) : truncate_reply(found, done);
     work_finished(engine, found);
   };
   if (!sequence.in_catalogue) return apply({});

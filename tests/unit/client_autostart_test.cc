@@ -235,6 +235,31 @@ TEST_F(Autostart, AStoppedDaemonIsAFastError) {
   kvt_client_close(client);
 }
 
+TEST_F(Autostart, ATruncateWaitsForTheDisk) {
+  kvt_client_close(connect(true));
+  kvt_client* client = connect(false, 1000);
+  note_pid(client);
+  kvt_space* space = open_small_space(client);
+  kvt_sequence* sequence = nullptr;
+  ASSERT_EQ(kvt_sequence_create(space, nullptr, nullptr, 0, nullptr, &sequence), KVT_OK)
+      << kvt_last_error();
+  const kvt_token token{};
+  const std::array<float, 16> row{};
+  const kvt_rows data{row.data(), 64, 64};
+  ASSERT_EQ(kvt_sequence_append(sequence, &token, 1), KVT_OK) << kvt_last_error();
+  ASSERT_EQ(kvt_sequence_write(sequence, 0, 0, 1, &data, &data), KVT_OK) << kvt_last_error();
+  ASSERT_EQ(kvt_sequence_commit(sequence), KVT_OK) << kvt_last_error();
+  stop_daemon();  // as a disk that does
+  std::thread waiting(
+      [&] { EXPECT_EQ(kvt_sequence_truncate(sequence, 0), KVT_OK) << kvt_last_error(); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+  ::kill(pid_, SIGCONT);
+  waiting.join();
+  EXPECT_EQ(kvt_sequence_close(sequence), KVT_OK) << kvt_last_error();
+  kvt_space_close(space);
+  kvt_client_close(client);
+}
+
 // The daemon opens it all the same, later: it must not stay open for writing by nobody.
 TEST_F(Autostart, AnOpenThatGaveUpKeepsNobodyOut) {
   kvt_client_close(connect(true));

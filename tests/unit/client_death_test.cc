@@ -5,6 +5,7 @@
 #include <chrono>
 #include <thread>
 
+#include "base/fault.h"
 #include "tests/unit/client_fixture.h"
 
 namespace kvtier::testing {
@@ -212,6 +213,58 @@ TEST_F(DaemonDeath, AnotherWritersTokensAreNotBuiltUpon) {
     client_ = ours;
     kvt_space_close(space);
   }
+}
+
+// Nothing is read across what it cut off. It is repeated, or the sequence is opened anew.
+TEST_F(DaemonDeath, ATruncateThatWasDoneInSpiteOfItsErrorIsSaid) {
+  const TestShape shape{};
+  kvt_space* space = open_space(shape);
+  std::vector<float> q(shape.query_heads * shape.dim, 0.5f), out(q.size());
+  std::vector<std::byte> k(500 * shape.kv_heads * shape.row_bytes()), v(k.size());
+  const kvt_token token{};
+  const auto stale = [](kvt_status status) {
+    EXPECT_EQ(status, KVT_ERROR_STALE) << kvt_last_error();
+    EXPECT_NE(std::string(kvt_last_error()).find("1000 tokens are stored"), std::string::npos)
+        << kvt_last_error();
+  };
+  for (const bool dies : {false, true})
+    for (const bool opens : {false, true}) {
+      SCOPED_TRACE(std::string(dies ? "after a death, " : "") + (opens ? "opened" : "repeated"));
+      const std::string name = "chat" + std::to_string(dies) + std::to_string(opens);
+      kvt_sequence* sequence = create_sequence(space, name.c_str());
+      Model model(shape);
+      model.append_many(sequence, 1, 3000);
+      KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+      kvt_view* view = nullptr;
+      KVT_ASSERT_OK(kvt_view_open(sequence, nullptr, &view));
+      ASSERT_TRUE(arm_faults("truncate.done=fail"));
+      EXPECT_EQ(kvt_sequence_truncate(sequence, 1000), KVT_ERROR_IO);
+      ASSERT_TRUE(arm_faults(""));
+      if (dies) {
+        daemon_->kill();
+        daemon_->start();
+      }
+      stale(kvt_sequence_commit(sequence));
+      stale(kvt_sequence_append(sequence, &token, 1));
+      stale(attend_again(view, 0, 1, q.data(), 0.25f, out.data(), nullptr));
+      if (!dies) stale(kvt_sequence_read(sequence, 0, 1500, 500, k.data(), v.data()));
+      kvt_view_close(view);
+      if (opens) {
+        stale(kvt_sequence_close(sequence));
+        sequence = open_sequence(space, name.c_str(), true);
+      } else {
+        stale(kvt_sequence_truncate(sequence, 1500));
+        KVT_ASSERT_OK(kvt_sequence_truncate(sequence, 1000));
+      }
+      model.tokens().resize(1000);
+      model.append(sequence, 500'000, 33);
+      model.expect_equal(sequence);
+      KVT_ASSERT_OK(kvt_sequence_close(sequence));
+      sequence = open_sequence(space, name.c_str(), false);
+      model.expect_equal(sequence);
+      KVT_ASSERT_OK(kvt_sequence_close(sequence));
+    }
+  kvt_space_close(space);
 }
 
 TEST_F(DaemonDeath, ReadingFailsFastAndGoesOnAfterwards) {

@@ -231,7 +231,9 @@ KVT_API kvt_status kvt_sequence_finish_piece(kvt_sequence* sequence);
 KVT_API kvt_status kvt_sequence_abort_piece(kvt_sequence* sequence);
 /* Returns when every token so far survives kill -9 and power loss. */
 KVT_API kvt_status kvt_sequence_commit(kvt_sequence* sequence);
-/* Keeps the first `tokens` tokens. */
+/* Keeps the first `tokens` tokens. Waits for the disk where they are stored. After an error it may
+ * have been done all the same: then everything else is KVT_ERROR_STALE until it is called again, or
+ * the sequence is closed and opened. */
 KVT_API kvt_status kvt_sequence_truncate(kvt_sequence* sequence, uint64_t tokens);
 /* Exact rows of tokens [first, first + count), the piece in progress included where that layer is
  * written, to k[head][token][row] and v[head][token][row], contiguous. A chunk that fails its
