@@ -1,5 +1,5 @@
-"""The adapter on small random models of families whose layers are built in other ways than
-Llama's."""
+"""The adapter on small random models of families whose layers are built, or whose keys are turned,
+in other ways than Llama's."""
 
 from __future__ import annotations
 
@@ -33,12 +33,19 @@ FAMILIES = {  # a config's name, and what follows a blank tells tests apart
     "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2},  # a norm over all heads together
     "SmolLM3": {"no_rope_layers": [1, 0, 1]},
 }
+PAIRINGS = {
+    "Llama": ("halves", 8),
+    "GPTNeoX": ("halves", 2),
+    "Phi": ("halves", 4),
+    "Glm": ("neighbours", 4),
+    "Cohere": ("neighbours", 8),
+}
 
 
 def small(family: str, **options) -> torch.nn.Module:
     torch.manual_seed(7)
     name = family.split()[0]
-    config = getattr(transformers, f"{name}Config")(**SMALL | FAMILIES[family] | options)
+    config = getattr(transformers, f"{name}Config")(**SMALL | FAMILIES.get(family, {}) | options)
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
         for weights in model.parameters():  # norms and biases, too, are others in each layer
@@ -72,11 +79,7 @@ def test_a_budget_with_rows_that_come_ahead(client, family):
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "GPTNeoX"])
 def test_guesses_are_the_next_layers_queries(family, monkeypatch):
     """Layers that add nothing: then the next one's queries are exactly what was guessed."""
-    model = small(family)
-    with torch.no_grad():
-        for name, weights in model.named_parameters():
-            if any(part in name for part in ("o_proj", "dense", "mlp")):
-                weights.zero_()
+    model = add_nothing(small(family))
     adapter.install(model)
     sequence = ReferenceSequence(3, model.config.num_key_value_heads, 16)
     cache = adapter.KvtierCache(sequence)
@@ -116,6 +119,83 @@ def test_layers_built_in_another_way_are_not_guessed(monkeypatch):
     assert not model._kvtier.guesses
     with pytest.warns(UserWarning, match="not built as Llama's"):
         model(input_ids=ids[:, 8:], past_key_values=cache)
+
+
+class Asked:
+    """A client that keeps what a space is asked for."""
+
+    def open_space(self, **options):
+        return options
+
+
+def add_nothing(model: torch.nn.Module) -> torch.nn.Module:
+    """Its layers no longer change what goes through them."""
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if any(part in name for part in ("o_proj", "dense", "mlp")):
+                weights.zero_()
+    return model
+
+
+def keys_of(model: torch.nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
+    cache = transformers.DynamicCache()
+    with torch.inference_mode():
+        model(input_ids=ids, past_key_values=cache)
+    return [layer.keys[0] for layer in cache.layers]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", PAIRINGS)
+def test_keys_turned_back_are_those_before_rotation(family, dtype):
+    """As the space is told that they turn, those of the model without its rotation."""
+    model = add_nothing(small(family)).to(dtype)
+    space = adapter.open_space(Asked(), model)
+    pairing, pairs = PAIRINGS[family]
+    assert (space["rope_pairing"], len(space["rope_frequencies"])) == (pairing, pairs)
+    assert space["rope_positions"] == 512
+    ids = torch.randint(1, 96, (1, 400))
+    turned = keys_of(model, ids)
+    model.base_model.rotary_emb.register_forward_hook(
+        lambda _, __, out: (torch.ones_like(out[0]), torch.zeros_like(out[1]))
+    )
+    plain = keys_of(model, ids)
+    angles = torch.arange(400)[:, None] * torch.tensor(space["rope_frequencies"])
+    turns = torch.polar(torch.ones(400, pairs), -angles)
+    for before, after in zip(plain, turned):
+        back = after.float().clone()
+        for pair in range(pairs):
+            dims = [pair, pair + pairs] if pairing == "halves" else [2 * pair, 2 * pair + 1]
+            both = torch.view_as_complex(back[..., dims].contiguous()) * turns[:, pair]
+            back[..., dims] = torch.view_as_real(both)
+        rounding = 1e-4 if dtype == torch.float32 else 2e-2
+        assert float((back - before.float()).norm() / before.float().norm()) < rounding
+
+
+@pytest.mark.parametrize(
+    "family, options",
+    [
+        ("SmolLM3", {}),  # a layer does not turn its keys
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    ],
+)
+def test_a_rotation_that_is_not_one_rule_is_not_told(family, options):
+    assert "rope_pairing" not in adapter.open_space(Asked(), small(family, **options))
+
+
+def test_a_rotation_that_no_pairing_explains_is_not_told(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    model = small("Llama")
+    assert adapter.open_space(Asked(), model)["rope_pairing"] == "halves"
+    monkeypatch.setattr(modeling_llama, "rotate_half", lambda x: x.roll(3, -1))
+    assert "rope_pairing" not in adapter.open_space(Asked(), model)
+
+
+def test_frequencies_of_another_part_are_not_told():
+    model = small("OPT")  # has learned positions
+    model.eyes = torch.nn.Module()
+    model.eyes.inv_freq = torch.ones(16)  # more than its keys have room for
+    assert "rope_pairing" not in adapter.open_space(Asked(), model)
 
 
 def test_install_that_fails_leaves_the_model_as_it_was(monkeypatch):

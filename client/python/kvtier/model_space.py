@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicCache
 
 RUNTIME = "transformers-5/1"  # the layout of what we store: keys after RoPE, [head][token][dim]
 DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+PROBE_TOKENS = 16  # with which a model shows how it rotates keys
 
 
 def check_model(model: torch.nn.Module) -> None:
@@ -92,26 +94,53 @@ def open_space(
         sort_keys=True,
         default=str,
     )
+    layers = layers_of(model, kv_dtype)
     options = {**_rope_of(model), **options}
     return client.open_space(
         model=fingerprint(model, tokenizer, files),
         runtime=RUNTIME,
-        layers=layers_of(model, kv_dtype),
+        layers=layers,
         detail=detail,
         **options,
     )
 
 
 def _rope_of(model: torch.nn.Module) -> dict[str, Any]:
-    """How the model rotates keys, for calibrations; nothing where it is not one rule for all
-    layers. transformers pairs dimension i with i + n in every model that has `inv_freq`."""
-    modules = [getattr(module, "inv_freq", None) for module in model.modules()]
-    found = [frequencies for frequencies in modules if isinstance(frequencies, torch.Tensor)]
+    """How the model rotates keys, for calibrations and low-rank keys; nothing where it is not one
+    rule for all layers and positions. `inv_freq` does not say what turns together, so the model is
+    run: tokens that are all the same have keys that differ by their positions alone."""
+    found = [m for m in model.modules() if isinstance(getattr(m, "inv_freq", None), torch.Tensor)]
     config = model.config.get_text_config()
-    if not found or any(not torch.equal(found[0], other) for other in found):
+    if not found or any(not torch.equal(found[0].inv_freq, other.inv_freq) for other in found):
         return {}
-    return {
-        "rope_pairing": "halves",
-        "rope_frequencies": found[0].float().tolist(),
-        "rope_positions": int(getattr(config, "max_position_embeddings", 0) or 32768),
-    }
+    if any(getattr(m, "rope_type", "") in ("dynamic", "longrope") for m in found):
+        return {}  # frequencies change with the length
+    frequencies = found[0].inv_freq.float()
+    cache = DynamicCache()
+    with torch.no_grad():
+        ids = torch.full((1, PROBE_TOKENS), config.vocab_size // 2)
+        model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    for pairing in ("halves", "neighbours"):
+        if all(_turned_so(pairing, frequencies, layer.keys[0].float()) for layer in cache.layers):
+            return {
+                "rope_pairing": pairing,
+                "rope_frequencies": frequencies.tolist(),
+                "rope_positions": int(getattr(config, "max_position_embeddings", 0) or 32768),
+            }
+    return {}
+
+
+def _turned_so(pairing: str, frequencies: torch.Tensor, keys: torch.Tensor) -> bool:
+    """[heads, tokens, dim]: each token's keys are the first's, turned to its position; nine tenths
+    of the difference must be explained, for rounding."""
+    pairs = len(frequencies)
+    if 2 * pairs > keys.shape[-1]:
+        return False
+    dims = torch.arange(2 * pairs)
+    one, two = dims.view(2, pairs) if pairing == "halves" else dims.view(pairs, 2).T
+    angles = torch.arange(keys.shape[1])[:, None] * frequencies
+    turned = keys[:, :1].repeat(1, keys.shape[1], 1)
+    a, b = turned[..., one], turned[..., two]
+    turned[..., one] = a * angles.cos() - b * angles.sin()
+    turned[..., two] = b * angles.cos() + a * angles.sin()
+    return bool((turned - keys).norm() < 0.1 * (keys[:, :1] - keys).norm())
