@@ -113,9 +113,10 @@ void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& d
   log.file_bytes = read->file_bytes;
   log.next_order = read->replay->next_order;
   log.half = 0;
-  log.suspect = read->replay->torn || read->cut_in_page;
+  const bool torn = read->replay->torn || read->cut_in_page;
+  log.suspect = log.suspect || torn;  // a row in doubt stays so, however well the file reads
   log.loaded = true;
-  if (log.suspect) ++engine.metrics.logs_torn;
+  if (torn) ++engine.metrics.logs_torn;
   // A daemon that was killed may have left records that nobody synced: what is told now must stay.
   IoRequest sync;
   sync.op = IoOp::kSync;

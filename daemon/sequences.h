@@ -90,8 +90,9 @@ struct TailLog {
   std::uint64_t next_order = 0;
   std::uint32_t tokens = 0;  // durable ones, from the end of what is sealed
   std::uint32_t half = 0;
-  bool loaded = false;   // the fields above are known (a log found at start is read first)
-  bool suspect = false;  // a write or sync failed: the next commit begins a new generation
+  bool loaded = false;  // the fields above are known (a log found at start is read first)
+  // A write or sync failed, of the file or of the row: the next commit begins a new generation.
+  bool suspect = false;
   // Files whose row failed to be written: they stay until a later row says that none of them is
   // the log.
   struct Unnamed {

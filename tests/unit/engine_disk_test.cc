@@ -73,6 +73,50 @@ TEST_F(EngineDisk, FailedSealsChangeNothing) {
   EXPECT_TRUE(world.disk().list("logs")->empty());
 }
 
+// A batch that is said to have failed is there after all: the catalogue says another thing than the
+// engine until a commit says anew which log counts. Whoever closed the sequence meanwhile.
+TEST_F(EngineDisk, ACommitAfterAReopenSettlesARowInDoubt) {
+  const auto ids = make_ids(40);
+  for (const std::string way : {"seal", "truncate", "rm"}) {
+    SCOPED_TRACE(way);
+    auto chat = client->create(space, {}, way);
+    seal(*chat, ids, 10);
+    client->append(*chat, geometry, ids, 10, 20);
+    ASSERT_EQ(client->commit(*chat).value1, 30u);
+    if (way == "rm") {
+      ASSERT_TRUE(close(*chat));
+    }
+    ASSERT_TRUE(arm_faults("catalogue.written=fail@1"));
+    const Code failed =
+        way == "seal" ? static_cast<Code>(client->seal(*chat).status)
+        : way == "rm"
+            ? client->control(Json{{"op", "rm"}, {"target", way}}).status.code
+            : client->control(Json{{"op", "truncate"}, {"handle", chat->handle}, {"tokens", 5}})
+                  .status.code;
+    EXPECT_EQ(failed, Code::kIo);
+    ASSERT_TRUE(arm_faults(""));
+    if (way != "rm") {
+      ASSERT_TRUE(close(*chat));
+    }
+    world.clock().advance_ns(1'000'000'000);
+    world.settle();
+    ASSERT_FALSE(state().read_only);
+    chat = client->attach(space, way, true);
+    ASSERT_NE(chat, nullptr);
+    ASSERT_EQ(chat->tokens_sealed + chat->count, 30u);
+    client->append(*chat, geometry, ids, 30, 10);
+    ASSERT_EQ(client->commit(*chat).value1, 40u);
+    EXPECT_EQ(state().metrics.logs_torn, 0u);
+    world.kill();
+    restart();
+    chat = client->attach(space, way, true);
+    ASSERT_NE(chat, nullptr);
+    ASSERT_EQ(chat->tokens_sealed + chat->count, 40u);
+    EXPECT_EQ(client->check_tail(*chat, geometry, ids, 10, 30), "");
+    expect_all(*client, *chat, ids);
+  }
+}
+
 TEST_F(EngineDisk, AbstractsComeBackFromSidecarsAndAreRebuilt) {
   const auto want_boxes = [&](const SimSequence& sequence) {
     const Reply reply = client->control(
