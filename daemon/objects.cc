@@ -209,6 +209,8 @@ void enter_lane(EngineState& engine, ObjectLane& lane, const ObjectJobPtr& job) 
 void leave_lane(EngineState& engine, ObjectLane& lane, ObjectJob& job) {
   job.buffer = AlignedBuffer();
   lane.bytes -= std::exchange(job.buffer_bytes, 0);
+  if (lane.starting) return;  // further up in this call
+  lane.starting = true;
   while (!lane.waiting.empty() &&
          lane.bytes + lane.waiting.front()->buffer_bytes <= kObjectLaneBytesMax) {
     const ObjectJobPtr next = std::move(lane.waiting.front());
@@ -216,6 +218,7 @@ void leave_lane(EngineState& engine, ObjectLane& lane, ObjectJob& job) {
     lane.bytes += next->buffer_bytes;
     run(engine, next);
   }
+  lane.starting = false;
 }
 
 void end_object_write(EngineState& engine, const ObjectJobPtr& job, Code code) {

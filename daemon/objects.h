@@ -73,6 +73,7 @@ struct Object {
 // Memory for values under way, one direction.
 struct ObjectLane {
   std::uint64_t bytes = 0;
+  bool starting = false;  // what waits is being started, further up in the call
   std::deque<ObjectJobPtr> waiting;
 };
 inline constexpr std::size_t kObjectsMax = 1u << 20;  // keys; beyond it the coldest goes

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/fault.h"
+#include "base/log.h"
 #include "daemon/engine_state.h"
 #include "tests/sim/sim_objects.h"
 #include "tiers/object_format.h"
@@ -298,6 +299,29 @@ TEST_F(EngineObjectsTest, AClientThatDiesMidwayLeavesNothingBehind) {
   EXPECT_TRUE(table.reads.waiting.empty() && table.writes.waiting.empty() && table.ready.empty());
   EXPECT_EQ(files().size(), table.order.size());
   EXPECT_EQ(table.all.size(), table.order.size());
+}
+
+// Each of those that wait fails at once, and lets the next one begin.
+TEST_F(EngineObjectsTest, ALaneOfSetsWhoseClientsAreGoneTakesNoDeepStack) {
+  constexpr int kSets = 50'000;
+  set_log_level(LogLevel::kError);
+  ObjectLane& lane = state().objects.writes;
+  ObjectJob large;
+  large.buffer_bytes = lane.bytes = kObjectLaneBytesMax;
+  for (int i = 0; i < kSets; ++i) {
+    auto job = std::make_shared<ObjectJob>();
+    job->op = Op::kObjectSet;
+    job->key = std::to_string(i);
+    job->bytes = 1;
+    start_object_request(state(), std::move(job));
+  }
+  ASSERT_EQ(lane.waiting.size(), std::size_t{kSets});
+  leave_lane(state(), lane, large);
+  set_log_level(LogLevel::kInfo);
+  EXPECT_TRUE(lane.waiting.empty());
+  EXPECT_EQ(lane.bytes, 0u);
+  EXPECT_TRUE(state().objects.all.empty());
+  EXPECT_EQ(set("next", "value"), Code::kOk);
 }
 
 }  // namespace
