@@ -258,6 +258,7 @@ struct Import {
   UniqueFd file;
   std::unique_ptr<ExportReader> reader;  // workers, one after the other
   std::uint64_t file_bytes = 0;
+  const StoredSpace* space = nullptr;
   SequenceId sequence;
   std::shared_ptr<TailMemory> tail;
   std::uint32_t next = 0;
@@ -296,6 +297,9 @@ Result<void> open_import(Import& job) {
 // The next run of tokens into half 0.
 Result<void> fill_tail(Import& job) {
   const Geometry& geometry = job.reader->description().fingerprint.geometry;
+  // The tail is as large as its space says, and its chunks lie where it says.
+  if (geometry != job.space->row.geometry)
+    return error(Code::kWrongSpace, "the store has another layout for the file's model");
   KVT_TRY(ExportSegment segment, job.reader->read_segment(job.next));
   job.filled = static_cast<std::uint32_t>(segment.tokens.size());
   std::memcpy(job.tail->tokens(0), segment.tokens.data(),
@@ -388,6 +392,7 @@ void make_imported(EngineState& engine, const ImportPtr& job, StoredSpace& space
   Result<std::shared_ptr<TailMemory>> tail = make_tail_memory(engine, space);
   if (!tail) return job->done(error(tail.error()));
   job->tail = std::move(*tail);
+  job->space = &space;
   if (engine.sequences.names.count(job->name) != 0)
     return job->done(error(Code::kExists, "the name is taken: import with another --name"));
   StoredSequence& sequence = new_sequence(engine, space, false);
@@ -410,7 +415,12 @@ void begin_import(EngineState& engine, const ImportPtr& job) {
   if (!row) return job->done(error(row.error()));
   row->abstracts = description.abstracts;
   row->created_unix_ns = engine.wall_ns();
+  const BlockHash digest = row->digest;
   StoredSpace& space = add_space(engine, std::move(*row));
+  // An id is half a digest, which a file can be made to meet.
+  if (space.row.digest != digest)
+    return job->done(
+        error(Code::kWrongSpace, "the store has another model under the id of the file's"));
   space.row.private_only = false;  // what is imported is to stay
   keep_space(engine, space, [&engine, &space, job](Result<void> kept) {
     kept ? make_imported(engine, job, space) : job->done(error(kept.error()));

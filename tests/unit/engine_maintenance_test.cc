@@ -10,6 +10,7 @@ namespace kvtier {
 namespace {
 
 using sim::Reply;
+using sim::SimClient;
 
 class EngineMaintenance : public EngineFixture {
  protected:
@@ -171,6 +172,29 @@ TEST_F(EngineMaintenance, AnExportComesBackBitForBit) {
   ::unlink(path.c_str());
   crash();
   expect_chat(300);
+}
+
+// The ids of spaces are short enough for a file to be made that meets the one of another model.
+TEST_F(EngineMaintenance, AnImportIntoAnotherModelsSpaceIsRefused) {
+  const std::string path = testing::TempDir() + "kvtier_" + std::to_string(::getpid()) + ".kvx";
+  ::unlink(path.c_str());
+  request({{"op", "export"}, {"target", "chat"}, {"path", path}});
+  SpaceRow& row = find_space(state(), SpaceId{space})->row;
+  const SpaceRow before = row;
+  const auto refused = [&] {
+    const Reply reply = client->control({{"op", "import"}, {"path", path}, {"name", "copy"}});
+    EXPECT_EQ(reply.status.code, Code::kWrongSpace);
+    EXPECT_EQ(find_sequence_by_name(state(), "copy"), nullptr);
+    return std::string(reply.status.message());
+  };
+  row.digest.high ^= 1;
+  EXPECT_EQ(refused(), "the store has another model under the id of the file's");
+  row = before;
+  row.geometry.layers.pop_back();
+  EXPECT_EQ(refused(), "the store has another layout for the file's model");
+  row = before;
+  request({{"op", "import"}, {"path", path}, {"name", "copy"}});
+  ::unlink(path.c_str());
 }
 
 }  // namespace
