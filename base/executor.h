@@ -36,12 +36,15 @@ class InlineExecutor final : public Executor {
   std::deque<std::function<void()>> jobs_;
 };
 
-// `threads` workers that take jobs in order. The destructor finishes what was posted.
+// `threads` workers that take jobs in order.
 class ThreadPool final : public Executor {
  public:
   explicit ThreadPool(std::size_t threads);
-  ~ThreadPool() override;
+  ~ThreadPool() override { stop(); }
+  // After stop() it drops the job.
   void post(std::function<void()> job) override;
+  // Finishes what was posted and ends the threads. Once, by one thread.
+  void stop();
 
  private:
   void run();

@@ -83,6 +83,7 @@ CheckPtr collect(EngineState& engine, bool deep) {
 void run_check(EngineState& engine, const CheckPtr& check,
                const std::function<void(Result<void>)>& done) {
   if (check->done()) return done({});
+  if (engine.draining) return done(error(kStopping));
   auto failed = std::make_shared<Result<void>>();
   run_on_worker(
       engine,

@@ -366,6 +366,7 @@ void finish_import(EngineState& engine, const ImportPtr& job) {
 
 void next_import(EngineState& engine, const ImportPtr& job) {
   if (job->next == job->reader->segments()) return finish_import(engine, job);
+  if (engine.draining) return fail_import(engine, job, kStopping);
   run_on_worker(
       engine, [job] { job->result = fill_tail(*job); },
       [&engine, job] {

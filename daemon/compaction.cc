@@ -200,6 +200,7 @@ void skip_pieces(const StoredSequence& target, const std::vector<Piece>& pieces,
 }
 
 void next_segment(EngineState& engine, const CompactionPtr& all, const RunPtr& run) {
+  if (engine.draining) return abandon(engine, all, run, kStopping);
   StoredSequence* target = find_sequence(engine, run->target);
   if (target == nullptr || !at_rest(*target) || !same_parts(target->row.parts, run->before))
     return abandon(engine, all, run, {Code::kBusy, 0, "the sequence was used meanwhile"});
@@ -260,6 +261,7 @@ void begin_run(EngineState& engine, const CompactionPtr& all, StoredSequence& ta
 }
 
 void next_sequence(EngineState& engine, const CompactionPtr& all) {
+  if (engine.draining) return all->done(error(kStopping));
   while (!all->todo.empty()) {
     StoredSequence* sequence = find_sequence(engine, all->todo.front());
     all->todo.pop_front();

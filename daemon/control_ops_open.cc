@@ -43,7 +43,7 @@ constexpr const char* kNewName = "new_name";  // of a fork
 
 Result<NewSequence> parse_new(EngineState& engine, const Json& body, const char* name_key,
                               const StoredSpace& space) {
-  if (engine.draining) return error(Code::kCancelled, "the daemon is stopping");
+  if (engine.draining) return error(kStopping);
   NewSequence wanted;
   KVT_TRY(wanted.name, json_string(body, name_key, "", kNameBytesMax));
   KVT_TRY(wanted.is_private, json_bool(body, "private", false));

@@ -76,6 +76,9 @@ struct EngineState {
   [[nodiscard]] std::uint64_t wall_ns() const { return world.clock->wall_ns(); }
 };
 
+// Why a daemon that drains takes a request no more, or ends it early.
+inline constexpr Status kStopping{Code::kCancelled, 0, "the daemon is stopping"};
+
 // Runs `job` on a worker, then `done` on the engine's thread.
 void run_on_worker(EngineState& engine, std::function<void()> job, std::function<void()> done);
 // Makes the names in a directory of the store durable, however long the disk takes; `done` from a

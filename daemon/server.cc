@@ -223,15 +223,18 @@ void Server::State::close() {
     control->stop();
     control_thread.join();
   }
-  // Jobs refer to the engine and the disk: they end first.
-  workers.reset();
-  catalogue_worker.reset();
+  // Jobs refer to the engine and the disk: they end first. What ends with them may post others: the
+  // pools stay as long as the engine, and drop those.
+  if (workers != nullptr) workers->stop();
+  if (catalogue_worker != nullptr) catalogue_worker->stop();
   if (engine != nullptr && !abandoned)
     while (mailbox.drain() + engine->step() > 0) {
     }
   mailbox.drop_all();
   control.reset();
   engine.reset();
+  workers.reset();
+  catalogue_worker.reset();
   catalogue.reset();
   io.reset();
 }

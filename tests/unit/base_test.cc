@@ -98,6 +98,17 @@ TEST(Mailbox, RunsMessagesOfOtherThreadsInOrderAndWakes) {
   for (int i = 0; i < 100; ++i) EXPECT_EQ(seen[static_cast<std::size_t>(i)], i);
 }
 
+TEST(ThreadPool, FinishesWhatWasPostedAndDropsWhatComesAfterAStop) {
+  int done = 0;
+  ThreadPool pool(1);
+  for (int i = 0; i < 100; ++i) pool.post([&] { ++done; });
+  pool.stop();
+  EXPECT_EQ(done, 100);
+  const auto late = std::make_shared<int>();
+  pool.post([late] { ++*late; });
+  EXPECT_EQ(late.use_count(), 1);
+}
+
 TEST(Json, FieldsAreCheckedForKindAndRange) {
   auto json = parse_json(R"({"n": 5, "s": "x", "neg": -1, "none": null})");
   ASSERT_TRUE(json);

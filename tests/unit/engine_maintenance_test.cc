@@ -174,6 +174,27 @@ TEST_F(EngineMaintenance, AnExportComesBackBitForBit) {
   expect_chat(300);
 }
 
+// A stop waits for one item of theirs, not for the whole store.
+TEST_F(EngineMaintenance, LongRequestsEndEarlyWhenTheDaemonStops) {
+  const std::string path = testing::TempDir() + "kvtier_" + std::to_string(::getpid()) + ".kvx";
+  ::unlink(path.c_str());
+  request({{"op", "export"}, {"target", "chat"}, {"path", path}});
+  for (const Json& body : {Json{{"op", "verify"}}, Json{{"op", "repair"}}, Json{{"op", "gc"}},
+                           Json{{"op", "import"}, {"path", path}, {"name", "copy"}}}) {
+    const SimClient::Answer answer = client->start_control(body);
+    bool drained = false;
+    world.engine().drain([&] { drained = true; });
+    ASSERT_TRUE(world.run_until([&] { return drained; }));
+    ASSERT_NE(*answer, nullptr) << body;
+    EXPECT_EQ((*answer)->status.code, Code::kCancelled) << body;
+    crash();
+    EXPECT_EQ(segments().size(), 3u);
+    EXPECT_EQ(find_sequence_by_name(state(), "copy"), nullptr);
+  }
+  ::unlink(path.c_str());
+  expect_chat(300);
+}
+
 // The ids of spaces are short enough for a file to be made that meets the one of another model.
 TEST_F(EngineMaintenance, AnImportIntoAnotherModelsSpaceIsRefused) {
   const std::string path = testing::TempDir() + "kvtier_" + std::to_string(::getpid()) + ".kvx";
