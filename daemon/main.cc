@@ -118,6 +118,18 @@ LogLevel log_level_of(const std::string& name) {
   return LogLevel::kWarn;
 }
 
+// Who serves the store, where that is a running kvtierd: it may be on no socket that `kvtier stop`
+// reaches.
+std::string holder_of(const std::string& store_path) {
+  long pid = 0;
+  std::ifstream(store_path + "/LOCK") >> pid;
+  std::string name;
+  std::ifstream("/proc/" + std::to_string(pid) + "/comm") >> name;
+  // Else it is ours, as the socket or the catalogue is what another one has, or an older one's.
+  if (pid == ::getpid() || name != "kvtierd") return "";
+  return "; it is process " + std::to_string(pid) + " (kill " + std::to_string(pid) + ")";
+}
+
 // As much locked memory as this user may have, for registered disk buffers.
 void raise_limits() {
   for (const auto resource : {RLIMIT_MEMLOCK, RLIMIT_NOFILE}) {
@@ -192,6 +204,7 @@ int main(int argc, char** argv) {
   auto server = Server::start(options);
   if (!server) {
     std::string text = with_store_named(server.error().message(), options.daemon.store_path);
+    if (server.error().code == Code::kBusy) text += holder_of(options.daemon.store_path);
     if (server.error().os_error != 0)
       text += std::string(" (") + std::strerror(server.error().os_error) + ")";
     if (server.error().os_error == EMFILE || server.error().os_error == ENFILE)

@@ -73,6 +73,9 @@ Result<UniqueFd> lock_store(const ServerOptions& options) {
       return error(Code::kBusy, "another kvtierd serves this store: stop it, or set store.path");
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
+  // The holder's pid, for the message of the next one. A full disk may refuse it.
+  if (::ftruncate(lock.get(), 0) == 0)
+    ::dprintf(lock.get(), "%ld\n", static_cast<long>(::getpid()));
   return lock;
 }
 

@@ -142,7 +142,12 @@ Result<UnixListener> listen_unix(const std::string& path) {
   if (::chmod(path.c_str(), 0600) != 0)
     return error(Code::kIo, "cannot set the socket's mode", errno);
   if (::listen(fd, kBacklog) != 0) return error(Code::kIo, "cannot listen on the socket", errno);
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) != 0)
+    return error(Code::kIo, "cannot look at the new socket", errno);
   listener.path = path;
+  listener.device = info.st_dev;
+  listener.inode = info.st_ino;
   return listener;
 }
 
@@ -166,9 +171,14 @@ ClosedPlace find_closed_place(const std::string& path) {
 }
 
 void remove_listener(UnixListener* listener) noexcept {
-  // We hold the lock, so what lies there is ours: nobody else may have put another socket in its
-  // place.
-  if (listener->lock.valid() && listener->socket.valid()) ::unlink(listener->path.c_str());
+  // No other daemon binds there while we hold the lock. systemd does, where kvtierd.socket is
+  // enabled beside us: that socket stays. The open socket keeps its inode's number from being used
+  // again.
+  struct stat info {};
+  if (listener->lock.valid() && listener->socket.valid() &&
+      ::lstat(listener->path.c_str(), &info) == 0 && info.st_dev == listener->device &&
+      info.st_ino == listener->inode)
+    ::unlink(listener->path.c_str());
   listener->socket.reset();
   listener->lock.reset();
 }

@@ -17,6 +17,8 @@ struct UnixListener {
   UniqueFd socket;  // listening
   UniqueFd lock;    // flock'd <path>.lock; keep it as long as the socket serves
   std::string path;
+  dev_t device = 0;  // with the inode: the socket's file, where it lies at the path still
+  ino_t inode = 0;
 };
 
 // Makes the socket's directory (0700) where it is missing and refuses one that others own or may

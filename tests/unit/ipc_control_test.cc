@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -281,6 +282,20 @@ TEST_F(Sockets, ListenMakesAPrivatePlaceWhateverTheUmask) {
   remove_listener(&*listener);
   EXPECT_EQ(connect_unix(path_, soon()).error().code, Code::kNotFound);
   EXPECT_TRUE(listen_unix(path_));
+}
+
+TEST_F(Sockets, OneThatSystemdBoundInItsPlaceStays) {
+  auto listener = listen_unix(path_);
+  ASSERT_TRUE(listener) << listener.error().message();
+  ASSERT_EQ(::unlink(path_.c_str()), 0);
+  const UniqueFd other(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path_.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  ASSERT_EQ(::bind(other.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  ASSERT_EQ(::listen(other.get(), 1), 0);
+  remove_listener(&*listener);
+  EXPECT_TRUE(connect_unix(path_, soon()));
 }
 
 TEST_F(Sockets, StaleSocketIsReplacedButNothingElse) {
