@@ -57,7 +57,8 @@ Result<void> CodebookLayout::check_contents(const std::byte* base) const {
       if (!std::all_of(part.mean, part.mean + dim + 2 * dim * dim,
                        [](float x) { return std::isfinite(x); }))
         return error(Code::kCorrupt, "the codebook has a number that is not finite");
-      if (!part.book.check_contents() || part.book.first[part.book.subspaces] != dim)
+      // That first: a head has room for so many entries, and check_contents() reads what they say.
+      if (part.book.first[part.book.subspaces] != dim || !part.book.check_contents())
         return error(Code::kCorrupt, "a head's part of the codebook is not one");
     }
   }

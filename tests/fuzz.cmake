@@ -5,6 +5,8 @@ kvt_fuzz(fuzz/ipc_frame_fuzz.cc LIBS kvt_ipc MUTATIONS 100000 CORPUS ${corpus}/i
 kvt_fuzz(fuzz/segment_format_fuzz.cc LIBS kvt_format_samples MUTATIONS 20000 CORPUS ${corpus}/segment)
 kvt_fuzz(fuzz/tail_log_format_fuzz.cc LIBS kvt_format_samples MUTATIONS 20000 CORPUS ${golden}/tail_log_v1.kvl)
 kvt_fuzz(fuzz/sidecar_format_fuzz.cc LIBS kvt_format_samples MUTATIONS 20000 CORPUS ${golden}/sidecar_v1.kva)
+kvt_fuzz(fuzz/codebook_format_fuzz.cc LIBS kvt_format_samples MUTATIONS 20000 CORPUS ${golden}/codebook_v1.kvb
+         ${corpus}/codebook)
 kvt_fuzz(fuzz/object_format_fuzz.cc LIBS kvt_format_samples MUTATIONS 20000 CORPUS ${golden}/object_v1.kvo)
 kvt_fuzz(fuzz/export_format_fuzz.cc LIBS kvt_format_samples MUTATIONS 20000 CORPUS ${golden}/export_v1.kvx)
 kvt_fuzz(fuzz/catalogue_fuzz.cc LIBS kvt_tiers MUTATIONS 500000 CORPUS ${corpus}/catalogue)

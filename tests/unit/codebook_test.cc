@@ -1,6 +1,8 @@
 // Codebooks and clusters: what training finds in keys whose structure is known, and the file
 // format.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +17,7 @@
 #include "tiers/cluster.h"
 #include "tiers/codebook_format.h"
 #include "tiers/codebook_train.h"
+#include "tiers/format_head.h"
 #include "tiers/own_codes.h"
 
 namespace kvtier {
@@ -235,6 +238,31 @@ TEST(CodebookFormat, RoundTripsAndRefusesDamage) {
   EXPECT_FALSE(check_codebook(*parsed, other, file)) << "of another geometry";
   EXPECT_EQ(codebook_name_of(codebook_path(SpaceId{9}, 5).substr(10))->id, 5u);
   EXPECT_FALSE(codebook_name_of("0000000000000009-0000000000000000.kvb"));
+}
+
+// A head has room for one entry per dim: what says that there are four of each is not followed.
+TEST(CodebookFormat, EntriesBehindTheLastHeadAreNotRead) {
+  const CodebookLayout layout(samples::codebook_geometry(), codes());
+  const std::vector<std::byte> file = samples::make_codebook();
+  const std::span<const std::byte> sound =
+      std::span(file).subspan(kHeadBytes, static_cast<std::size_t>(layout.size_bytes()));
+  // At the end of a page behind which nothing may be read.
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::size_t bytes = (sound.size() + page - 1) / page * page;
+  void* map =
+      ::mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(map, MAP_FAILED);
+  std::byte* payload = static_cast<std::byte*>(map) + bytes - sound.size();
+  ASSERT_EQ(::mprotect(static_cast<std::byte*>(map) + bytes, page, PROT_NONE), 0);
+  std::memcpy(payload, sound.data(), sound.size());
+  EXPECT_TRUE(layout.check_contents(payload));
+  const CodeBook last = layout.head(payload, 1, 1).book;
+  const auto total = static_cast<std::uint16_t>(kCodeDimsFactorMax * last.dim);
+  const std::ptrdiff_t at =
+      reinterpret_cast<const std::byte*>(last.first + last.subspaces) - payload;
+  std::memcpy(payload + at, &total, sizeof(total));
+  EXPECT_EQ(layout.check_contents(payload).error().code, Code::kCorrupt);
+  ::munmap(map, bytes + page);
 }
 
 // ---- own codes ----

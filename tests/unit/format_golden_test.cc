@@ -64,6 +64,7 @@ TEST(Golden, Sidecar) {
   expect_golden("sidecar_v1.kva",
                 samples::make_sidecar(kSegment, samples::small_geometry(), 11, kSeed));
 }
+TEST(Golden, Codebook) { expect_golden("codebook_v1.kvb", samples::make_codebook()); }
 TEST(Golden, Object) {
   expect_golden("object_v1.kvo", samples::make_object(5, "layer0/\xff\x01", 5000, kSeed));
 }

@@ -165,6 +165,40 @@ std::vector<std::byte> make_sidecar(SegmentId segment, const Geometry& geometry,
                         payload);
 }
 
+Geometry codebook_geometry() {
+  LayerGeometry layer;
+  layer.kv_heads = layer.query_heads = 2;
+  layer.k_row_bytes = layer.v_row_bytes = 32;
+  Geometry geometry;
+  geometry.layers = {layer, layer};
+  return geometry;
+}
+
+std::vector<std::byte> make_codebook() {
+  constexpr std::uint32_t kDim = 8;
+  constexpr std::size_t kNumbers = kDim + 2 * kDim * kDim + kCodeEntries * kDim;
+  const AbstractSpec spec = *parse_abstract_spec("codes:4/tokens");
+  const CodebookLayout layout(codebook_geometry(), spec);
+  std::vector<std::byte> payload(static_cast<std::size_t>(layout.size_bytes()));
+  CodebookHeader header;
+  header.spec = spec.packed();
+  header.id = 5;
+  std::memcpy(payload.data(), &header, sizeof(header));
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    const HeadCodebook head = layout.head(payload.data(), i / 2, i % 2);
+    const std::size_t at =
+        static_cast<std::size_t>(reinterpret_cast<const std::byte*>(head.mean) - payload.data());
+    for (std::size_t n = 0; n < kNumbers; ++n) {
+      const float number = static_cast<float>((n * 7 + i) % 33) / 16.0f - 1.0f;
+      std::memcpy(payload.data() + at + n * 4, &number, sizeof(number));
+    }
+    // first of two sub-quantisers, then their dims.
+    const std::uint16_t lists[] = {0, 4, 8, 0, 1, 2, 3, 4, 5, 6, 7};
+    std::memcpy(payload.data() + at + kNumbers * 4, lists, sizeof(lists));
+  }
+  return encode_codebook({kSpace, kFingerprint, spec.packed(), header.id, 0, 0}, payload);
+}
+
 std::vector<std::byte> make_object(std::uint64_t file, const std::string& key,
                                    std::uint32_t value_bytes, std::uint64_t seed) {
   std::vector<std::byte> value(value_bytes);

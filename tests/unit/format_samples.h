@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "base/random.h"
 #include "kernels/layout.h"
+#include "tiers/codebook_format.h"
 #include "tiers/export_format.h"
 #include "tiers/object_format.h"
 #include "tiers/segment_format.h"
@@ -54,6 +55,10 @@ std::vector<std::byte> make_segment_file(SegmentMeta* meta, std::uint64_t seed,
 
 std::vector<std::byte> make_sidecar(SegmentId segment, const Geometry& geometry,
                                     std::uint32_t tokens, std::uint64_t seed);
+
+// A codebook file of codes:4/tokens: keys of 8 dims, four heads in two layers.
+Geometry codebook_geometry();
+std::vector<std::byte> make_codebook();
 
 // An object file whose value are `value_bytes` of the stream `seed`.
 std::vector<std::byte> make_object(std::uint64_t file, const std::string& key,
