@@ -2,13 +2,15 @@
 
 kvtier-bench runs this text with a Python that has torch and safetensors, and asks line by line:
 
-    save DIR TOKENS     saves a cache of SmolLM2-135M's geometry in float16, by torch.save and by safetensors
-    torch DIR           seconds of torch.load and one step of attention over all of it
+    save DIR TOKENS     saves a cache of SmolLM2-135M's geometry in float16, by torch.save and by safetensors, and
+                        finds whether a step over it is faster with the groups folded
+    torch DIR           seconds of torch.load and one step of attention over all of it, the faster way
     safetensors DIR     the same through safetensors
     allocate TOKENS     a preallocated cache in float32
     model               a model of SmolLM2-135M's shape in float32, its weights drawn by chance; needs transformers
     prefill TOKENS      seconds of its forward pass over so many tokens, without the output layer
     sdpa                seconds of one decode step on it: K and V of a token written, attention, all layers
+    folded              the same with the queries of a group as queries of one KV head: K and V are read once
 
 Every answer is one line: `ok NUMBER` or `error TEXT`.
 """
@@ -23,13 +25,20 @@ import torch.nn.functional as F
 LAYERS, KV_HEADS, QUERY_HEADS, DIM = 30, 3, 9, 64
 
 
-def attend(keys, values):
-    query = torch.full((1, QUERY_HEADS, 1, DIM), 0.05, dtype=keys.dtype)
-    return F.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
+def attend(keys, values, fold):
+    heads, queries = (KV_HEADS, QUERY_HEADS // KV_HEADS) if fold else (QUERY_HEADS, 1)
+    query = torch.full((1, heads, queries, DIM), 0.05, dtype=keys.dtype)
+    return F.scaled_dot_product_attention(query, keys, values, enable_gqa=not fold)
 
 
-def step(cache):
-    return sum(attend(cache[f"k{layer}"], cache[f"v{layer}"]).float().sum().item() for layer in range(LAYERS))
+def step(cache, fold):
+    return sum(attend(cache[f"k{layer}"], cache[f"v{layer}"], fold).float().sum().item() for layer in range(LAYERS))
+
+
+def seconds(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def save(directory, tokens):
@@ -42,20 +51,19 @@ def save(directory, tokens):
             cache[f"{name}{layer}"] = bits.view(torch.float16)
     torch.save(cache, directory + "/cache.pt")
     safetensors.torch.save_file(cache, directory + "/cache.safetensors")
-    step(cache)
-    return 0
+    step(cache, False)
+    best = [min(seconds(lambda fold=fold: step(cache, fold)) for _ in range(3)) for fold in (False, True)]
+    return best[1] < best[0]
 
 
-def timed_load(load, path):
+def timed_load(load, path, fold):
     gc.collect()
-    start = time.perf_counter()
-    step(load(path))
-    return time.perf_counter() - start
+    return seconds(lambda: step(load(path), fold))
 
 
 class Peer:
     def __init__(self):
-        self.cache, self.length, self.decoder = None, 0, None
+        self.cache, self.length, self.decoder, self.fold = None, 0, None, False
 
     def allocate(self, tokens):
         self.length = int(tokens)
@@ -73,28 +81,28 @@ class Peer:
 
     def prefill(self, tokens):
         ids = torch.arange(int(tokens))[None]
-        start = time.perf_counter()
-        self.decoder(ids, use_cache=True)
-        return time.perf_counter() - start
+        return seconds(lambda: self.decoder(ids, use_cache=True))
 
-    def sdpa(self):
+    def sdpa(self, fold=False):
         start = time.perf_counter()
         row = torch.full((1, KV_HEADS, DIM), 0.05)
         self.length += 1
         for keys, values in self.cache:
             keys[:, :, self.length - 1] = row
             values[:, :, self.length - 1] = row
-            attend(keys[:, :, :self.length], values[:, :, :self.length])
+            attend(keys[:, :, :self.length], values[:, :, :self.length], fold)
         return time.perf_counter() - start
 
     def answer(self, word, *arguments):
         if word == "save":
-            return save(*arguments)
+            self.fold = save(*arguments)
+            return 0
         if word == "torch":
-            return timed_load(torch.load, arguments[0] + "/cache.pt")
+            return timed_load(torch.load, arguments[0] + "/cache.pt", self.fold)
         if word == "safetensors":
-            return timed_load(safetensors.torch.load_file, arguments[0] + "/cache.safetensors")
-        words = {"allocate": self.allocate, "model": self.model, "prefill": self.prefill, "sdpa": self.sdpa}
+            return timed_load(safetensors.torch.load_file, arguments[0] + "/cache.safetensors", self.fold)
+        words = {"allocate": self.allocate, "model": self.model, "prefill": self.prefill, "sdpa": self.sdpa,
+                 "folded": lambda: self.sdpa(True)}
         return words[word](*arguments)
 
 
