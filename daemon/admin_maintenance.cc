@@ -415,6 +415,7 @@ struct Warm {
   IoPriority priority = IoPriority::kPrefetch;
   std::uint64_t chunks = 0, resident = 0, unreadable = 0, bytes_read = 0;
   std::uint32_t running = 0;
+  bool stepping = false;  // the loop over segments goes on by itself: no recursion
   ControlDone done;
 };
 
@@ -429,6 +430,7 @@ std::uint64_t count_unreadable(const FetchJob& job) {
 
 // Two segments at a time: the disk always has the next one queued.
 void run_warm(EngineState& engine, const std::shared_ptr<Warm>& warm) {
+  if (std::exchange(warm->stepping, true)) return;
   while (warm->running < 2 && warm->next < warm->segments.size()) {
     Segment* segment = find_segment(engine, warm->segments[warm->next++]);
     if (segment == nullptr) continue;
@@ -450,14 +452,14 @@ void run_warm(EngineState& engine, const std::shared_ptr<Warm>& warm) {
                         run_warm(engine, warm);
                       });
   }
-  if (warm->running > 0 || warm->next < warm->segments.size() || !warm->done) return;
-  const ControlDone done = std::exchange(warm->done, nullptr);
-  done(ControlReply{Json{{"chunks", warm->chunks},
-                         {"chunks_resident", warm->resident},
-                         {"chunks_unreadable", warm->unreadable},
-                         {"bytes_read", warm->bytes_read}},
-                    {},
-                    {}});
+  warm->stepping = false;
+  if (warm->running > 0) return;
+  warm->done(ControlReply{Json{{"chunks", warm->chunks},
+                               {"chunks_resident", warm->resident},
+                               {"chunks_unreadable", warm->unreadable},
+                               {"bytes_read", warm->bytes_read}},
+                          {},
+                          {}});
 }
 
 void op_warm(EngineState& engine, Session&, ControlRequest request, ControlDone done) {

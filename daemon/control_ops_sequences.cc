@@ -118,27 +118,36 @@ struct TokenRead {
       runs;  // first and count in the segment
   std::vector<Segment*> held;
   std::size_t next = 0;
+  bool loading = false;   // the metadata of held[next]
+  bool stepping = false;  // the loop over segments goes on by itself: no recursion
+  Result<void> result;
   ControlReply reply;
   ControlDone done;
 };
 
 void read_tokens(EngineState& engine, const std::shared_ptr<TokenRead>& read) {
-  const auto finish = [read](Result<ControlReply> reply) {
-    for (Segment* segment : read->held) --segment->busy;
-    read->done(std::move(reply));
-  };
-  if (read->next == read->runs.size()) return finish(std::move(read->reply));
-  Segment* segment = read->held[read->next];
-  load_meta(engine, *segment, IoPriority::kDemand,
-            [&engine, read, segment, finish](Result<void> loaded) {
-              if (!loaded) return finish(error(loaded.error()));
-              const auto [first, count] = read->runs[read->next++].second;
-              const auto* bytes =
-                  reinterpret_cast<const std::byte*>(segment->meta->tokens.data() + first);
-              read->reply.payload.insert(read->reply.payload.end(), bytes,
-                                         bytes + count * sizeof(TokenRecord));
-              read_tokens(engine, read);
-            });
+  if (std::exchange(read->stepping, true)) return;
+  while (!read->loading && read->result && read->next < read->runs.size()) {
+    Segment* segment = read->held[read->next];
+    read->loading = true;
+    load_meta(engine, *segment, IoPriority::kDemand, [&engine, read, segment](Result<void> loaded) {
+      read->loading = false;
+      read->result = loaded;
+      if (loaded) {
+        const auto [first, count] = read->runs[read->next++].second;
+        const auto* bytes =
+            reinterpret_cast<const std::byte*>(segment->meta->tokens.data() + first);
+        read->reply.payload.insert(read->reply.payload.end(), bytes,
+                                   bytes + count * sizeof(TokenRecord));
+      }
+      read_tokens(engine, read);
+    });
+  }
+  read->stepping = false;
+  if (read->loading) return;
+  for (Segment* segment : read->held) --segment->busy;
+  if (!read->result) return read->done(error(read->result.error()));
+  read->done(std::move(read->reply));
 }
 
 void op_tokens(EngineState& engine, Session& session, ControlRequest request, ControlDone done) {

@@ -1,6 +1,7 @@
 // Workers beside the engine, over the simulated disk: verify, repair, gc, background verification,
 // export and import read and write the store that the engine has.
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include "tests/unit/engine_fixture.h"
@@ -216,6 +217,49 @@ TEST_F(EngineMaintenance, AnImportIntoAnotherModelsSpaceIsRefused) {
   row = before;
   request({{"op", "import"}, {"path", path}, {"name", "copy"}});
   ::unlink(path.c_str());
+}
+
+// As long as a sequence may be in segments, with what it costs of the stack as small.
+class EngineManySegments : public EngineFixture {
+ protected:
+  static constexpr std::uint32_t kSegments = 2000;
+  EngineManySegments() : EngineFixture({.host_bytes = 64ull << 20, .disk = {}}) {}
+  // The request on a stack that has no room for a call within a call per segment.
+  Reply request(const Json& body) {
+    struct Call {
+      sim::SimClient* client;
+      const Json& body;
+      Reply reply;
+    } call{client.get(), body, {}};
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 512 << 10);
+    pthread_t thread;
+    const auto run = [](void* given) -> void* {
+      auto* to_do = static_cast<Call*>(given);
+      to_do->reply = to_do->client->control(to_do->body);
+      return nullptr;
+    };
+    EXPECT_EQ(pthread_create(&thread, &attributes, run, &call), 0);
+    pthread_join(thread, nullptr);
+    pthread_attr_destroy(&attributes);
+    return std::move(call.reply);
+  }
+};
+
+TEST_F(EngineManySegments, AreReadWithoutRecursion) {
+  geometry.layers.resize(1);
+  geometry.layers[0].kv_heads = geometry.layers[0].query_heads = 1;
+  const std::uint64_t secrets = client->open_space(geometry, "secrets", true);
+  auto talk = client->create(secrets, {}, "talk", true);
+  ASSERT_NE(talk, nullptr);
+  seal_all(*talk, make_ids(kSegments), 1);
+  ASSERT_EQ(talk->tokens_sealed, kSegments);
+  const Reply tokens =
+      request({{"op", "tokens"}, {"handle", talk->handle}, {"first", 0}, {"count", kSegments}});
+  EXPECT_EQ(tokens.payload.size(), kSegments * sizeof(TokenRecord)) << tokens.status.message();
+  const Reply warm = request({{"op", "warm"}, {"target", "talk"}});
+  EXPECT_EQ(warm.body["chunks_resident"], kSegments) << warm.status.message();
 }
 
 }  // namespace
