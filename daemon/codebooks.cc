@@ -454,12 +454,20 @@ void calibrate(EngineState& engine, OpenSequence& open, CalibrationInput input,
   const std::uint64_t id = engine.world.random->next() | 1;
   job->made = std::make_shared<Codebook>(
       Codebook{id, CodebookLayout(space.row.geometry, job->input.spec), {}});
-  job->made->payload.resize(static_cast<std::size_t>(job->made->layout.size_bytes()));
+  const CodebookLayout& layout = job->made->layout;
+  if (const Result<void> fits = layout.validate(); !fits)
+    return end_calibration(engine, job, fits.error());
+  if (layout.size_bytes() > kCodebookPayloadBytesMax)
+    return end_calibration(engine, job,
+                           {Code::kUnsupported, 0,
+                            "the codebook of this model would be above 1 GiB: take the preset "
+                            "quest, which needs none"});
+  job->made->payload.resize(static_cast<std::size_t>(layout.size_bytes()));
   std::uint64_t heads = 0, dim = 1;
   for (std::uint32_t layer = 0; layer < space.row.geometry.layers.size(); ++layer) {
-    if (!job->made->layout.has_layer(layer)) continue;
+    if (!layout.has_layer(layer)) continue;
     heads += space.row.geometry.layers[layer].kv_heads;
-    dim = std::max<std::uint64_t>(dim, job->made->layout.dim(layer));
+    dim = std::max<std::uint64_t>(dim, layout.dim(layer));
   }
   if (heads == 0) return end_calibration(engine, job, {Code::kUnsupported, 0, "no layer has keys"});
   const std::uint64_t rows =

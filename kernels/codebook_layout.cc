@@ -48,6 +48,19 @@ HeadCodebook CodebookLayout::head(const std::byte* base, std::uint32_t layer,
   return out;
 }
 
+Result<void> CodebookLayout::validate() const noexcept {
+  for (const Layer& layer : layers_) {
+    CodeBook book;
+    book.subspaces = layer.subspaces;
+    book.dim = layer.dim;
+    if (layer.dim != 0 && !book.validate())
+      return error(Code::kUnsupported,
+                   "no key codes of this kind for keys of this size: take the preset quest, which "
+                   "needs no codebook");
+  }
+  return {};
+}
+
 Result<void> CodebookLayout::check_contents(const std::byte* base) const {
   for (std::uint32_t layer = 0; layer < layers_.size(); ++layer) {
     if (!has_layer(layer)) continue;

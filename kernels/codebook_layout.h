@@ -54,6 +54,8 @@ class CodebookLayout {
   [[nodiscard]] HeadCodebook head(const std::byte* base, std::uint32_t layer,
                                   std::uint32_t head) const noexcept;
   [[nodiscard]] std::uint64_t size_bytes() const noexcept { return size_bytes_; }
+  // kUnsupported where kernels take no codebook for keys of these dims.
+  [[nodiscard]] Result<void> validate() const noexcept;
   // kCorrupt unless every head's part is one that kernels may use, and all numbers are finite.
   [[nodiscard]] Result<void> check_contents(const std::byte* base) const;
 
