@@ -28,13 +28,17 @@ const char* match_end_name(MatchEnd end) noexcept {
 namespace {
 
 constexpr std::size_t kCandidatesMax = 32;
+// Segments of the chain whose metadata is in memory for a match at once.
+constexpr std::size_t kSliceSegments = 32;
 
 // One match under way. Segments in it are busy until it ends.
 struct Walk {
   StoredSpace* space = nullptr;
   std::vector<std::uint32_t> ids;
-  std::vector<PartSpec> parts;
-  std::uint64_t matched = 0;  // tokens of `ids`
+  std::vector<PartSpec> chain;  // what the hash found
+  std::size_t next = 0;         // of the chain: compared next
+  std::vector<PartSpec> parts;  // what was compared
+  std::uint64_t matched = 0;    // tokens of `ids`
   bool has_stored_token = false;
   std::uint32_t stored_token = 0;
   std::vector<Segment*> held;
@@ -125,8 +129,8 @@ void finish(EngineState& engine, const WalkRef& walk, Result<void> failure) {
 }
 
 // How many tokens of the segment, from its first, equal the ids at its place.
-std::uint32_t equal_tokens(const Walk& walk, const Segment& segment) {
-  const std::vector<TokenRecord>& tokens = segment.meta->tokens;
+std::uint32_t equal_tokens(const Walk& walk, const Segment& segment, const LoadedMeta& meta) {
+  const std::vector<TokenRecord>& tokens = meta.tokens;
   const std::uint64_t start = segment.row.start_token;
   std::uint32_t equal = 0;
   while (equal < tokens.size() && start + equal < walk.ids.size() &&
@@ -138,29 +142,31 @@ std::uint32_t equal_tokens(const Walk& walk, const Segment& segment) {
 void extend_into_children(EngineState& engine, const WalkRef& walk);
 
 // What is stored where the match ends, for the caller's diagnosis.
-void note_stored(Walk& walk, const Segment& segment, std::uint32_t equal) {
-  if (equal >= segment.meta->tokens.size() || segment.row.start_token + equal != walk.matched)
-    return;
+void note_stored(Walk& walk, const Segment& segment, const LoadedMeta& meta, std::uint32_t equal) {
+  if (equal >= meta.tokens.size() || segment.row.start_token + equal != walk.matched) return;
   if (walk.matched >= walk.ids.size()) return;
   walk.has_stored_token = true;
-  walk.stored_token = segment.meta->tokens[equal].id;
+  walk.stored_token = meta.tokens[equal].id;
 }
 
-void choose_child(EngineState& engine, const WalkRef& walk,
-                  const std::vector<Segment*>& candidates) {
+void choose_child(EngineState& engine, const WalkRef& walk, const std::vector<Segment*>& candidates,
+                  const LoadedMetas& metas) {
   Segment* best = nullptr;
+  const LoadedMeta* best_meta = nullptr;
   std::uint64_t best_end = walk->matched;
-  std::vector<std::pair<Segment*, std::uint32_t>> ends;
-  for (Segment* segment : candidates) {
-    if (segment->meta == nullptr || !usable(*segment)) continue;
-    const std::uint32_t equal = equal_tokens(*walk, *segment);
-    ends.emplace_back(segment, equal);
+  std::vector<std::pair<std::size_t, std::uint32_t>> ends;
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    Segment* segment = candidates[i];
+    if (metas[i] == nullptr || !usable(*segment)) continue;
+    const std::uint32_t equal = equal_tokens(*walk, *segment, *metas[i]);
+    ends.emplace_back(i, equal);
     if (segment->row.start_token + equal <= best_end) continue;
     best = segment;
+    best_meta = metas[i].get();
     best_end = segment->row.start_token + equal;
   }
   if (best == nullptr) {
-    for (const auto& [segment, equal] : ends) note_stored(*walk, *segment, equal);
+    for (const auto& [i, equal] : ends) note_stored(*walk, *candidates[i], *metas[i], equal);
     return finish(engine, walk, {});
   }
   walk->has_stored_token = false;
@@ -168,7 +174,7 @@ void choose_child(EngineState& engine, const WalkRef& walk,
   const auto equal = static_cast<std::uint32_t>(best_end - best->row.start_token);
   walk->parts.push_back({best, equal});
   walk->matched = best_end;
-  note_stored(*walk, *best, equal);
+  note_stored(*walk, *best, *best_meta, equal);
   extend_into_children(engine, walk);
 }
 
@@ -192,28 +198,40 @@ void extend_into_children(EngineState& engine, const WalkRef& walk) {
   }
   if (candidates.empty()) return finish(engine, walk, {});
   load_metas(engine, ids, IoPriority::kDemand,
-             [&engine, walk, candidates](Result<void>) { choose_child(engine, walk, candidates); });
+             [&engine, walk, candidates](Result<void>, const LoadedMetas& metas) {
+               choose_child(engine, walk, candidates, metas);
+             });
 }
 
-// All tokens of the chain are in memory: the hash found them, this decides.
+// Takes the next segment of the chain as far as its tokens are those of `ids`; true where the one
+// behind it may match, too.
+bool compare_next(Walk& walk, const LoadedMeta* meta) {
+  const auto [found, shown] = walk.chain[walk.next++];
+  const Segment& segment = *found;
+  if (meta == nullptr || !usable(segment)) return false;
+  const std::uint32_t equal = equal_tokens(walk, segment, *meta);
+  const bool last = walk.next == walk.chain.size();
+  const std::uint32_t visible = last ? equal : std::min(equal, shown);
+  if (visible == 0) return false;
+  walk.parts.push_back({found, visible});
+  walk.matched = segment.row.start_token + visible;
+  if (!last && visible == shown) return true;
+  note_stored(walk, segment, *meta, visible);
+  return false;
+}
+
+// The hash found the chain, its tokens decide: a slice at a time, since the metadata of all of it
+// may be above what is kept in memory.
 void compare_chain(EngineState& engine, const WalkRef& walk) {
-  std::vector<PartSpec> chain = std::move(walk->parts);
-  walk->parts.clear();
-  for (std::size_t i = 0; i < chain.size(); ++i) {
-    Segment& segment = *chain[i].segment;
-    if (segment.meta == nullptr || !usable(segment)) break;
-    const std::uint32_t equal = equal_tokens(*walk, segment);
-    const bool last = i + 1 == chain.size();
-    const std::uint32_t visible = last ? equal : std::min(equal, chain[i].visible_tokens);
-    if (visible == 0) break;
-    walk->parts.push_back({&segment, visible});
-    walk->matched = segment.row.start_token + visible;
-    if (last || visible < chain[i].visible_tokens) {
-      note_stored(*walk, segment, visible);
-      break;
-    }
-  }
-  extend_into_children(engine, walk);
+  std::vector<SegmentId> slice;
+  for (std::size_t i = walk->next; i < walk->chain.size() && slice.size() < kSliceSegments; ++i)
+    slice.push_back(walk->chain[i].segment->row.id);
+  load_metas(engine, slice, IoPriority::kDemand,
+             [&engine, walk](Result<void>, const LoadedMetas& metas) {
+               for (const auto& meta : metas)
+                 if (!compare_next(*walk, meta.get())) return extend_into_children(engine, walk);
+               compare_chain(engine, walk);
+             });
 }
 
 // The parent chain of the hit, first segment first. False where it is broken.
@@ -223,15 +241,15 @@ bool build_chain(EngineState& engine, Walk& walk, const PrefixIndex::Place& plac
   std::uint64_t end = UINT64_MAX;
   while (id.valid()) {
     Segment* segment = find_segment(engine, id);
-    if (segment == nullptr || !usable(*segment) || walk.parts.size() >= kSequenceSegmentsMax)
+    if (segment == nullptr || !usable(*segment) || walk.chain.size() >= kSequenceSegmentsMax)
       return false;
     if (end != UINT64_MAX && segment->row.start_token + visible != end) return false;
-    walk.parts.push_back({segment, visible});
+    walk.chain.push_back({segment, visible});
     end = segment->row.start_token;
     visible = segment->row.parent_visible;
     id = segment->row.parent;
   }
-  std::reverse(walk.parts.begin(), walk.parts.end());
+  std::reverse(walk.chain.begin(), walk.chain.end());
   return end == 0;
 }
 
@@ -244,17 +262,10 @@ void match_prefix(EngineState& engine, StoredSpace& space, std::vector<std::uint
   walk->ids = std::move(ids);
   walk->done = std::move(done);
   PrefixIndex::Hit hit;
-  if (!space.index.find_longest(walk->ids, &hit) || !build_chain(engine, *walk, hit.place)) {
-    walk->parts.clear();
+  if (!space.index.find_longest(walk->ids, &hit) || !build_chain(engine, *walk, hit.place))
     return extend_into_children(engine, walk);
-  }
-  std::vector<SegmentId> chain;
-  for (const PartSpec& part : walk->parts) {
-    hold(*walk, *part.segment);
-    chain.push_back(part.segment->row.id);
-  }
-  load_metas(engine, chain, IoPriority::kDemand,
-             [&engine, walk](Result<void>) { compare_chain(engine, walk); });
+  for (const PartSpec& part : walk->chain) hold(*walk, *part.segment);
+  compare_chain(engine, walk);
 }
 
 void decline_slow_parts(EngineState& engine, const StoredSpace& space, MatchResult* match) {

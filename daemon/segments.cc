@@ -127,7 +127,7 @@ void keep_meta(EngineState& engine, Segment& segment, std::shared_ptr<const Load
   table.meta_order.push_front(&segment);
   segment.meta_place = table.meta_order.begin();
   segment.meta_listed = true;
-  while (table.meta_bytes > kLoadedMetaBytesMax && table.meta_order.back() != &segment) {
+  while (table.meta_bytes > table.meta_bytes_max && table.meta_order.back() != &segment) {
     Segment& cold = *table.meta_order.back();
     table.meta_bytes -= cold.meta->memory_bytes();
     table.meta_order.pop_back();
@@ -204,25 +204,30 @@ void load_meta(EngineState& engine, Segment& segment, IoPriority priority, MetaD
 }
 
 void load_metas(EngineState& engine, const std::vector<SegmentId>& segments, IoPriority priority,
-                MetaDone done) {
+                MetasDone done) {
   struct Gather {
     std::size_t left = 0;
     Result<void> result;
-    MetaDone done;
+    LoadedMetas metas;
+    MetasDone done;
   };
   auto gather = std::make_shared<Gather>();
   gather->left = segments.size() + 1;
+  gather->metas.resize(segments.size());
   gather->done = std::move(done);
   const auto one = [gather](Result<void> result) {
     if (!result && gather->result) gather->result = result;
-    if (--gather->left == 0) gather->done(gather->result);
+    if (--gather->left == 0) gather->done(gather->result, gather->metas);
   };
-  for (const SegmentId id : segments) {
-    Segment* segment = find_segment(engine, id);
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    Segment* segment = find_segment(engine, segments[i]);
     if (segment == nullptr)
       one(error(Code::kMiss, "the segment is gone"));
     else
-      load_meta(engine, *segment, priority, one);
+      load_meta(engine, *segment, priority, [gather, one, segment, i](Result<void> result) {
+        gather->metas[i] = segment->meta;
+        one(result);
+      });
   }
   one({});
 }

@@ -95,19 +95,20 @@ struct Segment {
   [[nodiscard]] bool referenced() const noexcept { return sequence_refs != 0 || handle_refs != 0; }
 };
 
+inline constexpr std::uint64_t kLoadedMetaBytesMax = 64ull << 20;
+inline constexpr std::size_t kOpenSegmentFilesMax = 256;
+
 struct SegmentTable {
   std::unordered_map<SegmentId, std::unique_ptr<Segment>> all;
   std::list<Segment*> meta_order;  // hot first
   std::uint64_t meta_bytes = 0;
+  std::uint64_t meta_bytes_max = kLoadedMetaBytesMax;
   std::list<Segment*> file_order;  // hot first
   std::uint64_t next_id = 1;
   std::uint64_t disk_bytes = 0;     // of segment files
   std::uint64_t sidecar_bytes = 0;  // of sidecars: what they are where all are written
   std::vector<SegmentId> condemned;
 };
-
-inline constexpr std::uint64_t kLoadedMetaBytesMax = 64ull << 20;
-inline constexpr std::size_t kOpenSegmentFilesMax = 256;
 
 [[nodiscard]] Segment* find_segment(EngineState& engine, SegmentId id);
 Segment& add_segment(EngineState& engine, SegmentRow row, StoredSpace& space, SegmentState state);
@@ -123,9 +124,12 @@ void chunk_evicted(EngineState& engine, SlotOwner owner, SlotId slot);
 // Calls `done` at once where the metadata is there, else after a read. The segment stays while it
 // is read.
 void load_meta(EngineState& engine, Segment& segment, IoPriority priority, MetaDone done);
-// Loads several; `done` with the first error, after all have ended.
+// Loads several; `done` with the first error, after all have ended, and with what came, in the
+// order of `segments`: the table itself may have dropped some of it again, to keep its bound.
+using LoadedMetas = std::vector<std::shared_ptr<const LoadedMeta>>;
+using MetasDone = std::function<void(Result<void>, const LoadedMetas&)>;
 void load_metas(EngineState& engine, const std::vector<SegmentId>& segments, IoPriority priority,
-                MetaDone done);
+                MetasDone done);
 void keep_meta(EngineState& engine, Segment& segment, std::shared_ptr<const LoadedMeta> meta);
 [[nodiscard]] std::shared_ptr<const LoadedMeta> make_loaded_meta(SegmentMeta&& meta,
                                                                  const PlaneLayout& layout);

@@ -183,7 +183,7 @@ void learn_chain(EngineState& engine, StoredSequence& sequence, MetaDone done) {
   ++sequence.busy;
   load_metas(
       engine, open_block_segments(sequence), IoPriority::kDemand,
-      [&engine, id, done = std::move(done)](Result<void> result) {
+      [&engine, id, done = std::move(done)](Result<void> result, const LoadedMetas&) {
         StoredSequence& found = *engine.sequences.all.at(id);
         --found.busy;
         if (!result) return done(result);

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -85,6 +86,14 @@ class EngineFixture : public ::testing::Test {
       reader.release(got.completion.value0);
     }
     world.settle();
+  }
+  // How many of them are stored.
+  std::uint64_t match(const std::vector<std::uint32_t>& ids) {
+    std::vector<std::byte> payload(ids.size() * 4);
+    std::memcpy(payload.data(), ids.data(), payload.size());
+    return client->control(Json{{"op", "match"}, {"space", space}}, payload)
+        .body["tokens"]
+        .get<std::uint64_t>();
   }
   bool close(const sim::SimSequence& sequence) {
     const bool closed = client->control(Json{{"op", "close"}, {"handle", sequence.handle}}).ok();

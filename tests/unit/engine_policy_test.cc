@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "daemon/reclaim.h"
 #include "tests/unit/engine_fixture.h"
@@ -36,13 +35,6 @@ class EnginePolicyTest : public EngineFixture {
     return sequence->id;
   }
   bool there(std::uint64_t id) { return find_sequence(state(), SequenceId{id}) != nullptr; }
-  std::uint64_t match(const std::vector<std::uint32_t>& ids) {
-    std::vector<std::byte> payload(ids.size() * 4);
-    std::memcpy(payload.data(), ids.data(), payload.size());
-    return client->control(Json{{"op", "match"}, {"space", space}}, payload)
-        .body["tokens"]
-        .get<std::uint64_t>();
-  }
   // Room for `sequences` of 128 tokens more.
   void limit_disk(std::uint64_t sequences) {
     std::uint64_t one = 0;

@@ -359,6 +359,24 @@ TEST_F(EngineTest, TokensRenamePinAndStop) {
   EXPECT_TRUE(drained);
 }
 
+TEST_F(EngineTest, APrefixWhoseMetadataIsAboveWhatIsKeptIsFound) {
+  constexpr std::uint32_t kSegments = 100;
+  auto ids = make_ids(64 * kSegments);
+  {
+    auto sequence = client->create(space, {}, "long");
+    seal_all(*sequence, ids, 64);
+  }
+  // More that begin anew than are looked at one by one.
+  for (std::uint32_t i = 1; i <= 40; ++i)
+    seal(*client->create(space, {}, "other " + std::to_string(i)), make_ids(64, i), 64);
+  crash();
+  state().segments.meta_bytes_max = 1;  // of one segment only
+  EXPECT_EQ(match(ids), ids.size());
+  EXPECT_EQ(state().segments.meta_order.size(), 1u);
+  ids.back() = 50001;
+  EXPECT_EQ(match(ids), ids.size() - 1);
+}
+
 // What a daemon of before took as a name, and this one does not.
 TEST_F(EngineTest, ANameThatIsNoneAnyMoreIsFoundAfterARestart) {
   const auto ids = make_ids(128);
