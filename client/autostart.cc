@@ -24,6 +24,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// A larger log is put aside at the next start: it may lie in memory.
+constexpr off_t kLogBytesMax = 1 << 20;
+
 bool is_program(const fs::path& path) {
   std::error_code ignored;
   return fs::is_regular_file(path, ignored) && ::access(path.c_str(), X_OK) == 0;
@@ -116,6 +119,9 @@ Result<pid_t> spawn_daemon(const std::string& program, const std::string& socket
   // A place that the daemon would refuse gets no log either.
   KVT_TRY_VOID(check_listening_place(socket_path));
   const std::string log_path = daemon_log_path(socket_path);
+  struct stat info {};
+  if (::lstat(log_path.c_str(), &info) == 0 && S_ISREG(info.st_mode) && info.st_size > kLogBytesMax)
+    ::rename(log_path.c_str(), (log_path + ".1").c_str());
   UniqueFd log(
       ::open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!log.valid())
@@ -150,6 +156,8 @@ Result<pid_t> spawn_daemon(const std::string& program, const std::string& socket
 }
 
 std::string last_line_of(const std::string& path, std::uint64_t from) {
+  std::error_code absent;
+  if (fs::file_size(path, absent) < from) from = 0;  // begun anew
   std::ifstream file(path);
   file.seekg(static_cast<std::streamoff>(from));
   std::string line, last;

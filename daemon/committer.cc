@@ -5,7 +5,7 @@
 
 #include "base/check.h"
 #include "base/fault.h"
-#include "base/log.h"
+#include "base/log_limit.h"
 #include "daemon/engine_state.h"
 #include "daemon/log_reader.h"
 #include "daemon/reclaim.h"
@@ -114,8 +114,10 @@ void finish(EngineState& engine, const Job& job, Result<void> result) {
     if (job->began && !job->new_file)
       log.file_bytes = std::max(log.file_bytes, engine.io->io().size_bytes(job->file).value_or(0));
     ++engine.metrics.commit_failures;
-    KVT_LOG(kWarn, "sequence %" PRIx64 ": commit failed: %s", job->sequence.value,
-            result.error().message());
+    static LogLimit limit;
+    limit.warn(engine.now_ns(), static_cast<int>(result.error().code),
+               "sequence %" PRIx64 ": commit failed: %s", job->sequence.value,
+               result.error().message());
   }
   --sequence.busy;
   if (job->done)

@@ -20,8 +20,9 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/limits.h"
-#include "base/log.h"
+#include "base/log_limit.h"
 #include "client/ipc/frame.h"
 #include "daemon/control_ops.h"
 #include "daemon/version.h"
@@ -160,7 +161,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
       if (received->bytes == 0) return true;
       const Result<void> fed = parser_.feed({room.data(), received->bytes}, std::move(fds));
       while (auto message = parser_.next()) waiting_.push_back(std::move(*message));
-      if (!fed) KVT_LOG(kWarn, "control: %s; connection closed", fed.error().message());
+      if (!fed) {
+        static LogLimit limit;
+        limit.warn(RealClock().now_ns(), static_cast<int>(fed.error().code),
+                   "control: %s; connection closed", fed.error().message());
+      }
       next_request();
       if (closed_) return false;
       if (!fed) {
@@ -344,7 +349,9 @@ void ControlServer::State::accept_all() {
       return;
     }
     if (connections.size() >= options.connections_max) {
-      KVT_LOG(kWarn, "control: %zu connections are open; one more was closed", connections.size());
+      static LogLimit limit;
+      limit.warn(RealClock().now_ns(), 0, "control: %zu connections are open; one more was closed",
+                 connections.size());
       continue;
     }
     auto connection = std::make_shared<Connection>(shared_from_this(), std::move(*socket));

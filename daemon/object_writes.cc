@@ -4,7 +4,7 @@
 
 #include "base/check.h"
 #include "base/fault.h"
-#include "base/log.h"
+#include "base/log_limit.h"
 #include "client/ipc/shared_copy.h"
 #include "daemon/engine_state.h"
 #include "daemon/objects.h"
@@ -21,13 +21,15 @@ Status injected() { return {Code::kIo, 0, "injected"}; }
 
 std::uint64_t file_bytes(const ObjectJob& job) { return object_file_bytes(job.bytes); }
 
-void log_failure(const ObjectJob& job, const Status& status) {
-  KVT_LOG(kWarn, "an opaque key of %zu bytes was not stored: %s", job.key.size(), status.message());
+void log_failure(const EngineState& engine, const ObjectJob& job, const Status& status) {
+  static LogLimit limit;
+  limit.warn(engine.now_ns(), static_cast<int>(status.code),
+             "an opaque key of %zu bytes was not stored: %s", job.key.size(), status.message());
 }
 
 // No row names the file: it goes, and the value before stays.
 void fail_set(EngineState& engine, const ObjectJobPtr& job, const Status& status) {
-  log_failure(*job, status);
+  log_failure(engine, *job, status);
   if (job->value != nullptr) engine.objects.reserved_bytes -= file_bytes(*job);
   if (job->file.value != 0) {
     engine.io->io().close(job->file);
@@ -152,7 +154,7 @@ void end_publication(EngineState& engine, const PublicationPtr& publication,
     Code code = result ? Code::kOk : result.error().code;
     if (set) table.reserved_bytes -= file_bytes(*job);
     if (!result) {
-      log_failure(*job, result.error());
+      log_failure(engine, *job, result.error());
       auto& files = table.unsettled[job->key];
       if (set) files.push_back(job->value);
     } else if (set) {
@@ -179,7 +181,7 @@ void fail_sets(EngineState& engine, Publication* publication, const Status& stat
   for (const ObjectJobPtr& job : failed) {
     bury_object(engine, *job->value);
     engine.objects.reserved_bytes -= file_bytes(*job);
-    log_failure(*job, status);
+    log_failure(engine, *job, status);
     end_object_write(engine, job, status.code);
   }
 }

@@ -7,7 +7,7 @@
 
 #include "base/check.h"
 #include "base/fault.h"
-#include "base/log.h"
+#include "base/log_limit.h"
 #include "client/ipc/shared_copy.h"
 #include "daemon/abstracts.h"
 #include "daemon/committer.h"
@@ -92,8 +92,10 @@ void end_seal(EngineState& engine, const Job& job, Result<TailResult> result) {
   StoredSequence& sequence = sequence_of(engine, job);
   if (!result) {
     ++engine.metrics.seal_failures;
-    KVT_LOG(kWarn, "sequence %" PRIx64 ": seal failed: %s", job->sequence.value,
-            result.error().message());
+    static LogLimit limit;
+    limit.warn(engine.now_ns(), static_cast<int>(result.error().code),
+               "sequence %" PRIx64 ": seal failed: %s", job->sequence.value,
+               result.error().message());
   }
   --sequence.busy;
   // What is queued behind a failed seal counted on it.

@@ -4,13 +4,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/executor.h"
 #include "base/fault.h"
 #include "base/hash.h"
 #include "base/json.h"
+#include "base/log_limit.h"
 #include "base/mailbox.h"
 #include "base/random.h"
 #include "base/shell_word.h"
@@ -107,6 +110,26 @@ TEST(ThreadPool, FinishesWhatWasPostedAndDropsWhatComesAfterAStop) {
   const auto late = std::make_shared<int>();
   pool.post([late] { ++*late; });
   EXPECT_EQ(late.use_count(), 1);
+}
+
+TEST(LogLimit, OneLinePerCauseAndTenSeconds) {
+  LogLimit limit;
+  VirtualClock clock;
+  ::testing::internal::CaptureStderr();
+  for (int second = 0; second < 10; ++second) {
+    for (int i = 0; i < 100; ++i) {
+      limit.warn(clock.now_ns(), 1, "full %d", second);
+      limit.warn(clock.now_ns(), 2, "broken %d", second);
+    }
+    clock.advance_ns(1'000'000'000);
+  }
+  limit.warn(clock.now_ns(), 1, "full again");
+  limit.warn(0, 1, "full elsewhere");
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  EXPECT_EQ(std::count(log.begin(), log.end(), '\n'), 4) << log;
+  for (const char* line : {"full 0\n", "broken 0\n", "full elsewhere\n",
+                           "full again (999 like it before were left out)\n"})
+    EXPECT_NE(log.find(line), std::string::npos) << log;
 }
 
 TEST(Json, FieldsAreCheckedForKindAndRange) {

@@ -205,6 +205,24 @@ TEST_F(Autostart, ADaemonThatCannotRunSaysWhy) {
   EXPECT_FALSE(last_line_of(daemon_log_path(socket_)).empty());
 }
 
+TEST_F(Autostart, ALargeLogIsPutAside) {
+  ::setenv("KVTIER_STORE_PATH", "/proc/kvtier-cannot-be", 1);
+  const std::string log = daemon_log_path(socket_);
+  ASSERT_EQ(::mkdir((root_ + "/run").c_str(), 0700), 0);
+  std::ofstream(log) << std::string((1 << 20) + 1, 'x') << "\n";
+  kvt_client_options options;
+  kvt_client_options_init(&options);
+  kvt_client* client = nullptr;
+  for (int start = 0; start < 2; ++start) {
+    EXPECT_EQ(kvt_client_open(&options, &client), KVT_ERROR_NOT_FOUND);
+    const std::string text = kvt_last_error();
+    EXPECT_NE(text.find("ended at once: cannot make the store's directory"), std::string::npos)
+        << text;
+    EXPECT_EQ(std::filesystem::file_size(log + ".1"), (1u << 20) + 2) << start;
+    EXPECT_LT(std::filesystem::file_size(log), 10'000u) << start;
+  }
+}
+
 TEST_F(Autostart, AStoppedDaemonIsAFastError) {
   kvt_client* client = connect(true);
   note_pid(client);

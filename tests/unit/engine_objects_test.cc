@@ -209,6 +209,18 @@ TEST_F(EngineObjectsTest, AFullDiskFailsTheSetAndGivesEverythingBack) {
   EXPECT_EQ(get("b"), "miss");
 }
 
+TEST_F(EngineObjectsTest, AFullDiskDoesNotFillTheLog) {
+  world.disk().set_capacity_bytes(world.disk().used_bytes());
+  set_log_level(LogLevel::kWarn);
+  ::testing::internal::CaptureStderr();
+  for (int i = 0; i < 50; ++i) EXPECT_NE(set("b", std::string(12'000, 'x')), Code::kOk);
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  std::size_t lines = 0;
+  for (std::size_t at = 0; (at = log.find("was not stored", at)) != std::string::npos; ++at)
+    ++lines;
+  EXPECT_LE(lines, 2u) << log;
+}
+
 TEST_F(EngineObjectsTest, EveryFailedStepOfASetLeavesTheValueBefore) {
   ASSERT_EQ(set("a", "before"), Code::kOk);
   for (const char* point :
