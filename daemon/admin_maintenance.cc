@@ -313,6 +313,7 @@ void end_repair(EngineState& engine, const RepairPtr& repair) {
     if (!written) return repair->done(error(written.error()));
     if (repair->left == 0) engine.metrics.damage_settled = damage_met(engine.metrics);
     repair->done(ControlReply{Json{{"dropped", repair->dropped},
+                                   {"left", repair->left},
                                    {"segments_behind", repair->segments_behind},
                                    {"bytes_behind", repair->bytes_behind},
                                    {"sequences_cut", cuts_json(*repair)},

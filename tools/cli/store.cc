@@ -196,6 +196,7 @@ int run_repair(const Invocation& invocation) {
   Json reply;
   int exit_code = 0;
   if (!request(invocation, Json{{"op", "repair"}}, &reply, &exit_code, 0)) return exit_code;
+  const std::uint64_t left = number_of(reply, "left");
   if (invocation.json) {
     print_json(reply);
   } else {
@@ -208,8 +209,11 @@ int run_repair(const Invocation& invocation) {
       std::printf("removed, too, as only what was dropped led there: %s (%s)\n",
                   counted(behind, "segment").c_str(),
                   human_bytes(number_of(reply, "bytes_behind")).c_str());
+    if (left != 0)
+      std::printf("NOT mended: %llu of those listed above, see WHAT\n",
+                  static_cast<unsigned long long>(left));
   }
-  return 0;
+  return left == 0 ? 0 : 3;
 }
 
 int run_gc(const Invocation& invocation) {
@@ -246,7 +250,8 @@ Command verify_command() {
 Command repair_command() {
   return {
       "repair",
-      "drop what is damaged, so that storing it again heals it; lists which sequences end earlier",
+      "drop what is damaged, so that storing it again heals it; lists which sequences end earlier "
+      "(exit 3: some of it could not be mended)",
       {},
       {{"--store", "PATH", "without a daemon: make a new catalogue where the old one is broken"}},
       run_repair};
