@@ -95,8 +95,10 @@ void scale(Figure* figure, double factor);
 // "0.93-1.08": what one and the same thing differs by from itself in this run.
 [[nodiscard]] std::string spread(const std::vector<double>& a, const std::vector<double>& b);
 
-// Writes data back and drops the page cache where permitted; says whether it could.
-bool drop_page_cache();
+// Writes data back and drops the page cache where permitted; where not, *cold is made false.
+void drop_page_cache(bool* cold);
+// A figure of what was to be cold: where it was not, its note says so, and it has no verdict.
+void judge_cold(Figure* figure, bool cold);
 // A file of random bytes, synced.
 [[nodiscard]] Result<void> make_random_file(const std::string& path, std::uint64_t size_bytes);
 // fio on an existing file: bytes per second of direct reads.

@@ -111,8 +111,9 @@ Result<void> bench_open(const Context& context, std::vector<Figure>* figures) {
   const std::uint32_t chains = context.smoke() ? 20 : 200;
   KVT_TRY_VOID(make_store(store, chains));
   std::vector<double> seconds, bytes;
+  bool cold = true;
   for (std::size_t i = 0; i < context.rounds(5, 9); ++i) {
-    drop_page_cache();
+    drop_page_cache(&cold);
     const double start = seconds_now();
     KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, store, {}));
     KVT_TRY(const std::uint64_t served, segments_served(daemon));
@@ -128,6 +129,7 @@ Result<void> bench_open(const Context& context, std::vector<Figure>* figures) {
   open.ceiling_name = "s";
   open.goal = 1;
   open.note = what + ", settings by default";
+  judge_cold(&open, cold);
   figures->push_back(open);
   Figure memory = bounded("daemon's memory beside its arenas", bytes, 200);
   memory.unit = "MB";

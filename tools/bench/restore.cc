@@ -14,10 +14,11 @@ Result<void> bench_restore(const Context& context, std::vector<Figure>* figures)
   job.sequential = true;
   job.block_bytes = 1 << 20;
   job.bytes = store.bytes;
+  bool cold = true;
   const auto ours = [&]() -> Result<double> {
     KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, store.path, {}));
     KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
-    drop_page_cache();
+    drop_page_cache(&cold);
     char* reply = nullptr;
     const double start = seconds_now();
     KVT_TRY_VOID(check(kvt_client_request(
@@ -35,6 +36,7 @@ Result<void> bench_restore(const Context& context, std::vector<Figure>* figures)
   figure.goal = 0.9;
   figure.better = Better::kHigher;
   figure.note = "checksums on; fio against itself: " + spread(columns[2], columns[1]);
+  judge_cold(&figure, cold);
   figures->push_back(figure);
   figures->push_back(noise_floor("sequential", columns[2], columns[1]));
   return {};

@@ -17,8 +17,8 @@ namespace kvtier::bench {
 namespace {
 
 // Reads a whole file into memory with ordinary reads: what loading a saved cache is at the least.
-Result<double> load_file(const std::string& path, std::vector<std::byte>* memory) {
-  drop_page_cache();
+Result<double> load_file(const std::string& path, std::vector<std::byte>* memory, bool* cold) {
+  drop_page_cache(cold);
   const double start = seconds_now();
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) return error(Code::kIo, "cannot open the saved cache", errno);
@@ -51,12 +51,12 @@ Result<void> leave_abstracts(const Context& context, const SessionStore& store,
   return {};
 }
 
-Result<double> resume(const Context& context, const SessionStore& store) {
+Result<double> resume(const Context& context, const SessionStore& store, bool* cold) {
   const Shape shape;
   KVT_TRY(const OwnDaemon daemon, OwnDaemon::start(context, store.path, {}));
   KVT_TRY(const ClientPtr client, open_client(daemon.socket()));
   KVT_TRY(const SpacePtr space, open_space(client.get(), shape));
-  drop_page_cache();
+  drop_page_cache(cold);
   const double start = seconds_now();
   KVT_TRY(const SequencePtr sequence, open_sequence(space.get(), "session", false));
   KVT_TRY(const ViewPtr view, open_view(sequence.get(), 1024, kPreset));
@@ -123,7 +123,8 @@ Result<void> bench_resume(const Context& context, std::vector<Figure>* figures) 
   const std::uint64_t tokens = context.smoke() ? 4096 : 65536;
   KVT_TRY(const SessionStore store, session_store(context, Shape{}, tokens));
   KVT_TRY_VOID(leave_abstracts(context, store, kPreset));
-  const auto ours = [&] { return resume(context, store); };
+  bool cold = true;
+  const auto ours = [&] { return resume(context, store, &cold); };
   Figure figure;
   // Smoke has no time for torch to load.
   Result<Peer> peer = Peer::start(context.smoke() ? "" : context.python_path);
@@ -133,7 +134,7 @@ Result<void> bench_resume(const Context& context, std::vector<Figure>* figures) 
     KVT_TRY_VOID(peer->ask("save " + context.directory + " " + std::to_string(tokens)));
     const auto load = [&](const char* word) {
       return [&, word] {
-        drop_page_cache();
+        drop_page_cache(&cold);
         return peer->ask(std::string(word) + " " + context.directory);
       };
     };
@@ -152,7 +153,7 @@ Result<void> bench_resume(const Context& context, std::vector<Figure>* figures) 
     std::vector<std::byte> memory(store.bytes);
     KVT_TRY(const double step, full_step(context, store));
     const auto theirs = [&]() -> Result<double> {
-      KVT_TRY(const double seconds, load_file(saved, &memory));
+      KVT_TRY(const double seconds, load_file(saved, &memory, &cold));
       return seconds + step;
     };
     KVT_TRY(const auto columns, interleave(context.rounds(3, 7), {ours, theirs}));
@@ -162,6 +163,7 @@ Result<void> bench_resume(const Context& context, std::vector<Figure>* figures) 
   }
   figure.unit = "s";
   figure.goal = 0.10;
+  judge_cold(&figure, cold);
   figures->push_back(figure);
   for (const char* preset : {kPreset, "progressive", "full"}) {
     KVT_TRY(const Figure read, read_by_resume(context, store, length, preset));
