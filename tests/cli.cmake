@@ -21,6 +21,7 @@ set_tests_properties(tools_lib PROPERTIES TIMEOUT 120)
 # The benchmarks run; what they measure is for a quiet machine.
 add_test(NAME bench_smoke COMMAND kvtier-bench all --smoke --dir ${PROJECT_BINARY_DIR})
 set_tests_properties(bench_smoke PROPERTIES TIMEOUT 300 LABELS "no-sanitizer")
+kvt_test(bench_test SOURCES unit/bench_cold_test.cc ${PROJECT_SOURCE_DIR}/tools/bench/common.cc LIBS kvt_base)
 
 # Traces of what decoders choose.
 kvt_test(replay_test SOURCES unit/replay_trace_test.cc unit/replay_generate_test.cc unit/replay_layout_test.cc LIBS kvt_replay)
