@@ -19,8 +19,7 @@ inline void require(bool condition) {
 class FuzzWorld {
  public:
   FuzzWorld() {
-    static const bool once = (add_control_ops(report_ops()), true);
-    static_cast<void>(once);
+    add_admin_ops();
     require(world_.start().has_value());
     honest_ = std::make_unique<sim::SimClient>(world_, "honest");
     space_ = honest_->open_space(geometry_);
