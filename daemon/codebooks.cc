@@ -9,6 +9,7 @@
 #include "base/random.h"
 #include "daemon/abstracts.h"
 #include "daemon/engine_state.h"
+#include "daemon/file_reads.h"
 #include "daemon/raw_segment.h"
 #include "tiers/codebook_format.h"
 #include "tiers/format_head.h"
@@ -401,19 +402,14 @@ void read_codebook(EngineState& engine, const StoredSpace& space, AbstractSpec s
   }
   read->file = *file;
   read->bytes = AlignedBuffer(*size);
-  IoRequest request;
-  request.op = IoOp::kRead;
-  request.priority = IoPriority::kDemand;
-  request.file = *file;
-  request.pieces.push_back({read->bytes.data(), read->bytes.size_bytes()});
-  request.done = [&engine, read, done = std::move(done)](Result<void> result) {
-    engine.io->io().close(read->file);
-    if (!result) return done(error(result.error()));
-    Result<std::shared_ptr<const Codebook>> codebook = parse_codebook(*read);
-    if (!codebook) return done(error(Code::kCorrupt, "is damaged"));
-    done(std::move(codebook));
-  };
-  engine.io->submit(std::move(request));
+  read_in_pieces(engine, *file, IoPriority::kDemand, read->bytes.span(),
+                 [&engine, read, done = std::move(done)](Result<void> result) {
+                   engine.io->io().close(read->file);
+                   if (!result) return done(error(result.error()));
+                   Result<std::shared_ptr<const Codebook>> codebook = parse_codebook(*read);
+                   if (!codebook) return done(error(Code::kCorrupt, "is damaged"));
+                   done(std::move(codebook));
+                 });
 }
 
 void load_codebook(EngineState& engine, const StoredSpace& space, AbstractSpec spec,

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "daemon/engine_state.h"
+#include "daemon/file_reads.h"
 
 namespace kvtier {
 
@@ -69,17 +70,8 @@ Result<void> begin_log_read(EngineState& engine, StoredSequence& sequence, OpenM
         },
         [finish] { finish({}); });
   };
-  if (read->file_bytes == 0) {
-    replay({});
-    return {};
-  }
-  IoRequest request;
-  request.op = IoOp::kRead;
-  request.priority = IoPriority::kDemand;
-  request.file = read->file;
-  request.pieces.push_back({read->bytes.data(), read->file_bytes});
-  request.done = replay;
-  engine.io->submit(std::move(request));
+  read_in_pieces(engine, read->file, IoPriority::kDemand,
+                 read->bytes.span().first(static_cast<std::size_t>(read->file_bytes)), replay);
   return {};
 }
 

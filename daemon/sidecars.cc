@@ -9,6 +9,7 @@
 #include "daemon/abstracts.h"
 #include "daemon/codebooks.h"
 #include "daemon/engine_state.h"
+#include "daemon/file_reads.h"
 #include "daemon/reclaim.h"
 #include "tiers/sidecar_format.h"
 
@@ -32,7 +33,6 @@ struct SidecarRead {
   std::uint32_t lane = 0;
   FileId file;
   AlignedBuffer bytes;
-  std::size_t left = 0;  // requests
   bool failed = false;
   bool base = false;
   std::uint64_t arena_bytes = 0;
@@ -121,28 +121,6 @@ void sidecar_read(EngineState& engine, const ReadPtr& read) {
       [&engine, read] { sidecar_parsed(engine, read); });
 }
 
-// Pieces, so that rows that somebody waits for can go between those of a base rendition.
-void submit_read(EngineState& engine, const ReadPtr& read) {
-  const std::uint64_t bytes = read->bytes.size_bytes();
-  std::vector<IoRequest> requests;
-  for (std::uint64_t at = 0; at < bytes; at += kReadBytesMax) {
-    IoRequest request;
-    request.op = IoOp::kRead;
-    request.priority = read->base ? IoPriority::kPrefetch : IoPriority::kDemand;
-    request.file = read->file;
-    request.offset = at;
-    request.pieces.push_back(
-        {read->bytes.data() + at, std::min<std::uint64_t>(kReadBytesMax, bytes - at)});
-    request.done = [&engine, read](Result<void> result) {
-      read->failed = read->failed || !result;
-      if (--read->left == 0) sidecar_read(engine, read);
-    };
-    requests.push_back(std::move(request));
-  }
-  read->left = requests.size();
-  for (IoRequest& request : requests) engine.io->submit(std::move(request));
-}
-
 // Of the arena. Where the units depend on the tokens, the least that it can be.
 std::uint64_t arena_bytes_of(const Segment& segment, std::uint32_t lane) {
   const AbstractSpec spec = segment.space->lane_spec(lane);
@@ -185,7 +163,11 @@ void load_sidecar(EngineState& engine, Segment& segment, std::uint32_t lane) {
   loads.bytes += read->bytes.size_bytes();
   loads.arena_bytes += arena_bytes;
   ++segment.busy;
-  submit_read(engine, read);
+  read_in_pieces(engine, read->file, base ? IoPriority::kPrefetch : IoPriority::kDemand,
+                 read->bytes.span(), [&engine, read](Result<void> result) {
+                   read->failed = !result;
+                   sidecar_read(engine, read);
+                 });
 }
 
 // Base renditions wait for all others.

@@ -1,7 +1,9 @@
-// A disk that takes its time with the names of new files: whoever waits for them waits, and nobody
-// else. The engine's Io is a faulty one over the simulated disk that holds what it is told to.
+// A disk that takes its time with the names of new files, or with a large one that is read: whoever
+// waits for them waits, and nobody else. The engine's Io is a faulty one over the simulated disk
+// that holds what it is told to.
 #include <gtest/gtest.h>
 
+#include "daemon/file_reads.h"
 #include "tests/sim/sim_objects.h"
 #include "tests/unit/engine_fixture.h"
 
@@ -144,6 +146,34 @@ TEST_F(EngineSlowDisk, ATruncateThatIsDoneIsAnsweredAsDone) {
   sim::Reply reply;
   ASSERT_NE(client->create(space, now, "next", false, &reply), nullptr);
   EXPECT_EQ(reply.body["tokens"].get<std::uint64_t>(), 150u) << "its blocks have other hashes";
+}
+
+class LargeRows : public FaultyDiskFixture {
+ protected:
+  LargeRows() {
+    for (LayerGeometry& layer : geometry.layers) layer.k_row_bytes = layer.v_row_bytes = 1024;
+  }
+};
+
+TEST_F(LargeRows, ATailLogIsReadInPiecesThatLeaveRoomForOthers) {
+  const auto ids = make_ids(1000);  // 8 MB
+  {
+    auto sequence = client->create(space, {}, "long");
+    client->append(*sequence, geometry, ids, 0, 1000);
+    ASSERT_EQ(client->commit(*sequence).status, 0);
+  }
+  world.kill();
+  restart();
+  hold(IoOp::kRead);
+  const auto answer = client->start_control(
+      Json{{"op", "attach"}, {"space", space}, {"name", "long"}, {"write", true}});
+  for (int i = 0; i < 20; ++i) world.turn();
+  EXPECT_EQ(state().io->outstanding(), kPiecesAtOnce);
+  EXPECT_EQ(state().io->stats().bytes_in_flight, kPiecesAtOnce * kReadBytesMax);
+  let_go();
+  const auto sequence = client->opened(client->wait(answer));
+  ASSERT_NE(sequence, nullptr);
+  EXPECT_EQ(client->check_tail(*sequence, geometry, ids, 0, 1000), "");
 }
 
 }  // namespace
