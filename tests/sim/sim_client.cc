@@ -56,6 +56,19 @@ DirectoryView SimSequence::read_directory() const {
   return view;
 }
 
+std::string DirectoryView::check(std::uint64_t expected) const {
+  std::uint64_t next = 0;
+  for (const DirectoryEntry& entry : entries) {
+    if (entry.first_token != next)
+      return "an entry begins at token " + std::to_string(entry.first_token) + " behind " +
+             std::to_string(next);
+    next += entry.visible_tokens;
+  }
+  if (next == expected && tokens == expected) return "";
+  return "the directory shows " + std::to_string(next) + " tokens and says " +
+         std::to_string(tokens) + ", not " + std::to_string(expected);
+}
+
 SimClient::SimClient(SimWorld& in, const std::string& name, bool data)
     : world(in), epoch_(in.epoch()) {
   const Result<SessionId> opened = world.engine().open_session(name, 1, data);

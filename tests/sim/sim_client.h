@@ -39,6 +39,8 @@ struct DirectoryView {
   DirectoryHeader* header = nullptr;
   std::vector<DirectoryEntry> entries;
   std::uint64_t tokens = 0;
+  // "" where the entries are the tokens [0, `expected`) without a gap, and the header says so.
+  [[nodiscard]] std::string check(std::uint64_t expected) const;
 };
 
 // An open sequence, as a client keeps it.

@@ -77,6 +77,7 @@ class Life {
     if (!client->check_tail(*found, geometry, ids, found->tokens_sealed, found->count).empty())
       return false;
     const DirectoryView directory = found->read_directory();
+    if (!directory.check(found->tokens_sealed).empty()) return false;
     const auto wanted = SimClient::all_entries(directory, geometry);
     if (wanted.empty()) return true;
     const auto hashes = prefix_hashes(ids);

@@ -223,11 +223,11 @@ void StoreLife::check_fetch(SimClient& client, const DirectoryView& directory,
   }
 }
 
-void StoreLife::fetch_all(SimClient& client, SimSequence& open, const Ids& ids) {
-  const auto hashes = prefix_hashes(ids);
+void StoreLife::fetch_all(SimClient& client, SimSequence& open, const ModelSequence& model) {
+  const auto hashes = prefix_hashes(model.ids);
   const DirectoryView directory = open.read_directory();
-  if (directory.tokens > ids.size())
-    return fail("the directory shows more tokens than were written");
+  const std::string wrong = directory.check(model.ids.size() - model.open->count);
+  if (!wrong.empty()) return fail(wrong);
   std::vector<FetchEntry> wanted = SimClient::all_entries(directory, geometry);
   for (std::size_t at = 0; at < wanted.size() && result.failure.empty(); at += 256) {
     const auto end =
@@ -242,7 +242,7 @@ void StoreLife::fetch_all(SimClient& client, SimSequence& open, const Ids& ids) 
 void StoreLife::check_everything() {
   for (auto& [name, sequence] : sequences) {
     if (sequence.open == nullptr || !result.failure.empty()) continue;
-    fetch_all(*writer, *sequence.open, sequence.ids);
+    fetch_all(*writer, *sequence.open, sequence);
   }
 }
 

@@ -36,7 +36,7 @@ struct StoreLife {
   void check_fetch(SimClient& client, const DirectoryView& directory,
                    const std::vector<FetchEntry>& entries, const std::vector<std::uint64_t>& hashes,
                    const Completion& completion);
-  void fetch_all(SimClient& client, SimSequence& open, const Ids& ids);
+  void fetch_all(SimClient& client, SimSequence& open, const ModelSequence& model);
   void check_everything();
   void check_objects();
   bool note_evictions();

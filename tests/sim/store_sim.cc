@@ -75,7 +75,7 @@ class StoreSim : private StoreLife {
     std::unique_ptr<SimSequence> open = reader->attach(space, sequence.name(), false, &reply);
     if (open == nullptr) return expect_fault("attach", reply.status);
     note("fetch " + sequence.name());
-    fetch_all(*reader, *open, sequence.ids);
+    fetch_all(*reader, *open, sequence);
     const Reply closed = reader->control(Json{{"op", "close"}, {"handle", open->handle}});
     if (!closed.ok()) fail("close failed");
   }

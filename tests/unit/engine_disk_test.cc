@@ -113,7 +113,7 @@ TEST_F(EngineDisk, ACommitAfterAReopenSettlesARowInDoubt) {
     ASSERT_NE(chat, nullptr);
     ASSERT_EQ(chat->tokens_sealed + chat->count, 40u);
     EXPECT_EQ(client->check_tail(*chat, geometry, ids, 10, 30), "");
-    expect_all(*client, *chat, ids);
+    expect_all(*client, *chat, sim::first_of(ids, 10));
   }
 }
 
@@ -183,7 +183,7 @@ TEST_F(EngineDisk, RemovedSequencesFreeTheirDisk) {
   EXPECT_EQ(client->attach(space, "trunk", false), nullptr);
   auto branch = client->attach(space, "branch", false);
   ASSERT_NE(branch, nullptr);
-  expect_all(*client, *branch, ids);
+  expect_all(*client, *branch, sim::first_of(ids, 100));
   EXPECT_EQ(state().metrics.segments_missing, 0u);
 }
 

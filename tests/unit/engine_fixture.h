@@ -16,6 +16,7 @@
 #include "daemon/admin.h"
 #include "daemon/engine_state.h"
 #include "tests/sim/sim_client.h"
+#include "tests/sim/store_model.h"
 #include "tiers/io_faulty.h"
 
 namespace kvtier {
@@ -62,11 +63,12 @@ class EngineFixture : public ::testing::Test {
            static_cast<std::uint32_t>(
                std::min<std::uint64_t>(piece, ids.size() - sequence.tokens_sealed)));
   }
-  // Fetches everything that the directory shows and compares every row. `*disk`: bytes read for it.
+  // The directory shows all of `ids`: fetches and compares every row. `*disk`: bytes read for it.
   void expect_all(sim::SimClient& reader, sim::SimSequence& sequence,
                   const std::vector<std::uint32_t>& ids, std::uint64_t* disk = nullptr) {
     const auto hashes = sim::prefix_hashes(ids);
     const sim::DirectoryView directory = sequence.read_directory();
+    ASSERT_EQ(directory.check(ids.size()), "");
     const std::vector<FetchEntry> wanted = sim::SimClient::all_entries(directory, geometry);
     for (std::size_t at = 0; at < wanted.size(); at += 512) {
       const auto end =

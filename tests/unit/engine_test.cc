@@ -94,7 +94,7 @@ TEST_F(EngineTest, PrefixIsFoundTokenByToken) {
   EXPECT_EQ(reply.body["tokens"], 277);
   EXPECT_EQ(reply.body["reason"], "differs");
   EXPECT_EQ(reply.body["stored_token"], ids[277] ^ 1);
-  expect_all(*client, *sequence, ids);
+  expect_all(*client, *sequence, sim::first_of(ids, 277));
   // It goes on with its own tokens, and those are found too.
   client->append(*sequence, geometry, ids, 277, 23);
   ASSERT_EQ(client->seal(*sequence).status, 0);
@@ -147,7 +147,7 @@ TEST_F(EngineTest, ForkTruncateAndDirectoryOfReaders) {
   crash();
   auto trunk = client->attach(space, "trunk", true);
   EXPECT_EQ(trunk->tokens_sealed, 117u);
-  expect_all(*client, *trunk, ids);
+  expect_all(*client, *trunk, sim::first_of(ids, 117));
   branch = client->attach(space, "branch", false);
   ASSERT_EQ(branch->tokens_sealed, 170u);
   expect_all(*client, *branch, branch_ids);
