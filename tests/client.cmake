@@ -4,7 +4,7 @@ kvt_test(client_test SOURCES
     unit/client_codes_test.cc unit/client_death_test.cc unit/client_odd_input_test.cc
     unit/client_objects_test.cc unit/client_transfer_test.cc unit/client_connection_test.cc unit/client_texts_test.cc unit/client_repair_test.cc
     unit/client_ahead_test.cc unit/client_hints_test.cc unit/client_low_rank_test.cc unit/client_precision_test.cc unit/client_presets_test.cc
-  LIBS kvt_client kvt_daemon TIMEOUT 300 LABELS client tsan)
+  LIBS kvt_client kvt_daemon TIMEOUT 900 LABELS client tsan)
 
 # The example of docs/client.md, linked as a user links it; it and kvtierd run in the next test.
 add_executable(kvtier_example_decode ${PROJECT_SOURCE_DIR}/examples/decode.cc)
