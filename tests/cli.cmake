@@ -11,7 +11,7 @@ target_link_libraries(example_plugin PRIVATE kvtier kvt_options)
 set_target_properties(example_session example_plugin PROPERTIES C_STANDARD 99 CXX_STANDARD 17
   RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
 add_test(NAME cli_golden COMMAND Python3::Interpreter ${CMAKE_CURRENT_LIST_DIR}/cli/run.py ${PROJECT_BINARY_DIR})
-set_tests_properties(cli_golden PROPERTIES TIMEOUT 300)
+set_tests_properties(cli_golden PROPERTIES TIMEOUT 600)
 # 77: there is no browser; tools/check installs one and counts a test that did not run as failed.
 add_test(NAME explain_in_a_browser COMMAND Python3::Interpreter ${CMAKE_CURRENT_LIST_DIR}/cli/browser.py ${PROJECT_BINARY_DIR})
 set_tests_properties(explain_in_a_browser PROPERTIES TIMEOUT 120 SKIP_RETURN_CODE 77 LABELS "no-sanitizer")
