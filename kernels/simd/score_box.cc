@@ -2,22 +2,18 @@
 
 #include <algorithm>
 
-#include "kernels/row_cursor.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/simd/score_box.cc"
 #include "hwy/foreach_target.h"
 
 #include "hwy/highway.h"
 #include "kernels/simd/elements-inl.h"
+#include "kernels/simd/score_dots-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvtier::simd {
 namespace HWY_NAMESPACE {
 namespace {
-
-constexpr std::uint64_t kUnitsPerTile =
-    64;  // several blocks of queries read a tile while it is in cache
 
 // q with its negative parts zero, and with its positive parts zero: then a score is two dot
 // products.
@@ -40,25 +36,21 @@ HWY_INLINE void split(D df, const ScoreArgs& args, std::uint32_t first, std::siz
   }
 }
 
-// Scores of units [first, last) for kCount queries, four units at a time.
+// Scores of units [first, last) for kCount queries.
 template <std::size_t kCount, class D>
 HWY_INLINE void score_units(D df, const ScoreArgs& args, const SplitQueries& q, std::uint64_t first,
                             std::uint64_t last, float* out) {
   const std::size_t lanes = hn::Lanes(df);
   const std::size_t dim = args.dim;
-  for (std::uint64_t u = first; u < last; u += 4) {
-    const std::uint64_t count = std::min<std::uint64_t>(4, last - u);
-    const std::byte* boxes[4];  // beyond the end: the last one again
-    for (std::size_t j = 0; j < 4; ++j)
-      boxes[j] = reinterpret_cast<const std::byte*>(
-          args.abstracts + unit_of(args, std::min(u + j, last - 1)) * 2 * dim);
+  for (std::uint64_t u = 0; u < FourUnits::steps(first, last); ++u) {
+    const FourUnits four(args, 2 * args.dim, first, last, u);
     hn::Vec<D> sum[kCount][4];
     for (std::size_t i = 0; i < kCount; ++i)
       for (std::size_t j = 0; j < 4; ++j) sum[i][j] = hn::Zero(df);
     for (std::size_t d = 0; d < dim; d += lanes) {
       for (std::size_t j = 0; j < 4; ++j) {
-        const auto low = load_row<Dtype::kF16>(df, boxes[j], d);
-        const auto high = load_row<Dtype::kF16>(df, boxes[j], dim + d);
+        const auto low = load_row<Dtype::kF16>(df, four.unit[j], d);
+        const auto high = load_row<Dtype::kF16>(df, four.unit[j], dim + d);
         for (std::size_t i = 0; i < kCount; ++i) {
           sum[i][j] = hn::MulAdd(hn::Load(df, q.positive[i] + d), high, sum[i][j]);
           sum[i][j] = hn::MulAdd(hn::Load(df, q.negative[i] + d), low, sum[i][j]);
@@ -68,7 +60,7 @@ HWY_INLINE void score_units(D df, const ScoreArgs& args, const SplitQueries& q, 
     for (std::size_t i = 0; i < kCount; ++i) {
       float scores[4];
       store_four_sums(df, sum[i], 1.0f, scores);
-      std::copy_n(scores, count, out + i * args.out_stride + u);
+      for (std::size_t j = 0; j < 4; ++j) out[i * args.out_stride + four.index[j]] = scores[j];
     }
   }
 }
