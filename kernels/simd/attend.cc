@@ -125,16 +125,43 @@ HWY_INLINE void add_tile(D df, const AttendArgs& args, std::uint32_t first, Pass
   add_values<kDtype, kCount>(df, args, first, *pass);
 }
 
+// Walks the rows from four places at once: the machine reads those faster than one.
+class FourCursors {
+ public:
+  explicit FourCursors(const AttendArgs& args)
+      : cursors_{part(args, 0), part(args, 1), part(args, 2), part(args, 3)} {}
+
+  // No tokens at the end.
+  void next(Tile* tile) {
+    std::size_t& tokens = tile->tokens;
+    tokens = 0;
+    // The second time in place of cursors that are at their end.
+    for (const std::size_t room : {kTile / 4, kTile})
+      for (RowCursor& cursor : cursors_)
+        tokens += cursor.next(tile->k + tokens, tile->v + tokens, std::min(room, kTile - tokens));
+  }
+
+ private:
+  static RowCursor part(const AttendArgs& args, std::uint64_t j) {
+    const std::uint64_t first = args.token_range[0];
+    const std::uint64_t last = std::max(first, args.token_range[1]);
+    const std::uint64_t quarter = (last - first + 3) / 4;
+    return RowCursor(args.rows, std::min(first + j * quarter, last),
+                     std::min(first + (j + 1) * quarter, last), args.row_masks);
+  }
+  RowCursor cursors_[4];
+};
+
 template <Dtype kDtype, class D>
 void attend_pass(D df, const AttendArgs& args, float* lse, Pass* pass) {
   pass->begin(pass->queries, args.v_dim, pass->out, args.out_stride);
-  RowCursor cursor(args.rows, args.token_range[0], args.token_range[1], args.row_masks);
+  FourCursors cursors(args);
   Tile tiles[2];
-  tiles[0].tokens = cursor.next(tiles[0].k, tiles[0].v, kTile);
+  cursors.next(&tiles[0]);
   const bool empty = tiles[0].tokens == 0;
   for (std::size_t turn = 0; tiles[turn].tokens > 0; turn ^= 1) {
     Tile& next = tiles[turn ^ 1];
-    next.tokens = cursor.next(next.k, next.v, kTile);
+    cursors.next(&next);
     pass->tile = &tiles[turn];
     pass->next = &next;
     with_query_blocks(pass->queries, [&]<std::size_t kCount>(std::uint32_t first) HWY_ATTR {
