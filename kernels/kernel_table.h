@@ -93,13 +93,14 @@ enum class GroupMode : std::uint8_t {
   kEach = 4,
 };
 struct GroupScoresArgs {
-  const float* scores = nullptr;  // head i at scores + i * stride
-  std::uint64_t stride = 0;       // in floats
+  // Head i at scores + i * stride. The result takes the place of head 0's; those of the others are
+  // of no use afterwards.
+  float* scores = nullptr;
+  std::uint64_t stride = 0;  // in floats
   const std::uint64_t* unit_count = nullptr;
   std::uint32_t queries = 0;  // 1 or more
   GroupMode mode = GroupMode::kMeanSoftmax;
   float scale = 1.0f;
-  float* out = nullptr;            // [units]; may be `scores` itself (head 0's row)
   std::uint64_t places = 0;        // of kEach
   std::uint32_t* order = nullptr;  // of kEach: scratch, room for min(places, *unit_count)
   [[nodiscard]] Result<void> validate() const noexcept;

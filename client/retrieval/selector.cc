@@ -47,16 +47,18 @@ Result<std::span<float>> Selector::score(const SelectInput& input) {
   bounded_ = (input.bound || certified) && preset_->score == ScoreKind::kPlain &&
              (kind == AbstractKind::kBox || kind == AbstractKind::kBall);
   if (certified) KVT_TRY_VOID(score_lower(input));
-  if (bounded_) make_room(&weights_, units_);
+  if (bounded_) {  // the scores are needed once more
+    make_room(&weights_, units_ * input.query_count);
+    std::copy_n(scores_.data(), units_ * input.query_count, weights_.data());
+  }
   if (preset_->score == ScoreKind::kCount) add_counts(input);
   GroupScoresArgs group;
-  group.scores = scores_.data();
+  group.scores = bounded_ ? weights_.data() : scores_.data();
   group.stride = units_;
   group.unit_count = &units_;
   group.queries = input.query_count;
   group.mode = preset_->group;
   group.scale = input.scale;
-  group.out = bounded_ ? weights_.data() : scores_.data();
   if (preset_->group == GroupMode::kEach) {
     leave_out_kept(input);
     group.places = rows_allowed(input) + input.next_rows;  // no choice takes more units
@@ -64,7 +66,7 @@ Result<std::span<float>> Selector::score(const SelectInput& input) {
     group.order = best_.data();
   }
   KVT_TRY_VOID(kernels_->group_scores(group, nullptr));
-  return std::span<float>(group.out, static_cast<std::size_t>(units_));
+  return std::span<float>(group.scores, static_cast<std::size_t>(units_));
 }
 
 Result<std::span<float>> Selector::score_tree(std::span<const SelectInput> heads) {

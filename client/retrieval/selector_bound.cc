@@ -23,12 +23,12 @@ namespace kvtier {
 Result<double> Selector::masses_of(const SelectInput& input, const float* scores,
                                    float* out) const {
   GroupScoresArgs softmax;
-  softmax.scores = scores;
+  std::copy_n(scores, units_, out);
+  softmax.scores = out;
   softmax.stride = units_;
   softmax.unit_count = &units_;
   softmax.queries = 1;
   softmax.scale = input.scale;
-  softmax.out = out;
   KVT_TRY_VOID(kernels_->group_scores(softmax, nullptr));
   // The softmax has the exponentials, up to a factor: that of the largest score tells the factor.
   std::uint64_t largest = units_;

@@ -155,7 +155,6 @@ Result<void> TreeSearch::score_run(std::span<const SelectInput> heads, const Run
     group.queries = head.query_count;
     group.mode = GroupMode::kMeanScore;
     group.scale = head.scale;
-    group.out = of_queries_.data();
     KVT_TRY_VOID(kernels_->group_scores(group, nullptr));
     for (std::size_t i = 0; i < boxes; ++i) of_boxes_[i] += of_queries_[i];
     boxes_scored_ += boxes;

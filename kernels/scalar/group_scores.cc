@@ -19,7 +19,7 @@ void group_max(const GroupScoresArgs& args, std::uint64_t units) {
       const float score = args.scores[i * args.stride + u];
       best = must_fetch(score) ? kInfinity : std::max(best, score);
     }
-    args.out[u] = best * args.scale;
+    args.scores[u] = best * args.scale;
   }
 }
 
@@ -33,7 +33,7 @@ void group_mean(const GroupScoresArgs& args, std::uint64_t units) {
       fetch = fetch || must_fetch(score);
       sum += score;
     }
-    args.out[u] = fetch ? kInfinity : sum * weight;
+    args.scores[u] = fetch ? kInfinity : sum * weight;
   }
 }
 
@@ -45,33 +45,32 @@ struct Softmax {
 Softmax measure(const GroupScoresArgs& args, const float* scores, std::uint64_t units) {
   Softmax result;
   for (std::uint64_t u = 0; u < units; ++u)
-    if (!must_fetch(args.out[u])) result.max = std::max(result.max, scores[u]);
+    if (!must_fetch(args.scores[u])) result.max = std::max(result.max, scores[u]);
   if (result.max == -kInfinity) return result;
   for (std::uint64_t u = 0; u < units; ++u)
-    if (!must_fetch(args.out[u])) result.sum += std::exp(args.scale * (scores[u] - result.max));
+    if (!must_fetch(args.scores[u])) result.sum += std::exp(args.scale * (scores[u] - result.max));
   return result;
 }
 
-// `out` holds +infinity for units that must be fetched. It may be head 0's scores, so head 0 is
-// read from it and first.
+// Row 0, which is head 0's and the result's, holds +infinity for units that must be fetched.
 void group_softmax(const GroupScoresArgs& args, std::uint64_t units, bool largest) {
   for (std::uint64_t u = 0; u < units; ++u) {
     bool fetch = false;
     for (std::uint32_t i = 0; i < args.queries; ++i)
       fetch = fetch || must_fetch(args.scores[i * args.stride + u]);
-    args.out[u] = fetch ? kInfinity : args.scores[u];
+    if (fetch) args.scores[u] = kInfinity;
   }
   for (std::uint32_t i = 0; i < args.queries; ++i) {
-    const float* scores = i == 0 ? args.out : args.scores + i * args.stride;
+    const float* scores = args.scores + i * args.stride;
     const Softmax softmax = measure(args, scores, units);
     const double parts = largest ? 1.0 : args.queries;
     const double weight = softmax.sum > 0.0 ? 1.0 / (softmax.sum * parts) : 0.0;
     for (std::uint64_t u = 0; u < units; ++u) {
-      if (must_fetch(args.out[u])) continue;
+      if (must_fetch(args.scores[u])) continue;
       const double share =
           weight > 0.0 ? std::exp(args.scale * (scores[u] - softmax.max)) * weight : 0.0;
-      const double before = i == 0 ? 0.0 : static_cast<double>(args.out[u]);
-      args.out[u] = static_cast<float>(largest ? std::max(before, share) : before + share);
+      const double before = i == 0 ? 0.0 : static_cast<double>(args.scores[u]);
+      args.scores[u] = static_cast<float>(largest ? std::max(before, share) : before + share);
     }
   }
 }
@@ -87,11 +86,11 @@ void group_each(const GroupScoresArgs& args, std::uint64_t units) {
       bool fetch = false;
       for (std::uint32_t j = 0; j < args.queries; ++j)
         fetch = fetch || must_fetch(args.scores[j * args.stride + u]);
-      args.out[u] = fetch ? kInfinity : -kInfinity;
+      args.scores[u] = fetch ? kInfinity : -kInfinity;
     }
     float place = 0.0f;
     for (std::uint64_t r = 0; r < found; ++r) {
-      float& score = args.out[args.order[r]];
+      float& score = args.scores[args.order[r]];
       if (must_fetch(score)) continue;
       score = std::max(score, place);
       place -= 1.0f;

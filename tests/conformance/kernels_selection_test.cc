@@ -197,35 +197,34 @@ class GroupScores : public KernelConformance {};
 TEST_P(GroupScores, EveryModeAndLength) {
   for (const GroupMode mode : {GroupMode::kMax, GroupMode::kMeanSoftmax, GroupMode::kMeanScore,
                                GroupMode::kMaxSoftmax, GroupMode::kEach})
-    for (const std::uint32_t queries : {1u, 3u, 12u})
+    for (const std::uint32_t queries : {1u, 3u, 8u, 9u, 12u})
       for (const std::uint64_t units : kLengths)
         for (const int special : {0, 1, 2, 3}) {
           const std::size_t stride = units + 1;
           std::vector<float> scores = random_floats(&random, queries * stride);
           for (float& score : scores) score *= 30.0f;
+          for (std::size_t i = units; i < scores.size(); i += stride) scores[i] = 5.0f;
           for (int i = 0; special == 1 && i < 5 && units > 0; ++i)
-            scores[random.below(scores.size())] =
+            scores[random.below(queries) * stride + random.below(units)] =
                 i % 2 == 0 ? kNan : (i == 1 ? kInfinity : -kInfinity);
           if (special == 2) scores.assign(scores.size(), -kInfinity);
           for (std::size_t i = 0; special == 3 && i < scores.size(); ++i)
             scores[i] += static_cast<float>(i % stride) * 0.2f;  // the largest come last
           Guarded<float> tested(scores.size());
-          Guarded<float> wanted(units);
+          Guarded<float> wanted(scores.size());
           tested.fill(scores);
-          // In place under test, out of place in the reference.
-          GroupScoresArgs args{tested.data(), stride, &units, queries, mode, 0.125f, tested.data()};
+          wanted.fill(scores);
+          GroupScoresArgs args{tested.data(), stride, &units, queries, mode, 0.125f};
           args.places = special == 3 ? 5 : units;
           Guarded<std::uint32_t> order(std::min(args.places, units)), other(order.size());
           args.order = order.data();
           GroupScoresArgs reference = args;
-          reference.scores = scores.data();
-          reference.out = wanted.data();
+          reference.scores = wanted.data();
           reference.order = other.data();
           ASSERT_TRUE(run(&KernelTable::group_scores, "group_scores", args, reference));
           ASSERT_TRUE(tested.intact() && wanted.intact() && order.intact() && other.intact());
-          for (std::size_t i = units; i < scores.size(); ++i)
-            ASSERT_EQ(std::bit_cast<std::uint32_t>(tested[i]),
-                      std::bit_cast<std::uint32_t>(scores[i]));
+          for (std::size_t i = units; i < scores.size(); i += stride)  // between the rows
+            ASSERT_EQ(tested[i], scores[i]);
           for (std::uint64_t u = 0; u < units; ++u) {
             if (mode == GroupMode::kEach) {
               ASSERT_EQ(tested[u], wanted[u]) << u << " of " << units;
@@ -237,6 +236,30 @@ TEST_P(GroupScores, EveryModeAndLength) {
             }
           }
         }
+}
+
+// More units than fit into tiles of the usual size, with the largest scores in a late one, and
+// stretches in which all are far below.
+TEST_P(GroupScores, SoftmaxOfManyUnits) {
+  for (const std::uint64_t units : {1500u, 140'003u})
+    for (const GroupMode mode : {GroupMode::kMeanSoftmax, GroupMode::kMaxSoftmax}) {
+      std::vector<float> scores = random_floats(&random, 2 * units);
+      for (std::size_t i = 0; i < scores.size(); ++i)
+        scores[i] += i / 700 % 3 == 1 ? -2000.0f : (i % units > units / 2 ? 300.0f : 0.0f);
+      scores[units / 3] = kNan;
+      scores[units + 1] = kInfinity;
+      std::vector<float> tested = scores, wanted = scores;
+      const GroupScoresArgs args{tested.data(), units, &units, 2, mode, 0.25f};
+      GroupScoresArgs reference = args;
+      reference.scores = wanted.data();
+      ASSERT_TRUE(run(&KernelTable::group_scores, "group_scores", args, reference));
+      for (std::uint64_t u = 0; u < units; ++u)
+        if (std::isfinite(wanted[u])) {
+          ASSERT_NEAR(tested[u], wanted[u], 1e-9f + 1e-5f * wanted[u]) << u << " of " << units;
+        } else {
+          ASSERT_EQ(tested[u], wanted[u]) << u << " of " << units;
+        }
+    }
 }
 
 class TopK : public KernelConformance {

@@ -259,9 +259,8 @@ TEST_F(ScalarKernels, GroupMeanOfSoftmax) {
   scores[4] = kInfinity;           // head 0
   scores[units + 9] = kNan;        // head 1
   scores[2 * units + 9] = -50.0f;  // the same unit elsewhere
-  std::vector<float> out(units);
-  const GroupScoresArgs args{scores.data(),           units, &units,    3,
-                             GroupMode::kMeanSoftmax, scale, out.data()};
+  std::vector<float> out = scores;
+  const GroupScoresArgs args{out.data(), units, &units, 3, GroupMode::kMeanSoftmax, scale};
   ASSERT_TRUE(scalar.group_scores(args, nullptr));
   std::vector<double> wanted(units, 0.0);
   for (std::size_t i = 0; i < 3; ++i) {
@@ -286,9 +285,9 @@ TEST_F(ScalarKernels, GroupMeanOfSoftmax) {
 TEST_F(ScalarKernels, GroupMax) {
   const std::vector<float> scores = {1.0f, -5.0f, kNan, -kInfinity, 2.0f, -7.0f, 3.0f, -kInfinity};
   const std::uint64_t units = 4;
-  std::vector<float> out(units);
-  ASSERT_TRUE(scalar.group_scores({scores.data(), 4, &units, 2, GroupMode::kMax, 0.5f, out.data()},
-                                  nullptr));
+  std::vector<float> out = scores;
+  ASSERT_TRUE(scalar.group_scores({out.data(), 4, &units, 2, GroupMode::kMax, 0.5f}, nullptr));
+  out.resize(units);
   EXPECT_EQ(out, (std::vector<float>{1.0f, -2.5f, kInfinity, -kInfinity}));
 }
 
@@ -297,9 +296,9 @@ TEST_F(ScalarKernels, GroupMaxSoftmax) {
   // Of the units that no head must fetch: 1/4 and 3/4, then 7/8 and 1/8.
   const std::vector<float> scores = {0.0f, kNan, log3, -kInfinity, log7, 0.0f, 0.0f, -kInfinity};
   const std::uint64_t units = 4;
-  std::vector<float> out(units);
-  ASSERT_TRUE(scalar.group_scores(
-      {scores.data(), 4, &units, 2, GroupMode::kMaxSoftmax, 1.0f, out.data()}, nullptr));
+  std::vector<float> out = scores;
+  ASSERT_TRUE(
+      scalar.group_scores({out.data(), 4, &units, 2, GroupMode::kMaxSoftmax, 1.0f}, nullptr));
   EXPECT_NEAR(out[0], 0.875f, 1e-6f);
   EXPECT_EQ(out[1], kInfinity);
   EXPECT_NEAR(out[2], 0.75f, 1e-6f);
@@ -312,16 +311,20 @@ TEST_F(ScalarKernels, GroupEach) {
       2.0f, 1.0f, 8.0f, 3.0f, 4.0f, -9.0f,
   };
   const std::uint64_t units = 6;
-  std::vector<float> out(units);
+  std::vector<float> out = scores;
   std::vector<std::uint32_t> order(units);
-  GroupScoresArgs args{scores.data(), 6, &units, 2, GroupMode::kEach, 1.0f, out.data()};
+  GroupScoresArgs args{out.data(), 6, &units, 2, GroupMode::kEach, 1.0f};
   args.order = order.data();
   args.places = 6;
   ASSERT_TRUE(scalar.group_scores(args, nullptr));
+  out.resize(units);
   // Places without unit 2, which must be fetched: 3 0 - 1 2 4 and 2 3 - 1 0 4.
   EXPECT_EQ(out, (std::vector<float>{-2.0f, 0.0f, kInfinity, -1.0f, 0.0f, -4.0f}));
+  out = scores;
+  args.scores = out.data();
   args.places = 2;  // of each order, the first of both being the unit that has no place
   ASSERT_TRUE(scalar.group_scores(args, nullptr));
+  out.resize(units);
   EXPECT_EQ(out, (std::vector<float>{-kInfinity, 0.0f, kInfinity, -kInfinity, 0.0f, -kInfinity}));
 }
 

@@ -119,7 +119,7 @@ Result<SelectionTimes> select_by_codes(const KernelTable& table,
   score.out = out.data();
   score.out_stride = kCodeTokens;
   GroupScoresArgs group;
-  group.scores = group.out = out.data();
+  group.scores = out.data();
   group.stride = kCodeTokens;
   group.unit_count = &kCodeTokens;
   group.queries = queries;
