@@ -366,6 +366,19 @@ def test_metrics_against_their_formulas():
     assert metrics.summary(metrics.compare(full, full, target))["kl"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [64, 128, 512])
+def test_intervals_of_correlated_tokens_hold_the_mean(tokens):
+    for freedom, exact in ((1, 12.706), (2, 4.303), (3, 3.182), (7, 2.365), (31, 2.040)):
+        assert metrics.student(freedom) == pytest.approx(exact, rel=0.01)
+    torch.manual_seed(1)
+    noise = torch.randn(4000, tokens + 50)
+    for i in range(1, tokens + 50):  # neighbours are alike by a half
+        noise[:, i] += 0.5 * noise[:, i - 1]
+    inside = [abs(float(x.mean())) <= metrics.interval(x) for x in noise[:, 50:]]
+    assert sum(inside) / len(inside) > 0.93
+    assert sum(inside) / len(inside) < 0.97
+
+
 def test_means_over_texts():
     row = {"engine": "reference", "preset": "x", "budget": 8, "top1": 0.9, "top1_low": 0.8}
     figures = {"kl": 0.1, "kl_low": 0.07, "kl_high": 0.13}
