@@ -95,6 +95,7 @@ def test_the_daemon_and_the_reference_agree(tmp_path):
             assert daemon[key] == pytest.approx(reference[key], rel=1e-3), key
         for key in ("rows_attended", "rows_entered", "rows_first_step", "fetched_ratio"):
             assert daemon[key] == pytest.approx(reference[key], rel=0.02), key
+        assert (daemon["units_missing"], daemon["segments_without"]) == (0, 0)
         assert daemon["sentences"] == reference["sentences"] and "en" in daemon["sentences"]
     assert "KL" in done.stdout and "dialogue" in done.stdout
 

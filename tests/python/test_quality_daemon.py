@@ -56,6 +56,50 @@ def boundaries(n: int) -> torch.Tensor:
     return flags
 
 
+def test_it_is_said_where_abstracts_have_no_room(monkeypatch, tmp_path, capsys):
+    config = tmp_path / "kvtierd.toml"  # the user's daemon's, which is not for this one
+    config.write_text("no setting of kvtier\n")
+    monkeypatch.setenv("KVTIER_CONFIG", str(config))
+    monkeypatch.setenv("KVTIER_HOST_ABSTRACTS_BYTES", "1MiB")
+    texts = {
+        "fits": "",
+        "boxes": 'partition = "pages:2"\n',
+        "copies": 'precision = "base:44"\n',
+    }
+    found = {}
+    with Daemon(arena_bytes=256 << 20) as own:
+        space = own.client.open_space(
+            model="no-room",
+            runtime="pytest",
+            layers=layers(count=8, kv_heads=4, query_heads=4, dim=64),
+            preset="quest",
+        )
+        sequence = space.create(name="text")
+        sequence.append(list(range(STORED)))
+        for layer in range(8):
+            sequence.write(layer, 0, torch.randn(4, STORED, 64), torch.randn(4, STORED, 64))
+        sequence.finish_piece()
+        sequence.commit()
+        sequence.close()
+        sequence = space.open("text", writable=False)
+        for name, text in texts.items():
+            path = tmp_path / f"{name}.toml"
+            path.write_text('base = "quest"\n' + text)
+            view = sequence.view(budget=BUDGET, preset=str(path))
+            for _ in range(2):
+                view.attend(0, torch.randn(4, 64), 0.1)
+                found[name] = own.lacking(SimpleNamespace(view=view), name)
+            view.close()
+        sequence.close()
+    assert found["fits"] == {"units_missing": 0, "segments_without": 0}
+    assert (found["boxes"]["units_missing"] > 0, found["boxes"]["segments_without"]) == (True, 0)
+    assert found["copies"] == {"units_missing": 0, "segments_without": 1}
+    said = capsys.readouterr().err.splitlines()
+    assert "preset boxes as it is: 100.0 % of" in said[0], said
+    assert "preset copies as it is: 0.0 % of" in said[1] and len(said) == 2, said
+    assert all("set KVTIER_HOST_ABSTRACTS_BYTES higher" in line for line in said)
+
+
 TRACED = ("rows_refined", "rows_base", "base_bytes", "units_missing", "steps_repeated")
 
 LOW_BIT = ("progressive", "progressive-lookahead")

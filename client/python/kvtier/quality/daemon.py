@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -90,6 +91,7 @@ class Daemon:
         self._client: Any = None
         self._space: Any = None
         self._stored: set[str] = set()
+        self._said: set[str] = set()
 
     def __enter__(self) -> "Daemon":
         from ..story.machine import disk_directory
@@ -100,6 +102,7 @@ class Daemon:
         socket = str(self._directory / "s" / "kvtierd.sock")
         os.environ.update(
             {
+                "KVTIER_CONFIG": "/dev/null",  # the user's daemon's
                 "KVTIER_SOCKET": socket,
                 "KVTIER_DAEMON_SOCKET": socket,
                 "KVTIER_STORE_PATH": str(self._directory / "store"),
@@ -205,6 +208,26 @@ class Daemon:
         finally:
             base.close()
 
+    def lacking(self, cache: Any, preset: str) -> dict[str, int]:
+        """What the cache's view had to do without, so that it was not the preset: units scored
+        without their abstract, and segments that have no rendition now. Said once of a preset."""
+        stats = cache.view.stats()
+        now = self.client.request({"op": "stats"})["abstracts"]
+        found = {"units_missing": stats["units_missing"], "segments_without": now["base_no_room"]}
+        if any(found.values()) and preset not in self._said:
+            self._said.add(preset)
+            missing = stats["units_missing"]
+            share = missing / max(1, missing + stats["units_scored"])
+            print(
+                ("\r\x1b[2K" if sys.stderr.isatty() else "")
+                + f"not the preset {preset} as it is: {100 * share:.1f} % of its units had no "
+                f"abstract, {found['segments_without']} segments have no base rendition or "
+                "low-rank keys: set KVTIER_HOST_ABSTRACTS_BYTES higher, as 1GiB (it is 256MiB "
+                "where it is not set)",
+                file=sys.stderr,
+            )
+        return found
+
 
 def steps_of(
     cache: Any, judge: Judge, ids: list[int], progress: Progress
@@ -232,7 +255,9 @@ def logits_of(
     """[len(ids), V] after each of ids, which follow the prefix."""
     cache = daemon.cache(judge, prefix, name, settings)
     try:
-        return torch.cat([logits for _, logits, _ in steps_of(cache, judge, ids, progress)])
+        got = torch.cat([logits for _, logits, _ in steps_of(cache, judge, ids, progress)])
+        daemon.lacking(cache, name)
+        return got
     finally:
         cache.close()
 
@@ -259,6 +284,7 @@ def with_daemon(
             if i == 0:
                 first = dict(cache.view.stats())
         figures = cost_of(judge, prefix, name, settings, first, dict(cache.view.stats()), steps)
+        figures |= daemon.lacking(cache, name)
     finally:
         cache.close()
     figures["ms_per_step"] = 1000 * total / steps

@@ -164,6 +164,8 @@ def rows_of(plan: run.Plan, judge: Judge) -> Iterator[Row]:
         try:
             with torch.inference_mode():
                 yield from _measured(judge, paths, ids[context:], rounds)
+            for path in paths[2:]:
+                own.lacking(path.cache, path.name)
         finally:
             for path in paths[2:]:
                 path.cache.close()

@@ -60,6 +60,7 @@ def environment(settings: Settings, arena_bytes: int) -> None:
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ.update(
         {
+            "KVTIER_CONFIG": "/dev/null",  # the user's daemon's
             "KVTIER_SOCKET": str(socket),
             "KVTIER_DAEMON_SOCKET": str(socket),
             "KVTIER_STORE_PATH": str(settings.store),
