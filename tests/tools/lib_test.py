@@ -161,6 +161,15 @@ def test_check_says_what_it_takes(scratch):
     assert (other.returncode, other.stdout) == (2, "") and "no such option: --quick" in other.stderr, other
 
 
+def test_quickstart_helps_who_asks_it(scratch):
+    """A question that holds an option asks the model; here it ends at its text, which is not there."""
+    quickstart = os.path.relpath(LIB.parent / "quickstart", scratch)
+    help_ = subprocess.run([quickstart, "x.txt", "--help"], cwd=scratch, text=True, capture_output=True)
+    assert (help_.returncode, help_.stderr) == (0, "") and "  tools/quickstart FILE " in help_.stdout, help_
+    other = subprocess.run([quickstart, "x.txt", "what does -h do?"], cwd=scratch, text=True, capture_output=True)
+    assert other.returncode != 0 and not other.stdout and "x.txt" in other.stderr, other
+
+
 def main():
     for name, test in list(globals().items()):
         if name.startswith("test_"):
