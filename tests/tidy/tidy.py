@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Style rules as a test: who may include whom, one door per library, sizes, headers that stand alone, wired-in tests.
+"""Style rules as a test: who may include whom, one door per library, lengths of files and lines, headers that say what they
+are for and are guarded, words that are not merged, sources that are in a target.
 
 Run from the repository root: `tests/tidy/tidy.py` checks the tree, `tests/tidy/tidy.py --self-test` checks the rules: each
 must catch an example that breaks it.
