@@ -50,7 +50,8 @@ struct SelectInput {
   std::uint64_t budget_rows = 0;      // beside the kept rows; whole units are taken while they fit
   std::uint32_t ratio_percent = 100;  // so much of its share is what budget "ratio" takes
   // Where units are single tokens: so many neighbours are taken together, by the sum of their
-  // scores. For rows that lie on a disk, which gives chunks. 1 to kSegmentTokensMax.
+  // scores where these are masses, else by the largest. For rows that lie on a disk, which gives
+  // chunks. 1 to kSegmentTokensMax.
   std::uint32_t grain_tokens = 1;
   std::uint64_t next_rows = 0;     // so many rows behind the chosen ones are wanted, too
   std::uint32_t summed_heads = 1;  // whose scores were added up

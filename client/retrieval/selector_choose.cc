@@ -151,11 +151,13 @@ void Selector::leave_out_kept(const SelectInput& input) {
   }
 }
 
-// The same for tokens that are taken together: grains do not cross segments, so that they lie in
-// few chunks.
+// The same for tokens that are taken together, by the scores of those that are not kept: grains do
+// not cross segments, so that they lie in few chunks.
 void Selector::collect_grains(const SelectInput& input, std::span<float> scores) {
   candidates_.clear();
-  const bool places = preset_->group == GroupMode::kEach;  // of which the best counts
+  // Masses add up; of logits and places the best counts.
+  const bool sums =
+      preset_->group == GroupMode::kMeanSoftmax || preset_->group == GroupMode::kMaxSoftmax;
   const std::uint32_t grain = std::min(input.grain_tokens, kSegmentTokensMax);
   for (std::uint32_t s = 0; s < input.segments.size(); ++s) {
     const SegmentExtent& segment = input.segments[s];
@@ -163,12 +165,13 @@ void Selector::collect_grains(const SelectInput& input, std::span<float> scores)
       const std::uint64_t first = segment.first_token + at;
       const std::uint64_t last = segment.first_token + std::min(at + grain, segment.visible_tokens);
       const std::uint64_t cost = last - first - kept_in(input.kept, 0, first, last);
-      float score = scores[static_cast<std::size_t>(first)];
-      for (std::uint64_t t = first + 1; t < last; ++t) {
-        const float next = scores[static_cast<std::size_t>(t)];
-        score = places ? std::max(score, next) : score + next;
-      }
       if (cost == 0) continue;
+      float score = sums ? 0.0f : kNeverScore;
+      for (std::uint64_t t = first; t < last; ++t) {
+        if (cost != last - first && is_kept(input.kept, t)) continue;
+        const float next = scores[static_cast<std::size_t>(t)];
+        score = sums ? score + next : std::max(score, next);
+      }
       scores[candidates_.size()] = score;
       candidates_.push_back({s, at / grain, static_cast<std::uint32_t>(cost), 0});
     }

@@ -232,6 +232,23 @@ TEST(Codes, EachHeadsBestTokensAndGrains) {
   input.grain_tokens = 4;
   selection = selector.select(input);
   ASSERT_TRUE(selection);
+// Logits do not add up: a grain has that of its best token.
+TEST(Codes, GrainsOfLogitsCountAsTheirBest) {
+  Preset preset = preset_of("codes:4/tokens");
+  std::vector<std::uint8_t> values(70, 0);
+  values[20] = 15;
+  values[21] = values[22] = values[23] = 1;
+  for (std::size_t t = 40; t < 44; ++t) values[t] = 6;
+  Coded coded(values);
+  SelectInput input = coded.input(4);
+  input.grain_tokens = 4;
+  for (const GroupMode mode : {GroupMode::kMax, GroupMode::kMeanScore}) {
+    preset.group = mode;
+    Selector selector(kernels(), &preset);
+    EXPECT_EQ(tokens_of(*selector.select(input)), (std::vector<std::uint32_t>{20, 21, 22, 23}));
+  }
+}
+
   EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2, 3, 40, 41, 42, 43}));
   values[3] = 1;
   Coded other(values);
@@ -344,6 +361,29 @@ TEST(Budgets, EntropyGivesAFlatHeadMoreThanAPeakedOne) {
   const TokenRange kept[] = {{0, 2}, {56, 64}};  // two of the eight
   input.kept = kept;
   EXPECT_EQ(selector.select(input)->tokens.size(), 6u + 10u) << "what is kept does not count";
+// What is kept has no mass that could be chosen: in a run neither.
+TEST(Budgets, KeptTokensOfARunDoNotCount) {
+  Preset preset = preset_of("codes:4/tokens");
+  preset.budget = BudgetKind::kMass;
+  preset.share = 0.9f;
+  Selector selector(kernels(), &preset);
+  std::vector<std::uint8_t> values(64, 0);
+  values[0] = 10;
+  for (std::size_t t = 40; t < 44; ++t) values[t] = 8;
+  Coded coded(values);
+  coded.query[0] = std::log(2.0f);  // 1,024, and four times 256
+  SelectInput input = coded.input(1000);
+  const TokenRange kept[] = {{0, 2}};
+  input.kept = kept;
+  for (const std::uint32_t grain : {1u, 4u}) {
+    input.grain_tokens = grain;
+    const auto selection = selector.select(input);
+    ASSERT_TRUE(selection);
+    EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 40, 41, 42, 43})) << grain;
+    EXPECT_NEAR(selection->mass, 1024.0 / (1024 + 58), 0.01) << grain;
+  }
+}
+
   input = peaked.input(40);
   input.codebook = nullptr;
   EXPECT_EQ(selector.select(input)->tokens.size(), 40u) << "nobody knows what they are worth";
