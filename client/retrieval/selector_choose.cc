@@ -392,7 +392,7 @@ void Selector::for_each_member(const SelectInput& input, const Candidate& unit, 
 void Selector::mark_unit(const SelectInput& input, const Candidate& unit) {
   const SegmentExtent& segment = input.segments[unit.segment];
   if (segment.data != nullptr && segment.members != nullptr)
-    return for_each_member(input, unit, [this](std::uint64_t t) { mark(t, t + 1); });
+    return mark_first(input, unit, unit.cost);  // no more, should the mapped list have changed
   const TokenRange range = range_of(input, unit);
   mark(range.first, range.last);
 }

@@ -87,6 +87,26 @@ TEST(Units, ClustersAreScattered) {
       << "the kept token of the best cluster costs nothing, its other one is not visible";
 }
 
+// Members lie mapped, where they may be overwritten between two looks.
+TEST(Units, AClusterHasNoMoreRowsThanItCosts) {
+  static std::uint16_t* changes;
+  static const KernelTable* real;
+  real = kernels();
+  KernelTable table = *real;
+  table.top_k = [](const TopKArgs& args, KernelStream stream) {
+    *changes = 4;
+    return real->top_k(args, stream);
+  };
+  const Preset preset = preset_of("mean/clusters:2");
+  Selector selector(&table, &preset);
+  Line line({1, 3, 2}, {0, 2, 4, 6}, {0, 5, 1, 3, 2, 4});
+  changes = line.members.data() + 2;
+  SelectInput input = line.input(1);
+  const TokenRange kept[] = {{1, 2}};
+  input.kept = kept;
+  EXPECT_EQ(tokens_of(*selector.select(input)), (std::vector<std::uint32_t>{1, 4}));
+}
+
 TEST(Units, ACountedCentroidStandsForItsTokens) {
   Preset preset = preset_of("mean/clusters:4");
   Line line({1.0f, 1.5f}, {0, 7, 8}, {0, 1, 2, 3, 4, 5, 6, 7});
@@ -212,6 +232,23 @@ TEST(Codes, GrainsAreTakenTogether) {
   EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2, 40, 41, 42, 43, 68, 69}));
 }
 
+// Logits do not add up: a grain has that of its best token.
+TEST(Codes, GrainsOfLogitsCountAsTheirBest) {
+  Preset preset = preset_of("codes:4/tokens");
+  std::vector<std::uint8_t> values(70, 0);
+  values[20] = 15;
+  values[21] = values[22] = values[23] = 1;
+  for (std::size_t t = 40; t < 44; ++t) values[t] = 6;
+  Coded coded(values);
+  SelectInput input = coded.input(4);
+  input.grain_tokens = 4;
+  for (const GroupMode mode : {GroupMode::kMax, GroupMode::kMeanScore}) {
+    preset.group = mode;
+    Selector selector(kernels(), &preset);
+    EXPECT_EQ(tokens_of(*selector.select(input)), (std::vector<std::uint32_t>{20, 21, 22, 23}));
+  }
+}
+
 // By places: kept tokens have none, and a grain that of its best token.
 TEST(Codes, EachHeadsBestTokensAndGrains) {
   Preset preset = preset_of("codes:4/tokens");
@@ -232,23 +269,6 @@ TEST(Codes, EachHeadsBestTokensAndGrains) {
   input.grain_tokens = 4;
   selection = selector.select(input);
   ASSERT_TRUE(selection);
-// Logits do not add up: a grain has that of its best token.
-TEST(Codes, GrainsOfLogitsCountAsTheirBest) {
-  Preset preset = preset_of("codes:4/tokens");
-  std::vector<std::uint8_t> values(70, 0);
-  values[20] = 15;
-  values[21] = values[22] = values[23] = 1;
-  for (std::size_t t = 40; t < 44; ++t) values[t] = 6;
-  Coded coded(values);
-  SelectInput input = coded.input(4);
-  input.grain_tokens = 4;
-  for (const GroupMode mode : {GroupMode::kMax, GroupMode::kMeanScore}) {
-    preset.group = mode;
-    Selector selector(kernels(), &preset);
-    EXPECT_EQ(tokens_of(*selector.select(input)), (std::vector<std::uint32_t>{20, 21, 22, 23}));
-  }
-}
-
   EXPECT_EQ(tokens_of(*selection), (std::vector<std::uint32_t>{0, 1, 2, 3, 40, 41, 42, 43}));
   values[3] = 1;
   Coded other(values);
@@ -341,26 +361,6 @@ TEST(Budgets, RatioAndMass) {
   EXPECT_EQ(mass.select(coded.input(4))->tokens.size(), 4u);
 }
 
-// Eight equal tokens hold nearly all: their entropy is that of eight rows.
-TEST(Budgets, EntropyGivesAFlatHeadMoreThanAPeakedOne) {
-  Preset preset = preset_of("codes:4/tokens");
-  preset.budget = BudgetKind::kEntropy;
-  preset.share = 0.05f;
-  Selector selector(kernels(), &preset);
-  std::vector<std::uint8_t> values(64, 0);
-  for (std::size_t t = 0; t < 8; ++t) values[t * 8] = 15;
-  Coded peaked(values);
-  EXPECT_EQ(selector.select(peaked.input(40))->tokens.size(), 8u);
-  EXPECT_EQ(selector.select(peaked.input(5))->tokens.size(), 5u) << "at most the view's budget";
-  preset.share = 0.5f;
-  EXPECT_EQ(selector.select(peaked.input(40))->tokens.size(), 20u) << "a share of it the floor";
-  preset.share = 0.05f;
-  Coded flat(std::vector<std::uint8_t>(64, 3));
-  EXPECT_EQ(selector.select(flat.input(40))->tokens.size(), 40u);
-  SelectInput input = peaked.input(40);
-  const TokenRange kept[] = {{0, 2}, {56, 64}};  // two of the eight
-  input.kept = kept;
-  EXPECT_EQ(selector.select(input)->tokens.size(), 6u + 10u) << "what is kept does not count";
 // What is kept has no mass that could be chosen: in a run neither.
 TEST(Budgets, KeptTokensOfARunDoNotCount) {
   Preset preset = preset_of("codes:4/tokens");
@@ -384,6 +384,26 @@ TEST(Budgets, KeptTokensOfARunDoNotCount) {
   }
 }
 
+// Eight equal tokens hold nearly all: their entropy is that of eight rows.
+TEST(Budgets, EntropyGivesAFlatHeadMoreThanAPeakedOne) {
+  Preset preset = preset_of("codes:4/tokens");
+  preset.budget = BudgetKind::kEntropy;
+  preset.share = 0.05f;
+  Selector selector(kernels(), &preset);
+  std::vector<std::uint8_t> values(64, 0);
+  for (std::size_t t = 0; t < 8; ++t) values[t * 8] = 15;
+  Coded peaked(values);
+  EXPECT_EQ(selector.select(peaked.input(40))->tokens.size(), 8u);
+  EXPECT_EQ(selector.select(peaked.input(5))->tokens.size(), 5u) << "at most the view's budget";
+  preset.share = 0.5f;
+  EXPECT_EQ(selector.select(peaked.input(40))->tokens.size(), 20u) << "a share of it the floor";
+  preset.share = 0.05f;
+  Coded flat(std::vector<std::uint8_t>(64, 3));
+  EXPECT_EQ(selector.select(flat.input(40))->tokens.size(), 40u);
+  SelectInput input = peaked.input(40);
+  const TokenRange kept[] = {{0, 2}, {56, 64}};  // two of the eight
+  input.kept = kept;
+  EXPECT_EQ(selector.select(input)->tokens.size(), 6u + 10u) << "what is kept does not count";
   input = peaked.input(40);
   input.codebook = nullptr;
   EXPECT_EQ(selector.select(input)->tokens.size(), 40u) << "nobody knows what they are worth";
