@@ -109,6 +109,8 @@ class Selector {
   std::uint64_t enough_for(const SelectInput& input, std::uint32_t query, std::uint64_t found,
                            double upper_factor, double lower_factor);
   [[nodiscard]] std::uint32_t unit_size(const SelectInput& input, const Candidate& unit) const;
+  [[nodiscard]] float mean_error(const SelectInput& input, std::uint32_t query,
+                                 const Candidate& unit) const;
   // exp(scale * score) of every unit into `out` (not `scores`), but for a factor, whose
   // logarithm it gives: -infinity where no score is finite. A score that is +infinity or NaN gives
   // +infinity.

@@ -9,14 +9,15 @@
 //
 // A certified budget has to know before it attends. What is always attended to is exact then, too
 // (SelectInput::held); a unit that is taken has at least n * exp(scale * lower bound), and by a
-// ball at least n * exp(scale * q . mean): the mean of exponentials is no less than the exponential
-// of the mean. The lower bound of q . k is the upper bound of -q . k turned round, so no kernel
-// knows of it.
+// ball at least n * exp(scale * q . mean), less what the mean was rounded by: the mean of
+// exponentials is no less than the exponential of the mean. The lower bound of q . k is the upper
+// bound of -q . k turned round, so no kernel knows of it.
 #include <algorithm>
 #include <cmath>
 #include <functional>
 
 #include "client/retrieval/selector.h"
+#include "kernels/float16.h"
 
 namespace kvtier {
 
@@ -104,18 +105,32 @@ Result<std::uint64_t> Selector::enough_units(const SelectInput& input, std::uint
     const float* upper = scores_.data() + i * units_;
     float* lower = lower_.data() + i * units_;
     std::fill_n(least_.begin(), units_, kNeverScore);
-    for (const Candidate& unit : candidates_) {
+    for (std::uint64_t j = 0; j < found; ++j) {
+      const Candidate& unit = candidates_[best_[j]];
       const float up = upper[unit.place], down = lower[unit.place];
       if (!(up < kFetchScore && down < kFetchScore)) continue;
+      least_[unit.place] = -down;
       // The mean is that of all rows of the unit: it says nothing of a part of them.
-      const bool whole = unit.cost == unit_size(input, unit);
-      least_[unit.place] = mean_known && whole ? (up - down) / 2.0f : -down;
+      if (mean_known && unit.cost == unit_size(input, unit))
+        least_[unit.place] = std::max(-down, (up - down) / 2.0f - mean_error(input, i, unit));
     }
     KVT_TRY(const double upper_factor, masses_of(input, upper, masses_.data()));
     KVT_TRY(const double lower_factor, masses_of(input, least_.data(), lower));
     enough = std::max(enough, enough_for(input, i, found, upper_factor, lower_factor));
   }
   return enough;
+}
+
+// How much too large q . mean of a ball can be: its mean is rounded to 16 bits.
+float Selector::mean_error(const SelectInput& input, std::uint32_t query,
+                           const Candidate& unit) const {
+  const auto* mean = reinterpret_cast<const std::uint16_t*>(input.segments[unit.segment].data) +
+                     unit.unit * unit_elements(preset_->abstract, input.dim);
+  const float* q = input.queries + query * input.query_stride;
+  float sum = 0.0f;
+  for (std::uint32_t d = 0; d < input.dim; ++d)
+    sum += std::abs(q[d]) * std::max(std::abs(f16_to_f32(mean[d])), 0x1p-14f);
+  return sum * 0x1p-11f;
 }
 
 // The fewest of the first `found` of best_ that leave a share of 1 - `share` at most, or all. Upper

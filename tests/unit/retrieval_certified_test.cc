@@ -86,13 +86,14 @@ struct Pages {
       sum += query(i, d) * static_cast<double>(keys[token * kDim + d]);
     return std::exp(static_cast<double>(kScale) * sum);
   }
-  // What a row of the unit has at most, and the mean row at least.
+  // What a row of the unit has at most, and the mean row at least: the mean is rounded.
   std::pair<double, double> bounds(std::uint32_t i, std::uint32_t unit, bool whole) const {
-    double most = 0.0, least = 0.0, mean = 0.0, squares = 0.0;
+    double most = 0.0, least = 0.0, mean = 0.0, squares = 0.0, rounded = 0.0;
     for (std::uint32_t d = 0; d < kDim; ++d) {
       const double q = query(i, d);
       squares += q * q;
       mean += q * half(unit, d);
+      rounded += std::abs(q * half(unit, d)) * 0x1p-11;
       if (kind != AbstractKind::kBox) continue;
       most += std::max(q * half(unit, d), q * half(unit, kDim + d));
       least += std::min(q * half(unit, d), q * half(unit, kDim + d));
@@ -100,7 +101,7 @@ struct Pages {
     if (kind == AbstractKind::kBall) {
       const double reach = std::sqrt(squares) * half(unit, kDim);
       most = mean + reach;
-      least = whole ? mean : mean - reach;
+      least = mean - (whole ? std::min(reach, rounded) : reach);
     }
     return {std::exp(static_cast<double>(kScale) * most),
             std::exp(static_cast<double>(kScale) * least)};
@@ -230,6 +231,53 @@ TEST_P(Certified, WhatIsHeldLeavesLessToTake) {
   EXPECT_TRUE(selector.select(input)->tokens.empty());
   held[1] = -std::numeric_limits<float>::infinity();
   EXPECT_EQ(selector.select(input)->tokens.size(), 36u * kUnit) << "every query must be content";
+}
+
+// Two units of equal keys: the mean of the first is written larger than it is.
+TEST_P(Certified, ARoundedMeanPromisesNoMoreThanTheKeysHave) {
+  constexpr std::uint32_t kWide = 128;
+  constexpr float kKeys[] = {8.004f, 8.0f}, kWideScale = 0.088f;
+  std::vector<float> keys;
+  for (const float key : kKeys) keys.insert(keys.end(), std::size_t{kUnit} * kWide, key);
+  const std::vector<float> query(kWide, 5.0f);
+  std::vector<std::uint16_t> halves(2 * abstract_elements(AbstractKind::kBall, kWide));
+  const std::uint64_t tokens = 2 * kUnit;
+  const std::uint64_t page = reinterpret_cast<std::uintptr_t>(keys.data());
+  BuildAbstractArgs args;
+  args.rows.pages = &page;
+  args.rows.page_tokens = tokens;
+  args.rows.k_stride = args.rows.v_stride = kWide * sizeof(float);
+  args.rows.dtype = Dtype::kF32;
+  args.token_count = &tokens;
+  args.unit_tokens = kUnit;
+  args.dim = kWide;
+  args.kind = AbstractKind::kBall;
+  args.out = halves.data();
+  ASSERT_TRUE(GetParam()->build_abstract(args, nullptr));
+  SegmentExtent segment;
+  segment.visible_tokens = 2 * kUnit;
+  segment.units = 2;
+  segment.data = reinterpret_cast<const std::byte*>(halves.data());
+  SelectInput input;
+  input.segments = {&segment, 1};
+  input.queries = query.data();
+  input.query_stride = input.dim = kWide;
+  input.query_count = 1;
+  input.scale = kWideScale;
+  input.budget_rows = 1000;
+  const Preset preset = preset_of(AbstractKind::kBall, 0.58f);
+  Selector selector(GetParam(), &preset);
+  const auto selection = selector.select(input);
+  ASSERT_TRUE(selection);
+  double all = 0.0, seen = 0.0;
+  for (std::uint32_t t = 0; t < tokens; ++t) {
+    const double above = static_cast<double>(kKeys[t / kUnit]) - 8.0;
+    const double mass = std::exp(static_cast<double>(kWideScale) * 5.0 * kWide * above);
+    const auto& taken = selection->tokens;
+    all += mass;
+    seen += std::binary_search(taken.begin(), taken.end(), t) ? mass : 0.0;
+  }
+  EXPECT_GE(seen / all, static_cast<double>(preset.share));
 }
 
 // What nobody knows comes first, and nothing is certain before it is there.
