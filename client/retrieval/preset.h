@@ -64,7 +64,8 @@ enum class BudgetKind : std::uint8_t {
   kKept = 1,   // only what is always kept (sinks, window)
   kRows = 2,   // up to the view's budget of rows beside what is kept, best units first
   kRatio = 3,  // up to `share` of the stored rows, at most the view's budget
-  kMass = 4,   // until `share` of the estimated mass is held, at most the view's budget
+  // Until `share` of the estimated mass beside kept rows is held, at most the view's budget.
+  kMass = 4,
   // As many rows as a uniform distribution would have whose entropy is that of the estimated one,
   // from `share` of the view's budget up to all of it: a head that looks everywhere gets more than
   // one that looks at few rows. The idea is ActQKV's (arXiv 2502.13542), the formula ours: theirs

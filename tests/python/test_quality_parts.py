@@ -121,6 +121,23 @@ def test_entropy_gives_each_head_its_own_number_of_rows(own, rows, toml, cut):
     assert float((got - full).abs().amax((1, 2)).min()) > 1e-3
 
 
+def test_mass_is_a_share_of_what_can_be_chosen(own, rows, toml):
+    share = 0.5
+    keys, values, queries = rows
+    keys = keys.clone()  # sinks that hold half of the mass, and more
+    keys[:, :16] = 1.5 * queries.mean(0).unflatten(0, (HEADS, GROUP)).mean(1)[:, None]
+    rows = (keys, values, queries)
+    path = toml(f'base = "mean"\npartition = "pages:4"\nbudget = "mass"\nshare = {share}\n')
+    got, stats = attended(own, rows, path)
+    part = Preset("", partition.Pages(4), abstract.Mean(), budget=budget.TopP(p=share))
+    want, reference = wanted(rows, part)
+    assert float((got - want).abs().max()) < 1e-4
+    tally = reference.tally
+    assert stats["rows_fetched"] == tally.first_rows + tally.rows_entered
+    assert 4 < stats["rows_selected"] / stats["selections"] < 0.9 * BUDGET
+    assert stats["mass_sum"] > 0.5 * share * stats["selections"]
+
+
 def test_mass_outside_makes_a_head_choose_anew(own, rows, toml):
     level = 0.4
     path = toml(

@@ -65,13 +65,14 @@ class Share(Tokens):
 
 @dataclass(frozen=True)
 class TopP(Tokens):
-    """The fewest best units whose estimated share of the attention mass, with that of the kept
-    rows, reaches `p`; never more than the rows given. Needs weights that are probabilities."""
+    """The fewest best units that hold a share of `p` of the estimated mass of all units that are
+    not kept; never more than the rows given. Needs weights that are probabilities."""
 
     p: float = 0.95
 
     def choose(self, weights: torch.Tensor, units: Units, rows: int) -> torch.Tensor:
         chosen = super().choose(weights, units, rows)
+        weights = weights.masked_fill(fit(units.cost, weights) == 0, 0)
         order = weights.argsort(stable=True, dim=-1, descending=True)
         mass = weights.gather(-1, order)
         needed = mass.cumsum(-1) - mass < self.p * mass.sum(-1, keepdim=True)
