@@ -73,11 +73,14 @@ class UpperBound:
 
     def least(self, queries: torch.Tensor, vectors: Vectors, whole: torch.Tensor) -> torch.Tensor:
         """What the logarithm of the mean of exp(q . k) over a unit's rows is no less than, and of a
-        ball's `whole` units (bool [H or 1, U]) by Jensen's inequality q . mean."""
+        ball's `whole` units (bool [H or 1, U]) by Jensen's inequality q . mean, less what 16 bits
+        may have made of it."""
         below = -self.of(-queries, vectors, 1.0)
         if "radius" not in vectors:
             return below
-        return torch.where(whole[:, None, None], product(queries, vectors["mean"]), below)
+        mean = vectors["mean"]
+        jensen = product(queries, mean) - product(queries.abs(), mean.abs()) * 2**-11
+        return torch.where(whole[:, None, None], torch.maximum(jensen, below), below)
 
 
 @dataclass(frozen=True)
