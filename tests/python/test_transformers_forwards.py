@@ -3,7 +3,11 @@ where it threw, how exact it is in 16 bits."""
 
 from __future__ import annotations
 
+import copy
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,6 +150,103 @@ def test_a_cache_that_is_dropped_is_closed(model, client):
     assert again.length == len(PROMPT) + 1
     forward(model, again, [7])
     again.close()
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+BACKWARDS = PROMPT[::-1]  # which no other test stores
+
+
+class Interrupted:
+    """A sequence at whose append Ctrl-C comes: behind it, or before."""
+
+    def __init__(self, real, begins: bool):
+        self.real, self.begins = real, begins
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def append(self, *args, **options):
+        if self.begins:
+            self.real.append(*args, **options)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_ctrl_c_while_a_piece_begins_leaves_none(model, client, begins):
+    want = forward(model, None, BACKWARDS[:36])
+    cache = adapter.attach(adapter.open_space(client, model), BACKWARDS[:1])
+    forward(model, cache, BACKWARDS[:30])
+    sequence = cache.sequence
+    cache.sequence = Interrupted(sequence, begins)
+    with pytest.raises(KeyboardInterrupt):
+        forward(model, cache, BACKWARDS[30:36])
+    cache.sequence = sequence
+    assert (forward(model, cache, BACKWARDS[30:36]) - want).abs().max() < 1e-4
+    cache.commit()
+    assert cache.length == 36
+    cache.close()
+
+
+def test_ctrl_c_in_a_forward_leaves_no_cache_open(model, client):
+    space = adapter.open_space(client, model)
+    cache = adapter.attach(space, BACKWARDS[:1], name="interrupted")
+    forward(model, cache, BACKWARDS[:30])
+    with model.model.layers[-1].register_forward_pre_hook(interrupt):
+        try:
+            forward(model, cache, BACKWARDS[30:36])
+            pytest.fail("nothing was thrown")
+        except KeyboardInterrupt:
+            pass  # goes, and its traceback with it
+    del cache
+    gc.collect()
+    cache = adapter.resume(space, "interrupted")  # Busy where something holds the first
+    assert cache.length == 30
+    cache.close()
+
+
+def test_ctrl_c_while_a_view_opens_leaves_no_sequence_behind(model, client, monkeypatch):
+    space = adapter.open_space(client, model)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model_cache, "KvtierCache", interrupt)
+        adapter.attach(space, BACKWARDS[:1], name="given up")
+    adapter.attach(space, BACKWARDS[:1], name="given up").close()
+
+
+def test_a_forward_in_another_thread_keeps_its_cache(model, cache):
+    """open_space runs the model, with another cache."""
+    want = forward(model, None, PROMPT[:36])
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(*_):
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            assert go_on.wait(60)
+
+    with (
+        model.model.layers[1].register_forward_pre_hook(wait),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        got = pool.submit(forward, model, cache, PROMPT[30:36])
+        try:
+            assert inside.wait(60)
+            adapter.open_space(SimpleNamespace(open_space=dict), model)
+        finally:
+            go_on.set()
+        assert (got.result() - want).abs().max() < 1e-4
+    assert cache.length == 36
+
+
+def test_a_copy_of_a_model_runs_by_itself(model):
+    other = copy.deepcopy(model)
+    assert other._kvtier is not model._kvtier
+    assert other._kvtier is other.model.layers[0].self_attn._kvtier
+    cache = adapter.KvtierCache(ReferenceSequence(3, 2, 16))
+    forward(other, cache, PROMPT[:30])
+    got = forward(other, cache, PROMPT[30:36])
+    assert (got - forward(model, None, PROMPT[:36])).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("dtype, name", [(torch.bfloat16, "bf16"), (torch.float16, "f16")])

@@ -153,12 +153,12 @@ class KvtierCache(Cache):
         self._settle()
         for layer in self.layers:
             layer.length = self.sequence.length
+        self._base, self._count = self.sequence.length, len(ids)
+        self._open, self._ran = True, False  # before the piece: Ctrl-C may come behind it
         if table is None:
             self.sequence.append(ids)
         else:
             self.sequence.append(ids, flags=self._flags(ids, table), texts=table.texts(ids))
-        self._base, self._count = self.sequence.length, len(ids)
-        self._open, self._ran = True, False
 
     def _ended(self, ran: bool) -> None:
         """The forward that `_begin` was called for is over: it ran to its end, or it threw."""
@@ -282,7 +282,7 @@ def over_new(sequence: Any, kv_dtype: str, view: dict[str, Any]) -> KvtierCache:
 
     try:
         return KvtierCache(sequence, kv_dtype=kv_dtype, **view)
-    except Exception:
+    except BaseException:  # Ctrl-C, too
         client, number = sequence.space.client, sequence.id
         with contextlib.suppress(Error):  # a daemon that is gone; the reason above counts
             sequence.close()

@@ -26,7 +26,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Sequence as AnySequence
 from functools import partial
 from typing import Any
@@ -61,13 +63,26 @@ PIECE_TOKENS = 1024  # most new tokens of one forward
 
 
 class _Join:
-    """Shared by a model's attention modules: the cache of the forward that runs now, or none."""
+    """Shared by a model's attention modules: the cache of the forward that runs now in this thread,
+    or none. That forward keeps it, nothing here: after Ctrl-C no hook runs that would let it go."""
 
-    cache: KvtierCache | None = None
     tokens: TokenTable | None = None  # None: not known
 
     def __init__(self, guesses: bool):
         self.guesses = guesses  # of what queries the next layer will have
+        self._running = threading.local()
+
+    def __reduce__(self):  # for copies of the model
+        return _Join, (self.guesses,), {"tokens": self.tokens}
+
+    @property
+    def cache(self) -> KvtierCache | None:
+        cache = getattr(self._running, "cache", None)
+        return None if cache is None else cache()
+
+    @cache.setter
+    def cache(self, cache: KvtierCache | None) -> None:
+        self._running.cache = None if cache is None else weakref.ref(cache)
 
 
 def _attention(
@@ -80,7 +95,8 @@ def _attention(
     **kwargs: Any,
 ):
     join = getattr(module, "_kvtier", None)
-    if join is None or join.cache is None:  # another kind of cache, or none: plain attention
+    cache = join and join.cache
+    if cache is None:  # another kind of cache, or none: plain attention
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
@@ -90,9 +106,9 @@ def _attention(
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     index = module.layer_idx
     with torch.no_grad():
-        if query.shape[2] == 1 or join.cache._blocks:
-            return join.cache._attend(index, query, scale), None
-        return join.cache._exact(index, query, key, value, scale), None
+        if query.shape[2] == 1 or cache._blocks:
+            return cache._attend(index, query, scale), None
+        return cache._exact(index, query, key, value, scale), None
 
 
 def install(model: torch.nn.Module, tokenizer: Any = None, language: str | None = None) -> None:
