@@ -95,12 +95,22 @@ ORDER = torch.arange(30, 36)[None]
         ({"position_ids": torch.tensor([[30, 31, 32, 30, 31, 32]])}, "not 30 to 35"),
         ({"position_ids": torch.stack([ORDER, ORDER, ORDER + 1])}, "not 30 to 35"),
         ({"position_ids": ORDER[:, :1]}, "not 30 to 35"),
+        ({"is_causal": False}, "leave is_causal out"),
     ],
 )
 def test_other_masks_and_positions_are_refused(model, cache, options, words):
     """Rows that were computed with them would be found by their tokens as if they were plain."""
     with pytest.raises(ValueError, match=words):
         forward(model, cache, PROMPT[30:36], **options)
+    assert cache.length == 30
+
+
+def test_attention_that_is_not_plain_is_refused(model, cache, monkeypatch):
+    with pytest.raises(NotImplementedError, match="position_bias"):
+        forward(model, cache, PROMPT[30:36], position_bias=torch.zeros(1, 4, 6, 6))
+    monkeypatch.setattr(model.model.layers[1].self_attn, "is_causal", False)
+    with pytest.raises(NotImplementedError, match="causal attention only"):
+        forward(model, cache, PROMPT[30:36])
     assert cache.length == 30
 
 

@@ -191,6 +191,19 @@ def test_a_rotation_that_no_pairing_explains_is_not_told(monkeypatch):
     assert "rope_pairing" not in adapter.open_space(Asked(), model)
 
 
+@pytest.mark.parametrize(
+    "family, options",
+    [
+        ("Gemma", {"head_dim": 16, "use_bidirectional_attention": True}),
+        ("Llama", {"is_causal": False}),
+    ],
+)
+def test_models_that_look_both_ways_are_refused(family, options):
+    with pytest.raises(NotImplementedError, match="causal attention only"):
+        adapter.install(small(family, **options))
+    adapter.install(small(family, head_dim=16))  # as its config has it
+
+
 def test_frequencies_of_another_part_are_not_told():
     model = small("OPT")  # has learned positions
     model.eyes = torch.nn.Module()

@@ -27,6 +27,9 @@ def check_model(model: torch.nn.Module) -> None:
         raise NotImplementedError(
             f"kvtier stores full-attention layers; this model slides over {config.sliding_window}"
         )
+    both_ways = getattr(config, "use_bidirectional_attention", None)  # Gemma: "vision" is of images
+    if not getattr(config, "is_causal", True) or both_ways in (True, "all"):
+        raise NotImplementedError("kvtier does causal attention only")
     device = next(model.parameters()).device
     if device.type != "cpu":
         raise NotImplementedError(

@@ -100,9 +100,11 @@ def _attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    for name in ("sliding_window", "softcap", "s_aux"):
+    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"kvtier does not do attention with {name} yet")
+    if not getattr(module, "is_causal", True):
+        raise NotImplementedError("kvtier does causal attention only")
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     index = module.layer_idx
     with torch.no_grad():
@@ -177,6 +179,8 @@ def _before_forward(join: _Join, model: torch.nn.Module, args: tuple, kwargs: di
         )
     if len(args) > 1:
         raise ValueError("kvtier reads a forward's arguments: name all but the first, input_ids")
+    if kwargs.get("is_causal") is False:
+        raise ValueError("kvtier does causal attention only: leave is_causal out")
     _check_mask(kwargs.get("attention_mask"), cache.length, ids.shape[1])
     positions = kwargs.get("position_ids")
     own = torch.arange(cache.length, cache.length + ids.shape[1])
