@@ -8,6 +8,7 @@ import torch
 import transformers
 from reference import ReferenceSequence
 
+import kvtier
 from kvtier import look_ahead
 from kvtier import transformers as adapter
 
@@ -119,6 +120,23 @@ def test_layers_built_in_another_way_are_not_guessed(monkeypatch):
     assert not model._kvtier.guesses
     with pytest.warns(UserWarning, match="not built as Llama's"):
         model(input_ids=ids[:, 8:], past_key_values=cache)
+
+
+def test_a_guess_that_is_not_finite_is_left_out(monkeypatch):
+    model = small("Llama")
+    adapter.install(model)
+    cache = adapter.KvtierCache(ReferenceSequence(3, 2, 16))
+    cache.looks_ahead, guesses = True, []
+
+    def refuse(*_):
+        guesses.append(1)
+        raise kvtier.NotFinite("of this guess")
+
+    monkeypatch.setattr(cache, "_look_ahead", refuse)
+    ids = torch.randint(1, 96, (1, 9))
+    for part in (ids[:, :7], ids[:, 7:8], ids[:, 8:]):
+        model(input_ids=part, past_key_values=cache)
+    assert model._kvtier.guesses and len(guesses) == 4  # two layers of two steps
 
 
 class Asked:

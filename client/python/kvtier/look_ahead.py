@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import InvalidArgument
+from . import InvalidArgument, NotFinite
 
 
 def can_guess(model: torch.nn.Module) -> bool:
@@ -47,6 +47,8 @@ def _guess(
         with torch.no_grad():
             q = _queries(attention, after.input_layernorm(states), *kwargs["position_embeddings"])
         join.cache._look_ahead(attention.layer_idx, q[0, :, 0], attention.scaling)
+    except NotFinite:
+        pass  # of these numbers, not of how layers are built
     except (AttributeError, InvalidArgument, KeyError, RuntimeError, TypeError, ValueError):
         join.guesses = False  # the next forward says so
 
