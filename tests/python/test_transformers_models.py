@@ -209,6 +209,14 @@ def test_a_rotation_that_no_pairing_explains_is_not_told(monkeypatch):
     assert "rope_pairing" not in adapter.open_space(Asked(), model)
 
 
+def test_a_model_that_keeps_no_keys_shows_no_rotation(monkeypatch):
+    model = small("Llama")
+    forward = model.model.forward
+    plain = {"past_key_values": None, "use_cache": False}
+    monkeypatch.setattr(model.model, "forward", lambda **given: forward(**given | plain))
+    assert "rope_pairing" not in adapter.open_space(Asked(), model)
+
+
 @pytest.mark.parametrize(
     "family, options",
     [

@@ -123,6 +123,8 @@ def _rope_of(model: torch.nn.Module) -> dict[str, Any]:
     with torch.no_grad():
         ids = torch.full((1, PROBE_TOKENS), config.vocab_size // 2)
         model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    if not cache.layers:
+        return {}
     for pairing in ("halves", "neighbours"):
         if all(_turned_so(pairing, frequencies, layer.keys[0].float()) for layer in cache.layers):
             return {
