@@ -214,16 +214,19 @@ void Client::close() {
 // Long ones (verify, export, warm) take as long as they take: their end is the daemon's answer or
 // its death. Other threads' requests do not wait for them.
 Result<ControlMessage> Client::request_alone(Json body) const {
-  KVT_TRY(UniqueFd socket, connect_unix(options_.socket_path, deadline()));
-  KVT_TRY_VOID(check_peer(socket.get()));
-  ControlChannel channel(std::move(socket));
+  auto socket = connect_unix(options_.socket_path, deadline());
+  if (!socket && nobody_there(socket.error()))
+    return error(Code::kDaemonLost, "the daemon went away: try again");
+  if (!socket) return error(socket.error());
+  KVT_TRY_VOID(check_peer(socket->get()));
+  ControlChannel channel(*std::move(socket));
   const Json hello{{"op", "hello"},
                    {"version", kProtocolVersion},
                    {"name", options_.name},
                    {"pid", ::getpid()},
                    {"data", false}};
-  KVT_TRY_VOID(channel.call(hello, {}, 0, deadline()));
-  auto reply = channel.call(std::move(body), {}, 0, Deadline::never());
+  auto reply = channel.call(hello, {}, 0, deadline());
+  if (reply) reply = channel.call(std::move(body), {}, 0, Deadline::never());
   if (!channel.error_text().empty()) set_error_text("%s", channel.error_text().c_str());
   return reply;
 }
@@ -236,6 +239,10 @@ Result<std::string> Client::request(const std::string& text) {
   KVT_TRY(std::shared_ptr<Connection> connection, this->connection(Patience::kFull));
   const bool is_long = op == "verify" || op == "repair" || op == "export" || op == "import" ||
                        op == "warm" || op == "gc" || op == "rm";
+  // It goes over a socket of its own: nobody else finds out that the daemon of this one died.
+  if (is_long && !connection->check_alive()) {
+    KVT_TRY(connection, this->connection(Patience::kFull));
+  }
   KVT_TRY(ControlMessage reply, is_long ? request_alone(std::move(body))
                                         : connection->call(std::move(body), {}, 0, deadline()));
   reply.body.erase("id");

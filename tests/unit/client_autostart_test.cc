@@ -80,6 +80,13 @@ class Autostart : public ::testing::Test {
     EXPECT_EQ(kvt_space_open(client, &options, &space), KVT_OK) << kvt_last_error();
     return space;
   }
+  static void append_one(kvt_sequence* sequence) {
+    const kvt_token token{};
+    const std::array<float, 16> row{};
+    const kvt_rows data{row.data(), 64, 64};
+    EXPECT_EQ(kvt_sequence_append(sequence, &token, 1), KVT_OK) << kvt_last_error();
+    EXPECT_EQ(kvt_sequence_write(sequence, 0, 0, 1, &data, &data), KVT_OK) << kvt_last_error();
+  }
   void note_pid(kvt_client* client) {
     pid_ = request(client, R"({"op": "status"})")["pid"].get<pid_t>();
   }
@@ -261,11 +268,7 @@ TEST_F(Autostart, ATruncateWaitsForTheDisk) {
   kvt_sequence* sequence = nullptr;
   ASSERT_EQ(kvt_sequence_create(space, nullptr, nullptr, 0, nullptr, &sequence), KVT_OK)
       << kvt_last_error();
-  const kvt_token token{};
-  const std::array<float, 16> row{};
-  const kvt_rows data{row.data(), 64, 64};
-  ASSERT_EQ(kvt_sequence_append(sequence, &token, 1), KVT_OK) << kvt_last_error();
-  ASSERT_EQ(kvt_sequence_write(sequence, 0, 0, 1, &data, &data), KVT_OK) << kvt_last_error();
+  append_one(sequence);
   ASSERT_EQ(kvt_sequence_commit(sequence), KVT_OK) << kvt_last_error();
   stop_daemon();  // as a disk that does
   std::thread waiting(
@@ -275,6 +278,16 @@ TEST_F(Autostart, ATruncateWaitsForTheDisk) {
   waiting.join();
   EXPECT_EQ(kvt_sequence_close(sequence), KVT_OK) << kvt_last_error();
   kvt_space_close(space);
+  kvt_client_close(client);
+}
+
+TEST_F(Autostart, ALongRequestFindsOutThatTheDaemonDied) {
+  kvt_client* client = connect(true);
+  note_pid(client);
+  ::kill(pid_, SIGKILL);
+  wait_gone();
+  request(client, R"({"op": "gc"})");
+  note_pid(client);
   kvt_client_close(client);
 }
 
