@@ -96,9 +96,60 @@ Result<void> Connection::take_hello(ControlMessage reply) {
 
 Result<ControlMessage> Connection::call(Json request, ByteSpan payload, std::size_t fds_expected,
                                         const Deadline& deadline) {
-  std::unique_lock<TimedMutex> lock = control_mutex_.lock_until(deadline);
-  if (!lock) return turn_error();
+  std::unique_lock<TimedMutex> turn = control_mutex_.lock_until(deadline);
+  if (!turn) return turn_error();
+  auto reply = call_in_turn(&turn, request, payload, fds_expected, deadline);
+  leave_turn(std::move(turn));
+  return reply;
+}
+
+Result<void> Connection::tell(Json request, const Deadline& deadline) {
+  std::unique_lock<TimedMutex> turn = control_mutex_.lock_until(deadline);
+  Result<void> told;
+  if (turn) {
+    const auto reply = call_in_turn(&turn, request, {}, 0, deadline);
+    if (!reply) told = error(reply.error());
+  } else {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      untold_.push_back(std::move(request));
+    }
+    turn = control_mutex_.lock_until(Deadline::after_ms(0));  // nobody may be left to say it
+  }
+  leave_turn(std::move(turn));
+  return told;
+}
+
+void Connection::say_untold() {
+  std::vector<Json> untold;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    untold.swap(untold_);
+  }
+  for (Json& request : untold)
+    static_cast<void>(channel_.post(std::move(request), Deadline::after_ms(1000)));
+}
+
+// Who adds to untold_ while another has the turn may find it taken and yet be too late for what is
+// said here: it is looked at again without the turn.
+void Connection::leave_turn(std::unique_lock<TimedMutex> turn) {
+  while (turn) {
+    say_untold();
+    turn.unlock();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (untold_.empty()) return;
+    }
+    turn = control_mutex_.lock_until(Deadline::after_ms(0));
+  }
+}
+
+Result<ControlMessage> Connection::call_in_turn(std::unique_lock<TimedMutex>* turn,
+                                                const Json& request, ByteSpan payload,
+                                                std::size_t fds_expected,
+                                                const Deadline& deadline) {
   if (lost()) return lost_error();
+  say_untold();
   auto reply = channel_.call(request, payload, fds_expected, deadline);
   if (!channel_.error_text().empty()) set_error_text("%s", channel_.error_text().c_str());
   // What keeps the sequence busy may be what was opened here for a call that gave up.
@@ -108,10 +159,10 @@ Result<ControlMessage> Connection::call(Json request, ByteSpan payload, std::siz
     clear_error_text();
     if (deadline.passed()) return error(Code::kTimeout, "the daemon did not answer in time");
     if (!closed) {  // others' calls go on meanwhile
-      lock.unlock();
+      turn->unlock();
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      lock = control_mutex_.lock_until(deadline);
-      if (!lock) return turn_error();
+      *turn = control_mutex_.lock_until(deadline);
+      if (!*turn) return turn_error();
     }
     reply = channel_.call(request, payload, fds_expected, deadline);
     if (!channel_.error_text().empty()) set_error_text("%s", channel_.error_text().c_str());

@@ -52,6 +52,9 @@ class Connection {
   // a refusal becomes the thread's error text. Blocks.
   [[nodiscard]] Result<ControlMessage> call(Json request, ByteSpan payload,
                                             std::size_t fds_expected, const Deadline& deadline);
+  // One that must reach the daemon, whose reply holds nothing: where others' requests take longer
+  // than the deadline it is sent behind them, without a reply.
+  [[nodiscard]] Result<void> tell(Json request, const Deadline& deadline);
 
   // Queues a request that completes; sets its user_data. Blocks while too many are under way.
   [[nodiscard]] Result<Ticket> submit(Submission submission, const Deadline& deadline);
@@ -125,6 +128,11 @@ class Connection {
   void dispatch();                                                            // mutex_ held, poller
   void complete(const Completion& completion);                                // mutex_ held
   void free_slot(Slot* slot);                                                 // mutex_ held
+  Result<ControlMessage> call_in_turn(std::unique_lock<TimedMutex>* turn, const Json& request,
+                                      ByteSpan payload, std::size_t fds_expected,
+                                      const Deadline& deadline);
+  void say_untold();  // control_mutex_ held
+  void leave_turn(std::unique_lock<TimedMutex> turn);
   // Of calls that gave up before their reply came; false: none.
   bool close_late_handles(const Deadline& deadline);  // control_mutex_ held
   void mark_lost();                                   // mutex_ held
@@ -155,6 +163,7 @@ class Connection {
   std::vector<std::uint32_t> free_slots_;  // guarded by mutex_
   std::vector<std::uint64_t>
       pending_releases_;         // guarded by mutex_: leases that came for abandoned requests
+  std::vector<Json> untold_;     // guarded by mutex_: by tell, behind somebody's call
   ArgumentArea area_;            // guarded by mutex_
   std::uint64_t submitted_ = 0;  // guarded by mutex_
   bool polling_ = false;         // guarded by mutex_

@@ -37,8 +37,8 @@ Sequence::~Sequence() {
   abandon_seals();
   // Closed without kvt_sequence_close: what is not durable is given up, the daemon's side is not
   // kept.
-  static_cast<void>(connection_->call(Json{{"op", "close"}, {"handle", handle_}}, {}, 0,
-                                      Deadline::after_ms(1000)));
+  static_cast<void>(
+      connection_->tell(Json{{"op", "close"}, {"handle", handle_}}, Deadline::after_ms(1000)));
 }
 
 Result<std::shared_ptr<Sequence>> Sequence::open_with(std::shared_ptr<Space> space, Json request,
@@ -144,8 +144,8 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
 // A handle that is not to be used: lets other writers in.
 void Sequence::give_back(const std::shared_ptr<Connection>& connection,
                          std::uint64_t handle) const {
-  static_cast<void>(connection->call(Json{{"op", "close"}, {"handle", handle}}, {}, 0,
-                                     space_->client().deadline()));
+  static_cast<void>(
+      connection->tell(Json{{"op", "close"}, {"handle", handle}}, space_->client().deadline()));
 }
 
 Result<void> Sequence::check_unchanged(const std::shared_ptr<Connection>& connection,
@@ -391,7 +391,7 @@ Result<void> Sequence::close() {
   if (!connection_->lost()) {
     Json request{{"op", "close"}, {"handle", handle_}};
     if (compute_ns_per_token_ != 0) request["compute_ns_per_token"] = compute_ns_per_token_;
-    auto closed = connection_->call(std::move(request), {}, 0, space_->client().deadline());
+    const auto closed = connection_->tell(std::move(request), space_->client().deadline());
     // A daemon that went away has closed it, too.
     if (sealed && !closed && closed.error().code != Code::kDaemonLost) return error(closed.error());
   }

@@ -77,7 +77,7 @@ void Sequence::drop_abstracts(std::uint32_t lane) noexcept {
   if (closed_ || connection_ == nullptr || connection_->lost()) return;
   // Where it fails the connection is lost, and with it what was wanted.
   static_cast<void>(
-      connection_->call(Json{{"op", "abstract_drop"}, {"handle", handle_}, {"lane", lane}}, {}, 0,
+      connection_->tell(Json{{"op", "abstract_drop"}, {"handle", handle_}, {"lane", lane}},
                         space_->client().deadline()));
 }
 

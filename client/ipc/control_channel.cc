@@ -84,6 +84,11 @@ void ControlChannel::take_late_reply(std::uint64_t id, const Json& body) {
   if (handle && *handle != 0) late_handles_.push_back(*handle);
 }
 
+Result<void> ControlChannel::post(Json request, const Deadline& deadline) {
+  request["id"] = ++last_id_;
+  return send(request, {}, {}, deadline);
+}
+
 Result<ControlMessage> ControlChannel::call(Json request, ByteSpan payload,
                                             std::size_t fds_expected, const Deadline& deadline) {
   error_text_.clear();

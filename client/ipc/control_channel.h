@@ -36,6 +36,9 @@ class ControlChannel {
   [[nodiscard]] Result<ControlMessage> call(Json request, ByteSpan payload,
                                             std::size_t fds_expected, const Deadline& deadline);
 
+  // As call, but nobody waits for the reply: the next call skips it.
+  [[nodiscard]] Result<void> post(Json request, const Deadline& deadline);
+
   // Sequences that the daemon opened for calls that had given up: whoever takes them closes them.
   [[nodiscard]] std::vector<std::uint64_t> take_late_handles() {
     return std::exchange(late_handles_, {});

@@ -281,6 +281,36 @@ TEST_F(Autostart, ATruncateWaitsForTheDisk) {
   kvt_client_close(client);
 }
 
+// Its name is free again as soon as the daemon gets round to it.
+TEST_F(Autostart, ACloseBehindAnotherThreadsRequestIsNotLost) {
+  kvt_client_close(connect(true));
+  kvt_client* client = connect(false, 300);
+  note_pid(client);
+  kvt_space* space = open_small_space(client);
+  kvt_sequence_options options;
+  kvt_sequence_options_init(&options);
+  options.name = "chat";
+  kvt_sequence *chat = nullptr, *cut = nullptr;
+  ASSERT_EQ(kvt_sequence_create(space, &options, nullptr, 0, nullptr, &chat), KVT_OK)
+      << kvt_last_error();
+  ASSERT_EQ(kvt_sequence_create(space, nullptr, nullptr, 0, nullptr, &cut), KVT_OK)
+      << kvt_last_error();
+  append_one(cut);
+  ASSERT_EQ(kvt_sequence_commit(cut), KVT_OK) << kvt_last_error();
+  stop_daemon();  // as a disk that does
+  std::thread waiting(
+      [&] { EXPECT_EQ(kvt_sequence_truncate(cut, 0), KVT_OK) << kvt_last_error(); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(kvt_sequence_close(chat), KVT_OK) << kvt_last_error();
+  ::kill(pid_, SIGCONT);
+  waiting.join();
+  ASSERT_EQ(kvt_sequence_open(space, "chat", 0, 1, &chat), KVT_OK) << kvt_last_error();
+  EXPECT_EQ(kvt_sequence_close(chat), KVT_OK) << kvt_last_error();
+  EXPECT_EQ(kvt_sequence_close(cut), KVT_OK) << kvt_last_error();
+  kvt_space_close(space);
+  kvt_client_close(client);
+}
+
 TEST_F(Autostart, ALongRequestFindsOutThatTheDaemonDied) {
   kvt_client* client = connect(true);
   note_pid(client);

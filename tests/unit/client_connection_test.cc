@@ -131,6 +131,7 @@ class BusyDaemon {
     while (!busy_) std::this_thread::sleep_for(milliseconds(1));
   }
   bool busy() const { return busy_; }
+  int closes() const { return closes_; }
   void let_go() { busy_ = false; }
 
  private:
@@ -160,6 +161,7 @@ class BusyDaemon {
     if (!message) return;
     Json reply{{"ok", true}, {"id", message->body["id"]}};
     const std::string op = message->body["op"];
+    if (op == "close") ++closes_;
     if (op == "verify") {
       peer->waiting = reply;
       peer->since = steady_clock::now();
@@ -182,6 +184,7 @@ class BusyDaemon {
 
   UnixListener listener_;
   std::atomic<bool> stop_ = false, busy_ = false;
+  std::atomic<int> closes_ = 0;
   std::thread thread_;
 };
 
@@ -216,6 +219,27 @@ TEST_F(Connections, AnotherThreadsRequestIsWaitedForUntilTheDeadline) {
   busy.let_go();
   first.join();
   EXPECT_TRUE(connection->call({{"op", "status"}}, {}, 0, Deadline::after_ms(5000)));
+}
+
+TEST_F(Connections, WhatIsToldBehindAnotherThreadsRequestIsSentAfterIt) {
+  daemon_->stop();
+  BusyDaemon busy(daemon_->socket());
+  const auto connection =
+      Connection::open(daemon_->socket(), "test", Deadline::after_ms(5000)).value();
+  std::thread first([&] {
+    EXPECT_TRUE(connection->call({{"op", "verify"}}, {}, 0, Deadline::never()));
+  });
+  busy.wait_busy();
+  const Json close{{"op", "close"}, {"handle", 7}};
+  EXPECT_TRUE(connection->tell(close, Deadline::after_ms(50)));
+  EXPECT_TRUE(busy.busy()) << "it waited";
+  EXPECT_EQ(busy.closes(), 0);
+  busy.let_go();
+  first.join();
+  for (int i = 0; i < 2000 && busy.closes() == 0; ++i) std::this_thread::sleep_for(milliseconds(1));
+  EXPECT_EQ(busy.closes(), 1);
+  EXPECT_TRUE(connection->tell(close, Deadline::after_ms(5000)));
+  EXPECT_EQ(busy.closes(), 2);
 }
 
 }  // namespace
