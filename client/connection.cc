@@ -351,7 +351,8 @@ Result<Completion> Connection::wait(Ticket ticket, const Deadline& deadline, boo
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     Slot* slot = slot_of(ticket);
-    if (slot == nullptr) return error(Code::kInternal, "no such request is under way");
+    if (slot == nullptr)
+      return lost() ? lost_error() : error(Code::kInternal, "no such request is under way");
     if (slot->done) {
       const Completion completion = slot->completion;
       free_slot(slot);

@@ -242,5 +242,19 @@ TEST_F(Connections, WhatIsToldBehindAnotherThreadsRequestIsSentAfterIt) {
   EXPECT_EQ(busy.closes(), 2);
 }
 
+TEST_F(Connections, ALossIsSaidToWhoeverAsksAgain) {
+  daemon_->stop();
+  auto busy = std::make_unique<BusyDaemon>(daemon_->socket());
+  const auto connection =
+      Connection::open(daemon_->socket(), "test", Deadline::after_ms(5000)).value();
+  Submission seal{};
+  seal.op = static_cast<std::uint16_t>(Op::kSeal);
+  const Ticket ticket = connection->submit(seal, Deadline::after_ms(1000)).value();
+  busy.reset();
+  for (int i = 0; i < 2; ++i)
+    EXPECT_EQ(connection->wait(ticket, Deadline::after_ms(5000), true).error().code,
+              Code::kDaemonLost);
+}
+
 }  // namespace
 }  // namespace kvtier::testing
