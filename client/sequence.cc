@@ -121,7 +121,11 @@ Result<void> Sequence::take_attach(const std::shared_ptr<Connection>& connection
         give_back(connection, handle);
         return unchanged;
       }
-      if (sealed >= tail_->first_token()) fresh.replay(*tail_);  // else: cut
+      if (sealed >= tail_->first_token()) {
+        fresh.replay(*tail_);
+      } else {  // as asked for
+        cut_asked_ = UINT64_MAX;
+      }
       KVT_LOG(kInfo, "sequence %llu: attached again, %llu tokens replayed",
               static_cast<unsigned long long>(id),
               static_cast<unsigned long long>(fresh.length() - sealed - in_tail));
@@ -323,7 +327,8 @@ Result<void> Sequence::truncate(std::uint64_t tokens) {
     return error_with(Code::kInvalid, "cannot keep %llu tokens of %llu",
                       static_cast<unsigned long long>(tokens),
                       static_cast<unsigned long long>(length()));
-  if (tokens == length()) return {};
+  // Where one answered an error, less may be stored than length() says.
+  if (tokens == length() && cut_asked_ == UINT64_MAX) return {};
   truncating_ = true;
   const auto done =
       with_connection(Patience::kFull, [this, tokens] { return truncate_once(tokens); });

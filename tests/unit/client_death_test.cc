@@ -253,6 +253,7 @@ TEST_F(DaemonDeath, ATruncateThatWasDoneInSpiteOfItsErrorIsSaid) {
         stale(kvt_sequence_close(sequence));
         sequence = open_sequence(space, name.c_str(), true);
       } else {
+        if (!dies) stale(kvt_sequence_truncate(sequence, 3000));  // its length() still
         stale(kvt_sequence_truncate(sequence, 1500));
         KVT_ASSERT_OK(kvt_sequence_truncate(sequence, 1000));
       }
@@ -264,6 +265,38 @@ TEST_F(DaemonDeath, ATruncateThatWasDoneInSpiteOfItsErrorIsSaid) {
       model.expect_equal(sequence);
       KVT_ASSERT_OK(kvt_sequence_close(sequence));
     }
+  kvt_space_close(space);
+}
+
+TEST_F(DaemonDeath, AnotherWritersCutIsNotTakenForOneOfOursThatWasSettled) {
+  const TestShape shape{};
+  kvt_space* space = open_space(shape);
+  kvt_sequence* sequence = create_sequence(space, "chat");
+  Model model(shape);
+  model.append_many(sequence, 1, 3000);
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  ASSERT_TRUE(arm_faults("truncate.done=fail"));
+  EXPECT_EQ(kvt_sequence_truncate(sequence, 1000), KVT_ERROR_IO);
+  ASSERT_TRUE(arm_faults(""));
+  daemon_->kill();
+  daemon_->start();
+  KVT_ASSERT_OK(kvt_sequence_truncate(sequence, 1000));
+  model.tokens().resize(1000);
+  model.append_many(sequence, 500'000, 3000);
+  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+  daemon_->kill();
+  daemon_->start();
+  kvt_client* const ours = client_;
+  client_ = open_client();
+  kvt_space* other_space = open_space(shape);
+  kvt_sequence* other = open_sequence(other_space, "chat", true);
+  KVT_ASSERT_OK(kvt_sequence_truncate(other, 1500));
+  KVT_ASSERT_OK(kvt_sequence_close(other));
+  kvt_space_close(other_space);
+  kvt_client_close(client_);
+  client_ = ours;
+  EXPECT_EQ(kvt_sequence_commit(sequence), KVT_ERROR_CORRUPT) << kvt_last_error();
+  static_cast<void>(kvt_sequence_close(sequence));
   kvt_space_close(space);
 }
 
