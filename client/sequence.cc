@@ -355,7 +355,13 @@ Result<void> Sequence::truncate_once(std::uint64_t tokens) {
 Result<void> Sequence::truncate_stored(std::uint64_t tokens) {
   const bool in_tail = tokens >= tail_->first_token();
   row_durable_ = false;  // where this fails, the catalogue is in doubt until the next commit
-  if (!in_tail) cut_asked_ = std::min(cut_asked_, tokens);
+  if (!in_tail) {
+    cut_asked_ = std::min(cut_asked_, tokens);
+  } else {  // also where this fails the texts may be gone
+    Tail::Half& active = tail_->half(tail_->active());
+    active.texts_told =
+        std::min(active.texts_told, static_cast<std::uint32_t>(tokens - active.first_token));
+  }
   KVT_TRY(ControlMessage reply,
           connection_->call(Json{{"op", "truncate"}, {"handle", handle_}, {"tokens", tokens}}, {},
                             0, Deadline::after_ms(kDiskMs)));

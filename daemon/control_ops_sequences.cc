@@ -231,6 +231,7 @@ void op_truncate(EngineState& engine, Session& session, ControlRequest request, 
     const auto cut = static_cast<std::uint32_t>(std::min<std::uint64_t>(tail, kSegmentTokensMax));
     return cut_log(
         engine, sequence, cut, [&engine, id, done = std::move(done)](Result<void> result) {
+          if (result && KVT_FAULT("truncate.done")) result = error(Code::kIo, "injected");
           result ? truncate_reply(*engine.sequences.all.at(id), done) : done(error(result.error()));
         });
   }

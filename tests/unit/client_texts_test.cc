@@ -237,17 +237,21 @@ TEST_F(Texts, OfAPrivateSequenceLiveInMemory) {
 
 TEST_F(Texts, StayWhereATruncationFails) {
   kvt_space* space = open_space(small_shape());
-  kvt_sequence* sequence = create_sequence(space, "chat");
-  append(sequence, 20, make_words(0, 20));
-  KVT_ASSERT_OK(kvt_sequence_commit(sequence));
-  ASSERT_TRUE(arm_faults("commit.appended=fail"));
-  EXPECT_EQ(kvt_sequence_truncate(sequence, 10), KVT_ERROR_IO);
-  ASSERT_TRUE(arm_faults(""));
-  append(sequence, 1, make_words(20, 1));
-  KVT_EXPECT_OK(kvt_sequence_close(sequence));
-  sequence = open_sequence(space, "chat", false);
-  expect_texts(sequence);
-  KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  for (const char* fault : {"commit.appended=fail", "truncate.done=fail"}) {  // done all the same
+    SCOPED_TRACE(fault);
+    expected_.clear();
+    kvt_sequence* sequence = create_sequence(space, fault);
+    append(sequence, 20, make_words(0, 20));
+    KVT_ASSERT_OK(kvt_sequence_commit(sequence));
+    ASSERT_TRUE(arm_faults(fault));
+    EXPECT_EQ(kvt_sequence_truncate(sequence, 10), KVT_ERROR_IO);
+    ASSERT_TRUE(arm_faults(""));
+    append(sequence, 1, make_words(20, 1));
+    KVT_EXPECT_OK(kvt_sequence_close(sequence));
+    sequence = open_sequence(space, fault, false);
+    expect_texts(sequence);
+    KVT_EXPECT_OK(kvt_sequence_close(sequence));
+  }
   kvt_space_close(space);
 }
 
