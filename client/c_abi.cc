@@ -89,6 +89,17 @@ void give_match(const kvtier::PrefixMatch& from, kvt_match* out) {
   if (out != nullptr) *out = {from.tokens, from.tokens, from.stored_token, from.reason};
 }
 
+kvt_status close_sequence(kvt_sequence* sequence, kvtier::Patience patience) {
+  if (sequence == nullptr) return KVT_OK;
+  bool own = false;
+  const kvt_status status = kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) {
+    own = true;
+    return object.close(patience);
+  });
+  if (own) delete sequence;
+  return status;
+}
+
 template <class Handle, class Object>
 Result<void> give_handle(Result<Object> made, Handle** out) {
   if (!made) return kvtier::error(made.error());
@@ -244,14 +255,11 @@ kvt_status kvt_sequence_fork(kvt_sequence* sequence, uint64_t tokens,
 }
 
 kvt_status kvt_sequence_close(kvt_sequence* sequence) {
-  if (sequence == nullptr) return KVT_OK;
-  bool own = false;
-  const kvt_status status = kvtier::with_sequence(sequence, [&](kvtier::Sequence& object) {
-    own = true;
-    return object.close();
-  });
-  if (own) delete sequence;
-  return status;
+  return close_sequence(sequence, kvtier::Patience::kFull);
+}
+
+kvt_status kvt_sequence_drop(kvt_sequence* sequence) {
+  return close_sequence(sequence, kvtier::Patience::kQuick);
 }
 
 uint64_t kvt_sequence_id(const kvt_sequence* sequence) {

@@ -378,7 +378,7 @@ Result<void> Sequence::truncate_stored(std::uint64_t tokens) {
   return {};
 }
 
-Result<void> Sequence::seal_tail_for_close() {
+Result<void> Sequence::seal_tail_for_close(Patience patience) {
   if (tail_->in_piece()) {
     if (tail_->first_incomplete_layer() == space_->geometry().layers.size()) {
       KVT_TRY_VOID(finish_piece());
@@ -387,14 +387,23 @@ Result<void> Sequence::seal_tail_for_close() {
     }
   }
   if (tail_->length() == tail_->first_token()) return {};
-  return with_connection(Patience::kFull, [this] { return seal_everything(); });
+  return with_connection(patience, [this, patience] { return seal_everything(patience); });
 }
 
-Result<void> Sequence::close() {
+Result<void> Sequence::close(Patience patience) {
   KVT_TRY_VOID(check_open());
   Result<void> sealed;
   closing_ = true;
-  if (writable_ && !private_) sealed = seal_tail_for_close();
+  const bool quick = patience == Patience::kQuick;
+  if (writable_ && !private_) sealed = seal_tail_for_close(patience);
+  if (!sealed && quick) {
+    const Tail::Half& oldest = tail_->half(tail_->active() ^ (tail_->has_older() ? 1 : 0));
+    describe_error(sealed.error());
+    KVT_LOG(kWarn, "sequence %llu: dropped with %llu tokens that are not stored: %s",
+            static_cast<unsigned long long>(id_),
+            static_cast<unsigned long long>(length() - oldest.first_token - oldest.durable_tokens),
+            error_text());
+  }
   closed_ = true;
   observers_.clear();
   abandon_seals();
@@ -402,7 +411,8 @@ Result<void> Sequence::close() {
   if (!connection_->lost()) {
     Json request{{"op", "close"}, {"handle", handle_}};
     if (compute_ns_per_token_ != 0) request["compute_ns_per_token"] = compute_ns_per_token_;
-    const auto closed = connection_->tell(std::move(request), space_->client().deadline());
+    const auto closed = connection_->tell(
+        std::move(request), quick ? Deadline::after_ms(1000) : space_->client().deadline());
     // A daemon that went away has closed it, too.
     if (sealed && !closed && closed.error().code != Code::kDaemonLost) return error(closed.error());
   }

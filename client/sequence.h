@@ -48,8 +48,9 @@ class Sequence {
   [[nodiscard]] Result<std::shared_ptr<Sequence>> fork(std::uint64_t tokens,
                                                        const SequenceOptions& options);
   // Seals what is in the tail and closes. Everything answers kStale afterwards, also where it
-  // failed.
-  [[nodiscard]] Result<void> close();
+  // failed. With kQuick a daemon that went away is not started, and what cannot be sealed is given
+  // up with a line in the log.
+  [[nodiscard]] Result<void> close(Patience patience = Patience::kFull);
 
   [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
   [[nodiscard]] std::uint64_t length() const noexcept {
@@ -183,12 +184,12 @@ class Sequence {
   Result<void> take_finished_seals();            // does not wait
   void abandon_seals() noexcept;                 // nobody will settle them
   Result<void> settle_all_seals();
-  Result<void> seal_everything();
+  Result<void> seal_everything(Patience patience = Patience::kFull);
   Result<void> make_room(std::uint32_t count);
   Result<void> commit_once(bool again = false);
   Result<void> truncate_once(std::uint64_t tokens);
   Result<void> truncate_stored(std::uint64_t tokens);
-  Result<void> seal_tail_for_close();
+  Result<void> seal_tail_for_close(Patience patience);
   Result<void> check_finite(std::uint32_t layer, std::uint32_t first, std::uint32_t count,
                             const StridedRows& rows, bool is_key) const;
   Result<std::uint64_t> sealed_part(std::uint64_t first, std::uint64_t last) const;

@@ -236,9 +236,9 @@ Result<void> Sequence::settle_all_seals() {
   return settle_seal(active);
 }
 
-Result<void> Sequence::seal_everything() {
+Result<void> Sequence::seal_everything(Patience patience) {
   if (!tail_) return {};
-  KVT_TRY_VOID(refresh(Patience::kFull));
+  KVT_TRY_VOID(refresh(patience));
   const Tail::Half& active = tail_->half(tail_->active());
   if (active.state == Tail::HalfState::kFilling && active.tokens != 0) tail_->cut_active();
   return settle_all_seals();

@@ -118,6 +118,7 @@ Target make_target(const nb::object& given, const Layer& layer, std::uint64_t co
 struct Node {
   virtual ~Node() = default;
   virtual kvt_status close_self() = 0;
+  virtual kvt_status drop_self() { return close_self(); }
 
   void close() {
     for (const std::weak_ptr<Node>& child : std::exchange(children, {})) {
@@ -134,7 +135,7 @@ struct Node {
   void drop() noexcept {
     if (!open.exchange(false)) return;
     nb::gil_scoped_release release;
-    (void)close_self();
+    (void)drop_self();
   }
   void need_open(const char* what) const {
     if (!open) raise(KVT_ERROR_STALE, std::string("this ") + what + " is closed");
@@ -211,6 +212,10 @@ struct Sequence final : Node {
   kvt_status close_self() override {
     const std::lock_guard<std::mutex> lock(mutex);
     return kvt_sequence_close(handle);
+  }
+  kvt_status drop_self() override {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return kvt_sequence_drop(handle);
   }
   template <class Call>
   void run(Call&& call) {

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -86,6 +87,19 @@ def test_a_seal_that_was_given_up_is_settled_later(daemon):
         assert again.length == 2048
         np.testing.assert_array_equal(again.read(1, 0, 2000)[0], k[1])
         np.testing.assert_array_equal(again.read(1, 2000, 48)[0], more[1])
+
+
+def test_a_sequence_that_is_dropped_starts_no_daemon(daemon):
+    space = open_space(daemon.client())
+    sequence = space.create(name="dropped")
+    fill(sequence, space, list(range(10)))
+    daemon.kill()
+    start = time.monotonic()
+    with daemon.settings():
+        del sequence
+    assert time.monotonic() - start < 2
+    with pytest.raises(kvtier.NotFound, match="nobody listens"):
+        daemon.client(autostart=False)
 
 
 def test_the_example_finds_what_it_stored(daemon):

@@ -321,6 +321,36 @@ TEST_F(Autostart, ALongRequestFindsOutThatTheDaemonDied) {
   kvt_client_close(client);
 }
 
+TEST_F(Autostart, ADropStoresAndStartsNoDaemon) {
+  kvt_client* client = connect(true);
+  note_pid(client);
+  kvt_space* space = open_small_space(client);
+  kvt_sequence_options options;
+  kvt_sequence_options_init(&options);
+  options.name = "chat";
+  kvt_sequence* sequence = nullptr;
+  ASSERT_EQ(kvt_sequence_create(space, &options, nullptr, 0, nullptr, &sequence), KVT_OK)
+      << kvt_last_error();
+  append_one(sequence);
+  EXPECT_EQ(kvt_sequence_drop(sequence), KVT_OK) << kvt_last_error();
+  ASSERT_EQ(kvt_sequence_open(space, "chat", 0, 1, &sequence), KVT_OK) << kvt_last_error();
+  EXPECT_EQ(kvt_sequence_length(sequence), 1u);
+  append_one(sequence);
+  ::kill(pid_, SIGKILL);
+  wait_gone();
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(kvt_sequence_drop(sequence), KVT_ERROR_DAEMON_LOST);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
+  kvt_client* other = nullptr;
+  kvt_client_options alone;
+  kvt_client_options_init(&alone);
+  alone.autostart = 0;
+  EXPECT_EQ(kvt_client_open(&alone, &other), KVT_ERROR_NOT_FOUND) << "it started one";
+  pid_ = 0;
+  kvt_space_close(space);
+  kvt_client_close(client);
+}
+
 // The daemon opens it all the same, later: it must not stay open for writing by nobody.
 TEST_F(Autostart, AnOpenThatGaveUpKeepsNobodyOut) {
   kvt_client_close(connect(true));

@@ -187,6 +187,9 @@ KVT_API kvt_status kvt_sequence_fork(kvt_sequence* sequence, uint64_t tokens,
 /* Seals what is in the tail (not for private or read-only ones: dropped unless sealed) and closes.
  */
 KVT_API kvt_status kvt_sequence_close(kvt_sequence* sequence);
+/* As kvt_sequence_close where the daemon runs. Where it does not, none is started or waited for:
+ * KVT_ERROR_DAEMON_LOST, and the log says how many tokens were given up. For destructors. */
+KVT_API kvt_status kvt_sequence_drop(kvt_sequence* sequence);
 
 KVT_API uint64_t kvt_sequence_id(const kvt_sequence* sequence);
 /* Tokens appended (and complete in all layers). */

@@ -162,11 +162,10 @@ def everything(
 
 
 def on_a_budget(
-    settings: Settings, model: Any, tokenizer: Any, prompt: story_model.Prompt, left: list[Any]
+    settings: Settings, model: Any, tokenizer: Any, prompt: story_model.Prompt
 ) -> dict[str, Any]:
     """kvtier with a row budget and an arena smaller than the KV; leaves a committed tail and kills
-    the daemon. What would close when it is dropped, for which a daemon would start, goes to
-    `left`."""
+    the daemon."""
     import kvtier
 
     from .. import transformers as adapter
@@ -204,7 +203,6 @@ def on_a_budget(
     resident = client.request({"op": "show", "target": NAME})["bytes_resident"]
     counters, load = machine.daemon_io(pid), others.load()
     machine.kill_daemon(pid)
-    left.append(cache)
     return {
         "perplexity": perplexity,
         "tokens": tokens,
@@ -239,13 +237,12 @@ def main(path: str) -> None:
     # The arena of the budget's part must not hold the context, or nothing would have to come from
     # the disk.
     settings.small_arena_bytes = min(settings.small_arena_bytes, full["kv_bytes"] // 2)
-    left: list[Any] = []  # until os._exit()
     result = {
         "document_tokens": prompt.document_tokens,
         "context_tokens": len(prompt.context),
         "full": full,
         "all": everything(settings, model, tokenizer, prompt, logits),
-        "budget": on_a_budget(settings, model, tokenizer, prompt, left),
+        "budget": on_a_budget(settings, model, tokenizer, prompt),
         "arena_bytes": settings.small_arena_bytes,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
