@@ -20,6 +20,7 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdint>
@@ -121,6 +122,7 @@ struct Node {
   virtual kvt_status drop_self() { return close_self(); }
 
   void close() {
+    if (forked()) return drop();
     for (const std::weak_ptr<Node>& child : std::exchange(children, {})) {
       if (const std::shared_ptr<Node> alive = child.lock()) alive->close();
     }
@@ -137,10 +139,23 @@ struct Node {
     nb::gil_scoped_release release;
     (void)drop_self();
   }
-  void need_open(const char* what) const {
+  // In a child of fork(): its parent's handles are not its own, and another thread, of which it has
+  // no copy, may have held their mutexes.
+  [[nodiscard]] bool forked() const noexcept { return ::getpid() != made_in; }
+  template <class Mutex>
+  [[nodiscard]] std::unique_lock<Mutex> hold(Mutex& mutex) const {
+    return forked() ? std::unique_lock<Mutex>() : std::unique_lock<Mutex>(mutex);
+  }
+  void need_open(const char* what) {
+    if (forked()) {
+      drop();  // closes the child's copy of the socket, and nothing else
+      raise(KVT_ERROR_FORK, std::string(kvt_strerror(KVT_ERROR_FORK)) +
+                                ": opened before fork(): open a new client in the child");
+    }
     if (!open) raise(KVT_ERROR_STALE, std::string("this ") + what + " is closed");
   }
 
+  const pid_t made_in = ::getpid();
   std::atomic<bool> open = true;
   std::vector<std::weak_ptr<Node>> children;  // guarded by the GIL
 };
@@ -177,9 +192,9 @@ struct Client final : SharedNode<kvt_client> {
   kvt_status close_self() override {
     std::unordered_map<std::uint64_t, Batch> unread;
     {
-      const std::unique_lock<std::shared_mutex> lock(gate);
+      const auto lock = hold(gate);
       kvt_client_close(handle);
-      unread.swap(batches);
+      if (lock) unread.swap(batches);
     }
     const nb::gil_scoped_acquire gil;
     unread.clear();
@@ -193,7 +208,7 @@ struct Space final : SharedNode<kvt_space> {
   Space() : SharedNode("space") {}
   ~Space() override { drop(); }
   kvt_status close_self() override {
-    const std::unique_lock<std::shared_mutex> lock(gate);
+    const auto lock = hold(gate);
     kvt_space_close(handle);
     return KVT_OK;
   }
@@ -210,11 +225,11 @@ struct Space final : SharedNode<kvt_space> {
 struct Sequence final : Node {
   ~Sequence() override { drop(); }
   kvt_status close_self() override {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const auto lock = hold(mutex);
     return kvt_sequence_close(handle);
   }
   kvt_status drop_self() override {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const auto lock = hold(mutex);
     return kvt_sequence_drop(handle);
   }
   template <class Call>
@@ -234,7 +249,7 @@ struct Sequence final : Node {
 struct View final : Node {
   ~View() override { drop(); }
   kvt_status close_self() override {
-    const std::lock_guard<std::mutex> lock(sequence->mutex);
+    const auto lock = hold(sequence->mutex);
     kvt_view_close(handle);
     return KVT_OK;
   }

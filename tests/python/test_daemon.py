@@ -102,6 +102,44 @@ def test_a_sequence_that_is_dropped_starts_no_daemon(daemon):
         daemon.client(autostart=False)
 
 
+def test_a_forked_child_waits_for_no_thread_of_its_parent(daemon):
+    """Threads of the parent are in calls, which hold the mutexes of client and sequence."""
+    client = daemon.client()
+    space = open_space(client)
+    sequence = space.create()
+    fill(sequence, space, list(range(10)))
+    sequence.commit()
+    pid = daemon.pid
+    os.kill(pid, signal.SIGSTOP)
+    while not stopped(pid):
+        time.sleep(0.001)
+    polling = threading.Thread(target=client.objects_poll, kwargs={"timeout_ms": 1000})
+    cutting = threading.Thread(target=sequence.truncate, args=[0])
+    try:
+        polling.start()
+        cutting.start()
+        time.sleep(0.2)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.alarm(10)
+                for call in (lambda: sequence.length, lambda: client.request({"op": "status"})):
+                    with pytest.raises(kvtier.Stale, match="fork"):
+                        call()
+                for handle in (sequence, space, client):
+                    handle.close()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    polling.join()
+    cutting.join()
+    assert sequence.length == 0
+
+
 def test_the_example_finds_what_it_stored(daemon):
     def run() -> str:
         return subprocess.run(
