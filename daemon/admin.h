@@ -12,9 +12,10 @@ namespace kvtier {
 
 [[nodiscard]] std::span<const ControlOp> report_ops();  // admin_report.cc: ls, show, status, config
 [[nodiscard]] std::span<const ControlOp> stats_ops();   // admin_stats.cc: stats
-[[nodiscard]] std::span<const ControlOp>
-maintenance_ops();  // admin_maintenance.cc: verify, repair, gc, warm
-[[nodiscard]] std::span<const ControlOp> transfer_ops();  // admin_transfer.cc: export, import
+[[nodiscard]] std::span<const ControlOp> verify_ops();  // admin_verify.cc: verify
+[[nodiscard]] std::span<const ControlOp> repair_ops();  // admin_repair.cc: repair
+[[nodiscard]] std::span<const ControlOp> maintenance_ops();  // admin_maintenance.cc: gc, warm
+[[nodiscard]] std::span<const ControlOp> transfer_ops();     // admin_transfer.cc: export, import
 
 [[nodiscard]] std::span<const ControlOp> codebook_ops();  // admin_codebooks.cc: codebooks
 

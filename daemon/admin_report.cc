@@ -167,6 +167,8 @@ void add_admin_ops() {
   static const bool once = [] {
     add_control_ops(report_ops());
     add_control_ops(stats_ops());
+    add_control_ops(verify_ops());
+    add_control_ops(repair_ops());
     add_control_ops(maintenance_ops());
     add_control_ops(transfer_ops());
     add_control_ops(reindex_ops());

@@ -1,5 +1,5 @@
 // What `kvtier verify` answers: the same of the same store from a daemon
-// (daemon/admin_maintenance.cc) and without one (tools/cli/store.cc). Any thread.
+// (daemon/admin_verify.cc) and without one (tools/cli/store.cc). Any thread.
 #pragma once
 
 #include <vector>
