@@ -222,6 +222,7 @@ void op_repair(EngineState& engine, Session&, ControlRequest, ControlDone done) 
   run_check(engine, repair->check, [&engine, repair](Result<void> result) {
     if (!result) return repair->done(error(result.error()));
     forget_stale(engine, *repair->check);
+    serve_returned(engine, *repair->check);
     run_repair(engine, repair);
   });
 }

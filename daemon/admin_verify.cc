@@ -108,6 +108,13 @@ void forget_stale(EngineState& engine, Check& check) {
   });
 }
 
+void serve_returned(EngineState& engine, const Check& check) {
+  for (const Problem& problem : check.problems) {
+    Segment* segment = problem.comes_back ? find_segment(engine, problem.segment) : nullptr;
+    if (segment != nullptr) serve_again(engine, *segment);
+  }
+}
+
 namespace {
 
 // One that is in use serves on from memory.
@@ -140,6 +147,7 @@ void op_verify(EngineState& engine, Session&, ControlRequest request, ControlDon
   run_check(engine, check, [&engine, check, deep = *deep, done](Result<void> result) {
     if (!result) return done(error(result.error()));
     forget_stale(engine, *check);
+    serve_returned(engine, *check);
     mark_found(engine, *check);
     StoreReport& report = check->report;
     report.findings = findings_of(*check);

@@ -22,6 +22,8 @@ void run_check(EngineState& engine, const CheckPtr& check,
 // Takes out what is a problem no more: a segment that went while we looked, a log that was
 // replaced.
 void forget_stale(EngineState& engine, Check& check);
+// Lost segments whose file is there again are served from now on.
+void serve_returned(EngineState& engine, const Check& check);
 [[nodiscard]] std::vector<Finding> findings_of(const Check& check);
 
 }  // namespace kvtier

@@ -173,8 +173,8 @@ std::unordered_set<std::uint64_t> wanted_segments(const Loaded& loaded) {
 }
 
 // A segment whose file is gone stays as lost where a sequence shows it: reading it is a miss that
-// says so, verify names it, repair drops it, and where the file comes back it is served again. One
-// that was a cache only is forgotten.
+// says so, verify names it, repair drops it, and where the file comes back it is served again (from
+// the next verify, repair or start on). One that was a cache only is forgotten.
 void add_segments(EngineState& engine, Loaded& loaded,
                   const std::unordered_set<std::uint64_t>& files, CatalogueBatch* mend) {
   const std::unordered_set<std::uint64_t> wanted = wanted_segments(loaded);
@@ -198,14 +198,9 @@ void add_segments(EngineState& engine, Loaded& loaded,
     add_segment(engine, std::move(row), *space,
                 file_there ? SegmentState::kOnDisk : SegmentState::kLost);
   }
-  // A block is served only through sound parents.
   for (const SegmentRow& moved : loaded.segments) {
     Segment* segment = find_segment(engine, moved.id);
-    if (segment == nullptr) continue;
-    const Segment* parent = find_segment(engine, segment->row.parent);
-    const bool sound = !segment->row.bad && segment->state == SegmentState::kOnDisk &&
-                       (!segment->row.parent.valid() || (parent != nullptr && parent->indexed));
-    if (sound) index_segment(*segment);
+    if (segment != nullptr && may_be_indexed(engine, *segment)) index_segment(*segment);
   }
 }
 

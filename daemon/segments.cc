@@ -57,6 +57,12 @@ void index_segment(Segment& segment) {
   segment.indexed = true;
 }
 
+bool may_be_indexed(EngineState& engine, const Segment& segment) {
+  const Segment* parent = find_segment(engine, segment.row.parent);
+  return !segment.row.bad && !segment.condemned && segment.state == SegmentState::kOnDisk &&
+         (!segment.row.parent.valid() || (parent != nullptr && parent->indexed));
+}
+
 void unindex_with_descendants(EngineState& engine, Segment& segment) {
   std::vector<Segment*> todo{&segment};
   while (!todo.empty()) {
@@ -305,6 +311,23 @@ void mark_lost(EngineState& engine, Segment& segment, const char* why) {
   segment.state = SegmentState::kLost;
   unindex_with_descendants(engine, segment);
   ++engine.metrics.segments_missing;
+}
+
+void serve_again(EngineState& engine, Segment& segment) {
+  if (segment.state != SegmentState::kLost) return;
+  KVT_LOG(kInfo, "segment %" PRIx64 ": its file is there again; it is served",
+          segment.row.id.value);
+  segment.state = SegmentState::kOnDisk;
+  --engine.metrics.segments_missing;
+  std::vector<Segment*> todo{&segment};
+  while (!todo.empty()) {
+    Segment& next = *todo.back();
+    todo.pop_back();
+    if (!may_be_indexed(engine, next)) continue;
+    index_segment(next);
+    for (const SegmentId child : next.children)
+      if (Segment* found = find_segment(engine, child); found != nullptr) todo.push_back(found);
+  }
 }
 
 namespace {

@@ -114,6 +114,8 @@ struct SegmentTable {
 Segment& add_segment(EngineState& engine, SegmentRow row, StoredSpace& space, SegmentState state);
 // Files its blocks in the prefix index, or takes them and those of all segments behind it out.
 void index_segment(Segment& segment);
+// Sound itself, and behind sound ones only: a block is served only through those.
+[[nodiscard]] bool may_be_indexed(EngineState& engine, const Segment& segment);
 void unindex_with_descendants(EngineState& engine, Segment& segment);
 // Makes room for residency: `layout` and `slots`.
 void prepare_residency(Segment& segment);
@@ -143,6 +145,8 @@ void close_segment_file(EngineState& engine, Segment& segment);
 // Its bytes are not what they should be: logged and counted once; the row is marked.
 void mark_bad(EngineState& engine, Segment& segment, const char* what);
 void mark_lost(EngineState& engine, Segment& segment, const char* why);
+// The file of a lost one is there again and sound.
+void serve_again(EngineState& engine, Segment& segment);
 
 // Takes the segment out of index, catalogue batch and table; file and slots go when nobody uses
 // them.

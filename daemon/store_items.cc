@@ -21,17 +21,19 @@ void check_segment(Check& check, const Check::SegmentItem& item) {
   const std::uint64_t files = check.report.segments, damage = check.report.damage;
   const std::optional<SegmentMeta> meta =
       check_segment_file(*check.io, id, &item.row, &item.space->row, &check.sink);
-  if (item.lost && check.report.damage == damage)
-    check.sink.add(segment_path(id), "", FindingKind::kMissing, FindingSeverity::kDamage,
-                   "it was not there before: kvtierd serves it again after a restart");
   Problem problem;
   problem.segment = id;
+  problem.comes_back = item.lost && meta && check.report.damage == damage;
+  if (problem.comes_back)
+    check.sink.add(segment_path(id), "", FindingKind::kMissing, FindingSeverity::kNote,
+                   "it was not there before: it is served again from now on");
   take_findings(check, problem);
   SidecarOwner owner;
   owner.there = check.report.segments != files;
   if (meta)
     owner = {true, true, static_cast<std::uint32_t>(meta->tokens.size()), meta->fingerprint,
              &item.space->row.geometry};
+  problem.comes_back = false;
   problem.derived = true;
   for (const std::uint32_t kind : item.kinds) {
     check_sidecar_file(*check.io, {id, kind}, owner, &check.sink);

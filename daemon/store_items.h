@@ -23,8 +23,9 @@ struct Problem {
   SegmentId segment;    // what repair drops: a segment ...
   SequenceId sequence;  // ... or a sequence's log, while it is this one
   std::uint64_t log_generation = 0;
-  bool derived = false;  // ... or a sidecar or codebook, made again when it is wanted
-  std::string key = {};  // ... or the value of an opaque key, while it is this file
+  bool comes_back = false;  // nothing is wrong: the file of a lost segment is there again
+  bool derived = false;     // ... or a sidecar or codebook, made again when it is wanted
+  std::string key = {};     // ... or the value of an opaque key, while it is this file
   std::uint64_t file = 0;
   std::pair<std::uint64_t, std::uint32_t> codebook = {};  // place in CodebookTable::all
 

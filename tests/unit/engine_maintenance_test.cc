@@ -89,6 +89,28 @@ TEST_F(EngineMaintenance, ALogThatIsSealedMeanwhileIsNoDamage) {
   }
 }
 
+
+TEST_F(EngineMaintenance, ASegmentWhoseFileIsPutBackIsServedAgain) {
+  const std::string path = segment_path(segments()[1]);
+  for (const char* op : {"verify", "repair"}) {
+    ASSERT_TRUE(world.disk().rename(path, "aside"));
+    EXPECT_EQ(request({{"op", "verify"}})["sound"], false);
+    EXPECT_EQ(find_segment(state(), segments()[1])->state, SegmentState::kLost);
+    EXPECT_EQ(match(ids), 100u);
+    ASSERT_TRUE(world.disk().rename("aside", path));
+    const Json looked = request({{"op", op}});
+    EXPECT_EQ(looked.value("dropped", 0), 0) << looked.dump(1);
+    EXPECT_EQ(looked["problems"][0]["severity"], "note") << looked.dump(1);
+    EXPECT_EQ(find_segment(state(), segments()[1])->state, SegmentState::kOnDisk);
+    EXPECT_EQ(match(ids), 300u);
+    EXPECT_EQ(state().metrics.segments_missing, 0u);
+  }
+  EXPECT_EQ(request({{"op", "verify"}})["problems"], Json::array());
+  ASSERT_TRUE(world.disk().sync_directory("segments"));
+  crash();
+  expect_chat(300);
+}
+
 TEST_F(EngineMaintenance, RepairEndsTheSequenceBeforeWhatRots) {
   rot(segments()[1]);
   const Json repaired = request({{"op", "repair"}});
