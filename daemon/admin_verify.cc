@@ -49,8 +49,10 @@ CheckPtr collect(EngineState& engine, bool deep) {
     if (sequence->row.log_generation == 0) continue;
     TailLogHeader header{id, sequence->row.space, sequence->row.log_generation,
                          sequence->tokens_sealed, sequence->space->row.digest};
-    check->logs.push_back(
-        {header, sequence->space, sequence->log.loaded ? sequence->log.tokens : 0});
+    // Of this log: one that takes its place may have fewer.
+    const bool known =
+        sequence->log.loaded && sequence->log.generation == sequence->row.log_generation;
+    check->logs.push_back({header, sequence->space, known ? sequence->log.tokens : 0});
   }
   for (const auto& [key, object] : engine.objects.all) {
     if (object.value == nullptr) continue;

@@ -89,6 +89,25 @@ TEST_F(EngineMaintenance, ALogThatIsSealedMeanwhileIsNoDamage) {
   }
 }
 
+// Its row names the new one, with fewer tokens, before the old one is gone.
+TEST_F(EngineMaintenance, ALogThatIsCutMeanwhileIsNoDamage) {
+  auto talk = client->create(space, {}, "talk");
+  const StoredSequence& sequence = *find_sequence_by_name(state(), "talk");
+  const std::vector<std::uint32_t> others = make_ids(40, 1);
+  for (const char* op : {"verify", "repair"}) {
+    client->append(*talk, geometry, others, talk->count, 40 - talk->count);
+    ASSERT_EQ(client->commit(*talk).status, 0);
+    const SimClient::Answer cut =
+        client->start_control({{"op", "truncate"}, {"handle", talk->handle}, {"tokens", 10}});
+    ASSERT_TRUE(
+        world.run_until([&] { return sequence.row.log_generation != sequence.log.generation; }));
+    EXPECT_EQ(sequence.log.tokens, 40u);
+    EXPECT_EQ(request({{"op", op}})["problems"], Json::array());
+    ASSERT_TRUE(client->wait(cut).ok());
+    EXPECT_EQ(sequence.log.tokens, 10u);
+    talk->count = 10;
+  }
+}
 
 TEST_F(EngineMaintenance, ASegmentWhoseFileIsPutBackIsServedAgain) {
   const std::string path = segment_path(segments()[1]);
