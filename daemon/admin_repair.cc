@@ -81,13 +81,16 @@ Json cuts_json(const Repair& repair) {
 
 // Cuts every sequence that shows the segment before it, then condemns it and all that continues
 // it: no prefix leads there any more. False: somebody has one of them open, or is at work on it (a
-// row that we write behind its removal would bring it back).
+// row that we write behind its removal would bring it back; an import or a compaction counts on
+// what it has sealed).
 bool drop_segment(EngineState& engine, Segment& segment, const RepairPtr& repair) {
   std::vector<StoredSequence*> users;
   for (const auto& [id, sequence] : engine.sequences.all)
     for (const SequencePart& part : sequence->parts)
       if (part.segment == &segment) {
-        if (!sequence->open.empty() || sequence->working || sequence->busy != 0) return false;
+        if (!sequence->open.empty() || sequence->working || sequence->busy != 0 ||
+            sequence->internal)
+          return false;
         users.push_back(sequence.get());
         break;
       }

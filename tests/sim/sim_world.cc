@@ -58,6 +58,7 @@ Result<void> SimWorld::start() {
 }
 
 void SimWorld::drop() {
+  held_jobs_ = 0;
   engine_.reset();
   if (workers_ != nullptr) workers_->drop_all();
   if (catalogue_worker_ != nullptr) catalogue_worker_->drop_all();
@@ -75,11 +76,11 @@ void SimWorld::crash() {
 void SimWorld::kill() { drop(); }
 
 bool SimWorld::turn() {
-  const std::size_t jobs = workers_->waiting(), batches = catalogue_worker_->waiting();
+  const std::size_t jobs = workers_->waiting() - held_jobs_, batches = catalogue_worker_->waiting();
   const std::uint64_t choice = random_.below(4);
   bool did = false;
   if (choice == 0 && jobs > 0)
-    did = workers_->run_one(static_cast<std::size_t>(random_.below(jobs)));
+    did = workers_->run_one(held_jobs_ + static_cast<std::size_t>(random_.below(jobs)));
   if (choice == 1 && batches > 0) did = catalogue_worker_->run_one();
   if (choice == 2 && io_->in_flight() > 0) {
     clock_.advance_ns(random_.below(kTickNs));

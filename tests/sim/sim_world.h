@@ -48,6 +48,9 @@ class SimWorld {
   // Turns until `done` says so; false after too many.
   bool run_until(const std::function<bool()>& done);
   void settle();
+  // Jobs that wait now are not run before let_jobs_go(); those that come later are.
+  void hold_jobs() { held_jobs_ = workers_->waiting(); }
+  void let_jobs_go() { held_jobs_ = 0; }
 
   [[nodiscard]] Engine& engine() { return *engine_; }
   [[nodiscard]] SimDisk& disk() { return disk_; }
@@ -70,6 +73,7 @@ class SimWorld {
   std::unique_ptr<InlineExecutor> workers_, catalogue_worker_;
   std::unique_ptr<Engine> engine_;
   std::uint64_t epoch_ = 0;
+  std::size_t held_jobs_ = 0;  // the first ones
 };
 
 }  // namespace kvtier::sim

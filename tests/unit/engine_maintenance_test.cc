@@ -139,6 +139,33 @@ TEST_F(EngineMaintenance, RepairEndsTheSequenceBeforeWhatRots) {
   expect_chat(100);
 }
 
+// A compaction counts on the segments that it has made: nothing of the sequence is lost to it.
+TEST_F(EngineMaintenance, RepairLeavesWhatACompactionUnderWayHasMade) {
+  const std::vector<std::uint32_t> many = make_ids(3000, 1);
+  auto book = client->create(space, {}, "book");
+  seal_all(*book, many, 500);
+  ASSERT_TRUE(close(*book));
+  request({{"op", "rm"}, {"target", "chat"}});
+  const StoredSequence& target = *find_sequence_by_name(state(), "book");
+  const SimClient::Answer gc = client->start_control({{"op", "gc"}});
+  SegmentId made;
+  ASSERT_TRUE(world.run_until([&] {  // its first segment is there, the copy for the next waits
+    for (const auto& [id, sequence] : state().sequences.all)
+      if (sequence->internal && !sequence->working && sequence->parts.size() == 1)
+        made = sequence->parts[0].segment->row.id;
+    return made.valid() && target.parts[5].segment->busy != 0;
+  }));
+  world.hold_jobs();
+  rot(made);
+  const Json repaired = request({{"op", "repair"}});
+  EXPECT_EQ(repaired["dropped"], 0) << repaired.dump(1);
+  EXPECT_EQ(repaired["left"], 1);
+  ASSERT_EQ(*gc, nullptr);
+  world.let_jobs_go();
+  EXPECT_EQ(client->wait(gc).body["segments_compacted"], 6);
+  EXPECT_EQ(target.parts[0].segment->row.id, made);
+  EXPECT_EQ(target.tokens(), 3000u);
+}
 // It shows what the disk has, is kept while the daemon runs, and has no row.
 TEST_F(EngineMaintenance, RepairCutsAPrivateSequenceInMemoryAlone) {
   std::vector<std::uint32_t> longer = ids;
