@@ -161,10 +161,11 @@ void mend_log(EngineState& engine, const RepairPtr& repair, SequenceId id) {
       ++repair->dropped;
       if (!problem.harmless()) note_cut(*repair, sequence, std::nullopt, sequence.tokens_sealed);
     } else {
-      ++repair->left;
+      repair->left += problem.harmless() ? 0 : 1;
       problem.found.what += std::string("; not mended: ") + sealed.error().message();
     }
-    run_repair(engine, repair);
+    // Not inside the sealer's call: it still holds the sequence.
+    engine.world.mailbox->post([&engine, repair] { run_repair(engine, repair); });
   });
 }
 
@@ -199,21 +200,23 @@ void run_repair(EngineState& engine, const RepairPtr& repair) {
       repair->left += problem.harmless() ? 0 : 1;
       continue;
     }
-    StoredSequence* sequence =
-        problem.sequence.valid() ? find_sequence(engine, problem.sequence) : nullptr;
-    const bool in_use = sequence != nullptr && (!sequence->open.empty() || sequence->working);
-    if (sequence != nullptr && !in_use) {
-      TailWork work;
-      work.kind = TailWork::Kind::kOther;
-      work.run = [&engine, repair, id = problem.sequence] { mend_log(engine, repair, id); };
-      return add_work(engine, *sequence, std::move(work));
-    }
-    if (!in_use && (problem.sequence.valid() || mend(engine, problem, repair)))
+    if (problem.sequence.valid()) {
+      StoredSequence* sequence = find_sequence(engine, problem.sequence);
+      // It went, or another took its place, while we mended others or what else was found of it.
+      if (sequence == nullptr || sequence->row.log_generation != problem.log_generation) continue;
+      if (sequence->open.empty() && !sequence->working) {
+        TailWork work;
+        work.kind = TailWork::Kind::kOther;
+        work.run = [&engine, repair, id = problem.sequence] { mend_log(engine, repair, id); };
+        return add_work(engine, *sequence, std::move(work));
+      }
+    } else if (mend(engine, problem, repair)) {
       ++repair->dropped;
-    else {
-      ++repair->left;
-      problem.found.what += "; in use: close the sequence and repair again";
+      continue;
     }
+    if (problem.harmless()) continue;
+    ++repair->left;
+    problem.found.what += "; in use: close the sequence and repair again";
   }
   end_repair(engine, repair);
 }

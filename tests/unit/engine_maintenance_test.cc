@@ -6,6 +6,7 @@
 
 #include "tests/unit/engine_fixture.h"
 #include "tiers/segment_format.h"
+#include "tiers/tail_log_format.h"
 
 namespace kvtier {
 namespace {
@@ -166,6 +167,68 @@ TEST_F(EngineMaintenance, RepairLeavesWhatACompactionUnderWayHasMade) {
   EXPECT_EQ(target.parts[0].segment->row.id, made);
   EXPECT_EQ(target.tokens(), 3000u);
 }
+
+// Its header is that of another model's log: several findings, mended once.
+TEST_F(EngineMaintenance, ALogIsMendedOnceForAllThatIsFound) {
+  auto talk = client->create(space, {}, "talk");
+  client->append(*talk, geometry, ids, 0, 20);
+  ASSERT_EQ(client->commit(*talk).status, 0);
+  ASSERT_TRUE(close(*talk));
+  const SequenceRow& row = find_sequence_by_name(state(), "talk")->row;
+  ASSERT_TRUE(world.disk().write(
+      tail_log_path(row.id, row.log_generation), 0,
+      encode_tail_log_header({row.id, SpaceId{space + 1}, row.log_generation, 7, {}})));
+  world.kill();
+  restart();
+  const Json repaired = request({{"op", "repair"}});
+  EXPECT_EQ(repaired["problems"].size(), 4u) << repaired.dump(1);
+  EXPECT_EQ(repaired["dropped"], 1);
+  EXPECT_EQ(repaired["left"], 0);
+  EXPECT_EQ(repaired["sequences_cut"].size(), 1u);
+  EXPECT_EQ(request({{"op", "verify"}})["problems"], Json::array());
+}
+
+TEST_F(EngineMaintenance, ALogThatGoesWhileAnotherIsMendedWasNotDropped) {
+  for (const char* name : {"one", "two"}) {
+    auto talk = client->create(space, {}, name);
+    client->append(*talk, geometry, ids, 0, 20);
+    ASSERT_EQ(client->commit(*talk).status, 0);
+    ASSERT_TRUE(close(*talk));
+    const SequenceRow& row = find_sequence_by_name(state(), name)->row;
+    world.disk().rot(tail_log_path(row.id, row.log_generation), 5, 3);
+  }
+  const StoredSequence& one = *find_sequence_by_name(state(), "one");
+  const StoredSequence& two = *find_sequence_by_name(state(), "two");
+  const SimClient::Answer repair = client->start_control({{"op", "repair"}});
+  ASSERT_TRUE(world.run_until([&] { return one.working || two.working; }));
+  const SimClient::Answer rm =
+      client->start_control({{"op", "rm"}, {"target", one.working ? "two" : "one"}});
+  const Reply repaired = client->wait(repair);
+  EXPECT_TRUE(client->wait(rm).ok());
+  EXPECT_EQ(repaired.body["problems"].size(), 2u) << repaired.body.dump(1);
+  EXPECT_EQ(repaired.body["dropped"], 1);
+  EXPECT_EQ(repaired.body["left"], 0);
+}
+
+// What it holds no more was never acknowledged.
+TEST_F(EngineMaintenance, ATornLogThatCannotBeSealedIsNoDamageLeft) {
+  auto talk = client->create(space, {}, "talk");
+  client->append(*talk, geometry, ids, 0, 20);
+  ASSERT_EQ(client->commit(*talk).status, 0);
+  ASSERT_TRUE(close(*talk));
+  const SequenceRow& row = find_sequence_by_name(state(), "talk")->row;
+  const std::string path = tail_log_path(row.id, row.log_generation);
+  ASSERT_TRUE(world.disk().write(path, *world.disk().size_bytes(path),
+                                 std::vector<std::byte>(4096, std::byte{1})));
+  world.kill();
+  restart();
+  state().options.tail_bytes_max = 0;
+  const Json repaired = request({{"op", "repair"}});
+  ASSERT_EQ(repaired["problems"].size(), 1u) << repaired.dump(1);
+  EXPECT_NE(repaired.dump().find("; not mended: "), std::string::npos) << repaired.dump(1);
+  EXPECT_EQ(repaired["left"], 0);
+}
+
 // It shows what the disk has, is kept while the daemon runs, and has no row.
 TEST_F(EngineMaintenance, RepairCutsAPrivateSequenceInMemoryAlone) {
   std::vector<std::uint32_t> longer = ids;
