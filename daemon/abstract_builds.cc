@@ -75,8 +75,9 @@ void build_slice(Build& build) {
 }
 
 void step_build(EngineState& engine, const BuildPtr& build) {
-  if (build->failed || build->next_layer == build->space->row.geometry.layers.size())
-    return end_build(engine, build);
+  const bool whole = build->next_layer == build->space->row.geometry.layers.size();
+  build->failed = build->failed || (engine.draining && !whole);
+  if (build->failed || whole) return end_build(engine, build);
   run_on_worker(
       engine, [build] { build_slice(*build); }, [&engine, build] { step_build(engine, build); });
 }
@@ -130,7 +131,7 @@ void next_build(EngineState& engine) {
   AbstractTable& table = engine.abstract_table;
   if (table.starting) return;  // the loop below goes on by itself
   table.starting = true;
-  while (!table.building && !table.waiting.empty()) {
+  while (!engine.draining && !table.building && !table.waiting.empty()) {
     AbstractTable::Build build = std::move(table.waiting.front());
     table.waiting.pop_front();
     Segment* segment = find_segment(engine, build.segment);

@@ -78,7 +78,7 @@ std::uint64_t count_unreadable(const FetchJob& job) {
 // Two segments at a time: the disk always has the next one queued.
 void run_warm(EngineState& engine, const std::shared_ptr<Warm>& warm) {
   if (std::exchange(warm->stepping, true)) return;
-  while (warm->running < 2 && warm->next < warm->segments.size()) {
+  while (!engine.draining && warm->running < 2 && warm->next < warm->segments.size()) {
     Segment* segment = find_segment(engine, warm->segments[warm->next++]);
     if (segment == nullptr) continue;
     const std::uint32_t total = segment->space->layout_of(segment->row.tokens).chunks_total();
@@ -101,6 +101,7 @@ void run_warm(EngineState& engine, const std::shared_ptr<Warm>& warm) {
   }
   warm->stepping = false;
   if (warm->running > 0) return;
+  if (engine.draining) return warm->done(error(kStopping));
   warm->done(ControlReply{Json{{"chunks", warm->chunks},
                                {"chunks_resident", warm->resident},
                                {"chunks_unreadable", warm->unreadable},

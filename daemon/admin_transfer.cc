@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -74,6 +75,7 @@ class FileSink {
 // ---- export ----
 
 struct Export {
+  const std::atomic<bool>* draining = nullptr;
   IoFactory make_io;
   std::string file_path;
   CodecId codec = CodecId::kZstd;
@@ -150,6 +152,7 @@ Result<void> write_export(Export& job) {
         job.codec);
     KVT_TRY_VOID(writer.begin(job.description));
     for (const Export::Part& part : job.parts) {
+      if (*job.draining) return error(kStopping);
       job.failed = part.segment;
       KVT_TRY_VOID(write_part(files, part, writer));
     }
@@ -241,6 +244,7 @@ void op_export(EngineState& engine, Session&, ControlRequest request, ControlDon
   if (sequence.is_private)
     return done(error(Code::kPermission, "a private sequence is never written to disk"));
   auto job = std::make_shared<Export>();
+  job->draining = &engine.draining;
   job->make_io = engine.world.worker_io;
   job->file_path = *path;
   TailWork work;
@@ -254,6 +258,7 @@ void op_export(EngineState& engine, Session&, ControlRequest request, ControlDon
 // ---- import ----
 
 struct Import {
+  const std::atomic<bool>* draining = nullptr;
   std::string file_path, name;
   UniqueFd file;
   std::unique_ptr<ExportReader> reader;  // workers, one after the other
@@ -289,7 +294,8 @@ Result<void> open_import(Import& job) {
     }
     return {};
   };
-  KVT_TRY(ExportReader reader, ExportReader::open(std::move(source)));
+  KVT_TRY(ExportReader reader,
+          ExportReader::open(std::move(source), [&job](std::uint64_t) { return !*job.draining; }));
   job.reader = std::make_unique<ExportReader>(std::move(reader));
   return {};
 }
@@ -436,6 +442,7 @@ void op_import(EngineState& engine, Session&, ControlRequest request, ControlDon
   if (!name->empty())
     if (const Result<void> fine = check_name(*name); !fine) return done(error(fine.error()));
   auto job = std::make_shared<Import>();
+  job->draining = &engine.draining;
   job->file_path = *path;
   job->name = *name;
   job->done = std::move(done);
@@ -444,6 +451,7 @@ void op_import(EngineState& engine, Session&, ControlRequest request, ControlDon
       [&engine, job] {
         if (!job->result) {
           const Status& status = job->result.error();
+          if (status.code == Code::kCancelled) return job->done(error(kStopping));
           return job->done(error(status.code == Code::kCorrupt
                                      ? import_refusal(*job, status)
                                      : with_file(status, job->file_path)));

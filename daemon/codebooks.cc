@@ -320,6 +320,7 @@ void write_codebook(EngineState& engine, const CalibrationPtr& job) {
 }
 
 void step_training(EngineState& engine, const CalibrationPtr& job) {
+  if (engine.draining) return end_calibration(engine, job, kStopping);
   if (!job->failure.ok()) return end_calibration(engine, job, job->failure);
   if (job->next_layer == job->space->row.geometry.layers.size()) {
     write_header(*job);
@@ -334,6 +335,7 @@ void step_training(EngineState& engine, const CalibrationPtr& job) {
 }
 
 void step_sampling(EngineState& engine, const CalibrationPtr& job) {
+  if (engine.draining) return end_calibration(engine, job, kStopping);
   if (!job->failure.ok()) return end_calibration(engine, job, job->failure);
   if (job->next == job->segments.size()) return step_training(engine, job);
   Segment* segment = find_segment(engine, job->segments[job->next++]);

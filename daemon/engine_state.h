@@ -2,6 +2,7 @@
 // functions over the state. Engine's thread; what workers may read says so where it is declared.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <unordered_map>
@@ -68,7 +69,7 @@ struct EngineState {
   bool resuming = false;
   std::uint64_t next_resume_ns = 0;
   bool recovered = false;
-  bool draining = false;
+  std::atomic<bool> draining{false};  // workers that take long look at it too
   bool stop_requested = false;
   std::function<void()> drained;
 

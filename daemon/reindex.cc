@@ -31,7 +31,7 @@ void go_on(EngineState& engine) {
   ReindexTable& job = engine.reindex;
   if (job.stepping) return;
   job.stepping = true;
-  while (!job.at_work && !job.waiting.empty()) {
+  while (!engine.draining && !job.at_work && !job.waiting.empty()) {
     const ReindexTable::Item item = job.waiting.front();
     job.waiting.pop_front();
     job.at_work = true;

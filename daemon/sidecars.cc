@@ -183,7 +183,7 @@ AbstractTable::Loads* loads_to_begin(AbstractTable& table) {
 // What waits, where it is still wanted.
 void next_loads(EngineState& engine) {
   AbstractTable& table = engine.abstract_table;
-  if (table.starting_loads) return;  // the loop below goes on by itself
+  if (engine.draining || table.starting_loads) return;  // the loop below goes on by itself
   table.starting_loads = true;
   while (AbstractTable::Loads* loads = loads_to_begin(table)) {
     const auto [id, lane] = loads->waiting.front();

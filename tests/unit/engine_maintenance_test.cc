@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <filesystem>
+
 #include "tests/unit/engine_fixture.h"
 #include "tiers/segment_format.h"
 #include "tiers/tail_log_format.h"
@@ -311,7 +313,14 @@ TEST_F(EngineMaintenance, LongRequestsEndEarlyWhenTheDaemonStops) {
   const std::string path = testing::TempDir() + "kvtier_" + std::to_string(::getpid()) + ".kvx";
   ::unlink(path.c_str());
   request({{"op", "export"}, {"target", "chat"}, {"path", path}});
+  const std::string cut = path + ".cut";  // an import does not read as far as its end
+  std::filesystem::copy_file(path, cut);
+  std::filesystem::resize_file(cut, std::filesystem::file_size(cut) - 1);
+  const std::string other = path + ".other";
   for (const Json& body : {Json{{"op", "verify"}}, Json{{"op", "repair"}}, Json{{"op", "gc"}},
+                           Json{{"op", "warm"}, {"target", "chat"}},
+                           Json{{"op", "export"}, {"target", "chat"}, {"path", other}},
+                           Json{{"op", "import"}, {"path", cut}, {"name", "copy"}},
                            Json{{"op", "import"}, {"path", path}, {"name", "copy"}}}) {
     const SimClient::Answer answer = client->start_control(body);
     bool drained = false;
@@ -323,7 +332,9 @@ TEST_F(EngineMaintenance, LongRequestsEndEarlyWhenTheDaemonStops) {
     EXPECT_EQ(segments().size(), 3u);
     EXPECT_EQ(find_sequence_by_name(state(), "copy"), nullptr);
   }
+  EXPECT_FALSE(std::filesystem::exists(other));
   ::unlink(path.c_str());
+  ::unlink(cut.c_str());
   expect_chat(300);
 }
 

@@ -104,6 +104,25 @@ TEST_F(Reindex, StatsSayWhatIsLeftToDo) {
   close(*sequence);
 }
 
+// What nobody has begun is left to the next daemon.
+TEST_F(Reindex, AStopWaitsForTheBuildUnderWayAlone) {
+  const auto stop = [this] {
+    bool drained = false;
+    world.engine().drain([&] { drained = true; });
+    ASSERT_TRUE(world.run_until([&] { return drained; }));
+  };
+  ASSERT_TRUE(client->control(Json{{"op", "reindex"}, {"target", "chat"}}).ok());
+  stop();
+  EXPECT_EQ(state().reindex.waiting.size(), 5u);
+  EXPECT_FALSE(state().reindex.running);
+  crash();
+  auto sequence = client->attach(space, "chat", false);
+  want(*sequence, "ball/pages:16");  // has no sidecars
+  stop();
+  EXPECT_EQ(state().abstract_table.waiting.size(), 2u);
+  EXPECT_EQ(state().metrics.abstracts_rebuilt, 0u);
+}
+
 TEST_F(Reindex, OnlyTheKindThatIsNamed) {
   const auto files = sidecars();
   harm(files);  // one of each kind

@@ -101,6 +101,18 @@ TEST_F(EngineSidecars, WhatNobodyWantsAnyMoreIsNotRead) {
   EXPECT_EQ(shown(*chat, lane), 100u);
 }
 
+TEST_F(EngineSidecars, AStopWaitsForTheReadsUnderWayAlone) {
+  store("chat", 100, {"box/pages:16"});
+  auto chat = client->attach(space, "chat", false);
+  hold(IoOp::kRead);
+  want(*chat, "box/pages:16");
+  bool drained = false;
+  world.engine().drain([&] { drained = true; });
+  let_go();
+  EXPECT_TRUE(drained);
+  EXPECT_EQ(state().metrics.abstracts_loaded, kSidecarLoadsMax);
+}
+
 class SmallArena : public EngineSidecars {
  protected:
   SmallArena() : EngineSidecars(sixteen_kilobytes()) {}
