@@ -181,27 +181,26 @@ void learn_chain(EngineState& engine, StoredSequence& sequence, MetaDone done) {
   if (sequence.chain_known) return done({});
   const SequenceId id = sequence.row.id;
   ++sequence.busy;
-  load_metas(
-      engine, open_block_segments(sequence), IoPriority::kDemand,
-      [&engine, id, done = std::move(done)](Result<void> result, const LoadedMetas&) {
-        StoredSequence& found = *engine.sequences.all.at(id);
-        --found.busy;
-        if (!result) return done(result);
-        if (!chain_at_end(found, &found.chain))
-          return done(error(Code::kCorrupt, "block hashes are missing: run kvtier repair"));
-        found.open_ids.clear();
-        const std::uint64_t first = found.tokens_sealed / kBlockTokens * kBlockTokens;
-        for (const SequencePart& part : found.parts) {
-          if (part.first_token + part.visible_tokens <= first) continue;
-          if (part.segment->meta == nullptr)
-            return done(error(Code::kBusy, "metadata was evicted: try again"));
-          const std::uint64_t from = first > part.first_token ? first - part.first_token : 0;
-          for (std::uint64_t i = from; i < part.visible_tokens; ++i)
-            found.open_ids.push_back(part.segment->meta->tokens[static_cast<std::size_t>(i)].id);
-        }
-        found.chain_known = true;
-        done({});
-      });
+  load_metas(engine, open_block_segments(sequence), IoPriority::kDemand,
+             [&engine, id, done = std::move(done)](Result<void> result, const LoadedMetas& metas) {
+               StoredSequence& found = *engine.sequences.all.at(id);
+               --found.busy;
+               if (!result) return done(result);
+               if (!chain_at_end(found, &found.chain))
+                 return done(error(Code::kCorrupt, "block hashes are missing: run kvtier repair"));
+               found.open_ids.clear();
+               const std::uint64_t first = found.tokens_sealed / kBlockTokens * kBlockTokens;
+               auto meta = metas.begin();  // of the parts below, which do not move while it is busy
+               for (const SequencePart& part : found.parts) {
+                 if (part.first_token + part.visible_tokens <= first) continue;
+                 const std::uint64_t from = first > part.first_token ? first - part.first_token : 0;
+                 for (std::uint64_t i = from; i < part.visible_tokens; ++i)
+                   found.open_ids.push_back((*meta)->tokens[static_cast<std::size_t>(i)].id);
+                 ++meta;
+               }
+               found.chain_known = true;
+               done({});
+             });
 }
 
 void post_new_row(EngineState& engine, StoredSequence& sequence, MetaDone done) {

@@ -377,6 +377,22 @@ TEST_F(EngineTest, APrefixWhoseMetadataIsAboveWhatIsKeptIsFound) {
   EXPECT_EQ(match(ids), ids.size() - 1);
 }
 
+TEST_F(EngineTest, AnOpenBlockWhoseMetadataIsAboveWhatIsKeptGoesOn) {
+  state().segments.meta_bytes_max = 1;
+  const auto ids = make_ids(120);
+  auto chat = client->create(space, {}, "chat");
+  seal(*chat, ids, 70);
+  seal(*chat, ids, 20);
+  ASSERT_TRUE(client->control({{"op", "truncate"}, {"handle", chat->handle}, {"tokens", 85}}).ok());
+  chat->tokens_sealed = 85;
+  seal(*chat, ids, 15);
+  ASSERT_TRUE(close(*chat));
+  ASSERT_NE(chat = client->attach(space, "chat", true), nullptr);
+  seal(*chat, ids, 20);
+  expect_all(*client, *chat, ids);
+  EXPECT_EQ(match(ids), 120u);
+}
+
 // What a daemon of before took as a name, and this one does not.
 TEST_F(EngineTest, ANameThatIsNoneAnyMoreIsFoundAfterARestart) {
   const auto ids = make_ids(128);
