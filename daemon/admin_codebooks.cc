@@ -58,15 +58,16 @@ Json entry_of(EngineState& engine, const Listing::Item& item, const Codebook* co
 
 // To stats and doctor, from now on.
 void note_problem(EngineState& engine, const Listing::Item& item, const Status& status) {
-  const bool lost = status.code == Code::kNotFound || status.code == Code::kCorrupt;
-  codebook_of(engine, *item.space, item.spec).problem = lost ? status.message() : nullptr;
+  const char*& problem = codebook_of(engine, *item.space, item.spec).problem;
+  if (status.ok()) problem = nullptr;
+  if (status.code == Code::kNotFound || status.code == Code::kCorrupt) problem = status.message();
 }
 
 void next_item(EngineState& engine, const std::shared_ptr<Listing>& listing) {
   while (listing->next < listing->items.size()) {
     const Listing::Item item = listing->items[listing->next++];
     const SpaceCodebook& held = codebook_of(engine, *item.space, item.spec);
-    if (held.codebook != nullptr || item.id == 0) {  // a private space's has no file
+    if (held.codebook != nullptr || item.id == 0 || item.space->in_memory_only(item.id)) {
       listing->list.push_back(entry_of(engine, item, held.codebook.get()));
       continue;
     }

@@ -93,12 +93,14 @@ void fail_load(EngineState& engine, const StoredSpace& named, AbstractSpec spec,
   std::erase_if(space.row.codebooks, [&](const SpaceRow::Codebook& row) { return row.id == id; });
   SpaceCodebook& entry = codebook_of(engine, space, spec);
   entry.state = CodebookState::kAbsent;
-  entry.problem = why;
+  if (!space.in_memory_only(id)) entry.problem = why;
   answer(entry);
 }
 
 void start_load(EngineState& engine, const StoredSpace& space, AbstractSpec spec,
                 std::uint64_t id) {
+  if (space.in_memory_only(id))
+    return fail_load(engine, space, spec, id, "has no file, and had no room in memory");
   codebook_of(engine, space, spec).state = CodebookState::kLoading;
   read_codebook(engine, space, spec, id,
                 [&engine, &space, spec, id](Result<std::shared_ptr<const Codebook>> read) {

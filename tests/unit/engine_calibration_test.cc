@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/unit/engine_fixture.h"
+#include "tiers/codebook_format.h"
 
 namespace kvtier {
 namespace {
@@ -50,5 +51,40 @@ TEST_F(EngineCalibration, EndsEarlyWhenTheDaemonStops) {
   ASSERT_NE(*answer, nullptr);
   EXPECT_EQ((*answer)->status.code, Code::kCancelled);
 }
+
+// A codebook's file is named as damaged where it is, and where it was read.
+TEST_F(EngineCalibration, AProblemIsOneOfTheFile) {
+  auto chat = client->create(space, {}, "chat");
+  ASSERT_TRUE(
+      client
+          ->control(Json{
+              {"op", "abstract_want"}, {"handle", chat->handle}, {"abstract", "codes:4/tokens"}})
+          .ok());
+  StoredSpace& stored = *find_space(state(), SpaceId{space});
+  const AbstractSpec spec = *parse_abstract_spec("codes:4/tokens");
+  const SpaceCodebook& entry = codebook_of(state(), stored, spec);
+  const auto listed = [&] { return client->control(Json{{"op", "codebooks"}}).body["codebooks"]; };
+  // In memory alone, where it found no room.
+  stored.row.codebooks = {{spec.packed(), 7}};
+  stored.codebooks_in_memory = {7};
+  ASSERT_EQ(listed().size(), 1u);
+  EXPECT_FALSE(listed()[0].contains("problem")) << listed().dump();
+  EXPECT_EQ(entry.problem, nullptr);
+  load_codebook(state(), stored, spec, [](const auto&) {});
+  EXPECT_EQ(codebook_id(stored, spec), 0u) << "the next calibration makes another";
+  EXPECT_EQ(entry.problem, nullptr);
+  // A disk that fails says nothing of what was found before.
+  stored.row.codebooks = {{spec.packed(), 9}};
+  const std::string path = codebook_path(stored.row.id, 9);
+  ASSERT_TRUE(world.disk().create(path, true));
+  ASSERT_TRUE(world.disk().write(path, 0, std::vector<std::byte>(8192, std::byte{1})));
+  EXPECT_EQ(listed()[0]["problem"], "is damaged");
+  EXPECT_STREQ(entry.problem, "is damaged");
+  world.disk().set_error_rates(1, 0);
+  EXPECT_NE(listed()[0]["problem"], "is damaged");
+  world.disk().set_error_rates(0, 0);
+  EXPECT_STREQ(entry.problem, "is damaged");
+}
+
 }  // namespace
 }  // namespace kvtier
