@@ -4,7 +4,7 @@
 // A lane of a segment is in the arena while an open sequence that shows the segment has a view that
 // wants it. The first lane of a space, and those wanted by an open sequence at that moment, are
 // built by the worker that seals, from the copy it just made, as far as they are cheap
-// (built_at_seal); all others, and what is missing or damaged, by abstract_builds.cc, one segment
+// (lanes_at_seal); all others, and what is missing or damaged, by abstract_builds.cc, one segment
 // at a time. Being derived, a sidecar is never synced: its checksum decides. Renditions (base
 // renditions and low-rank keys; names with "base" here mean both) are lanes like the others, but
 // for their size: they have at most three quarters of the arena. Engine's thread.
