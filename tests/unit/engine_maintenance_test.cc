@@ -279,6 +279,26 @@ TEST_F(EngineMaintenance, GcMakesOneSegmentOfThreeThatTheDiskHas) {
   expect_chat(300);
 }
 
+// Less than half of it is shown, and what follows has no room beside that.
+TEST_F(EngineMaintenance, GcRewritesASegmentThatIsHalfDead) {
+  const std::vector<std::uint32_t> many = make_ids(2900, 1);
+  auto book = client->create(space, {}, "book");
+  seal(*book, many, 2048);
+  request({{"op", "truncate"}, {"handle", book->handle}, {"tokens", 900}});
+  book->tokens_sealed = 900;
+  seal(*book, many, 2000);
+  ASSERT_TRUE(close(*book));
+  request({{"op", "rm"}, {"target", "chat"}});
+  const auto dead = [&] { return request({{"op", "stats"}})["disk"]["dead_bytes"].get<int>(); };
+  EXPECT_GT(dead(), 0);
+  EXPECT_EQ(request({{"op", "gc"}})["segments_compacted"], 2);
+  EXPECT_EQ(dead(), 0);
+  crash();
+  auto again = client->attach(space, "book", false);
+  ASSERT_NE(again, nullptr);
+  expect_all(*client, *again, many);
+}
+
 TEST_F(EngineMaintenance, GcLeavesTheSequenceAsItIsWhereASegmentRots) {
   const std::vector<SegmentId> before = segments();
   rot(before[2]);
