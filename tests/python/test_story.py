@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -89,6 +90,12 @@ def test_the_whole_story(tmp_path):
     assert figures["tokens_forwarded_on_resume"] <= details["question_tokens"] + 1
     assert details["resumed_tokens"] == details["committed_tokens"] > figures["document_tokens"]
     assert details["page_cache"] == "page cache of these files dropped"
+    turns, first = details["turns"], figures["first_token_s"]
+    loads, by = turns["full_load_s"], details["full_load_by"]
+    assert all(len(seconds) == 3 for seconds in (turns["resume_s"], *loads.values()))
+    assert figures["resume_s"] == statistics.median(turns["resume_s"])
+    assert first["kvtier_cold"] == statistics.median(turns["cold_s"])
+    assert first["full_load"] == min(map(statistics.median, loads.values()))
     size = figures["bytes"]
     assert size["device"] == 0 and size["read_during_decode"] > 0
     assert 0 < size["host"] <= details["host_arena_bytes"] < details["kv_bytes"] < size["disk"]
@@ -113,6 +120,7 @@ def test_the_whole_story(tmp_path):
     assert "is no less than the document" not in told
     settings = Settings("", "", "", "", "", budget=figures["document_tokens"])
     assert "is no less than the document" in " ".join(report.explained(settings, figures))
+    assert f"medians of 3 in turn, each after kill -9; the saved cache is read by {by}," in told
     assert "From disk: before, the story's files were dropped from the page cache" in told
     for first, said in ((0.2, True), (0.05, False)):
         figures["first_token_s"] |= {"kvtier_cold": 0.1, "kvtier_ram": first}

@@ -3,6 +3,6 @@ budget, and has it back after kill -9. `python -m kvtier.story --help`; every fi
 the run that prints it.
 
 Three processes: __main__ (no model) starts `decode` (plain transformers, then kvtier; ends with
-SIGKILL to the daemon) and then `resume` (a new process that finds the context again), and makes the
-table and the picture.
+SIGKILL to the daemon) and then `resume` (a new process that finds the context again, three times),
+and makes the table and the picture.
 """

@@ -147,7 +147,8 @@ def occupied(directory: Path) -> str | None:
     try:
         Settings.load(str(own.path))
     except (OSError, ValueError, TypeError):
-        for path in (own.store, own.path, own.saved_cache, *map(own.result, ("decode", "resume"))):
+        saved = (own.saved_cache, own.saved_tensors)
+        for path in (own.store, own.path, *saved, *map(own.result, ("decode", "resume"))):
             if path.exists():
                 return f"{path} is not of this story, which replaces it: give another --directory"
     try:

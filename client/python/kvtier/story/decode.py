@@ -70,9 +70,10 @@ def score(
 
 
 def full_attention(settings: Settings, model: Any, prompt: story_model.Prompt) -> dict[str, Any]:
-    """Plain transformers: one forward pass over the document, its whole cache saved to a file,
+    """Plain transformers: one forward pass over the document, its whole cache saved in two ways,
     greedy tokens."""
     import torch
+    from safetensors.torch import save_file
     from transformers import DynamicCache
 
     from .. import transformers as adapter
@@ -100,10 +101,12 @@ def full_attention(settings: Settings, model: Any, prompt: story_model.Prompt) -
     )
     with Step("full attention: saving the whole cache"):
         pairs = [(layer.keys, layer.values) for layer in cache.layers]
-        with settings.saved_cache.open("wb") as file:
-            torch.save(pairs, file)
-            file.flush()
-            os.fsync(file.fileno())
+        torch.save(pairs, settings.saved_cache)
+        named = {f"{kind}{i}": x for i, pair in enumerate(pairs) for kind, x in zip("kv", pair)}
+        save_file(named, settings.saved_tensors)
+        for path in (settings.saved_cache, settings.saved_tensors):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     with Step(f"full attention: {settings.tokens} tokens") as decoding:
         after = adapter.prefill(model, cache, context + prompt.tail)
         tokens, rate = greedy(model, cache, after, settings.tokens, decoding)

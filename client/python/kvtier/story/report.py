@@ -56,6 +56,8 @@ def figures(settings: Settings, decode: dict[str, Any], resume: dict[str, Any]) 
             "prefill_tokens": everything["prefill_tokens"],
             "full_prefill_s": full["prefill_s"],
             "daemon_start_s": resume["daemon_start_s"],
+            "full_load_by": resume["full_load_by"],
+            "turns": resume["turns"],
             "first_token_read": {
                 "kvtier_cold": resume["read_cold"],
                 "kvtier_ram": resume["read_ram"],
@@ -176,7 +178,9 @@ def explained(settings: Settings, f: dict[str, Any]) -> list[str]:
         f"({d['committed_tokens'] - d['context_tokens']}).",
         "First token: attach and one step of the model. The answer's first word comes when all "
         f"{d['question_tokens']} tokens of the question are read.",
-        f"From disk: {PAGE_CACHE[d['page_cache']]}.",
+        f"From disk: {PAGE_CACHE[d['page_cache']]}. Whole saved cache and from disk: medians of "
+        f"{len(d['turns']['cold_s'])} in turn, each after kill -9; the saved cache is read by "
+        f"{d['full_load_by']}, the faster of torch and safetensors.",
         f"Budget: the arena is {mb(d['host_arena_bytes'])} on purpose, less than the KV, so that "
         "rows have to come from disk, many of them again and again.",
         f"On disk: segments {mb(named['segments'])} (document, answers, forks: each seals what it "

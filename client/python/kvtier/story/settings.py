@@ -33,6 +33,10 @@ class Settings:
     def saved_cache(self) -> Path:
         return Path(self.directory) / "cache.pt"
 
+    @property
+    def saved_tensors(self) -> Path:  # the same for safetensors
+        return Path(self.directory) / "cache.safetensors"
+
     def result(self, part: str) -> Path:
         return Path(self.directory) / f"{part}.json"
 
