@@ -72,29 +72,41 @@ def test_presets_on_the_real_model(tmp_path):
     assert list(tmp_path.glob("kvtier-quality/prefix-*"))  # the second run does not read again
 
 
+AGREE = ("full", "quest", "sentencekv", "leoam", "freekv", "shadow", "louiskv")
+
+
 def test_the_daemon_and_the_reference_agree(tmp_path):
     done = quality(
         tmp_path,
         *("--text", "dialogue", "--context", 512, "--eval", 12, "--budget", 64),
-        *("--preset", "full,quest,sentencekv", "--json", tmp_path / "rows.json"),
+        *("--preset", ",".join(AGREE), "--json", tmp_path / "rows.json"),
         *("--engine", "both"),
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.json").read_text().splitlines()]
     assert [(r["preset"], r["engine"]) for r in rows] == [
         (preset, engine)
-        for preset in ("full", "quest", "sentencekv")
+        for preset in AGREE
         for engine in ("daemon", "reference")
     ]
     assert rows[0]["kl"] < 1e-5 and rows[0]["resident_bytes_ratio"] == 1
-    for daemon, reference in (rows[2:4], rows[4:]):
-        # A near tie at the cut may be chosen otherwise: different sums of the same products.
-        assert daemon["kl"] == pytest.approx(reference["kl"], rel=0.02) and daemon["kl"] > 1e-3
-        assert daemon["ppl"] == pytest.approx(reference["ppl"], rel=1e-3)
-        for key in ("device_bytes_ratio", "resident_bytes_ratio"):
-            assert daemon[key] == pytest.approx(reference[key], rel=1e-3), key
-        for key in ("rows_attended", "rows_entered", "rows_first_step", "fetched_ratio"):
-            assert daemon[key] == pytest.approx(reference[key], rel=0.02), key
+    for daemon, reference in zip(rows[2::2], rows[3::2]):
+        name = daemon["preset"]
+        # A near tie at the cut may be chosen otherwise: different sums of the same products. Each
+        # engine has clusters of its own.
+        near = 0.1 if name == "louiskv" else 0.02
+        assert daemon["kl"] == pytest.approx(reference["kl"], rel=near) and daemon["kl"] > 1e-3
+        assert daemon["ppl"] == pytest.approx(reference["ppl"], rel=near / 2), name
+        assert daemon["resident_bytes_ratio"] == reference["resident_bytes_ratio"], name
+        # Boxes around an odd number of boxes, and what turns low-rank keys.
+        bytes_near = {"leoam": 0.04, "shadow": 2e-3}.get(name, 1e-3)
+        device = reference["device_bytes_ratio"]
+        assert daemon["device_bytes_ratio"] == pytest.approx(device, rel=bytes_near), name
+        keys = ["rows_attended", "rows_first_step", "rows_waited", "waited_ratio"]
+        if name != "freekv":  # heads whose queries turn fetch twice
+            keys += ["rows_entered", "fetched_ratio", "steps_waited", "selections_per_step"]
+        for key in keys:
+            assert daemon[key] == pytest.approx(reference[key], rel=near), (name, key)
         assert (daemon["units_missing"], daemon["segments_without"]) == (0, 0)
         assert daemon["sentences"] == reference["sentences"] and "en" in daemon["sentences"]
     assert "KL" in done.stdout and "dialogue" in done.stdout

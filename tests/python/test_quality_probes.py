@@ -236,6 +236,7 @@ def test_pictures(tmp_path):
         for preset, kl in (("codes", 0.003), ("quest", 0.1))
         for budget in (256, 1024)
     ]
+    rows.append(rows[-1] | {"preset": "progressive", "fetched_ratio": None})
     files = plots.draw(json.loads(json.dumps(rows)), tmp_path / "plots")
     assert [f.name for f in files] == ["kl-device.png", "kl-fetched.png"]
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in files)

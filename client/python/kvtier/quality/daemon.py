@@ -300,7 +300,8 @@ def cost_of(
     last: dict[str, int],
     steps: int,
 ) -> dict[str, Any]:
-    """As evaluate.cost_of, from the counters of a view."""
+    """As evaluate.cost_of, from the counters of a view. With a base rendition only exact rows come
+    in."""
     pairs = judge.layers * judge.kv_heads
     context = prefix.length * judge.row_bytes()  # of one layer and KV head
     after_first = max(1, steps - 1)
@@ -310,20 +311,19 @@ def cost_of(
     device = last["abstract_bytes"] + (last["base_bytes"] if last["rows_rebuilt"] else 0)
     rows = last["rows_attended"] / last["steps"] / judge.kv_heads
     tail = (steps + 1) / 2
-    waited = last.get("rows_waited", last["rows_fetched"]) - first.get(
-        "rows_waited", first["rows_fetched"]
-    )
+    waited = (last["rows_waited"] - first["rows_waited"]) / after_first / pairs
     figures = {
         "device_bytes_ratio": device / pairs / context,
         "resident_bytes_ratio": resident_of(judge, prefix, name, settings),
         "fetched_ratio": (entered - rebuilt / 2) / prefix.length,  # of these, values alone
-        "waited_ratio": waited / after_first / pairs / prefix.length,
+        "waited_ratio": (waited - rebuilt / 2) / prefix.length,
         "rows_attended": max(0.0, rows - tail),
         "rows_entered": entered,
         "rows_rebuilt": rebuilt,
         "rows_entered_of_budget": entered / settings.budget if settings.budget else 0.0,
-        "rows_waited": waited / after_first / pairs,
-        "steps_waited": last.get("steps_waited", 0) / max(1, last["steps"]),
+        "rows_waited": waited,
+        "steps_waited": (last["steps_waited"] - first["steps_waited"])
+        / (after_first * judge.layers),
         "rows_first_step": first["rows_fetched"] / pairs,
         "hot_rows_entered": last["rows_refined"] / last["steps"] / judge.kv_heads,
         "base_bytes_ratio": last["base_bytes"] / pairs / context,

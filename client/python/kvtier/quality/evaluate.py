@@ -15,6 +15,7 @@ from . import metrics
 from .model import Judge
 from .prefix import QUERIES, Prefix
 from .reference import Reference, attention, find
+from .reference.precision import LowBit
 
 Progress = Callable[[int, int], None]
 
@@ -96,7 +97,10 @@ def with_reference(
 
 
 def cost_of(judge: Judge, prefix: Prefix, reference: Reference) -> dict[str, Any]:
-    """Bytes over the KV of the context at 16 bit, means over layers, heads and steps."""
+    """Bytes over the KV of the context at 16 bit, means over layers, heads and steps. What enters
+    and what is waited for: from the second step on, rows that a guess brought in vain too. The
+    reference has low-bit rows in its slot cache, where views have exact ones only: `rows_entered`
+    and `rows_waited` count these there, and what is fetched and waited for is None."""
     tally, preset = reference.tally, reference.preset
     context = prefix.length * judge.row_bytes()  # of one layer and KV head
     pairs = judge.layers * judge.kv_heads
@@ -111,23 +115,26 @@ def cost_of(judge: Judge, prefix: Prefix, reference: Reference) -> dict[str, Any
     ]
     dense = judge.layers if preset.attends == "all" else len(preset.dense)
     after_first = max(1, (steps - 1) * pairs)
-    entered = tally.rows_entered / after_first
+    entered = (tally.rows_entered + tally.rows_guessed) / after_first
     waited = tally.rows_waited / after_first
-    hot_entered = tally.hot_rows_entered / tally.head_steps
+    share = preset.precision.fetched / prefix.length
+    low_bit = isinstance(preset.precision, LowBit)
     return {
         "device_bytes_ratio": tally.abstract_bytes / pairs / context,
         "resident_bytes_ratio": mean_over_layers([each / prefix.length for each in rows], dense),
-        "fetched_ratio": (entered * preset.precision.fetched + hot_entered) / prefix.length,
-        "waited_ratio": (waited * preset.precision.fetched + hot_entered) / prefix.length,
+        "fetched_ratio": None if low_bit else entered * share,
+        "waited_ratio": None if low_bit else waited * share,
         "rows_attended": tally.rows_attended / tally.head_steps,
         "rows_entered": entered,
         "rows_entered_of_budget": entered / reference.budget if reference.budget else 0.0,
         "rows_waited": waited,
-        "steps_waited": tally.layer_steps_waited / max(1, (steps - 1) * judge.layers),
+        "steps_waited": (
+            None if low_bit else tally.layer_steps_waited / max(1, (steps - 1) * judge.layers)
+        ),
         "rows_first_step": tally.first_rows / pairs,
         "rows_guessed_in_vain": tally.rows_guessed / after_first,
         "hot_rows": tally.hot_rows / tally.head_steps,
-        "hot_rows_entered": hot_entered,
+        "hot_rows_entered": tally.hot_rows_entered / tally.head_steps,
         "selections_per_step": tally.selections / tally.layer_steps,
     }
 

@@ -47,6 +47,9 @@ def draw(rows: list[dict[str, Any]], directory: Path) -> list[Path]:
     for file, key, label in PICTURES:
         figure, axes = plt.subplots(figsize=(8, 5.5))
         for (name, engine), points in sorted(lines.items()):
+            points = [p for p in points if p.get(key) is not None]
+            if not points:
+                continue
             points.sort(key=lambda r: r["budget"] or 0)
             x = [100 * p[key] for p in points]
             y = [max(p["kl"], LEAST_KL) for p in points]

@@ -58,7 +58,7 @@ def line(row: Row) -> str:
         f"{100 * row['device_bytes_ratio']:.2f} %",
         f"{100 * row['resident_bytes_ratio']:.1f} %",
         f"{row['rows_entered']:.1f}",
-        f"{100 * row['steps_waited']:.0f} %",
+        "" if row.get("steps_waited") is None else f"{100 * row['steps_waited']:.0f} %",
         f"{row['ms_per_step']:.0f}",
     ]
     return _cells(cells, COLUMNS)
@@ -69,8 +69,9 @@ KL: mean divergence from full attention, nats, with its 95 % interval; perplexit
 full attention; top-1: tokens whose likeliest successor is the same. device: abstracts and their
 tables, over the KV of the context at 16 bit; resident: rows of the slot cache, which has room for
 window and sinks, over those of the context (a share of bytes where rows are kept at 16 bit). rows
-in: rows entering the slot cache per step and KV head after the first step; waited: layer-steps
-that had to wait for a row."""
+in: rows entering the slot cache per step and KV head after the first step (the reference counts
+low-bit ones, too); waited: layer-steps behind the first that had to wait for a row (the reference
+does not say so of low-bit rows)."""
 DIVERGENCES = Look(head, line, EXPLAINED)
 
 
