@@ -117,7 +117,8 @@ void add_times(const Measured& measured, const TraceShape& shape, std::vector<Fi
 }
 
 // What the policy's reads and copies leave where neither daemon nor latency costs anything: its
-// reads at the rate of fio on the same files, overlapped with the link, and the device's part.
+// reads at the rate of fio on the same files, overlapped with what then crosses the link, and the
+// device's part.
 Result<void> add_bounds(const Context& context, const std::string& store, const Measured& measured,
                         const TraceShape& shape, std::vector<Figure>* figures) {
   FioJob job;
@@ -132,7 +133,7 @@ Result<void> add_bounds(const Context& context, const std::string& store, const 
   KVT_TRY(const double rate, run_fio(job));
   const auto bound = [&](const PolicyRun& run) {
     const double reads = run.chunks_read * static_cast<double>(chunk_bytes) / rate;
-    return std::max(reads, run.link_s) + run.device_s;
+    return run.before_s + std::max(reads, run.link_s - run.before_s) + run.device_s;
   };
   const PolicyRun& pages = measured.pages;
   const auto add = [&](const char* what, const PolicyRun& run) {

@@ -25,7 +25,8 @@ double copy_row_bytes(const TraceShape& shape) {
   return static_cast<double>(format.chunk_bytes()) / kBaseChunkTokens;
 }
 
-// Of one layer: the daemon's answers in real time, the link in its own.
+// Of one layer: the daemon's answers in real time, the link in its own. What came before the first
+// request is not in it.
 struct LayerClock {
   double start_s = seconds_now();
   double link_end_s = 0;  // after the start
@@ -72,9 +73,10 @@ class Replayer {
         KVT_TRY(const std::uint64_t came, want(step, layer, head));
         rows += came;
       }
+      // Which rows are hot is known when the low-bit ones are there: only then are they asked for.
+      const double before = ready_bytes_ > 0 ? ready_bytes_ / kLinkBytesPerS + kCopyS : 0.0;
       LayerClock clock;
       const std::uint64_t read_before = disk_bytes_;
-      if (ready_bytes_ > 0) clock.arrives(ready_bytes_);
       if (!entries_.empty()) KVT_TRY_VOID(fetch(layer, &clock));
       const double waited = seconds_now() - clock.start_s;
       for (const std::uint32_t head : selecting_) caches_[head].complete();
@@ -84,9 +86,10 @@ class Replayer {
       if (touches() && step % kTouchSteps == 0) touch(layer);
       if (!counted) continue;
       const double device = device_bytes_ / kDeviceBytesPerS;
-      run_.seconds += std::max(waited, clock.link_end_s) + device;
+      run_.seconds += before + std::max(waited, clock.link_end_s) + device;
       run_.waited_s += waited;
-      run_.link_s += clock.link_s;
+      run_.before_s += before;
+      run_.link_s += before + clock.link_s;
       run_.device_s += device;
       run_.chunks_asked += static_cast<double>(entries_.size());
       run_.chunks_read += static_cast<double>(disk_bytes_ - read_before) /
@@ -98,8 +101,8 @@ class Replayer {
   }
 
   PolicyRun finish(std::uint32_t counted_steps) {
-    for (double* value : {&run_.seconds, &run_.waited_s, &run_.link_s, &run_.device_s,
-                          &run_.chunks_asked, &run_.chunks_read, &run_.rows_new})
+    for (double* value : {&run_.seconds, &run_.waited_s, &run_.before_s, &run_.link_s,
+                          &run_.device_s, &run_.chunks_asked, &run_.chunks_read, &run_.rows_new})
       *value /= counted_steps;
     run_.arena_chunks = store_.arena_bytes() / store_.geometry().slot_bytes(0);
     return std::move(run_);

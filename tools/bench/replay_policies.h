@@ -4,6 +4,8 @@
 // Real: the daemon, its ring, its host arena, its disk; the client's slot caches and the requests
 // that they lead to. On a virtual clock: the link to the device, which takes each batch when the
 // daemon has delivered it, and the device's own memory, which scores abstracts and attends to rows.
+// The order in a layer: scores; low-bit rows over the link; hot ones, only now known, asked for,
+// and each batch of them over the link while the daemon reads the next; attention.
 // Left out: choosing and making the list of what is missing (kernels on a device), the model's own
 // computing, sinks, window and new tokens (always on the device). Rows are not copied: what would
 // be, is counted.
@@ -36,6 +38,7 @@ enum class Policy {
 struct PolicyRun {
   double seconds = 0;  // of a step's KV
   double waited_s = 0, link_s = 0, device_s = 0;  // of these; waits and copies overlap
+  double before_s = 0;  // of the link: low-bit rows, before anything is asked for
   double chunks_asked = 0;
   double chunks_read = 0;  // from disk
   double rows_new = 0;     // that came to the device, per layer and head
