@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import json
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,8 @@ def write_profile(text: str) -> Path:
     """Takes the place of every profile that names this model."""
     import kvtier
 
-    told = tomllib.loads(text)
+    head = [line.partition(" = ") for line in text.partition("[measured]")[0].splitlines()]
+    told = {key: json.loads(value) for key, _, value in head if value}  # tomllib is 3.11's
     names = {told["model"], told.get("also", told["model"])}
     listed = kvtier.presets()
     folder = folder_of_profiles()
