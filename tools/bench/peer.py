@@ -8,7 +8,7 @@ kvtier-bench runs this text with a Python that has torch and safetensors, and as
     safetensors DIR     the same through safetensors
     allocate TOKENS     a preallocated cache in float32
     model               a model of SmolLM2-135M's shape in float32, its weights drawn by chance; needs transformers
-    prefill TOKENS      seconds of its forward pass over so many tokens, without the output layer
+    prefill TOKENS      seconds by the clock of its forward pass over so many tokens, without the output layer
     sdpa                seconds of one decode step on it: K and V of a token written, attention, all layers
     folded              the same with the queries of a group as queries of one KV head: K and V are read once
 
