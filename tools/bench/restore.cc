@@ -24,7 +24,13 @@ Result<void> bench_restore(const Context& context, std::vector<Figure>* figures)
     KVT_TRY_VOID(check(kvt_client_request(
         client.get(), R"({"op":"warm","target":"session","priority":"prefetch"})", &reply)));
     const double seconds = seconds_now() - start;
+    const Result<Json> warmed = parse_json(reply);
     kvt_free(reply);
+    if (!warmed) return error(warmed.error());
+    KVT_TRY(const std::uint64_t unreadable, json_uint(*warmed, "chunks_unreadable", 1));
+    KVT_TRY(const std::uint64_t read, json_uint(*warmed, "bytes_read", 0));
+    if (unreadable != 0 || read < store.bytes)
+      return error(Code::kInternal, "not all of the session was read from disk");
     return static_cast<double>(store.bytes) / seconds;
   };
   const Measure fio = [&] { return run_fio(job); };
