@@ -4,7 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 #include "client/ipc/unix_socket.h"
@@ -23,10 +23,15 @@ Result<OwnDaemon> OwnDaemon::start(const Context& context, const std::string& st
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
+  // What is measured is not to depend on settings of the user's.
+  std::vector<char*> environment;
+  for (char** entry = environ; *entry != nullptr; ++entry)
+    if (!std::string_view(*entry).starts_with("KVTIER_")) environment.push_back(*entry);
+  std::string config = "KVTIER_CONFIG=/dev/null";
+  environment.insert(environment.end(), {config.data(), nullptr});
   daemon.pid_ = ::fork();
   if (daemon.pid_ == 0) {
-    ::setenv("KVTIER_CONFIG", "/dev/null", 1);
-    ::execv(argv[0], argv.data());
+    ::execve(argv[0], argv.data(), environment.data());
     ::_exit(127);
   }
   for (int i = 0; i < 2000; ++i) {
