@@ -41,8 +41,9 @@ TEST_F(Sequences, NothingIsCommittedBehindASealThatFailed) {
   Model model(shape);
   ASSERT_TRUE(arm_faults("seal.written=fail"));
   model.append_many(sequence, 1, 3000);  // 2,048 are to be sealed, the rest is in the other half
-  ::usleep(300000);                      // the seal has failed, and nobody has looked yet
-  EXPECT_EQ(request(Json{{"op", "stats"}})["writing"]["seal_failures"], 1);
+  const auto failures = [&] { return request(Json{{"op", "stats"}})["writing"]["seal_failures"]; };
+  for (int i = 0; i < 3000 && failures() != 1; ++i) ::usleep(10000);
+  EXPECT_EQ(failures(), 1) << "nobody has looked for the seal yet";
   KVT_ASSERT_OK(kvt_sequence_commit(sequence));
   ASSERT_TRUE(arm_faults(""));
   kvt_sequence* reader = open_sequence(space, "whole", false);
