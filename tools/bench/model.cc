@@ -34,7 +34,7 @@ Result<ClientPtr> open_client(const std::string& socket, std::uint32_t spin_us) 
   return ClientPtr(client);
 }
 
-Result<SpacePtr> open_space(kvt_client* client, const Shape& shape) {
+Result<SpacePtr> open_space(kvt_client* client, const Shape& shape, const char* preset) {
   kvt_layer layer{};
   layer.dtype = shape.dtype;
   layer.kv_heads = shape.kv_heads;
@@ -43,7 +43,7 @@ Result<SpacePtr> open_space(kvt_client* client, const Shape& shape) {
   const std::vector<kvt_layer> layers(kLayers, layer);
   kvt_space_options options;
   kvt_space_options_init(&options);
-  options.preset = "quest";
+  options.preset = preset;
   options.model = "synthetic SmolLM2-135M";
   options.runtime = "kvtier-bench";
   options.layers = layers.data();

@@ -49,7 +49,8 @@ using ViewPtr = std::unique_ptr<kvt_view, CloseView>;
 // Turns a failed call into an error that says what the library said.
 [[nodiscard]] Result<void> check(kvt_status status);
 [[nodiscard]] Result<ClientPtr> open_client(const std::string& socket, std::uint32_t spin_us = 0);
-[[nodiscard]] Result<SpacePtr> open_space(kvt_client* client, const Shape& shape);
+[[nodiscard]] Result<SpacePtr> open_space(kvt_client* client, const Shape& shape,
+                                          const char* preset = "quest");
 [[nodiscard]] Result<SequencePtr> create_sequence(kvt_space* space, const std::string& name);
 [[nodiscard]] Result<SequencePtr> open_sequence(kvt_space* space, const std::string& name,
                                                 bool writable);
