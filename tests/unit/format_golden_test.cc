@@ -4,12 +4,19 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 
+#include "kernels/float16.h"
+#include "kernels/registry.h"
 #include "tests/unit/format_samples.h"
+#include "tests/unit/segment_chunks.h"
+#include "tiers/abstract_builder.h"
 #include "tiers/codec.h"
+#include "tiers/format_head.h"
 
 namespace kvtier {
 namespace {
@@ -64,6 +71,90 @@ TEST(Golden, Sidecar) {
   expect_golden("sidecar_v1.kva",
                 samples::make_sidecar(kSegment, samples::small_geometry(), 11, kSeed));
 }
+// What builders put into a sidecar, of every kind: by the scalar kernels, from small integers, so
+// that no rounding is in it. Low-rank keys, which come from iterations, are counted up instead.
+struct Kind {
+  const char* spec;
+  const char* file;
+};
+class GoldenSidecar : public ::testing::TestWithParam<Kind> {};
+
+float element(std::uint32_t layer, std::uint32_t head, std::uint32_t token, std::uint32_t which,
+              std::uint32_t d) {
+  return static_cast<float>((token * 7 + d * 3 + head * 5 + which * 11 + layer) % 16);
+}
+
+Geometry geometry_for(AbstractKind kind) {
+  Geometry geometry = samples::codebook_geometry();
+  if (kind == AbstractKind::kCodes) return geometry;  // keys of 8 dims
+  for (LayerGeometry& layer : geometry.layers) layer.k_row_bytes = layer.v_row_bytes = 128;
+  return geometry;
+}
+
+void count_up(const AbstractLayout& layout, const LowRankShape& shape, std::byte* payload) {
+  const auto fill = [payload](std::uint64_t offset, std::uint64_t bytes) {
+    for (std::uint64_t i = 0; i < bytes / 2; ++i) {
+      const std::uint16_t value = f32_to_f16(static_cast<float>(i % 1024));
+      std::memcpy(payload + offset + 2 * i, &value, 2);
+    }
+  };
+  for (std::uint32_t layer = 0; layer < 2; ++layer) {
+    fill(layout.head(layer, 0).shared, shape.coefficient_bytes(layout.tokens()));
+    for (std::uint32_t head = 0; head < 2; ++head)
+      fill(layout.head(layer, head).data, shape.basis_bytes());
+  }
+}
+
+TEST_P(GoldenSidecar, IsWhatBuildersMake) {
+  constexpr std::uint32_t kTokens = 40;  // a block of codes, a base chunk, and a part of one
+  const AbstractSpec spec = *parse_abstract_spec(GetParam().spec);
+  const Geometry geometry = geometry_for(spec.abstract);
+  std::vector<TokenRecord> tokens(kTokens);
+  for (std::uint32_t t = 0; t < kTokens; ++t) {
+    tokens[t].position = 100 + t;
+    tokens[t].flags = t % 7 == 6 ? 2 : 0;
+  }
+  const Rotation rotation{Rotation::Pairing::kHalves, std::vector<float>(16, 0.5f)};
+  const AbstractPlan plan = plan_abstract(geometry, spec, tokens, rotation);
+  const std::vector<std::byte> file = samples::make_codebook();
+  const AbstractSpec codes = *parse_abstract_spec("codes:4/tokens");
+  Codebook codebook{5, CodebookLayout(samples::codebook_geometry(), codes), {}};
+  codebook.payload.assign(file.begin() + kHeadBytes, file.end());
+  std::vector<std::byte> payload(static_cast<std::size_t>(plan.layout.size_bytes()));
+  begin_abstract(plan, spec == codes ? codebook.id : 0, payload);
+  if (spec.abstract == AbstractKind::kLowRank) {
+    count_up(plan.layout, *low_rank_shape(spec, geometry, 0, kTokens), payload.data());
+  } else {
+    const testing::SegmentChunks chunks(geometry, kTokens, element);
+    const KernelTable* const scalar = *select_kernels("scalar");
+    const AbstractSource source{scalar, &geometry, &chunks.plane, chunks.pointers, &codebook};
+    ASSERT_TRUE(build_abstract_layers(source, plan, 0, 2, payload));
+  }
+  expect_golden(GetParam().file, encode_sidecar({.segment = kSegment,
+                                                 .fingerprint = samples::kFingerprint,
+                                                 .kind = spec.packed(),
+                                                 .version = 1,
+                                                 .units = plan.layout.units(),
+                                                 .tokens = kTokens},
+                                                payload));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, GoldenSidecar,
+    ::testing::Values(Kind{"codes:4/tokens", "sidecar_codes_v1.kva"},
+                      Kind{"own-codes:2/tokens", "sidecar_own_codes_v1.kva"},
+                      Kind{"base:44/tokens", "sidecar_base_44_v1.kva"},
+                      Kind{"base:53/tokens", "sidecar_base_53_v1.kva"},
+                      Kind{"low-rank:10/tokens", "sidecar_low_rank_v1.kva"},
+                      Kind{"mean/clusters:8", "sidecar_clusters_v1.kva"},
+                      Kind{"mean/sentences:12", "sidecar_sentences_v1.kva"},
+                      Kind{"box:2/pages:4", "sidecar_boxes_v1.kva"}),
+    [](const auto& info) {
+      std::string name = info.param.spec;
+      std::erase_if(name, [](char c) { return std::isalnum(static_cast<unsigned char>(c)) == 0; });
+      return name;
+    });
+
 TEST(Golden, Codebook) { expect_golden("codebook_v1.kvb", samples::make_codebook()); }
 TEST(Golden, Object) {
   expect_golden("object_v1.kvo", samples::make_object(5, "layer0/\xff\x01", 5000, kSeed));
