@@ -232,8 +232,9 @@ class View {
                             std::vector<SlotCache>* caches);
   // After all rows of the step: what it can have missed.
   void count_bound(const AttendStep& step);
-  // `vectors`: [query_heads][dim].
-  SelectInput select_input(const AttendStep& step, const float* vectors, std::uint32_t head);
+  // `vectors`: [query_heads][dim]. `same_borders`: as of extents_of.
+  SelectInput select_input(const AttendStep& step, const float* vectors, std::uint32_t head,
+                           bool same_borders = false);
   [[nodiscard]] std::array<TokenRange, 2> kept_ranges() const noexcept;
   // Scores of a head, as its selector has them; of a block, those of all its queries in one.
   Result<std::span<float>> scores_of(const AttendStep& step, SelectInput* input);
@@ -331,8 +332,9 @@ class View {
   [[nodiscard]] bool codes() const noexcept {
     return preset_.abstract.abstract == AbstractKind::kCodes;
   }
-  void extents_of(const AttendStep& step, std::uint32_t head);
-  void copy_starts();
+  // `same_borders`: units are those of the call before, of another head of the same step.
+  void extents_of(const AttendStep& step, std::uint32_t head, bool same_borders);
+  void copy_starts(bool same_borders);
   // Valid until the next call.
   [[nodiscard]] const HeadCodebook* codebook_of(std::uint32_t layer, std::uint32_t head) noexcept;
   [[nodiscard]] bool ends_sentence(std::uint64_t token) const;

@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/fault.h"
 #include "client/last_error.h"
 #include "client/view.h"
 
@@ -133,7 +134,7 @@ void View::read_abstracts() {
 }
 
 // The stored segments as this head sees them, cut off where the tail begins.
-void View::extents_of(const AttendStep& step, std::uint32_t head) {
+void View::extents_of(const AttendStep& step, std::uint32_t head, bool same_borders) {
   const auto segments = sequence_->directory().segments();
   const std::uint64_t end = sequence_->tail_first();
   extents_.clear();
@@ -156,23 +157,25 @@ void View::extents_of(const AttendStep& step, std::uint32_t head) {
     }
     extents_.push_back(extent);
   }
-  copy_starts();
+  copy_starts(same_borders);
 }
 
 // What lies mapped may be overwritten while it is read (kvtier reindex): a selection then chooses
 // by rubbish, but counts and ranges stay the same throughout, and within the segment.
-void View::copy_starts() {
+void View::copy_starts(bool same_borders) {
   std::size_t size = 0;
   for (const SegmentExtent& extent : extents_)
     if (extent.starts != nullptr) size += extent.units + std::size_t{1};
   if (starts_.size() < size) starts_.resize(size);
   std::uint16_t* place = starts_.data();
+  const bool overwritten = !same_borders && KVT_FAULT("view.borders");
   for (std::size_t i = 0; i < extents_.size(); ++i) {
     SegmentExtent& extent = extents_[i];
     if (extent.starts == nullptr) continue;
     const auto tokens = static_cast<std::uint16_t>(sequence_->directory().segments()[i].tokens);
     const std::size_t count = extent.units + std::size_t{1};
-    std::memcpy(place, extent.starts, count * sizeof(*place));
+    if (!same_borders) std::memcpy(place, extent.starts, count * sizeof(*place));
+    if (overwritten) std::memset(place + 1, 0xFF, (count - 1) * sizeof(*place));
     std::uint16_t before = 0;
     for (std::size_t unit = 0; unit < count; ++unit)
       place[unit] = before = std::clamp(place[unit], before, tokens);

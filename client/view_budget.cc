@@ -192,7 +192,8 @@ Result<void> View::select_heads(const AttendStep& step, LayerQuery* query,
   return {};
 }
 
-// The heads' scores are added up, and one choice serves them all.
+// The heads' scores are added up, and one choice serves them all: units are read once, so that the
+// heads agree on them whatever happens to the mapped ones.
 Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
                                 std::vector<SlotCache>* caches) {
   if (!query->due(0)) return {};
@@ -201,12 +202,12 @@ Result<void> View::select_layer(const AttendStep& step, LayerQuery* query,
     return select_tree(step, query, caches);
   layer_scores_.clear();
   for (std::uint32_t head = 0; head < step.kv_heads && selector_.scores_units(); ++head) {
-    SelectInput input = select_input(step, query->vectors(), head);
+    SelectInput input = select_input(step, query->vectors(), head, head != 0);
     KVT_TRY(const std::span<float> scores, scores_of(step, &input));
     if (head == 0) layer_scores_.assign(scores.size(), 0.0f);
     for (std::size_t i = 0; i < scores.size(); ++i) layer_scores_[i] += scores[i];
   }
-  SelectInput input = select_input(step, query->vectors(), 0);
+  SelectInput input = select_input(step, query->vectors(), 0, !layer_scores_.empty());
   input.summed_heads = step.kv_heads * step.queries;
   if (preset_.trigger == TriggerKind::kMass && query->has_chosen(0)) {
     const auto chosen = chosen_by(step, 0, caches->front());
@@ -281,8 +282,9 @@ std::array<TokenRange, 2> View::kept_ranges() const noexcept {
       TokenRange{std::max(sinks_end, end - std::min<std::uint64_t>(options_.window, end)), end}};
 }
 
-SelectInput View::select_input(const AttendStep& step, const float* vectors, std::uint32_t head) {
-  extents_of(step, head);
+SelectInput View::select_input(const AttendStep& step, const float* vectors, std::uint32_t head,
+                               bool same_borders) {
+  extents_of(step, head, same_borders);
   kept_ = kept_ranges();
   SelectInput input;
   input.segments = extents_;

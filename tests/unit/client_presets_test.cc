@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "base/fault.h"
 #include "client/retrieval/preset_text.h"
 #include "tests/unit/client_fixture.h"
 
@@ -125,6 +126,21 @@ TEST_F(UserPresets, PartsAct) {
   decode("less", &third);
   EXPECT_LE(third.rows_selected, 48 * third.selections) << "a hundredth of 4500";
   EXPECT_GT(third.rows_selected, 0u);
+}
+
+// As if reindex overwrote the borders of a layer's units while its first head read them.
+TEST_F(UserPresets, HeadsOfALayerHaveTheSameUnits) {
+  write("layered", "partition = \"sentences:64\"\nabstract = \"mean\"\nscope = \"layer\"\n");
+  settle();
+  kvt_view_stats all, seen;
+  decode("layered", &all);
+  EXPECT_EQ(all.units_missing, 0u);
+  ASSERT_TRUE(arm_faults("view.borders=fail"));
+  decode("layered", &seen);
+  ASSERT_TRUE(arm_faults(""));
+  const std::uint64_t of_step = all.units_scored / (3 * shape_.layers);
+  EXPECT_EQ(seen.units_scored, all.units_scored - of_step + shape_.kv_heads * 2)
+      << "two segments of one unit each, at one step";
 }
 
 // The bound that the view tells of its steps is the one that was asked for, where the budget has
