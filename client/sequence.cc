@@ -398,11 +398,12 @@ Result<void> Sequence::close(Patience patience) {
   if (writable_ && !private_) sealed = seal_tail_for_close(patience);
   if (!sealed && quick) {
     const Tail::Half& oldest = tail_->half(tail_->active() ^ (tail_->has_older() ? 1 : 0));
+    const std::uint64_t tokens = length() - oldest.first_token - oldest.durable_tokens;
     describe_error(sealed.error());
-    KVT_LOG(kWarn, "sequence %llu: dropped with %llu tokens that are not stored: %s",
-            static_cast<unsigned long long>(id_),
-            static_cast<unsigned long long>(length() - oldest.first_token - oldest.durable_tokens),
-            error_text());
+    if (tokens != 0)  // else all are committed
+      KVT_LOG(kWarn, "sequence %llu: dropped with %llu tokens that are not stored: %s",
+              static_cast<unsigned long long>(id_), static_cast<unsigned long long>(tokens),
+              error_text());
   }
   closed_ = true;
   observers_.clear();

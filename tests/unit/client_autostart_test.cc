@@ -336,10 +336,21 @@ TEST_F(Autostart, ADropStoresAndStartsNoDaemon) {
   ASSERT_EQ(kvt_sequence_open(space, "chat", 0, 1, &sequence), KVT_OK) << kvt_last_error();
   EXPECT_EQ(kvt_sequence_length(sequence), 1u);
   append_one(sequence);
+  kvt_sequence* committed = nullptr;
+  ASSERT_EQ(kvt_sequence_create(space, nullptr, nullptr, 0, nullptr, &committed), KVT_OK)
+      << kvt_last_error();
+  append_one(committed);
+  ASSERT_EQ(kvt_sequence_commit(committed), KVT_OK) << kvt_last_error();
   ::kill(pid_, SIGKILL);
   wait_gone();
   const auto start = std::chrono::steady_clock::now();
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(kvt_sequence_drop(committed), KVT_ERROR_DAEMON_LOST);
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+  ::testing::internal::CaptureStderr();
   EXPECT_EQ(kvt_sequence_drop(sequence), KVT_ERROR_DAEMON_LOST);
+  EXPECT_NE(::testing::internal::GetCapturedStderr().find("with 1 tokens that are not stored"),
+            std::string::npos);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
   kvt_client* other = nullptr;
   kvt_client_options alone;
