@@ -132,7 +132,7 @@ def main(path: str) -> None:
     loads = []
     for number in range(1, ROUNDS + 1):
         turn = f"{number} of {ROUNDS}"
-        with Step(f"loading the whole saved cache, one step ({turn})"):
+        with Step(f"whole saved cache, one step ({turn})"):
             others = machine.Others()
             for way, seconds in full.items():
                 seconds.append(load_whole_cache(settings, model, first.question[0], way))
@@ -141,7 +141,7 @@ def main(path: str) -> None:
         if rounds:  # as the first found it; the caches stay, for one that closes starts a daemon
             machine.kill_daemon(rounds[-1]["pid"])
         last = number == ROUNDS
-        with Step(f"kvtier: resuming '{NAME}'{' and answering' if last else ''} ({turn})"):
+        with Step(f"kvtier: resuming{' and answering' if last else ''} ({turn})"):
             most = settings.answer_tokens if last else 1
             ids = first.context + first.tail
             rounds.append(resume(settings, model, tokenizer, ids, most, count))
