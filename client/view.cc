@@ -69,7 +69,7 @@ View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, Prese
         has_low_rank() ? length - std::min<std::uint64_t>(length, options_.window) : length;
     for (auto& [layer, caches] : caches_)
       for (SlotCache& cache : caches) cache.truncate(kept);
-    for (auto& [layer, query] : layer_queries_) query.forget();
+    for (auto& [layer, query] : layer_queries_) query.reset();
     fired_ = {};
     seen_version_ = UINT64_MAX;
   });
@@ -186,6 +186,10 @@ Result<void> View::run_step(const AttendStep& step) {
   if (preset_.query == QueryKind::kLayerBefore && step.queries == 1)
     layer_before_.observe({step.layer, step.visible, step.kv_heads * step.group, step.dim}, step.q);
   KVT_TRY_VOID(attend_tail(step));
+  // A question, or more of the prompt: what the layer's steps before it asked is over.
+  if (const auto query = layer_queries_.find(step.layer);
+      step.queries > 1 && exact(step) && query != layer_queries_.end())
+    query->second.reset();
   if (stored != 0) {
     KVT_TRY_VOID(exact(step) ? attend_sealed(step) : attend_blocks(step));
   } else if (!exact(step) && preset_.abstract.partition == PartitionKind::kSegments) {

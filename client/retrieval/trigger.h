@@ -70,6 +70,14 @@ class LayerQuery {
     chosen_.assign(chosen_.size(), 0);
     due_.assign(due_.size(), true);
   }
+  // The next step does not go on from the last one: nothing of any before it counts. Not amid a
+  // step.
+  void reset() noexcept {
+    forget();
+    sum_count_ = 0;
+    boundary_ = false;
+    has_before_ = false;
+  }
   [[nodiscard]] std::uint64_t memory_bytes() const noexcept;
 
  private:

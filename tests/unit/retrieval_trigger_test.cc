@@ -116,6 +116,20 @@ TEST(Queries, TheMeanSinceTheLastSentence) {
   EXPECT_EQ(vectors(), (std::vector<float>{2, 1, 2, 0})) << "the closing token still counts";
   steps.step({5, 5, 5, 5});
   EXPECT_EQ(vectors(), (std::vector<float>{5, 5, 5, 5}));
+  steps.query.reset();
+  EXPECT_EQ(steps.step({1, 1, 1, 1}), Due({true, true}));
+  EXPECT_EQ(vectors(), (std::vector<float>{1, 1, 1, 1})) << "nothing before counts";
+}
+
+// A turn, a boundary and the queries of the step before are of what is there no more, too.
+TEST(Triggers, NothingBeforeAResetCounts) {
+  Steps turn(TriggerKind::kTurn, 0.7f), boundary(TriggerKind::kBoundary);
+  for (Steps* steps : {&turn, &boundary}) {
+    steps->step({1, 0, 1, 0}, true);
+    steps->query.reset();
+    EXPECT_EQ(steps->step({0, 1, 0, 1}), Due({true, true}));
+    EXPECT_FALSE(steps->query.fired());
+  }
 }
 
 TEST(Triggers, ATurnIsFromOneStepToTheNext) {
