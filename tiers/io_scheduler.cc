@@ -91,8 +91,9 @@ bool IoScheduler::waits(std::size_t urgency) {
 }
 
 // Stops at the first request that must wait: nothing less urgent may take the room that it waits
-// for, but for one bulk request at a time. A warm keeps more waiting than fits for minutes, and who
-// waits for a seal would wait as long.
+// for, but for one bulk request at a time. A warm keeps more waiting than fits for minutes, readers
+// that each ask again when they are answered fill the house to the byte, and who waits for a seal
+// would wait as long.
 void IoScheduler::start_what_fits() {
   for (std::size_t urgency = 0; urgency < kIoPriorities; ++urgency) {
     while (waits(urgency)) {
@@ -102,7 +103,7 @@ void IoScheduler::start_what_fits() {
       }
       const bool bulk_runs =
           in_flight_count_[kWriteBackClass] + in_flight_count_[kBackgroundClass] != 0;
-      if (urgency >= kWriteBackClass || bulk_runs) return;
+      if (bulk_runs) return;
       for (const std::size_t bulk : {kWriteBackClass, kBackgroundClass})
         if (waits(bulk)) return start_first(bulk);
       return;

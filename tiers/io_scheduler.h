@@ -4,8 +4,8 @@
 // submission. Bytes in flight are bounded, and bulk classes (write-back, background) get a smaller
 // bound of their own that shrinks while a commit or a demand read waits or is in flight: one
 // client's bulk write must not hold up another's read; nor do reads hold it up for ever: one bulk
-// request goes on beside whatever waits. What waits can be made more urgent, or taken
-// back, by its ticket.
+// request goes on beside whatever waits or fills the house. What waits can be made more urgent, or
+// taken back, by its ticket.
 #pragma once
 
 #include <array>

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "tiers/io_files.h"
 #include "tiers/io_scheduler.h"
@@ -100,19 +101,20 @@ class IoSchedulerTest : public testing::Test {
 
 TEST_F(IoSchedulerTest, UrgencyFirstThenOrderOfSubmission) {
   submit(IoPriority::kDemand, 0, 1024 * kKib);  // fills the house
-  submit(IoPriority::kBackground, 50, 64 * kKib);
   submit(IoPriority::kWriteBack, 40, 64 * kKib);
+  submit(IoPriority::kBackground, 50, 64 * kKib);
+  submit(IoPriority::kWriteBack, 41, 64 * kKib);
   submit(IoPriority::kPrefetch, 30, 64 * kKib);
   submit(IoPriority::kDemand, 20, 64 * kKib);
   submit(IoPriority::kDemand, 21, 64 * kKib);
   submit(IoPriority::kPrefetch, 31, 64 * kKib);
-  EXPECT_EQ(io_.running(), 2u) << "and one bulk request beside what waits";
+  EXPECT_EQ(io_.running(), 2u) << "and one bulk request beside it";
   EXPECT_EQ(scheduler_.stats().waiting[static_cast<std::size_t>(IoPriority::kDemand)], 2u);
   io_.complete_all();
   scheduler_.poll();
   finish_all();
-  EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 40, 20, 21, 30, 31, 50}));
-  EXPECT_EQ(called_, 7u);
+  EXPECT_EQ(io_.order(), (std::vector<std::uint64_t>{0, 40, 20, 21, 30, 31, 41, 50}));
+  EXPECT_EQ(called_, 8u);
 }
 
 TEST_F(IoSchedulerTest, BytesInFlightAreBounded) {
@@ -208,6 +210,25 @@ TEST_F(IoSchedulerTest, WriteBackGoesOnWhileAFullHouseOfHintsNeverEnds) {
           << tag << " starved";
     finish_all();
   }
+}
+
+// None of them ever waits.
+TEST_F(IoSchedulerTest, WriteBackGoesOnWhereReadsFillTheHouseToTheByte) {
+  bool over = false;
+  std::function<void(Result<void>)> again = [&](Result<void>) {
+    if (!over) submit(IoPriority::kDemand, 0, 64 * kKib, again);
+  };
+  for (int i = 0; i < 16; ++i) again({});
+  ASSERT_EQ(io_.running_bytes(), 1024 * kKib);
+  for (std::uint64_t i = 1; i <= 3; ++i) submit(IoPriority::kWriteBack, i, 64 * kKib);
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_LE(io_.running_bytes(true), 64 * kKib) << "one at a time";
+    io_.complete_first();
+    scheduler_.poll();
+  }
+  EXPECT_EQ(std::count(io_.order().begin(), io_.order().end(), 3u), 1) << "starved";
+  over = true;
+  finish_all();
 }
 
 TEST_F(IoSchedulerTest, ACommitDoesNotQueueBehindReads) {
