@@ -159,6 +159,7 @@ void publish_new_log(EngineState& engine, const Job& job) {
     StoredSequence& found = *engine.sequences.all.at(job->sequence);
     if (!result) {
       found.row.log_generation = before;
+      found.row_in_doubt = true;
       found.log.unnamed.push_back({job->header.generation, job->bytes});
       engine.io->io().close(job->file);
       return finish(engine, job, result);

@@ -1,6 +1,7 @@
 // Requests about names and lifetimes: rename, pin, expire, rm; and stop.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/shell_word.h"
 #include "daemon/control_ops.h"
@@ -22,26 +23,27 @@ Result<StoredSequence*> stored_target(EngineState& engine, const Json& body) {
 // Posts the row where the sequence is (or is to be) in the catalogue; on failure the row goes back.
 void store_row(EngineState& engine, StoredSequence& sequence, SequenceRow before,
                ControlDone done) {
-  if (sequence.is_private) return done(ControlReply{Json::object(), {}, {}});
-  const SequenceId id = sequence.row.id;
+  const auto finish = [&engine, id = sequence.row.id, before = std::move(before),
+                       done = std::move(done)](Result<void> result) {
+    StoredSequence& found = *engine.sequences.all.at(id);
+    --found.busy;
+    // Of two names the other is free from here on.
+    const std::string other = result ? before.name : std::exchange(found.row.name, before.name);
+    if (other != found.row.name) free_name(engine, other, id);
+    if (result) return done(ControlReply{Json::object(), {}, {}});
+    found.row.pinned = before.pinned;
+    found.row.expires_unix_s = before.expires_unix_s;
+    found.row.provisional = found.row.provisional || before.provisional;
+    done(error(result.error()));
+    if (StoredSequence* left = find_sequence(engine, id)) drop_if_ephemeral(engine, *left);
+  };
   ++sequence.busy;
-  post_sequence_row(
-      engine, sequence, true,
-      [&engine, id, before = std::move(before), done = std::move(done)](Result<void> result) {
-        StoredSequence& found = *engine.sequences.all.at(id);
-        --found.busy;
-        if (result) return done(ControlReply{Json::object(), {}, {}});
-        if (found.row.name != before.name) {
-          if (!found.row.name.empty()) engine.sequences.names.erase(found.row.name);
-          if (!before.name.empty()) engine.sequences.names[before.name] = id;
-        }
-        found.row.name = before.name;
-        found.row.pinned = before.pinned;
-        found.row.expires_unix_s = before.expires_unix_s;
-        found.row.provisional = found.row.provisional || before.provisional;
-        done(error(result.error()));
-        if (StoredSequence* left = find_sequence(engine, id)) drop_if_ephemeral(engine, *left);
-      });
+  if (sequence.is_private) return finish({});
+  // Rows in doubt are settled first: one of them may have the name.
+  if (engine.read_only)
+    return finish(
+        error(Code::kReadOnly, "the store takes no writes: kvtier doctor names the mend"));
+  post_sequence_row(engine, sequence, true, finish);
 }
 
 void op_rename(EngineState& engine, Session&, ControlRequest request, ControlDone done) {
@@ -55,13 +57,11 @@ void op_rename(EngineState& engine, Session&, ControlRequest request, ControlDon
   if (*name == sequence.row.name) return done(ControlReply{Json::object(), {}, {}});
   if (!name->empty()) {
     if (const Result<void> fine = check_name(*name); !fine) return done(error(fine.error()));
-    if (engine.sequences.names.count(*name) != 0)
+    if (engine.sequences.names.try_emplace(*name, sequence.row.id).first->second != sequence.row.id)
       return done(error(Code::kExists, "the name is taken: choose another"));
   }
   SequenceRow before = sequence.row;
-  if (!sequence.row.name.empty()) engine.sequences.names.erase(sequence.row.name);
-  sequence.row.name = *name;
-  if (!name->empty()) engine.sequences.names[*name] = sequence.row.id;
+  sequence.row.name = *name;  // the other stays taken until the row is durable
   store_row(engine, sequence, std::move(before), std::move(done));
 }
 

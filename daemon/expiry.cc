@@ -39,9 +39,9 @@ void resume_catalogue(EngineState& engine) {
       engine.resuming = false;
       engine.next_resume_ns = engine.now_ns() + kSecond;
       if (!result) return;
+      settle_sequence_rows(engine);
       engine.read_only = false;
       remove_rows_again(engine);
-      remove_sequence_rows_again(engine);
       KVT_LOG(kWarn, "catalogue: open again; the store takes writes");
     });
   });

@@ -204,6 +204,21 @@ void add_segments(EngineState& engine, Loaded& loaded,
   }
 }
 
+// Two rows of one name, as an older kvtier could leave them: the later one has it.
+void take_name(EngineState& engine, const SequenceRow& row, CatalogueBatch* mend) {
+  if (row.name.empty()) return;
+  SequenceId& owner = engine.sequences.names[row.name];
+  if (owner.valid()) {
+    SequenceRow& other = engine.sequences.all.at(owner)->row;
+    KVT_LOG(kWarn,
+            "sequences %" PRIu64 " and %" PRIu64 " have one name: %" PRIu64 " is nameless now",
+            owner.value, row.id.value, owner.value);
+    other.name.clear();
+    if (engine.metrics.rows_damaged == 0) mend->put_sequence(other);
+  }
+  owner = row.id;
+}
+
 void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
   StoredSpace* space = find_space(engine, row.space);
   if (space == nullptr) {
@@ -242,7 +257,7 @@ void add_sequence(EngineState& engine, SequenceRow row, CatalogueBatch* mend) {
   sequence.log.loaded = sequence.log.generation == 0;
   engine.sequences.next_id = std::max(engine.sequences.next_id, sequence.row.id.value + 1);
   engine.sequences.next_log = std::max(engine.sequences.next_log, sequence.row.log_generation + 1);
-  if (!sequence.row.name.empty()) engine.sequences.names[sequence.row.name] = sequence.row.id;
+  take_name(engine, sequence.row, mend);
   ++space->sequences;
   ++engine.metrics.recovered_sequences;
   engine.sequences.all.emplace(sequence.row.id, std::move(made));

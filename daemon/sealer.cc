@@ -191,7 +191,8 @@ void write_catalogue(EngineState& engine, const Job& job) {
                           [&engine, job, status](Result<void> undone) {
                             // Not even that: the next commit must say anew in the catalogue which
                             // log counts.
-                            if (!undone) sequence_of(engine, job).log.suspect = true;
+                            StoredSequence& left = sequence_of(engine, job);
+                            if (!undone) left.row_in_doubt = left.log.suspect = true;
                             fail_seal(engine, job, status, !undone);
                           });
              });

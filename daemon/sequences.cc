@@ -60,6 +60,12 @@ StoredSequence* find_sequence_by_name(EngineState& engine, const std::string& na
   return place == engine.sequences.names.end() ? nullptr : find_sequence(engine, place->second);
 }
 
+void free_name(EngineState& engine, const std::string& name, SequenceId id) {
+  const auto place = engine.sequences.names.find(name);
+  if (place != engine.sequences.names.end() && place->second == id)
+    engine.sequences.names.erase(place);
+}
+
 StoredSequence& new_sequence(EngineState& engine, StoredSpace& space, bool is_private) {
   SequenceTable& table = engine.sequences;
   if (table.next_id >= table.reserved_until) {
@@ -229,6 +235,7 @@ void post_sequence_row(EngineState& engine, StoredSequence& sequence, bool sync,
                  found->row_durable = true;
                  found->row.provisional = false;
                }
+               if (found != nullptr && !result) found->row_in_doubt = true;
                done(result);
              });
 }
@@ -238,7 +245,8 @@ namespace {
 void forget_sequence(EngineState& engine, StoredSequence& sequence) {
   KVT_CHECK(sequence.open.empty() && sequence.busy == 0 && !sequence.working);
   for (const SequencePart& part : sequence.parts) let_go(engine, *part.segment);
-  if (!sequence.row.name.empty()) engine.sequences.names.erase(sequence.row.name);
+  free_name(engine, sequence.row.name, sequence.row.id);
+  if (sequence.row_in_doubt) engine.sequences.rows_left.push_back(sequence.row.id);
   --sequence.space->sequences;
   engine.sequences.all.erase(sequence.row.id);
 }
@@ -279,19 +287,28 @@ void forget_unwritten(EngineState& engine, StoredSequence& sequence) {
     sequence.row.provisional = true;  // it goes at close, unless somebody commits or pins it
     return;
   }
-  // The batch may be there all the same.
-  if (sequence.in_catalogue) engine.sequences.rows_left.push_back(sequence.row.id);
   forget_sequence(engine, sequence);
 }
 
-void remove_sequence_rows_again(EngineState& engine) {
-  const std::vector<SequenceId> left = std::exchange(engine.sequences.rows_left, {});
-  if (left.empty()) return;
+void settle_sequence_rows(EngineState& engine) {
+  std::vector<SequenceId> settled = std::exchange(engine.sequences.rows_left, {});
   CatalogueBatch batch;
-  for (const SequenceId id : left) batch.remove_sequence(id);
-  post_batch(engine, std::move(batch), true, [&engine, left](Result<void> result) {
-    std::vector<SequenceId>& again = engine.sequences.rows_left;
-    if (!result) again.insert(again.end(), left.begin(), left.end());
+  for (const SequenceId id : settled) batch.remove_sequence(id);
+  for (auto& [id, sequence] : engine.sequences.all) {
+    if (sequence->removed || !std::exchange(sequence->row_in_doubt, false)) continue;
+    sequence->in_catalogue ? batch.put_sequence(sequence->row) : batch.remove_sequence(id);
+    settled.push_back(id);
+  }
+  if (settled.empty()) return;
+  post_batch(engine, std::move(batch), true, [&engine, settled](Result<void> result) {
+    if (result) return;
+    for (const SequenceId id : settled) {
+      const auto place = engine.sequences.all.find(id);
+      if (place != engine.sequences.all.end())
+        place->second->row_in_doubt = true;
+      else
+        engine.sequences.rows_left.push_back(id);
+    }
   });
 }
 
@@ -320,7 +337,7 @@ void remove_sequence(EngineState& engine, StoredSequence& sequence, LogFile log_
     --gone.busy;
     if (!result) {
       gone.removed = false;
-      gone.log.suspect = true;  // its row may be gone: the next commit writes it anew
+      gone.row_in_doubt = gone.log.suspect = true;  // its row may be gone
       return done(result);
     }
     drop_log(engine, gone, log_file);

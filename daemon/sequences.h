@@ -141,6 +141,8 @@ struct StoredSequence {
   bool is_private = false;
   bool in_catalogue = false;  // a batch with its row was posted
   bool row_durable = false;   // and such a batch was synced
+  // A batch with it failed: what the catalogue holds of it is not known until it is written anew.
+  bool row_in_doubt = false;
   std::uint64_t last_use_posted_unix_ns = 0;
   bool removed = false;
   bool internal = false;  // of a compaction or an import under way: nobody can name it
@@ -185,6 +187,8 @@ struct SequenceTable {
 [[nodiscard]] StoredSequence* find_sequence(EngineState& engine, SequenceId id);
 [[nodiscard]] StoredSequence* find_sequence_by_name(EngineState& engine, const std::string& name);
 StoredSequence& new_sequence(EngineState& engine, StoredSpace& space, bool is_private);
+// Where it is this sequence's.
+void free_name(EngineState& engine, const std::string& name, SequenceId id);
 // kInvalid for a name that may not be.
 [[nodiscard]] Result<void> check_name(const std::string& name);
 
@@ -213,8 +217,9 @@ void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence);
 void keep_last_use(EngineState& engine, StoredSequence& sequence);
 // Its first row could not be written: as if it had never been, unless somebody has opened it since.
 void forget_unwritten(EngineState& engine, StoredSequence& sequence);
-// Removes rows of sequences that are gone. The catalogue takes writes again.
-void remove_sequence_rows_again(EngineState& engine);
+// Removes rows of sequences that are gone, and writes those in doubt as they are. The catalogue
+// takes writes again; this is the first of them, or a name that is free here may be taken there.
+void settle_sequence_rows(EngineState& engine);
 // Evicted: out of memory now, out of the catalogue by a batch. Not open, no work.
 void forget_evicted_sequence(EngineState& engine, StoredSequence& sequence);
 // Takes the sequence out of catalogue and memory; `done` when that is durable. Not open, no work.

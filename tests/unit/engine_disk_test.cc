@@ -117,6 +117,87 @@ TEST_F(EngineDisk, ACommitAfterAReopenSettlesARowInDoubt) {
   }
 }
 
+// Nor does it go on saying so: a name that is free again, or an end that was refused, would come
+// back.
+TEST_F(EngineDisk, ARowInDoubtIsSettledBeforeTheStoreTakesWrites) {
+  const auto ids = make_ids(40);
+  auto old = client->create(space, {}, "old");
+  auto other = client->create(space, {}, "other");
+  for (SimSequence* chat : {old.get(), other.get()}) {
+    client->append(*chat, geometry, ids, 0, 20);
+    ASSERT_EQ(client->commit(*chat).value1, 20u);
+  }
+  const auto fail = [&](const Json& request) {
+    ASSERT_TRUE(arm_faults("catalogue.written=fail@1"));
+    EXPECT_EQ(client->control(request).status.code, Code::kIo);
+    ASSERT_TRUE(arm_faults(""));
+    world.clock().advance_ns(1'000'000'000);
+    world.settle();
+    ASSERT_FALSE(state().read_only);
+  };
+  const std::uint64_t end = world.clock().wall_ns() / 1'000'000'000 + 60;
+  fail({{"op", "rename"}, {"target", "old"}, {"name", "new"}});
+  fail({{"op", "pin"}, {"target", "other"}});
+  fail({{"op", "expire"}, {"target", "old"}, {"at_unix_s", end}});
+  ASSERT_TRUE(client->control({{"op", "rename"}, {"target", "other"}, {"name", "new"}}).ok());
+  client->append(*old, geometry, ids, 20, 20);
+  ASSERT_EQ(client->commit(*old).value1, 40u);
+  world.kill();
+  world.clock().advance_ns(120'000'000'000);
+  restart();
+  world.settle();
+  for (const std::string name : {"old", "new"}) {
+    const StoredSequence* found = find_sequence_by_name(state(), name);
+    ASSERT_NE(found, nullptr) << name;
+    EXPECT_FALSE(found->row.pinned);
+    EXPECT_EQ(found->row.expires_unix_s, 0u);
+    auto chat = client->attach(space, name, true);
+    ASSERT_NE(chat, nullptr);
+    EXPECT_EQ(chat->tokens_sealed + chat->count, name == "old" ? 40u : 20u);
+  }
+}
+
+// Its old name is no other's until its new one is durable.
+TEST_F(EngineDisk, ARenameThatFailsHasItsNameBack) {
+  for (const bool is_private : {false, true}) {
+    SCOPED_TRACE(is_private);
+    auto chat = client->create(space, {}, is_private ? "mine" : "old", is_private);
+    const std::string name = is_private ? "mine" : "old";
+    ASSERT_TRUE(client->control({{"op", "rename"}, {"target", name}, {"name", "new"}}).ok());
+    EXPECT_EQ(find_sequence_by_name(state(), name), nullptr);
+    ASSERT_TRUE(client->control({{"op", "rename"}, {"target", "new"}, {"name", name}}).ok());
+    ASSERT_NE(client->create(space, {}, "new"), nullptr) << "the name is free";
+    ASSERT_TRUE(client->control({{"op", "rename"}, {"target", "new"}, {"name", ""}}).ok());
+  }
+  sim::SimClient tool(world, "tool", false);
+  ASSERT_TRUE(arm_faults("catalogue.written=fail@1"));
+  const auto renamed = tool.start_control({{"op", "rename"}, {"target", "old"}, {"name", "new"}});
+  Reply reply;
+  EXPECT_EQ(client->create(space, {}, "old", false, &reply), nullptr);
+  EXPECT_EQ(reply.status.code, Code::kExists);
+  EXPECT_EQ(tool.wait(renamed).status.code, Code::kIo);
+  EXPECT_EQ(find_sequence_by_name(state(), "new"), nullptr);
+  EXPECT_NE(find_sequence_by_name(state(), "old"), nullptr);
+}
+
+// As an older kvtier could leave them.
+TEST_F(EngineDisk, OfTwoRowsWithOneNameTheLaterHasIt) {
+  ASSERT_NE(client->create(space, {}, "first"), nullptr);
+  ASSERT_NE(client->create(space, {}, "second"), nullptr);
+  StoredSequence& second = *find_sequence_by_name(state(), "second");
+  const SequenceId first = find_sequence_by_name(state(), "first")->row.id;
+  second.row.name = "first";
+  post_sequence_row(state(), second, true, [](Result<void> posted) { EXPECT_TRUE(posted); });
+  const SequenceId later = second.row.id;
+  world.settle();
+  world.kill();
+  restart();
+  ASSERT_NE(find_sequence_by_name(state(), "first"), nullptr);
+  EXPECT_EQ(find_sequence_by_name(state(), "first")->row.id, later);
+  ASSERT_NE(find_sequence(state(), first), nullptr);
+  EXPECT_EQ(find_sequence(state(), first)->row.name, "");
+}
+
 TEST_F(EngineDisk, AbstractsComeBackFromSidecarsAndAreRebuilt) {
   const auto want_boxes = [&](const SimSequence& sequence) {
     const Reply reply = client->control(
