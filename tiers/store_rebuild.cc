@@ -45,8 +45,8 @@ class Rebuild {
   // What the old catalogue still gives; true where it is sound and in step with the files. What it
   // does not give as it lies, a repaired copy may.
   Result<bool> read_old();
-  bool read_rows(const std::string& path);
-  void read_salvaged(const std::string& copy);
+  Result<bool> read_rows(const std::string& path);
+  Result<void> read_salvaged(const std::string& copy);
   [[nodiscard]] bool in_step() const;
   Result<void> read_files();
   Result<void> write_new();
@@ -79,13 +79,18 @@ class Rebuild {
   std::uint64_t last_segment_ = 0, last_sequence_ = 0, last_log_ = 0;
 };
 
-bool Rebuild::read_rows(const std::string& path) {
+// True: whole and in step. What a moment refuses, or what is of a newer kvtier, is not damaged.
+Result<bool> Rebuild::read_rows(const std::string& path) {
   CatalogueOptions options;
   options.path = path;
   options.read_only = true;
+  const auto or_refused = [](const Status& status) -> Result<bool> {
+    if (status.code == Code::kCorrupt || status.code == Code::kNotFound) return false;
+    return error(status);
+  };
   Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(options);
-  if (!catalogue) return false;
-  bool damaged = false;
+  if (!catalogue) return or_refused(catalogue.error());
+  bool damaged = false, newer = false;
   CatalogueVisitor visitor;
   visitor.space = [&](SpaceRow row) { spaces_[row.id] = std::move(row); };
   visitor.segment = [&](SegmentRow row) { old_segments_[row.id] = std::move(row); };
@@ -94,30 +99,38 @@ bool Rebuild::read_rows(const std::string& path) {
   visitor.number = [&](std::string_view name, std::uint64_t value) {
     numbers_[std::string(name)] = value;
   };
-  visitor.damaged = [&](const std::string&, Status) { damaged = true; };
-  const bool whole = (*catalogue)->load(visitor).has_value();
-  return whole && !damaged && numbers_["chain_key"] != 0 && in_step();
+  visitor.damaged = [&](const std::string&, Status status) {
+    damaged = true;
+    newer = newer || status.code == Code::kVersion;
+  };
+  const Result<void> loaded = (*catalogue)->load(visitor);
+  if (newer)
+    return error(Code::kVersion, "the store was written by a newer kvtier: upgrade this one");
+  if (!loaded) return or_refused(loaded.error());
+  return !damaged && numbers_["chain_key"] != 0 && in_step();
 }
 
 // Later rows, where RocksDB stopped at damage in its log, or the first that can be read at all.
-void Rebuild::read_salvaged(const std::string& copy) {
+Result<void> Rebuild::read_salvaged(const std::string& copy) {
   auto spaces = std::exchange(spaces_, {});
   auto segments = std::exchange(old_segments_, {});
   auto sequences = std::exchange(sequences_, {});
   auto objects = std::exchange(objects_, {});
   auto numbers = std::exchange(numbers_, {});
-  static_cast<void>(read_rows(copy));
-  if (number("next_segment") >= numbers["next_segment"] && spaces_.size() >= spaces.size()) return;
+  KVT_TRY_VOID(read_rows(copy));
+  if (number("next_segment") >= numbers["next_segment"] && spaces_.size() >= spaces.size())
+    return {};
   spaces_ = std::move(spaces);
   old_segments_ = std::move(segments);
   sequences_ = std::move(sequences);
   objects_ = std::move(objects);
   numbers_ = std::move(numbers);
+  return {};
 }
 
 Result<bool> Rebuild::read_old() {
   const std::string path = store_ + "/catalogue", copy = store_ + "/catalogue.read";
-  bool sound = read_rows(path);
+  KVT_TRY(const bool sound, read_rows(path));
   std::error_code failed;
   if (!sound && std::filesystem::is_directory(path, failed)) {
     std::filesystem::remove_all(copy, failed);
@@ -130,8 +143,12 @@ Result<bool> Rebuild::read_old() {
       return error(Code::kNoSpace,
                    "no room for a copy of the old catalogue: free some and repair again");
     std::filesystem::copy(path, copy, std::filesystem::copy_options::recursive, failed);
-    if (!failed && Catalogue::salvage(copy)) read_salvaged(copy);
+    const std::error_code copied = failed;
+    const Result<void> read =
+        !copied && Catalogue::salvage(copy) ? read_salvaged(copy) : Result<void>();
     std::filesystem::remove_all(copy, failed);
+    if (copied) return error(Code::kIo, "the old catalogue cannot be copied", copied.value());
+    if (!read) return error(read.error());
   }
   report_.rows_kept = spaces_.size() + sequences_.size() + objects_.size();
   return sound;

@@ -27,7 +27,8 @@ struct RebuildReport {
   std::uint64_t logs_left_out = 0;
 };
 
-// kBusy where a daemon serves the store; kExists where the catalogue is sound: nothing is done.
+// kBusy where a daemon serves the store; kExists where the catalogue is sound, kVersion where a
+// newer kvtier wrote it, another code where it cannot be read now: nothing is done.
 [[nodiscard]] Result<RebuildReport> rebuild_catalogue(const std::string& store_path);
 
 // What a rebuild left that was cut: a catalogue.new takes the name where nothing has it, and goes

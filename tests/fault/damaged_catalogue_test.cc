@@ -294,6 +294,36 @@ TEST_F(DamagedCatalogue, ARepairThatFailsLosesNoRow) {
   EXPECT_EQ(steps, 12);
 }
 
+// Nothing of it is damaged: a new catalogue would lose the names that this kvtier cannot read.
+TEST_F(DamagedCatalogue, OfANewerKvtierIsLeftAsItIs) {
+  FaultStore store;
+  {
+    CatalogueOptions options;
+    options.path = store.path() + "/catalogue";
+    auto catalogue = Catalogue::open(options);
+    ASSERT_TRUE(catalogue);
+    CatalogueBatch batch;
+    ASSERT_TRUE(arm_faults("catalogue.newer_row=fail@1"));
+    SequenceRow row;
+    row.id = SequenceId{1};
+    batch.put_sequence(row);
+    ASSERT_TRUE(arm_faults(""));
+    ASSERT_TRUE((*catalogue)->write(std::move(batch), true));
+  }
+  const auto contents = [&] {
+    std::map<std::string, std::string> all;
+    for (const std::string& file : store.files("catalogue")) all[file] = store.get(file);
+    return all;
+  };
+  const auto before = contents();
+  const Result<RebuildReport> rebuilt = rebuild_catalogue(store.path());
+  ASSERT_FALSE(rebuilt);
+  EXPECT_EQ(rebuilt.error().code, Code::kVersion);
+  EXPECT_EQ(contents(), before);
+  for (const char* made : {"/catalogue.damaged-1", "/catalogue.new", "/catalogue.read"})
+    EXPECT_FALSE(std::filesystem::exists(store.path() + made)) << made;
+}
+
 // A catalogue that is sound and knows nothing of these files.
 TEST_F(DamagedCatalogue, OfAnotherStore) {
   FaultStore store, empty;
