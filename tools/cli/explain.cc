@@ -99,8 +99,10 @@ int write_page(const Invocation& invocation, const std::string& page) {
       file != nullptr && std::fwrite(page.data(), 1, page.size(), file) == page.size();
   const bool closed = file != nullptr && std::fclose(file) == 0;
   if (written && closed) return 0;
-  const Status status{Code::kIo, errno, "cannot be written"};
-  return print_error(invocation, status, path + " cannot be written: " + std::strerror(errno));
+  const int why = errno;
+  if (file != nullptr) ::unlink(path.c_str());  // a cut page would be in the way of the next try
+  const Status status{Code::kIo, why, "cannot be written"};
+  return print_error(invocation, status, path + " cannot be written: " + std::strerror(why));
 }
 
 Json as_json(const ReadText& reads, const std::vector<Passage>& most) {
