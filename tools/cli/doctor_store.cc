@@ -159,9 +159,12 @@ void check_codebooks_of(const StoreRows& rows, const std::string& store,
   const Result<std::unique_ptr<Io>> io = make_io({.root = store, .backend = "threads"});
   if (!io) return;
   for (const kvtier::Finding& found : check_codebooks(**io, rows).findings)
-    if (found.severity == FindingSeverity::kWarning)
-      findings->push_back(
-          {Grade::kSlow, "key codes", found.path + ": " + found.what, kMendCodebook});
+    findings->push_back(
+        {Grade::kSlow, "key codes", found.path + ": " + found.what,
+         found.severity == FindingSeverity::kWarning ? kMendCodebook
+         : found.kind == FindingKind::kNewer
+             ? "install that version of kvtier again; what it stored stays as it is"
+             : "make it readable: chown, chmod, or see what the kernel's log says"});
 }
 
 }  // namespace
