@@ -146,14 +146,15 @@ int repair_offline(const Invocation& invocation) {
   const Result<RebuildReport> report = rebuild_catalogue(invocation.get("store"));
   if (!report && report.error().code == Code::kExists) {  // nothing to do
     if (invocation.json)
-      print_json(Json{{"rebuilt", false}, {"reason", report.error().message()}});
+      print_json(Json{{"ok", true}, {"rebuilt", false}, {"reason", report.error().message()}});
     else
       std::printf("%s\n", report.error().message());
     return 0;
   }
   if (!report) return print_offline_error(invocation, report.error());
   if (invocation.json) {
-    print_json(Json{{"rebuilt", true},
+    print_json(Json{{"ok", true},
+                    {"rebuilt", true},
                     {"moved_to", report->moved_to},
                     {"rows_kept", report->rows_kept},
                     {"spaces", report->spaces},
