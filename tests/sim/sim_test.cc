@@ -47,14 +47,15 @@ TEST(StoreSim, ManySeeds) {
     sum.repairs += result.repairs;
     sum.expired += result.expired;
     sum.copies += result.copies;
+    sum.catalogue_faults += result.catalogue_faults;
   }
   std::printf(
       "%llu seeds: %u crashes, %u seals, %u commits, %u chunks compared, %u missed, %u disk "
       "faults, %u segments compacted in %u gcs, %u repairs, %u sequences expired, %u copied by a "
-      "file\n",
+      "file, %u faults of the catalogue\n",
       static_cast<unsigned long long>(seeds), sum.crashes, sum.seals, sum.commits,
       sum.fetched_chunks, sum.missed_chunks, sum.faults, sum.segments_compacted, sum.collections,
-      sum.repairs, sum.expired, sum.copies);
+      sum.repairs, sum.expired, sum.copies, sum.catalogue_faults);
   // The simulation must do what it is for.
   EXPECT_GT(sum.crashes, seeds);
   EXPECT_GT(sum.seals, seeds / 2);
@@ -67,6 +68,7 @@ TEST(StoreSim, ManySeeds) {
     EXPECT_GT(sum.repairs, seeds / 4);
     EXPECT_GT(sum.expired, seeds / 40);
     EXPECT_GT(sum.copies, seeds / 40);
+    EXPECT_GT(sum.catalogue_faults, seeds / 10);
   }
 }
 

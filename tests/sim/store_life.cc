@@ -298,9 +298,9 @@ void StoreLife::append(ModelSequence& sequence) {
   note("append " + sequence.name() + " " + std::to_string(count));
 }
 
-void StoreLife::write(ModelSequence& sequence, bool seal) {
+void StoreLife::write(ModelSequence& sequence, bool seal, bool may_crash) {
   if (seal && sequence.open->count == 0) return;
-  const bool into_crash = one_in(6);  // it comes somewhere inside the operation
+  const bool into_crash = may_crash && one_in(6);  // somewhere inside the operation
   const std::uint64_t user_data =
       seal ? writer->start_seal(*sequence.open) : writer->start_commit(*sequence.open);
   Completion completion{};

@@ -48,7 +48,7 @@ struct StoreLife {
   [[nodiscard]] ModelSequence* pick();  // one that is open, or null
   [[nodiscard]] std::string new_name() { return "s" + std::to_string(next_name++); }
   void append(ModelSequence& sequence);
-  void write(ModelSequence& sequence, bool seal);
+  void write(ModelSequence& sequence, bool seal, bool may_crash = true);
   bool one_in(std::uint64_t n) { return random.one_in(n); }
 
   const StoreSimOptions options;

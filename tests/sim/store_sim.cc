@@ -1,6 +1,8 @@
 #include "tests/sim/store_sim.h"
 
+#include "base/fault.h"
 #include "base/hash.h"
+#include "daemon/engine_state.h"
 #include "tests/sim/store_life.h"
 
 namespace kvtier::sim {
@@ -125,8 +127,7 @@ class StoreSim : private StoreLife {
     add(std::move(made));
   }
 
-  void truncate(ModelSequence& sequence) {
-    const std::uint64_t tokens = random.below(sequence.ids.size() + 1);
+  void truncate(ModelSequence& sequence, std::uint64_t tokens) {
     const Reply reply = writer->control(
         Json{{"op", "truncate"}, {"handle", sequence.open->handle}, {"tokens", tokens}});
     note("truncate " + sequence.name() + " " + std::to_string(tokens));
@@ -239,6 +240,46 @@ class StoreSim : private StoreLife {
     }
   }
 
+  // A seal, a truncation or a removal whose batch is written and said to have failed: the catalogue
+  // says another thing than the daemon. What is committed afterwards must be there all the same.
+  void catalogue_fault(ModelSequence& sequence) {
+    if (lenient || rotten) return;
+    append(sequence);
+    write(sequence, false, false);
+    world.settle();
+    if (sequence.open->count == 0 || !result.failure.empty()) return;
+    const std::uint64_t choice = random.below(3);
+    note("catalogue fault");
+    ++result.catalogue_faults;
+    lenient = true;
+    if (choice == 2) {
+      close(sequence);
+      world.settle();
+    }
+    const std::uint64_t failures = world.engine().state().metrics.catalogue_failures;
+    static_cast<void>(arm_faults("catalogue.written=fail"));
+    if (choice == 0) write(sequence, true, false);
+    if (choice == 1) truncate(sequence, random.below(sequence.ids.size()));
+    if (choice == 2) {
+      const Reply reply =
+          writer->control(Json{{"op", "rm"}, {"target", sequence.name()}, {"force", true}});
+      note("rm " + sequence.name() + " -> " + std::to_string(static_cast<int>(reply.status.code)));
+      sequence.maybe.push_back(std::nullopt);
+    }
+    static_cast<void>(arm_faults(""));
+    lenient = false;
+    if (world.engine().state().metrics.catalogue_failures == failures)
+      return fail("no batch of the catalogue failed");
+    if (choice != 2) close(sequence);
+    world.clock().advance_ns(1'000'000'000);  // the catalogue opens again
+    world.settle();
+    reopen(sequence, false);
+    if (sequence.open == nullptr) return static_cast<void>(sequences.erase(sequence.name()));
+    append(sequence);
+    write(sequence, false, false);
+    crash_somehow();
+  }
+
   void operation() {
     if (one_in(8)) return call_objects();
     const std::uint64_t choice = random.below(100);
@@ -250,7 +291,7 @@ class StoreSim : private StoreLife {
     if (choice < 66) return fetch(*sequence);
     if (choice < 71) return busy(*sequence);
     if (choice < 75) return fork(*sequence);
-    if (choice < 79) return truncate(*sequence);
+    if (choice < 79) return truncate(*sequence, random.below(sequence->ids.size() + 1));
     if (choice < 82) return close_and_reopen(*sequence);
     if (choice < 84) return remove(*sequence);
     if (choice < 88) return change_row(*this, *sequence);
@@ -258,7 +299,8 @@ class StoreSim : private StoreLife {
     if (choice < 92) return verify(*this);
     if (choice < 95) return crash(options.power_cuts && !one_in(3));
     if (!options.disk_faults) return;
-    choice < 97 ? rot() : disk_fault();
+    if (choice < 97) return rot();
+    choice < 98 ? catalogue_fault(*sequence) : disk_fault();
   }
 };
 

@@ -17,7 +17,7 @@ struct StoreSimOptions {
   std::uint64_t seed = 1;
   std::uint32_t operations = 150;
   bool power_cuts = true;
-  bool disk_faults = true;  // bit rot, EIO, a full disk
+  bool disk_faults = true;  // bit rot, EIO, a full disk, a batch of the catalogue that fails
 };
 
 struct StoreSimResult {
@@ -25,7 +25,7 @@ struct StoreSimResult {
   std::string trace;    // what was done, one line each
   std::uint32_t crashes = 0, seals = 0, commits = 0, fetched_chunks = 0, missed_chunks = 0,
                 faults = 0, object_writes = 0, objects_compared = 0, collections = 0,
-                segments_compacted = 0, repairs = 0, expired = 0, copies = 0;
+                segments_compacted = 0, repairs = 0, expired = 0, copies = 0, catalogue_faults = 0;
   std::uint64_t state_hash = 0;  // of everything observed: equal for equal seeds
 };
 
