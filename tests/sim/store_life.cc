@@ -5,6 +5,8 @@
 
 #include "daemon/admin.h"
 #include "daemon/engine_state.h"
+#include "tiers/segment_format.h"
+#include "tiers/tail_log_format.h"
 
 namespace kvtier::sim {
 
@@ -43,7 +45,7 @@ void StoreLife::fail(const std::string& what) {
 
 void StoreLife::expect_fault(const std::string& what, const Status& status) {
   note(what + " failed: " + status.message());
-  if (!lenient && !rotten) fail(what + " failed without a reason: " + status.message());
+  if (!lenient && rotted.empty()) fail(what + " failed without a reason: " + status.message());
 }
 
 // ---- the world ----
@@ -82,8 +84,7 @@ void StoreLife::crash(bool power) {
   std::map<std::string, ModelSequence> left;
   for (auto& [name, sequence] : sequences) {
     if (!result.failure.empty()) return;
-    reopen(sequence, true);
-    if (sequence.open != nullptr) left.emplace(sequence.name(), std::move(sequence));
+    if (reopen(sequence, true)) left.emplace(sequence.name(), std::move(sequence));
   }
   sequences = std::move(left);
   check_given_up();
@@ -114,16 +115,19 @@ std::unique_ptr<SimSequence> StoreLife::attach_by_any_name(const ModelSequence& 
   return open;
 }
 
-void StoreLife::note_absent(const ModelSequence& sequence, const Status& status, bool after_crash) {
+// False where it is gone, as it may. No error of the disk and no damage takes a name away.
+bool StoreLife::note_absent(const ModelSequence& sequence, const Status& status, bool after_crash) {
   if (status.code == Code::kNotFound && sequence.may_be_absent(now_unix_s())) {
     note("gone " + sequence.name());
-    if (!after_crash) return;
+    if (!after_crash) return false;
     give_up(sequence.name());
     for (const Traits& maybe : sequence.maybe_traits) give_up(maybe.name);
-    return;
+    return false;
   }
-  if (!lenient && !rotten)
+  note("closed stays " + sequence.name() + ": " + status.message());
+  if (status.code == Code::kNotFound || (!lenient && !sequence.damaged))
     fail("sequence " + sequence.name() + " cannot be opened: " + status.message());
+  return true;
 }
 
 void StoreLife::check_row(ModelSequence& sequence, const SimSequence& open) {
@@ -139,33 +143,42 @@ void StoreLife::check_row(ModelSequence& sequence, const SimSequence& open) {
     if (other.name != row.name) give_up(other.name);
 }
 
-void StoreLife::reopen(ModelSequence& sequence, bool after_crash) {
+bool StoreLife::reopen(ModelSequence& sequence, bool after_crash) {
+  const auto failed = [this](const std::string& what) {
+    fail(what);
+    return true;
+  };
   Reply reply;
   std::unique_ptr<SimSequence> open = attach_by_any_name(sequence, &reply);
   if (open == nullptr) return note_absent(sequence, reply.status, after_crash);
   if (after_crash && sequence.must_be_absent(restarted_unix_s_))
-    return fail("sequence " + sequence.name() + " has expired and is there");
+    return failed("sequence " + sequence.name() + " has expired and is there");
   if (after_crash) check_row(sequence, *open);
   Ids found;
-  if (!read_ids(*open, &found)) return;  // damaged, and said so: nothing to compare
-  if (!sequence.may_hold(found, rotten) && !lenient) return fail(sequence.describe(found));
+  if (!read_ids(sequence, *open, &found)) {  // damaged, and said so: nothing to compare
+    static_cast<void>(writer->control(Json{{"op", "close"}, {"handle", open->handle}}));
+    return true;
+  }
+  if (!sequence.may_hold(found)) return failed(sequence.describe(found));
   note("open " + sequence.name() + " " + std::to_string(open->tokens_sealed) + "+" +
        std::to_string(open->count));
   const std::string tail =
       writer->check_tail(*open, geometry, found, open->tokens_sealed, open->count);
-  if (!tail.empty()) return fail(sequence.name() + ": " + tail);
+  if (!tail.empty()) return failed(sequence.name() + ": " + tail);
   sequence.open = std::move(open);
   sequence.ids = found;
   if (after_crash) sequence.found(std::move(found));
+  return true;
 }
 
 // Ids of the sealed tokens by request, of the tail from shared memory.
-bool StoreLife::read_ids(const SimSequence& open, Ids* ids_out) {
+bool StoreLife::read_ids(const ModelSequence& sequence, const SimSequence& open, Ids* ids_out) {
   Ids& ids = *ids_out;
   const Reply reply = writer->control(
       Json{{"op", "tokens"}, {"handle", open.handle}, {"first", 0}, {"count", open.tokens_sealed}});
   if (!reply.ok()) {
-    if (!lenient && !rotten) fail(std::string("tokens cannot be read: ") + reply.status.message());
+    if (!lenient && !sequence.damaged)
+      fail(std::string("tokens cannot be read: ") + reply.status.message());
     return false;
   }
   for (std::size_t at = 0; at + sizeof(TokenRecord) <= reply.payload.size();
@@ -182,6 +195,32 @@ bool StoreLife::read_ids(const SimSequence& open, Ids* ids_out) {
     ids.push_back(record.id);
   }
   return true;
+}
+
+bool StoreLife::uses(const ModelSequence& sequence, const std::string& path) {
+  const StoredSequence* stored = find_sequence_by_name(world.engine().state(), sequence.name());
+  if (stored == nullptr) return true;
+  const auto generations = stored->log.generations();
+  return std::any_of(stored->parts.begin(), stored->parts.end(),
+                     [&](const SequencePart& part) {
+                       return segment_path(part.segment->row.id) == path;
+                     }) ||
+         std::any_of(generations.begin(), generations.end(), [&](std::uint64_t generation) {
+           return tail_log_path(stored->row.id, generation) == path;
+         });
+}
+
+// Of a row in doubt the catalogue may name files that the daemon does not.
+void StoreLife::rotted_now(const std::string& path) {
+  rotted.insert(path);
+  if (path.starts_with("objects/")) return;
+  for (auto& [name, sequence] : sequences)
+    sequence.damaged = sequence.damaged || !sequence.maybe.empty() || uses(sequence, path);
+}
+
+void StoreLife::note_damage(ModelSequence& sequence) {
+  sequence.damaged = std::any_of(rotted.begin(), rotted.end(),
+                                 [&](const std::string& path) { return uses(sequence, path); });
 }
 
 void StoreLife::give_up(const std::string& name) {
@@ -218,7 +257,9 @@ void StoreLife::check_fetch(SimClient& client, const DirectoryView& directory,
       continue;
     }
     ++result.missed_chunks;
-    const bool expected = code == Code::kFull || lenient || (rotten && code == Code::kMiss);
+    const bool expected =
+        code == Code::kFull || lenient ||
+        (code == Code::kMiss && rotted.contains(segment_path(SegmentId{entry.segment})));
     if (!expected) return fail("a chunk is not served: " + std::to_string(entry.status));
   }
 }
@@ -263,7 +304,7 @@ void StoreLife::note_object(const ObjectCall& call) {
        (call.answered ? std::to_string(static_cast<int>(call.code)) : std::string("?")));
   if (call.answered && call.code == Code::kOk)
     ++(write ? result.object_writes : result.objects_compared);
-  const std::string wrong = object_model.note(call, lenient, rotten);
+  const std::string wrong = object_model.note(call, lenient, !rotted.empty());
   if (!wrong.empty()) fail(wrong);
 }
 
@@ -274,18 +315,23 @@ void StoreLife::check_objects() {
   for (const auto& [key, values] : before) {
     const ObjectCall call = objects->call(Op::kObjectGet, key);
     note_object(call);
-    if (call.code == Code::kOk || (call.code == Code::kMiss && !rotten))
+    if (call.code == Code::kOk || (call.code == Code::kMiss && rotted.empty()))
       object_model.found(key, call.got);
   }
 }
 
 // ---- operations of several parts ----
 
+std::vector<ModelSequence*> StoreLife::all_open() {
+  std::vector<ModelSequence*> open;
+  for (auto& [name, sequence] : sequences)
+    if (sequence.open != nullptr) open.push_back(&sequence);
+  return open;
+}
+
 ModelSequence* StoreLife::pick() {
-  if (sequences.empty()) return nullptr;
-  auto place = sequences.begin();
-  std::advance(place, static_cast<std::ptrdiff_t>(random.below(sequences.size())));
-  return place->second.open == nullptr ? nullptr : &place->second;
+  const std::vector<ModelSequence*> open = all_open();
+  return open.empty() ? nullptr : open[static_cast<std::size_t>(random.below(open.size()))];
 }
 
 void StoreLife::append(ModelSequence& sequence) {

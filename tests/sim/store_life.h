@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -29,9 +30,9 @@ struct StoreLife {
   void fail(const std::string& what);
   // An operation may fail where the disk does.
   void expect_fault(const std::string& what, const Status& status);
-  // Opens for writing and compares row and content with what may be; open stays null where there
-  // is nothing to compare. After a crash what is found is durable.
-  void reopen(ModelSequence& sequence, bool after_crash);
+  // Opens for writing and compares row and content with what may be; open stays null where it
+  // cannot be read now. False where it is gone, as it may. After a crash what is found is durable.
+  [[nodiscard]] bool reopen(ModelSequence& sequence, bool after_crash);
   void close(ModelSequence& sequence);
   void check_fetch(SimClient& client, const DirectoryView& directory,
                    const std::vector<FetchEntry>& entries, const std::vector<std::uint64_t>& hashes,
@@ -41,14 +42,19 @@ struct StoreLife {
   void check_objects();
   bool note_evictions();
   void note_object(const ObjectCall& call);
+  // Takes note of damage to a file, or of a new sequence that has damaged ones.
+  void rotted_now(const std::string& path);
+  void note_damage(ModelSequence& sequence);
   // The name was given up, acknowledged: it must not come back.
   void give_up(const std::string& name);
 
   // ---- operations of several parts ----
+  [[nodiscard]] std::vector<ModelSequence*> all_open();
   [[nodiscard]] ModelSequence* pick();  // one that is open, or null
   [[nodiscard]] std::string new_name() { return "s" + std::to_string(next_name++); }
   void append(ModelSequence& sequence);
   void write(ModelSequence& sequence, bool seal, bool may_crash = true);
+  [[nodiscard]] std::uint64_t now_unix_s() { return world.clock().wall_ns() / 1'000'000'000; }
   bool one_in(std::uint64_t n) { return random.one_in(n); }
 
   const StoreSimOptions options;
@@ -63,19 +69,18 @@ struct StoreLife {
   std::map<std::string, ModelSequence> sequences;  // by name
   std::vector<std::string> given_up;               // the last few names
   std::uint32_t next_name = 1;
-  bool lenient = false;  // this daemon's disk fails: errors are fine, wrong bytes are not
-  bool rotten = false;   // stored bytes were damaged: misses are fine
+  bool lenient = false;          // this daemon's disk fails: errors are fine, other content is not
+  std::set<std::string> rotted;  // files with damaged bytes: what they hold may be missing
   StoreSimResult result;
 
  private:
   [[nodiscard]] std::unique_ptr<SimSequence> attach_by_any_name(const ModelSequence& sequence,
                                                                 Reply* reply);
-  void note_absent(const ModelSequence& sequence, const Status& status, bool after_crash);
+  bool note_absent(const ModelSequence& sequence, const Status& status, bool after_crash);
   void check_row(ModelSequence& sequence, const SimSequence& open);
-  bool read_ids(const SimSequence& open, Ids* ids);
+  bool read_ids(const ModelSequence& sequence, const SimSequence& open, Ids* ids);
+  [[nodiscard]] bool uses(const ModelSequence& sequence, const std::string& path);
   void check_given_up();
-  [[nodiscard]] std::uint64_t now_unix_s() { return world.clock().wall_ns() / 1'000'000'000; }
-
   std::uint64_t restarted_unix_s_ = 0;
 };
 

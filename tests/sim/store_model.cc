@@ -65,9 +65,9 @@ bool ModelSequence::must_be_absent(std::uint64_t now_unix_s) const {
                      [now_unix_s](const Traits& row) { return row.expired(now_unix_s); });
 }
 
-bool ModelSequence::may_hold(const Ids& content, bool rotten) const {
+bool ModelSequence::may_hold(const Ids& content) const {
   const auto is = [&](const Ids& whole) {
-    return rotten ? is_prefix(content, whole) : content == whole;
+    return damaged ? is_prefix(content, whole) : content == whole;
   };
   if (acknowledged && is(durable)) return true;
   if (!acknowledged && content.empty()) return true;

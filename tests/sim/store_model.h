@@ -40,6 +40,7 @@ struct ModelSequence {
   bool acknowledged = false;          // it must exist
   Ids durable;                        // its content, where acknowledged
   std::vector<std::optional<Ids>> maybe;
+  bool damaged = false;  // stored bytes of it were: what lies behind them may be gone
 
   [[nodiscard]] const std::string& name() const { return traits.name; }
 
@@ -58,8 +59,7 @@ struct ModelSequence {
   // Expired sequences go when nobody has them open.
   [[nodiscard]] bool may_be_absent(std::uint64_t now_unix_s) const;
   [[nodiscard]] bool must_be_absent(std::uint64_t now_unix_s) const;
-  // `rotten`: stored bytes were damaged, and what lies behind them may be gone.
-  [[nodiscard]] bool may_hold(const Ids& content, bool rotten) const;
+  [[nodiscard]] bool may_hold(const Ids& content) const;
   [[nodiscard]] bool may_have(const Traits& row) const;
   [[nodiscard]] std::string describe(const Ids& content) const;
 };

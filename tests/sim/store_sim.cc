@@ -35,6 +35,7 @@ class StoreSim : private StoreLife {
   void add(ModelSequence made) {
     made.maybe.push_back(std::nullopt);
     made.maybe.push_back(made.ids);
+    note_damage(made);
     const std::string name = made.name();
     sequences.emplace(name, std::move(made));
   }
@@ -54,7 +55,7 @@ class StoreSim : private StoreLife {
   }
 
   void create() {
-    if (sequences.size() >= 4) return;
+    if (all_open().size() >= 4) return;
     ModelSequence made;
     made.traits.name = new_name();
     const Ids wanted = random_prefix();
@@ -109,7 +110,7 @@ class StoreSim : private StoreLife {
   }
 
   void fork(ModelSequence& sequence) {
-    if (sequences.size() >= 4) return;
+    if (all_open().size() >= 4) return;
     const std::uint64_t tokens = random.below(sequence.open->tokens_sealed + 1);
     ModelSequence made;
     made.traits.name = new_name();
@@ -150,8 +151,7 @@ class StoreSim : private StoreLife {
 
   void close_and_reopen(ModelSequence& sequence) {
     close(sequence);
-    reopen(sequence, false);
-    if (sequence.open == nullptr) sequences.erase(sequence.name());
+    if (!reopen(sequence, false)) sequences.erase(sequence.name());
   }
 
   void remove(ModelSequence& sequence) {
@@ -166,10 +166,11 @@ class StoreSim : private StoreLife {
     if (!reply.ok() && reply.status.code != Code::kNotFound) {
       expect_fault("rm", reply.status);
       sequence.maybe.push_back(std::nullopt);
-      reopen(sequence, false);
-      if (sequence.open == nullptr) sequences.erase(name);
+      if (!reopen(sequence, false)) sequences.erase(name);
       return;
     }
+    if (!reply.ok() && !sequence.may_be_absent(now_unix_s()))
+      return fail("sequence " + name + " is gone before it is removed");
     sequences.erase(name);
     if (reply.ok()) give_up(name);
     if (writer->attach(space, name, false) != nullptr) fail("a removed sequence is still there");
@@ -223,8 +224,7 @@ class StoreSim : private StoreLife {
     world.disk().rot(path, random.below(*size), static_cast<std::uint32_t>(random.below(8)));
     note("rot " + path);
     ++result.faults;
-    if (folder == "sidecars") return;
-    rotten = true;
+    if (folder != "sidecars") rotted_now(path);
   }
 
   void disk_fault() {
@@ -243,11 +243,12 @@ class StoreSim : private StoreLife {
   // A seal, a truncation or a removal whose batch is written and said to have failed: the catalogue
   // says another thing than the daemon. What is committed afterwards must be there all the same.
   void catalogue_fault(ModelSequence& sequence) {
-    if (lenient || rotten) return;
+    if (lenient || !rotted.empty()) return;
     append(sequence);
     write(sequence, false, false);
     world.settle();
-    if (sequence.open->count == 0 || !result.failure.empty()) return;
+    if (sequence.open->count == 0 || sequence.may_be_absent(now_unix_s() + 2)) return;
+    if (!result.failure.empty()) return;
     const std::uint64_t choice = random.below(3);
     note("catalogue fault");
     ++result.catalogue_faults;
@@ -273,8 +274,8 @@ class StoreSim : private StoreLife {
     if (choice != 2) close(sequence);
     world.clock().advance_ns(1'000'000'000);  // the catalogue opens again
     world.settle();
-    reopen(sequence, false);
-    if (sequence.open == nullptr) return static_cast<void>(sequences.erase(sequence.name()));
+    if (!reopen(sequence, false)) return static_cast<void>(sequences.erase(sequence.name()));
+    if (!result.failure.empty()) return;
     append(sequence);
     write(sequence, false, false);
     crash_somehow();

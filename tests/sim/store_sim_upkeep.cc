@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <utility>
 
 #include "tests/sim/store_life.h"
 
@@ -37,8 +38,8 @@ std::string text_of(const Traits& row) {
 std::vector<std::string> close_some(StoreLife& life, bool all) {
   std::vector<std::string> closed;
   for (auto& [name, sequence] : life.sequences) {
-    if (sequence.open == nullptr || (!all && life.one_in(4))) continue;
-    life.close(sequence);
+    if (!all && life.one_in(4)) continue;
+    if (sequence.open != nullptr) life.close(sequence);
     closed.push_back(name);
   }
   return closed;
@@ -49,8 +50,7 @@ void open_again(StoreLife& life, const std::vector<std::string>& closed) {
     const auto found = life.sequences.find(name);
     if (found == life.sequences.end() || found->second.open != nullptr) continue;
     if (!life.result.failure.empty()) return;
-    life.reopen(found->second, false);
-    if (found->second.open == nullptr) life.sequences.erase(found);
+    if (!life.reopen(found->second, false)) life.sequences.erase(found);
   }
 }
 
@@ -95,22 +95,24 @@ void repair(StoreLife& life) {
   life.note("repair");
   if (life.one_in(4)) {
     life.turns(300);
-    if (life.rotten) life.object_model.allow_misses();
+    if (!life.rotted.empty()) life.object_model.allow_misses();
     return life.crash_somehow();
   }
   const Reply reply = life.writer->wait(answer);
   if (!reply.ok()) life.expect_fault("repair", reply.status);
   if (reply.ok())
     life.note("repair -> " + std::to_string(reply.body["dropped"].get<std::uint64_t>()));
-  if (life.rotten) life.object_model.allow_misses();
+  if (!life.rotted.empty()) life.object_model.allow_misses();
   open_again(life, closed);
   if (!reply.ok() || life.lenient || !life.result.failure.empty()) return;
-  for (auto& [name, sequence] : life.sequences)
-    if (sequence.open != nullptr && !sequence.may_hold(sequence.ids, false))
+  life.rotted.clear();
+  for (auto& [name, sequence] : life.sequences) {
+    if (sequence.open == nullptr) return life.fail("a sequence cannot be opened after a repair");
+    if (std::exchange(sequence.damaged, false) && !sequence.may_hold(sequence.ids))
       sequence.found(sequence.ids);
+  }
   const Reply verified = life.writer->control(Json{{"op", "verify"}});
-  if (!verified.ok() || damaged(verified)) return life.fail("damage is left after a repair");
-  life.rotten = false;
+  if (!verified.ok() || damaged(verified)) life.fail("damage is left after a repair");
 }
 
 // Sequences expire, tails of closed ones are sealed.
@@ -158,7 +160,7 @@ void copy_by_file(StoreLife& life, ModelSequence& source) {
   life.note("export " + source.name());
   if (!exported.ok()) return life.expect_fault("export", exported.status);
   const Ids content = first_of(source.ids, exported.body["tokens"].get<std::uint64_t>());
-  if (!source.may_hold(content, life.rotten))
+  if (!source.may_hold(content))
     return life.fail("an export is not what is durable: " + source.describe(content));
   ModelSequence made;
   made.traits.name = life.new_name();
@@ -175,11 +177,11 @@ void copy_by_file(StoreLife& life, ModelSequence& source) {
     made.found(content);
   }
   ++life.result.copies;
+  life.note_damage(made);
   const std::string name = made.name();
   ModelSequence& kept = life.sequences.emplace(name, std::move(made)).first->second;
   if (into_crash) return life.crash_somehow();
-  life.reopen(kept, false);
-  if (kept.open == nullptr) life.sequences.erase(name);
+  if (!life.reopen(kept, false)) life.sequences.erase(name);
 }
 
 }  // namespace
@@ -225,7 +227,7 @@ void verify(StoreLife& life) {
   const Reply reply = life.writer->control(Json{{"op", "verify"}});
   if (!reply.ok()) return life.expect_fault("verify", reply.status);
   life.note("verify " + std::to_string(reply.body["chunks"].get<std::uint64_t>()));
-  if (life.lenient || life.rotten || !damaged(reply)) return;
+  if (life.lenient || !life.rotted.empty() || !damaged(reply)) return;
   for (const Json& problem : reply.body["problems"])
     if (problem["severity"] != "warning")
       life.fail("verify: " + problem["object"].get<std::string>() + " " +
