@@ -48,14 +48,15 @@ TEST(StoreSim, ManySeeds) {
     sum.expired += result.expired;
     sum.copies += result.copies;
     sum.catalogue_faults += result.catalogue_faults;
+    sum.healed += result.healed;
   }
   std::printf(
       "%llu seeds: %u crashes, %u seals, %u commits, %u chunks compared, %u missed, %u disk "
       "faults, %u segments compacted in %u gcs, %u repairs, %u sequences expired, %u copied by a "
-      "file, %u faults of the catalogue\n",
+      "file, %u faults of the catalogue, %u disks healed\n",
       static_cast<unsigned long long>(seeds), sum.crashes, sum.seals, sum.commits,
       sum.fetched_chunks, sum.missed_chunks, sum.faults, sum.segments_compacted, sum.collections,
-      sum.repairs, sum.expired, sum.copies, sum.catalogue_faults);
+      sum.repairs, sum.expired, sum.copies, sum.catalogue_faults, sum.healed);
   // The simulation must do what it is for.
   EXPECT_GT(sum.crashes, seeds);
   EXPECT_GT(sum.seals, seeds / 2);
@@ -69,6 +70,7 @@ TEST(StoreSim, ManySeeds) {
     EXPECT_GT(sum.expired, seeds / 40);
     EXPECT_GT(sum.copies, seeds / 40);
     EXPECT_GT(sum.catalogue_faults, seeds / 10);
+    EXPECT_GT(sum.healed, seeds / 10);
   }
 }
 

@@ -90,6 +90,8 @@ struct StoreLife {
 void change_row(StoreLife& life, ModelSequence& sequence);
 // Closes some or all, then gc, repair, or time goes by; opens them again. Or export and import.
 void look_after(StoreLife& life);
+// The disk fails no more, under the same daemon: from here on nothing may fail.
+void get_well(StoreLife& life);
 // What the store says of itself.
 void verify(StoreLife& life);
 

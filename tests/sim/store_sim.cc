@@ -283,6 +283,7 @@ class StoreSim : private StoreLife {
 
   void operation() {
     if (one_in(8)) return call_objects();
+    if (lenient && one_in(12)) return get_well(*this);
     const std::uint64_t choice = random.below(100);
     ModelSequence* sequence = pick();
     if (sequence == nullptr || choice < 8) return create();

@@ -25,7 +25,8 @@ struct StoreSimResult {
   std::string trace;    // what was done, one line each
   std::uint32_t crashes = 0, seals = 0, commits = 0, fetched_chunks = 0, missed_chunks = 0,
                 faults = 0, object_writes = 0, objects_compared = 0, collections = 0,
-                segments_compacted = 0, repairs = 0, expired = 0, copies = 0, catalogue_faults = 0;
+                segments_compacted = 0, repairs = 0, expired = 0, copies = 0, catalogue_faults = 0,
+                healed = 0;
   std::uint64_t state_hash = 0;  // of everything observed: equal for equal seeds
 };
 

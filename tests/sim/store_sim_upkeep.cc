@@ -223,6 +223,16 @@ void change_row(StoreLife& life, ModelSequence& sequence) {
   life.expect_fault("a change of a row", reply.status);
 }
 
+void get_well(StoreLife& life) {
+  life.note("the disk is well");
+  life.heal();
+  life.world.clock().advance_ns(kSecond);  // the catalogue opens again
+  life.world.settle();
+  life.lenient = false;
+  ++life.result.healed;
+  open_again(life, close_some(life, true));
+}
+
 void verify(StoreLife& life) {
   const Reply reply = life.writer->control(Json{{"op", "verify"}});
   if (!reply.ok()) return life.expect_fault("verify", reply.status);
