@@ -89,6 +89,8 @@ void StoreLife::crash(bool power) {
   sequences = std::move(left);
   check_given_up();
   check_objects();
+  if (ModelSequence* some = pick(); some != nullptr && result.failure.empty())
+    fetch_all(*writer, *some->open, *some);
 }
 
 void StoreLife::turns(std::uint64_t most) {
