@@ -24,6 +24,9 @@ class StoreSim : private StoreLife {
     if (result.failure.empty()) verify(*this);
     if (result.failure.empty()) check_everything();
     objects.reset();
+    note("fetched " + std::to_string(result.fetched_chunks) + ", missed " +
+         std::to_string(result.missed_chunks) + ", syncs " + std::to_string(world.disk().syncs()) +
+         ", used " + std::to_string(world.disk().used_bytes()));
     result.state_hash = hash64(as_bytes(result.trace));
     writer.reset();
     reader.reset();
