@@ -62,8 +62,6 @@ void file_is_durable(EngineState& engine, const ObjectJobPtr& job) {
 }
 
 void sync_set(EngineState& engine, const ObjectJobPtr& job) {
-  if (KVT_FAULT("object.publish_early"))
-    return file_is_durable(engine, job);  // what must never be: tests only
   if (KVT_FAULT("object.written")) return fail_set(engine, job, injected());
   IoRequest sync;
   sync.op = IoOp::kSync;
@@ -186,25 +184,35 @@ void fail_sets(EngineState& engine, Publication* publication, const Status& stat
   }
 }
 
-void write_rows(EngineState& engine, const PublicationPtr& publication) {
-  CatalogueBatch batch = rows_of(engine, *publication);
-  if (batch.empty()) return end_publication(engine, publication, {});
+using Written = std::function<void(Result<void>)>;
+
+void write_rows(EngineState& engine, const Publication& publication, const Written& written) {
+  CatalogueBatch batch = rows_of(engine, publication);
+  if (batch.empty()) return written({});
   ++engine.metrics.objects.batches;
-  post_batch(engine, std::move(batch), true, [&engine, publication](Result<void> result) {
+  post_batch(engine, std::move(batch), true, [written](Result<void> result) {
     if (result && KVT_FAULT("object.published")) result = error(injected());
-    end_publication(engine, publication, result);
+    written(result);
   });
 }
 
 // The names of new files must be durable before rows name them.
 void sync_names(EngineState& engine, const PublicationPtr& publication) {
+  const Written end = [&engine, publication](Result<void> result) {
+    end_publication(engine, publication, result);
+  };
   if (std::none_of(publication->jobs.begin(), publication->jobs.end(), is_set))
-    return write_rows(engine, publication);
-  sync_directory(engine, "objects", IoPriority::kWriteBack,
-                 [&engine, publication](Result<void> synced) {
-                   if (!synced) fail_sets(engine, publication.get(), synced.error());
-                   write_rows(engine, publication);
-                 });
+    return write_rows(engine, *publication, end);
+  const auto sync = [&engine](const Written& synced) {
+    sync_directory(engine, "objects", IoPriority::kWriteBack, synced);
+  };
+  if (KVT_FAULT("object.publish_early"))  // what must never be, tests only: the rows come first
+    return write_rows(engine, *publication,
+                      [sync, end](Result<void> written) { written ? sync(end) : end(written); });
+  sync([&engine, publication, end](Result<void> synced) {
+    if (!synced) fail_sets(engine, publication.get(), synced.error());
+    write_rows(engine, *publication, end);
+  });
 }
 
 }  // namespace

@@ -122,6 +122,7 @@ void fail_seal(EngineState& engine, const Job& job, const Status& status, bool k
 void publish_seal(EngineState& engine, const Job& job) {
   StoredSequence& sequence = sequence_of(engine, job);
   const bool same_writer = sequence.chain_known;
+  if (!job->in_memory) engine.io->io().close(job->file);
   Segment& segment = add_segment(engine, job->row, *job->space,
                                  job->in_memory ? SegmentState::kInMemory : SegmentState::kOnDisk);
   prepare_residency(segment);
@@ -155,7 +156,9 @@ void publish_seal(EngineState& engine, const Job& job) {
   end_seal(engine, job, TailResult{segment.row.id.value, sequence.tokens_sealed});
 }
 
-void write_catalogue(EngineState& engine, const Job& job) {
+using Next = void (*)(EngineState& engine, const Job& job);
+
+void write_catalogue(EngineState& engine, const Job& job, Next next) {
   StoredSequence& sequence = sequence_of(engine, job);
   if (KVT_FAULT("seal.directory_synced")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
   const std::uint64_t log_before = sequence.row.log_generation;
@@ -171,11 +174,10 @@ void write_catalogue(EngineState& engine, const Job& job) {
   batch.put_number("next_segment", engine.segments.next_id);
   batch.put_number("next_sequence", engine.sequences.reserved_until);
   post_batch(engine, std::move(batch), true,
-             [&engine, job, log_before, was_in_catalogue](Result<void> result) {
+             [&engine, job, next, log_before, was_in_catalogue](Result<void> result) {
                if (result && !KVT_FAULT("seal.published")) {
-                 engine.io->io().close(job->file);
                  sequence_of(engine, job).row_durable = true;
-                 return publish_seal(engine, job);
+                 return next(engine, job);
                }
                StoredSequence& found = sequence_of(engine, job);
                found.row.parts.pop_back();
@@ -198,22 +200,32 @@ void write_catalogue(EngineState& engine, const Job& job) {
              });
 }
 
-void sync_file(EngineState& engine, const Job& job) {
-  if (KVT_FAULT("seal.publish_early"))
-    return write_catalogue(engine, job);  // what must never be: tests only
+void sync_file(EngineState& engine, const Job& job, Next next) {
   if (KVT_FAULT("seal.written")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
   IoRequest sync;
   sync.op = IoOp::kSync;
   sync.priority = IoPriority::kWriteBack;
   sync.file = job->file;
-  sync.done = [&engine, job](Result<void> synced) {
+  sync.done = [&engine, job, next](Result<void> synced) {
     if (!synced) return fail_seal(engine, job, synced.error());
     if (KVT_FAULT("seal.synced")) return fail_seal(engine, job, {Code::kIo, 0, "injected"});
-    sync_directory(engine, "segments", IoPriority::kWriteBack, [&engine, job](Result<void> named) {
-      named ? write_catalogue(engine, job) : fail_seal(engine, job, named.error());
-    });
+    sync_directory(engine, "segments", IoPriority::kWriteBack,
+                   [&engine, job, next](Result<void> named) {
+                     named ? next(engine, job) : fail_seal(engine, job, named.error());
+                   });
   };
   engine.io->submit(std::move(sync));
+}
+
+// The file and its name are durable before a row names them.
+void make_durable(EngineState& engine, const Job& job) {
+  if (KVT_FAULT("seal.publish_early"))  // what must never be, tests only: the row comes first
+    return write_catalogue(engine, job, [](EngineState& same, const Job& written) {
+      sync_file(same, written, publish_seal);
+    });
+  sync_file(engine, job, [](EngineState& same, const Job& synced) {
+    write_catalogue(same, synced, publish_seal);
+  });
 }
 
 // ---- the file ----
@@ -376,7 +388,7 @@ void step_seal(EngineState& engine, const Job& job) {
   if (job->slices_under_way != 0) return;
   if (job->failure.ok() && job->tail != nullptr) return copied(engine, job);
   if (job->writes_under_way != 0) return;
-  job->failure.ok() ? sync_file(engine, job) : fail_seal(engine, job, job->failure);
+  job->failure.ok() ? make_durable(engine, job) : fail_seal(engine, job, job->failure);
 }
 
 void make_file(EngineState& engine, const Job& job) {

@@ -1,8 +1,6 @@
-// Opaque keys: every sync of an acknowledged set or delete is needed, and the order of file and
-// row.
+// Opaque keys: every sync of an acknowledged set or delete is needed.
 #include <gtest/gtest.h>
 
-#include "base/fault.h"
 #include "base/log.h"
 #include "tests/sim/sim_objects.h"
 
@@ -71,17 +69,6 @@ TEST(ObjectMutation, EverySyncOfAnAcknowledgedOperationIsNeeded) {
                            << " of " << syncs << " nothing is lost";
     }
   }
-}
-
-TEST(ObjectMutation, PublishingBeforeTheFileIsSyncedIsNoticed) {
-  set_log_level(LogLevel::kError);
-  bool noticed = false;
-  for (std::uint64_t seed = 1; seed <= 40 && !noticed; ++seed) {
-    ASSERT_TRUE(arm_faults("object.publish_early=fail"));
-    noticed = run_scenario(seed, Step::kSet, UINT64_MAX).lost;
-  }
-  ASSERT_TRUE(arm_faults(""));
-  EXPECT_TRUE(noticed);
 }
 
 }  // namespace
