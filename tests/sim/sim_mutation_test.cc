@@ -141,12 +141,16 @@ const std::string& exported() {
   return file.path;
 }
 
-// A record that is whole in the log and that nobody synced: its commit failed, its daemon was
-// killed.
-void leave_unsynced_record(Life& life) {
+void store_and_commit(Life& life) {
   life.store({});
   life.append(40);
   EXPECT_TRUE(life.commit());
+}
+
+// A record that is whole in the log and that nobody synced: its commit failed, its daemon was
+// killed.
+void leave_unsynced_record(Life& life) {
+  store_and_commit(life);
   life.append(50);
   EXPECT_TRUE(arm_faults("commit.appended=fail"));
   EXPECT_FALSE(life.commit());
@@ -183,6 +187,12 @@ bool compact_until_visible(Life& life) {
   const bool swapped = life.world.run_until([&] { return life.segments_of_chat() != before; });
   life.seen = life.segments_of_chat();
   return swapped && before.size() == 2 && life.seen.size() == 1;
+}
+
+bool wait_for_idle_seal(Life& life) {
+  life.world.clock().advance_ns((life.world.engine().state().options.idle_seal_s + 5) *
+                                1'000'000'000ull);
+  return life.world.run_until([&] { return life.segments_of_chat().size() == 1; });
 }
 
 bool fork_by_tool(Life& life) {
@@ -250,17 +260,13 @@ constexpr Step kSteps[] = {
      [](Life& life) { return life.commit(); }, [](Life& life) { return life.has("chat", 40); }, 3},
     {"second commit",
      [](Life& life) {
-       life.store({});
-       life.append(40);
-       EXPECT_TRUE(life.commit());
+       store_and_commit(life);
        life.append(50);
      },
      [](Life& life) { return life.commit(); }, [](Life& life) { return life.has("chat", 90); }, 1},
     {"seal after commit",
      [](Life& life) {
-       life.store({});
-       life.append(40);
-       EXPECT_TRUE(life.commit());
+       store_and_commit(life);
        life.append(50);
      },
      [](Life& life) { return life.seal(); }, [](Life& life) { return life.has("chat", 90); }, 3},
@@ -269,6 +275,18 @@ constexpr Step kSteps[] = {
        return life.request({{"op", "truncate"}, {"handle", life.chat->handle}, {"tokens", 17}});
      },
      [](Life& life) { return life.has("chat", 17); }, 1},
+    {"truncate inside the tail", store_and_commit,
+     [](Life& life) {
+       return life.request({{"op", "truncate"}, {"handle", life.chat->handle}, {"tokens", 17}});
+     },
+     [](Life& life) { return life.has("chat", 17); }, 3},
+    {"idle seal",
+     [](Life& life) {
+       store_and_commit(life);
+       EXPECT_TRUE(life.close());
+     },
+     wait_for_idle_seal,
+     [](Life& life) { return life.segments_of_chat().size() == 1 && life.has("chat", 40); }, 3},
     {"rm", [](Life& life) { life.store({40}); },
      [](Life& life) {
        return life.close() && life.request({{"op", "rm"}, {"target", "chat"}});
