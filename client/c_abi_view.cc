@@ -92,6 +92,10 @@ const char* kvt_view_kernels(const kvt_view* view) {
   return view != nullptr ? view->object->kernels().name : "";
 }
 
+const char* kvt_view_preset(const kvt_view* view) {
+  return view != nullptr ? view->object->preset_text().c_str() : "";
+}
+
 kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
   return kvtier::guarded([&]() -> Result<void> {
     KVT_TRY_VOID(kvtier::check_pointers(view, out));
@@ -133,7 +137,8 @@ kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out) {
                                 from.bound_sum,
                                 from.bound_max,
                                 from.rows_rebuilt,
-                                from.rows_hinted};
+                                from.rows_hinted,
+                                from.bound_last};
     std::memcpy(out, &all, std::min<std::size_t>(size, sizeof all));
     return {};
   });

@@ -9,6 +9,7 @@
 #include "client/last_error.h"
 #include "client/preset_files.h"
 #include "client/profiles.h"
+#include "client/retrieval/preset_text.h"
 
 namespace kvtier {
 namespace {
@@ -58,6 +59,7 @@ View::View(std::shared_ptr<Sequence> sequence, const ViewOptions& options, Prese
     : sequence_(std::move(sequence)),
       options_(options),
       preset_(std::move(preset)),
+      preset_text_("# " + preset_.name + "\n" + preset_toml(preset_)),
       kernels_(kernels),
       selector_(kernels, &preset_),
       units_(preset_.abstract),

@@ -81,6 +81,7 @@ struct ViewStats {
   double bound_max = 0.0;
   std::uint64_t rows_rebuilt = 0;  // of rows_fetched, whose keys are from a low-rank copy
   std::uint64_t rows_hinted = 0;   // runners-up that the daemon was told of
+  double bound_last = 0.0;         // the largest of any query head at the newest of bound_steps
 };
 
 // What one attend call is about.
@@ -135,6 +136,7 @@ class View {
   }
   [[nodiscard]] ViewStats stats() const;
   [[nodiscard]] const KernelTable& kernels() const noexcept { return *kernels_; }
+  [[nodiscard]] const std::string& preset_text() const noexcept { return preset_text_; }
   [[nodiscard]] Sequence& sequence() const noexcept { return *sequence_; }
 
  private:
@@ -362,6 +364,7 @@ class View {
   const std::shared_ptr<Sequence> sequence_;
   const ViewOptions options_;
   const Preset preset_;  // before selector_, which refers to it
+  const std::string preset_text_;
   const KernelTable* const kernels_;
   std::uint64_t observer_ = 0;
   Selector selector_;

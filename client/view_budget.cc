@@ -263,13 +263,15 @@ void View::count_bound(const AttendStep& step) {
   if (bounded_heads_ != step.kv_heads) return;
   bounded_heads_ = 0;
   double sum = 0.0;
+  stats_.bound_last = 0.0;
   for (std::size_t head = 0; head < missed_.size(); ++head) {
     if (missed_[head] == kNeverScore) continue;
     const double ahead = static_cast<double>(step.lse[head] - missed_[head]);
     const double share = 1.0 / (1.0 + std::exp(ahead));
     sum += share;
-    stats_.bound_max = std::max(stats_.bound_max, share);
+    stats_.bound_last = std::max(stats_.bound_last, share);
   }
+  stats_.bound_max = std::max(stats_.bound_max, stats_.bound_last);
   ++stats_.bound_steps;
   stats_.bound_sum += sum / static_cast<double>(missed_.size());
 }

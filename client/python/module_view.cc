@@ -72,7 +72,11 @@ bool view_looks_ahead(View& self) {
 nb::dict view_stats(View& self) {
   kvt_view_stats stats{};
   stats.struct_size = sizeof(stats);
-  self.run([&](kvt_view* view) { return kvt_view_get_stats(view, &stats); });
+  std::string preset;
+  self.run([&](kvt_view* view) {
+    preset = kvt_view_preset(view);
+    return kvt_view_get_stats(view, &stats);
+  });
   nb::dict d;
   d["steps"] = stats.steps;
   d["selections"] = stats.selections;
@@ -102,6 +106,8 @@ nb::dict view_stats(View& self) {
   d["bound_max"] = stats.bound_max;
   d["rows_rebuilt"] = stats.rows_rebuilt;
   d["rows_hinted"] = stats.rows_hinted;
+  d["bound_last"] = stats.bound_last;
+  d["preset"] = preset;
   return d;
 }
 

@@ -430,6 +430,7 @@ def test_the_newest_handle_keeps_the_chain_alive(daemon):
     view = open_space(daemon.client()).create().view()
     daemon._clients.clear()
     assert view.stats()["steps"] == 0
+    assert view.stats()["preset"].startswith('# codes\npartition = "tokens"')
 
 
 # ---- threads, objects, stubs ---------------------------------------------------------------------

@@ -91,6 +91,10 @@ TEST_F(UserPresets, AFileDecodesAsTheBuiltInThatItCopies) {
     const std::vector<float> wanted = decode(preset.name.c_str(), &built_in);
     EXPECT_EQ(decode(("my-" + preset.name).c_str(), &named), wanted);
     EXPECT_EQ(decode(path.c_str(), &by_path), wanted);
+    kvt_view* view = nullptr;
+    KVT_ASSERT_OK(open(path.c_str(), &view));
+    EXPECT_EQ(kvt_view_preset(view), "# my-" + preset.name + "\n" + preset_toml(preset));
+    kvt_view_close(view);
     for (const kvt_view_stats& stats : {named, by_path}) {
       EXPECT_EQ(stats.selections, built_in.selections);
       EXPECT_EQ(stats.rows_selected, built_in.rows_selected);

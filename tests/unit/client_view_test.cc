@@ -101,6 +101,8 @@ TEST_P(ViewTest, WhatAStepMissesIsBounded) {
   for (const char* preset : {"quest", "arkvale", "mean"}) {
     kvt_view* view = open_view(sequence, 512, preset);
     kvt_view_stats last = stats(view);
+    double most = 0.0;
+    int fell = 0;
     for (std::uint32_t step = 0; step < 6; ++step) {
       SCOPED_TRACE(std::string(preset) + ", step " + std::to_string(step));
       const std::uint32_t layer = step % shape.layers;
@@ -119,10 +121,14 @@ TEST_P(ViewTest, WhatAStepMissesIsBounded) {
       if (now.bound_steps != 0) {
         EXPECT_GE(now.bound_sum - last.bound_sum, mean - 1e-5);
         EXPECT_LE(now.bound_sum - last.bound_sum, 1.0);
-        EXPECT_GE(now.bound_max, largest - 1e-5);
+        EXPECT_GE(now.bound_last, largest - 1e-5);
+        most = std::max(most, now.bound_last);
+        fell += now.bound_last < last.bound_last ? 1 : 0;
       }
+      EXPECT_EQ(now.bound_max, most);
       last = now;
     }
+    EXPECT_EQ(fell > 0, last.bound_steps != 0) << "the newest step's, not the largest of any";
     kvt_view_close(view);
   }
   kvt_view* view = open_view(sequence, 8000, "quest");
@@ -130,6 +136,7 @@ TEST_P(ViewTest, WhatAStepMissesIsBounded) {
                                 some.data()));
   EXPECT_EQ(stats(view).bound_steps, 1u);
   EXPECT_EQ(stats(view).bound_sum, 0.0) << "nothing was left out";
+  EXPECT_EQ(stats(view).bound_last, 0.0);
   // A caller of the first version, whose struct ended before the bounds.
   kvt_view_stats old;
   std::memset(&old, 0x5A, sizeof old);

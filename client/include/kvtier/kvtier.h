@@ -290,7 +290,7 @@ typedef struct kvt_view_stats {
   uint64_t client_bytes;   /* private memory of this view: slot cache, tables, buffers */
   uint64_t abstract_bytes; /* mapped abstracts that it scores */
   uint64_t units_scored;   /* over all selections, and steps at which trigger "mass" reuses one */
-  uint64_t units_missing;  /* of them, without an abstract: taken as wanted */
+  uint64_t units_missing;  /* beside them, without an abstract: wanted */
   uint64_t rows_selected;  /* beside sinks and window */
   double mass_sum; /* over selections: estimated share of the attention mass beside sinks and window
                       that the chosen rows hold */
@@ -311,6 +311,7 @@ typedef struct kvt_view_stats {
   double bound_max;      /* the largest of any step and query head */
   uint64_t rows_rebuilt; /* of rows_fetched: only values came, keys are from a low-rank copy */
   uint64_t rows_hinted;  /* runners-up that the daemon was told of (runners_up_percent) */
+  double bound_last;     /* the largest of any query head at the newest of bound_steps */
 } kvt_view_stats;
 
 /* The presets that views take, as JSON, freed with kvt_free: {"presets": [{"name", "from", parts}],
@@ -344,6 +345,9 @@ KVT_API int kvt_view_looks_ahead(const kvt_view* view);
  * environment variable KVTIER_KERNELS names others (kvt_view_open refuses what it cannot run).
  * Static. */
 KVT_API const char* kvt_view_kernels(const kvt_view* view);
+/* The preset that this view took, "# NAME" and its parts, as a TOML file that views take has them.
+ * Valid until the view is closed. */
+KVT_API const char* kvt_view_preset(const kvt_view* view);
 KVT_API kvt_status kvt_view_get_stats(const kvt_view* view, kvt_view_stats* out);
 
 /* ---- opaque keys: for store plug-ins

@@ -71,6 +71,7 @@ class View {
   }
   bool looks_ahead() const noexcept { return kvt_view_looks_ahead(handle_.get()) != 0; }
   const char* kernels() const noexcept { return kvt_view_kernels(handle_.get()); }
+  const char* preset() const noexcept { return kvt_view_preset(handle_.get()); }
   kvt_view_stats stats() const {
     kvt_view_stats out{};
     out.struct_size = sizeof out;

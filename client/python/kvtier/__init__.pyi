@@ -229,6 +229,8 @@ class ViewStats(TypedDict):
     bound_max: float
     rows_rebuilt: int
     rows_hinted: int
+    bound_last: float
+    preset: str  # its name behind a "#", and its parts as TOML
 
 class View(_Closable):
     """One way to read a sequence: a preset and a budget."""
