@@ -83,18 +83,15 @@ TEST_P(Refusals, WhatCannotBeIsRefused) {
       Code::kInvalid);
   EXPECT_EQ(kernels.score_ball({nullptr, zero, nullptr, 0, 1, 9, nullptr, 0}, nullptr).error().code,
             Code::kUnsupported);
-  EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 0, GroupMode::kMax, 1.0f, nullptr}, nullptr)
-                .error()
-                .code,
-            Code::kInvalid);
-  EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 1, GroupMode::kMax, 0.0f, nullptr}, nullptr)
-                .error()
-                .code,
-            Code::kInvalid);
-  EXPECT_EQ(kernels.group_scores({nullptr, 0, zero, 1, GroupMode::kEach, 1.0f, nullptr}, nullptr)
-                .error()
-                .code,
-            Code::kInvalid)
+  EXPECT_EQ(
+      kernels.group_scores({nullptr, 0, zero, 0, GroupMode::kMax, 1.0f}, nullptr).error().code,
+      Code::kInvalid);
+  EXPECT_EQ(
+      kernels.group_scores({nullptr, 0, zero, 1, GroupMode::kMax, 0.0f}, nullptr).error().code,
+      Code::kInvalid);
+  EXPECT_EQ(
+      kernels.group_scores({nullptr, 0, zero, 1, GroupMode::kEach, 1.0f}, nullptr).error().code,
+      Code::kInvalid)
       << "no room for the orders";
   EXPECT_EQ(kernels.top_k({nullptr, zero, 1, true, nullptr, nullptr}, nullptr).error().code,
             Code::kInvalid);
