@@ -329,7 +329,7 @@ constexpr Step kSteps[] = {
      },
      [](Life& life) { return life.has("chat", 90); }, 1},
     {"commit after a kill", leave_unsynced_row, commit_after_kill,
-     [](Life& life) { return life.has("chat", 0); }, 1},
+     [](Life& life) { return life.has("chat", 0); }, 2},
     {"gc",
      [](Life& life) {
        life.store({40, 50});
