@@ -193,10 +193,17 @@ Result<void> SimDisk::State::sync(SimNode& node) {
     skipped = node.sync_skipped ? SkippedSync::kMissing : SkippedSync::kIdle;
     return {};
   }
-  if (options.write_error_one_in != 0 && random.one_in(options.write_error_one_in))
+  if (options.write_error_one_in != 0 && random.one_in(options.write_error_one_in)) {
+    fail_sync(node);
     return error(Code::kIo, "simulated sync error", 5);
+  }
   if (node.unsynced.empty()) return {};
-  node.durable = node.now;
+  if (!node.differs) node.durable = node.now;
+  for (const SimChange& change : node.unsynced) {
+    if (!node.differs) break;
+    change.resize ? node.durable.resize(change.offset)
+                  : node.durable.write(change.offset, change.bytes);
+  }
   node.unsynced.clear();
   if (std::exchange(node.sync_skipped, false)) skipped = SkippedSync::kCovered;
   return {};

@@ -5,8 +5,10 @@
 // lost, torn at a 512-byte boundary, or (rarely) lands at another 4096-byte place of the same file
 // that was also unsynced; order does not count. Names created, renamed or unlinked since the
 // directory's last sync are kept or lost one by one (in order for one name). Synced data survives,
-// unless bit rot is asked for. All choices come from one seed. One thread. SimIo is the Io over it
-// (tiers/io.h); RocksDB runs on the same disk by catalogue_env_sim.h.
+// unless bit rot is asked for. A sync that fails leaves what a power cut would, readers go on
+// seeing what they saw, and no later sync brings it to the disk: as Linux does. All choices come
+// from one seed. One thread. SimIo is the Io over it (tiers/io.h); RocksDB runs on the same disk by
+// catalogue_env_sim.h.
 #pragma once
 
 #include <cstdint>

@@ -88,6 +88,13 @@ void apply_change(const SimChange& change, const std::vector<SimChange>& all, Mo
 
 }  // namespace
 
+void SimDisk::State::fail_sync(SimNode& node) {
+  for (const SimChange& change : node.unsynced)
+    apply_change(change, node.unsynced, Mood::kMixed, &random, &node.durable);
+  node.unsynced.clear();
+  node.differs = true;
+}
+
 void SimDisk::State::cut_file(SimNode& node) {
   const Mood mood = draw_mood(&random);
   SimView view = node.durable;
@@ -96,6 +103,7 @@ void SimDisk::State::cut_file(SimNode& node) {
   node.durable = view;
   node.now = std::move(view);
   node.unsynced.clear();
+  node.differs = false;
 }
 
 void SimDisk::State::cut_names() {

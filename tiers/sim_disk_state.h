@@ -46,6 +46,7 @@ struct SimNode {
   bool directory = false;
   bool linked = false;        // has a name now; counts for the space used
   bool sync_skipped = false;  // and none since
+  bool differs = false;       // a sync failed: `now` shows what the disk will never have
   SimView now, durable;
   std::vector<SimChange> unsynced;
 };
@@ -92,6 +93,7 @@ struct SimDisk::State {
   void cut_power();
   void cut_names();
   void cut_file(SimNode& node);
+  void fail_sync(SimNode& node);
 };
 
 }  // namespace kvtier

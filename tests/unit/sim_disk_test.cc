@@ -383,6 +383,29 @@ TEST(SimDisk, ASkippedSyncTellsWhatBecameOfIt) {
   EXPECT_EQ(disk.skipped_sync(), SkippedSync::kCovered);
 }
 
+TEST(SimDisk, NoLaterSyncBringsBackWhatAFailedOneLost) {
+  std::set<bool> outcomes;  // whether the first write is there after all
+  for (std::uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    SimDisk disk({seed});
+    make_durable(disk, "f", filled(1024, 1));
+    ASSERT_TRUE(disk.write("f", 0, filled(512, 2)));
+    disk.set_error_rates(0, 1);
+    EXPECT_EQ(code_of(disk.sync("f")), Code::kIo);
+    disk.set_error_rates(0, 0);
+    ASSERT_TRUE(disk.write("f", 512, filled(512, 3)));
+    ASSERT_TRUE(disk.sync("f"));
+    auto expected = filled(1024, 2);
+    std::fill(expected.begin() + 512, expected.end(), std::byte{3});
+    EXPECT_EQ(contents(disk, "f"), expected);
+    disk.crash();
+    const auto left = contents(disk, "f");
+    outcomes.insert(left == expected);
+    std::fill(expected.begin(), expected.begin() + 512, left[0]);
+    EXPECT_EQ(left, expected) << "what came later is synced";
+  }
+  EXPECT_EQ(outcomes, (std::set<bool>{false, true}));
+}
+
 TEST(SimDisk, CapacityIsALimit) {
   SimDisk disk({1, 10'000});
   ASSERT_TRUE(disk.create("f", true));
