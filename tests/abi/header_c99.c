@@ -12,7 +12,7 @@ SAME(client_options_are_40_bytes, sizeof(kvt_client_options) == 40);
 SAME(space_options_are_80_bytes, sizeof(kvt_space_options) == 80);
 SAME(sequence_options_are_16_bytes, sizeof(kvt_sequence_options) == 16);
 SAME(view_options_are_40_bytes, sizeof(kvt_view_options) == 40);
-SAME(view_stats_are_232_bytes, sizeof(kvt_view_stats) == 232);
+SAME(view_stats_are_240_bytes, sizeof(kvt_view_stats) == 240);
 SAME(object_is_32_bytes, sizeof(kvt_object) == 32);
 SAME(object_result_is_24_bytes, sizeof(kvt_object_result) == 24);
 
