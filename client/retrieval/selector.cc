@@ -47,6 +47,7 @@ Result<std::span<float>> Selector::score(const SelectInput& input) {
   bounded_ = (input.bound || certified) && preset_->score == ScoreKind::kPlain &&
              (kind == AbstractKind::kBox || kind == AbstractKind::kBall);
   if (certified) KVT_TRY_VOID(score_lower(input));
+  if (preset_->group == GroupMode::kEach) leave_out_kept(input);
   if (bounded_) {  // the scores are needed once more
     make_room(&weights_, units_ * input.query_count);
     std::copy_n(scores_.data(), units_ * input.query_count, weights_.data());
@@ -60,7 +61,6 @@ Result<std::span<float>> Selector::score(const SelectInput& input) {
   group.mode = preset_->group;
   group.scale = input.scale;
   if (preset_->group == GroupMode::kEach) {
-    leave_out_kept(input);
     group.places = rows_allowed(input) + input.next_rows;  // no choice takes more units
     make_room(&best_, std::min(group.places, units_) + 1);
     group.order = best_.data();

@@ -271,32 +271,35 @@ TEST_P(SelectorTest, RunnersUpAreTheNextBest) {
 
 // Of every query: the bound of each unit for each of its rows that was left out.
 TEST_P(SelectorTest, WhatWasNotChosenIsBounded) {
-  const Preset& quest = **find_preset("quest");
-  Selector selector(GetParam(), &quest), plain(GetParam(), &quest);
-  for (const std::uint32_t group : {1u, 3u})
-    for (const std::uint64_t budget : {1u, 100u, 512u, 100000u}) {
-      World world(&random, {2048, 700, 70}, 16, 8, group, AbstractKind::kBox);
-      const TokenRange kept[] = {{0, 20}, {world.end - 70, world.end}};
-      SelectInput input = world.input(kept, budget);
-      EXPECT_TRUE(plain.select(input)->missed.empty()) << "nobody asked";
-      input.bound = true;
-      const auto selection = selector.select(input);
-      ASSERT_TRUE(selection);
-      EXPECT_EQ(tokens_of(*selection), tokens_of(*plain.select(world.input(kept, budget))));
-      ASSERT_EQ(selection->missed.size(), group);
-      const std::set<std::uint64_t> chosen(selection->tokens.begin(), selection->tokens.end());
-      for (std::uint32_t i = 0; i < group; ++i) {
-        double sum = 0.0;
-        for (const Unit& unit : brute_scores(world, quest))
-          for (std::uint64_t t = unit.first; t < unit.last; ++t)
-            sum += chosen.count(t) != 0 ? 0.0 : std::exp(0.2 * unit.head_scores[i]);
-        if (sum > 0.0) {
-          EXPECT_NEAR(selection->missed[i], std::log(sum), 1e-4) << "budget " << budget;
-        } else {
-          EXPECT_EQ(selection->missed[i], kNeverScore);
+  Preset quest = **find_preset("quest");
+  for (const GroupMode mode : {quest.group, GroupMode::kEach}) {
+    quest.group = mode;
+    Selector selector(GetParam(), &quest), plain(GetParam(), &quest);
+    for (const std::uint32_t group : {1u, 3u})
+      for (const std::uint64_t budget : {1u, 100u, 512u, 100000u}) {
+        World world(&random, {2048, 700, 70}, 16, 8, group, AbstractKind::kBox);
+        const TokenRange kept[] = {{0, 20}, {world.end - 70, world.end}};
+        SelectInput input = world.input(kept, budget);
+        EXPECT_TRUE(plain.select(input)->missed.empty()) << "nobody asked";
+        input.bound = true;
+        const auto selection = selector.select(input);
+        ASSERT_TRUE(selection);
+        EXPECT_EQ(tokens_of(*selection), tokens_of(*plain.select(world.input(kept, budget))));
+        ASSERT_EQ(selection->missed.size(), group);
+        const std::set<std::uint64_t> chosen(selection->tokens.begin(), selection->tokens.end());
+        for (std::uint32_t i = 0; i < group; ++i) {
+          double sum = 0.0;
+          for (const Unit& unit : brute_scores(world, quest))
+            for (std::uint64_t t = unit.first; t < unit.last; ++t)
+              sum += chosen.count(t) != 0 ? 0.0 : std::exp(0.2 * unit.head_scores[i]);
+          if (sum > 0.0) {
+            EXPECT_NEAR(selection->missed[i], std::log(sum), 1e-4) << "budget " << budget;
+          } else {
+            EXPECT_EQ(selection->missed[i], kNeverScore);
+          }
         }
       }
-    }
+  }
 }
 
 TEST_P(SelectorTest, WhatIsNotKnownHasNoBound) {
