@@ -188,10 +188,6 @@ Result<void> View::run_step(const AttendStep& step) {
   if (preset_.query == QueryKind::kLayerBefore && step.queries == 1)
     layer_before_.observe({step.layer, step.visible, step.kv_heads * step.group, step.dim}, step.q);
   KVT_TRY_VOID(attend_tail(step));
-  // A question, or more of the prompt: what the layer's steps before it asked is over.
-  if (const auto query = layer_queries_.find(step.layer);
-      step.queries > 1 && exact(step) && query != layer_queries_.end())
-    query->second.reset();
   if (stored != 0) {
     KVT_TRY_VOID(exact(step) ? attend_sealed(step) : attend_blocks(step));
   } else if (!exact(step) && preset_.abstract.partition == PartitionKind::kSegments) {

@@ -104,7 +104,7 @@ void View::observe(const AttendStep& step, LayerQuery* query) {
   observed_ = true;
   query->observe(preset_,
                  {step.q, step.kv_heads, step.group, step.dim, ends_sentence(step.visible - 1),
-                  sequence_->tail_first(), layer_before_.queries()});
+                  sequence_->tail_first(), layer_before_.queries(), step.visible});
   if (preset_.abstract.partition == PartitionKind::kSegments) mark_token(step, *query);
 }
 

@@ -33,6 +33,8 @@ void LayerQuery::observe(const Preset& preset, const Step& step) {
     chosen_.assign(kv_heads_, 0);
     anchor_.assign(std::size_t{kv_heads_} * group_ * dim_, 0.0f);
   }
+  if (step.visible < visible_ || step.visible > visible_ + 1) reset();
+  visible_ = step.visible;
   if (step.stored_tokens != stored_tokens_) forget();
   stored_tokens_ = step.stored_tokens;
   block_ = false;

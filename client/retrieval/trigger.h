@@ -44,6 +44,9 @@ class LayerQuery {
     bool boundary = false;                // its token ends a sentence
     std::uint64_t stored_tokens = 0;      // with another number than before every head chooses anew
     const float* layer_before = nullptr;  // as q, of the layer below; null: none, or not wanted
+    // Tokens that it sees. Where it does not follow the step before (a truncate, or several queries
+    // in one call in between), nothing of those before counts.
+    std::uint64_t visible = 0;
   };
   // Once per step and layer, before the others.
   void observe(const Preset& preset, const Step& step);
@@ -93,6 +96,7 @@ class LayerQuery {
   std::uint32_t group_ = 0;
   std::uint32_t dim_ = 0;
   std::uint64_t stored_tokens_ = 0;
+  std::uint64_t visible_ = 0;
   bool block_ = false;
   bool boundary_ = false;
   bool after_boundary_ = false;    // the step before ended a sentence

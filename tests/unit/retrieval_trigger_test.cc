@@ -132,6 +132,26 @@ TEST(Triggers, NothingBeforeAResetCounts) {
   }
 }
 
+TEST(Triggers, AStepThatDoesNotFollowTheOneBeforeBeginsAnew) {
+  const std::vector<float> q = {1, 0, 1, 0}, other = {0, 1, 0, 1};
+  for (const auto& [next, anew] :
+       {std::pair{8u, true}, {9u, true}, {10u, false}, {11u, false}, {12u, true}}) {
+    Preset preset;
+    preset.trigger = TriggerKind::kEveryN;
+    preset.level = 100;
+    preset.query = QueryKind::kSentence;
+    LayerQuery query;
+    for (const std::uint64_t visible : {9u, 10u}) {
+      query.observe(preset, {q.data(), 2, 1, 2, false, 7, nullptr, visible});
+      query.chosen(0);
+      query.chosen(1);
+    }
+    query.observe(preset, {other.data(), 2, 1, 2, false, 7, nullptr, next});
+    EXPECT_EQ(query.due(0), anew) << next;
+    EXPECT_EQ(query.vectors()[0], anew ? 0.0f : 2.0f / 3.0f) << next;
+  }
+}
+
 TEST(Triggers, ATurnIsFromOneStepToTheNext) {
   Steps steps(TriggerKind::kTurn, 0.8f);
   EXPECT_EQ(steps.step({1, 0, 1, 0}), Due({true, true}));
