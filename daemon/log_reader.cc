@@ -106,7 +106,9 @@ void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& d
   log.next_order = read->replay->next_order;
   log.half = 0;
   const bool torn = read->replay->torn || read->cut_in_page;
-  log.suspect = log.suspect || torn;  // a row in doubt stays so, however well the file reads
+  // A row in doubt stays so, however well the file reads. From the page cache it reads well also
+  // where a sync has failed, and no later one brings it to the disk: it is written anew.
+  log.suspect = log.suspect || torn || !engine.options.direct_io;
   log.loaded = true;
   if (torn) ++engine.metrics.logs_torn;
   // A daemon that was killed may have left records that nobody synced: what is told now must stay.

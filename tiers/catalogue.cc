@@ -140,11 +140,7 @@ rocksdb::Options rocksdb_options(rocksdb::Env* env, bool stepwise) {
   // whole pages are gone; rows that are lost to rot can be rebuilt from the segment files.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   options.track_and_verify_wals_in_manifest = true;
-  // Logs that a killed process left may hold batches that never reached the disk itself, and that
-  // no sync would bring there, if one of its own failed. RocksDB goes on in a new log; a power cut
-  // would then lose the old one's end and, with it, every synced batch behind the gap. So what is
-  // replayed is flushed to new files before anything is served.
-  options.avoid_flush_during_recovery = false;
+  options.avoid_flush_during_recovery = true;  // see renew_logs()
   options.fail_if_options_file_error = false;
   options.max_bgerror_resume_count = 0;  // resume() decides, nobody else
   options.stats_dump_period_sec = 0;
@@ -188,6 +184,47 @@ rocksdb::Status make_directories(rocksdb::Env* env, const std::string& path) {
     if (const rocksdb::Status synced = sync_directory(env, parent); !synced.ok()) return synced;
   }
   return rocksdb::Status::OK();
+}
+
+// The same bytes in a new file in its place.
+rocksdb::Status renew(rocksdb::Env* env, const std::string& path) {
+  std::string bytes;
+  std::unique_ptr<rocksdb::WritableFile> file;
+  rocksdb::Status status = rocksdb::ReadFileToString(env, path, &bytes);
+  const std::string copy = path + ".copy";
+  if (status.ok()) status = env->NewWritableFile(copy, &file, rocksdb::EnvOptions());
+  if (status.ok()) status = file->Append(bytes);
+  if (status.ok()) status = file->Sync();
+  if (status.ok()) status = file->Close();
+  if (status.ok()) status = env->RenameFile(copy, path);
+  if (!status.ok()) env->DeleteFile(copy).PermitUncheckedError();
+  return status;
+}
+
+// Logs that a killed process left may hold batches that never reached the disk itself, and that no
+// sync of theirs would bring there, if one has failed before. RocksDB replays them and goes on in a
+// new log; a power cut would then lose the old log's end and, with it, every synced batch behind
+// the gap. So they are written anew before they are replayed, damage and all: what RocksDB cannot
+// read of them a repair may. Where there is no room for that, a sync must do.
+rocksdb::Status renew_logs(rocksdb::Env* env, const std::string& path) {
+  std::vector<std::string> names;
+  if (!env->GetChildren(path, &names).ok()) return rocksdb::Status::OK();  // nothing there yet
+  bool any = false;
+  for (const std::string& name : names) {
+    if (name.ends_with(".log.copy")) env->DeleteFile(path + "/" + name).PermitUncheckedError();
+    if (!name.ends_with(".log")) continue;
+    const std::string log = path + "/" + name;
+    rocksdb::Status status = renew(env, log);
+    if (status.IsNoSpace()) {
+      std::unique_ptr<rocksdb::WritableFile> file;
+      status = env->ReopenWritableFile(log, &file, rocksdb::EnvOptions());
+      if (status.ok()) status = file->Sync();
+      if (status.ok()) status = file->Close();
+    }
+    if (!status.ok()) return status;
+    any = true;
+  }
+  return any ? sync_directory(env, path) : rocksdb::Status::OK();
 }
 
 rocksdb::Slice slice(const std::vector<std::byte>& bytes) {
@@ -250,13 +287,14 @@ struct Catalogue::State {
   Status stopped;                   // why no writes are taken
   std::uint64_t unflushed_bytes = 0;
 
-  rocksdb::Status open();
+  rocksdb::Status open(bool flush_recovered);
   rocksdb::Status write(rocksdb::WriteBatch* batch, bool sync);
   rocksdb::Status settle(bool flush);
 };
 
-rocksdb::Status Catalogue::State::open() {
+rocksdb::Status Catalogue::State::open(bool flush_recovered) {
   rocksdb::Options options = rocksdb_options(env, stepwise);
+  options.avoid_flush_during_recovery = !flush_recovered;
   rocksdb::DB* opened = nullptr;
   rocksdb::Status status;
   if (read_only) {
@@ -264,6 +302,7 @@ rocksdb::Status Catalogue::State::open() {
     status = rocksdb::DB::OpenForReadOnly(options, path, &opened);
   } else {
     status = make_directories(env, path);
+    if (status.ok()) status = renew_logs(env, path);
     if (status.ok()) status = rocksdb::DB::Open(options, path, &opened);
   }
   db.reset(opened);
@@ -322,7 +361,7 @@ Result<std::unique_ptr<Catalogue>> Catalogue::open(const CatalogueOptions& optio
       return error(Code::kNotFound, "catalogue: there is none at this path");
     if (lost_current(state.env, options.path))
       return error(to_open_status(rocksdb::Status::Corruption()));
-    if (const rocksdb::Status status = state.open(); !status.ok()) {
+    if (const rocksdb::Status status = state.open(false); !status.ok()) {
       // Who only looks reports what it found itself.
       if (state.read_only)
         KVT_LOG(kInfo, "catalogue: open: %s", status.ToString().c_str());
@@ -393,7 +432,7 @@ Result<void> Catalogue::resume() {
     State& state = *state_;
     if (state.read_only) return error(Code::kReadOnly, "catalogue: opened read-only");
     state.db.reset();
-    if (const rocksdb::Status status = state.open(); !status.ok()) {
+    if (const rocksdb::Status status = state.open(true); !status.ok()) {
       state.stopped = to_status(status);
       return failed("resume", status);
     }

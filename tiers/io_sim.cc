@@ -96,6 +96,7 @@ Result<FileId> SimIo::open(std::string_view path, OpenOptions options) {
   } else {
     KVT_TRY(opened.node, state_.file(path));
   }
+  opened.node->direct = opened.node->direct || options.direct;
   const FileId id{next_file_++};
   files_.emplace(id.value, std::move(opened));
   return id;

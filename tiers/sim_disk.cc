@@ -194,7 +194,7 @@ Result<void> SimDisk::State::sync(SimNode& node) {
     return {};
   }
   if (options.write_error_one_in != 0 && random.one_in(options.write_error_one_in)) {
-    fail_sync(node);
+    if (!node.direct) fail_sync(node);
     return error(Code::kIo, "simulated sync error", 5);
   }
   if (node.unsynced.empty()) return {};

@@ -6,9 +6,9 @@
 // that was also unsynced; order does not count. Names created, renamed or unlinked since the
 // directory's last sync are kept or lost one by one (in order for one name). Synced data survives,
 // unless bit rot is asked for. A sync that fails leaves what a power cut would, readers go on
-// seeing what they saw, and no later sync brings it to the disk: as Linux does. All choices come
-// from one seed. One thread. SimIo is the Io over it (tiers/io.h); RocksDB runs on the same disk by
-// catalogue_env_sim.h.
+// seeing what they saw, and no later sync brings it to the disk: as Linux does with its page cache,
+// which files that are opened for direct I/O go past. All choices come from one seed. One thread.
+// SimIo is the Io over it (tiers/io.h); RocksDB runs on the same disk by catalogue_env_sim.h.
 #pragma once
 
 #include <cstdint>

@@ -45,6 +45,7 @@ struct SimChange {
 struct SimNode {
   bool directory = false;
   bool linked = false;        // has a name now; counts for the space used
+  bool direct = false;        // opened so once: what a failed sync left waits for the next one
   bool sync_skipped = false;  // and none since
   bool differs = false;       // a sync failed: `now` shows what the disk will never have
   SimView now, durable;

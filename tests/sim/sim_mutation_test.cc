@@ -167,8 +167,8 @@ void leave_unsynced_row(Life& life) {
 }
 
 // The next daemon shows the row's sequence; a commit without a token acknowledges that it is there.
-// Of the syncs in front of the replay only that of the log with the row is needed: the older log
-// has nothing new, and RocksDB syncs the directory once more before it is open.
+// Of the syncs in front of the replay that of the copy of the log with the row is needed, and that
+// of its name; the older log has nothing new.
 bool commit_after_kill(Life& life) {
   life.end(false);
   const auto names = life.world.disk().list("catalogue");
