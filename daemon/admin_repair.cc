@@ -191,6 +191,7 @@ void end_repair(EngineState& engine, const RepairPtr& repair) {
 
 // One problem after the other; a log takes a seal.
 void run_repair(EngineState& engine, const RepairPtr& repair) {
+  if (engine.draining) return repair->done(error(kStopping));
   std::vector<Problem>& problems = repair->check->problems;
   while (repair->next < problems.size()) {
     Problem& problem = problems[repair->next++];

@@ -85,7 +85,9 @@ Result<bool> Rebuild::read_rows(const std::string& path) {
   options.path = path;
   options.read_only = true;
   const auto or_refused = [](const Status& status) -> Result<bool> {
-    if (status.code == Code::kCorrupt || status.code == Code::kNotFound) return false;
+    if (status.code == Code::kCorrupt || status.code == Code::kNotFound ||
+        status.code == Code::kInternal)  // RocksDB threw: lengths that damage made up
+      return false;
     return error(status);
   };
   Result<std::unique_ptr<Catalogue>> catalogue = Catalogue::open(options);
@@ -147,7 +149,11 @@ Result<bool> Rebuild::read_old() {
     const Result<void> read =
         !copied && Catalogue::salvage(copy) ? read_salvaged(copy) : Result<void>();
     std::filesystem::remove_all(copy, failed);
-    if (copied) return error(Code::kIo, "the old catalogue cannot be copied", copied.value());
+    if (copied)
+      return error(
+          Code::kIo,
+          "the old catalogue cannot be copied: if it stays so, move the folder `catalogue` away",
+          copied.value());
     if (!read) return error(read.error());
   }
   report_.rows_kept = spaces_.size() + sequences_.size() + objects_.size();
