@@ -284,7 +284,7 @@ TEST_F(Autostart, ATruncateWaitsForTheDisk) {
 // Its name is free again as soon as the daemon gets round to it.
 TEST_F(Autostart, ACloseBehindAnotherThreadsRequestIsNotLost) {
   kvt_client_close(connect(true));
-  kvt_client* client = connect(false, 300);
+  kvt_client* client = connect(false, 1000);
   note_pid(client);
   kvt_space* space = open_small_space(client);
   kvt_sequence_options options;
@@ -300,7 +300,7 @@ TEST_F(Autostart, ACloseBehindAnotherThreadsRequestIsNotLost) {
   stop_daemon();  // as a disk that does
   std::thread waiting(
       [&] { EXPECT_EQ(kvt_sequence_truncate(cut, 0), KVT_OK) << kvt_last_error(); });
-  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
   EXPECT_EQ(kvt_sequence_close(chat), KVT_OK) << kvt_last_error();
   ::kill(pid_, SIGCONT);
   waiting.join();

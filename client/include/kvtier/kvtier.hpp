@@ -161,13 +161,14 @@ class Sequence {
   View view(const kvt_view_options& options) const { return View(handle_.get(), options); }
   // Exact attention over everything.
   View view() const { return View(handle_.get(), defaults(kvt_view_options_init)); }
-  // Seals what is in the tail, and says if that failed; the destructor does the same in silence.
+  // Seals what is in the tail, and says if that failed; the destructor does the same in silence
+  // where the daemon runs, and starts none.
   void close() { check(kvt_sequence_close(handle_.release())); }
   kvt_sequence* get() const noexcept { return handle_.get(); }
 
  private:
   struct Close {
-    void operator()(kvt_sequence* sequence) const noexcept { kvt_sequence_close(sequence); }
+    void operator()(kvt_sequence* sequence) const noexcept { kvt_sequence_drop(sequence); }
   };
   std::unique_ptr<kvt_sequence, Close> handle_;
 };

@@ -155,10 +155,14 @@ class KvtierCache(Cache):
             layer.length = self.sequence.length
         self._base, self._count = self.sequence.length, len(ids)
         self._open, self._ran = True, False  # before the piece: Ctrl-C may come behind it
-        if table is None:
-            self.sequence.append(ids)
-        else:
-            self.sequence.append(ids, flags=self._flags(ids, table), texts=table.texts(ids))
+        try:
+            if table is None:
+                self.sequence.append(ids)
+            else:
+                self.sequence.append(ids, flags=self._flags(ids, table), texts=table.texts(ids))
+        except Exception:  # refused: no piece was begun
+            self._open = False
+            raise
 
     def _ended(self, ran: bool) -> None:
         """The forward that `_begin` was called for is over: it ran to its end, or it threw."""
