@@ -212,8 +212,10 @@ class Daemon:
         """What the cache's view had to do without, so that it was not the preset: units scored
         without their abstract, and segments that have no rendition now. Said once of a preset."""
         stats = cache.view.stats()
-        now = self.client.request({"op": "stats"})["abstracts"]
-        found = {"units_missing": stats["units_missing"], "segments_without": now["base_no_room"]}
+        without = 0
+        if any(f'precision = "{kind}:' in stats["preset"] for kind in ("base", "low-rank")):
+            without = self.client.request({"op": "stats"})["abstracts"]["base_no_room"]
+        found = {"units_missing": stats["units_missing"], "segments_without": without}
         if any(found.values()) and preset not in self._said:
             self._said.add(preset)
             missing = stats["units_missing"]
