@@ -1,8 +1,17 @@
 # Installs everything into a fresh prefix: the programs run from there, and the service names them there.
 # Arguments: BUILD, SCRATCH.
 file(REMOVE_RECURSE ${SCRATCH})
+# What the user installed before is what `xargs rm < install_manifest.txt` is to remove.
+set(manifest ${BUILD}/install_manifest.txt)
+if(EXISTS ${manifest})
+  file(RENAME ${manifest} ${manifest}.kept)
+endif()
 execute_process(COMMAND ${CMAKE_COMMAND} --install ${BUILD} --prefix ${SCRATCH} RESULT_VARIABLE result OUTPUT_VARIABLE output
   ERROR_VARIABLE output)
+file(REMOVE ${manifest})
+if(EXISTS ${manifest}.kept)
+  file(RENAME ${manifest}.kept ${manifest})
+endif()
 if(NOT result EQUAL 0)
   message(FATAL_ERROR "install failed:\n${output}")
 endif()

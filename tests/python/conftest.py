@@ -36,6 +36,7 @@ class Daemon:
         self.socket = directory / "s" / "kvtierd.sock"
         self.socket.parent.mkdir(mode=0o700)
         self.environment = {
+            "KVTIER_CONFIG": "/dev/null",
             "KVTIER_SOCKET": str(self.socket),
             "KVTIER_DAEMON_SOCKET": str(self.socket),
             "KVTIER_STORE_PATH": str(directory / "store"),

@@ -90,12 +90,12 @@ void check_limit(const std::string& store, std::uint64_t free_bytes, std::uint64
                  std::vector<Finding>* findings) {
   const std::uint64_t most = bytes_in(store) + free_bytes;
   if (limit_bytes <= most) return;
-  findings->push_back(
-      {Grade::kSlow, "disk limit",
-       "store.disk_bytes_max is " + human_bytes(limit_bytes) +
-           ", and the disk has room for a store of " + human_bytes(most) +
-           ": it is full before that, and storing fails",
-       "lower store.disk_bytes_max to " + std::to_string(most >> 30) + "GiB, or free space there"});
+  findings->push_back({Grade::kSlow, "disk limit",
+                       "store.disk_bytes_max is " + human_bytes(limit_bytes) +
+                           ", and the disk has room for a store of " + human_bytes(most) +
+                           ": it is full before that, and storing fails",
+                       "lower store.disk_bytes_max to \"" + std::to_string(most >> 30) +
+                           " GiB\", or free space there"});
 }
 
 std::uint64_t check_room(const std::string& store, const std::string& place,
