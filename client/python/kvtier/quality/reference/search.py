@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .bound import attended
+from .budget import fit
 from .layer import Layer
 from .partition import Pages
 
@@ -44,8 +45,8 @@ class Flat:
 
 @dataclass(frozen=True)
 class Runs:
-    """Every row is scored, and `rows` neighbours are taken together by the sum of their masses,
-    which is the log-sum-exp of their scores."""
+    """Every row is scored, and `rows` neighbours are taken together by the sum of the masses of
+    those that are not kept, which is the log-sum-exp of their scores."""
 
     rows: int = 16
 
@@ -60,6 +61,7 @@ class Runs:
         rows: int,
     ) -> torch.Tensor:
         mass = preset.group.of(preset.score.of(queries, vectors, layer.scale), layer.scale)
+        mass = mass.masked_fill(fit(units.cost, mass) == 0, 0)  # what is kept takes no place
         runs = Pages(self.rows).split(layer)
         total = torch.zeros(*mass.shape[:-1], runs.count).index_add_(-1, runs.of_row[0], mass)
         return preset.budget.choose(total, runs, rows)
