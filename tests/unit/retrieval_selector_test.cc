@@ -278,7 +278,8 @@ TEST_P(SelectorTest, WhatWasNotChosenIsBounded) {
     for (const std::uint32_t group : {1u, 3u})
       for (const std::uint64_t budget : {1u, 100u, 512u, 100000u}) {
         World world(&random, {2048, 700, 70}, 16, 8, group, AbstractKind::kBox);
-        const TokenRange kept[] = {{0, 20}, {world.end - 70, world.end}};
+        // Many, so that what is kept would take places from the others.
+        const TokenRange kept[] = {{0, 1000}, {world.end - 70, world.end}};
         SelectInput input = world.input(kept, budget);
         EXPECT_TRUE(plain.select(input)->missed.empty()) << "nobody asked";
         input.bound = true;
