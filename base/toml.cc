@@ -96,7 +96,7 @@ Result<std::vector<TomlEntry>> parse_toml(std::string_view text, std::string* pr
   if (!parsed) {
     const toml::source_position at = parsed.error().source().begin;
     *problem = std::string(parsed.error().description()) + " (line " + std::to_string(at.line) +
-               ", column " + std::to_string(at.column) + ")";
+               ", column " + std::to_string(at.column) + "); text and sizes stand in quotes";
     return error(Code::kInvalid, "the file is not TOML");
   }
   std::vector<TomlEntry> entries;

@@ -25,8 +25,8 @@ Result<void> take_profile(const std::string& model, ViewOptions* options) {
   if (options->budget != kProfileBudget) return {};
   if (!profile)
     return error_with(Code::kNotFound,
-                      "no profile says which budget this model has: make one with kvtier-quality "
-                      "--tune, or give a number of rows");
+                      "no profile says which budget this model has: make one with kvtier tune, "
+                      "or give a number of rows");
   options->budget = profile->budget;
   return {};
 }

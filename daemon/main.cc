@@ -18,6 +18,7 @@
 
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/shell_word.h"
 #include "client/ipc/paths.h"
 #include "daemon/server.h"
 #include "daemon/version.h"
@@ -118,16 +119,22 @@ LogLevel log_level_of(const std::string& name) {
   return LogLevel::kWarn;
 }
 
-// Who serves the store, where that is a running kvtierd: it may be on no socket that `kvtier stop`
-// reaches.
-std::string holder_of(const std::string& store_path) {
+// Who serves the store, where that is a running kvtierd, and how it is ended: by its socket, if
+// that is another one than ours, which does not reach it.
+std::string holder_of(const DaemonOptions& options) {
   long pid = 0;
-  std::ifstream(store_path + "/LOCK") >> pid;
-  std::string name;
+  std::string socket, name;
+  std::ifstream lock(options.store_path + "/LOCK");
+  lock >> pid >> std::ws;
+  std::getline(lock, socket);
   std::ifstream("/proc/" + std::to_string(pid) + "/comm") >> name;
   // Else it is ours, as the socket or the catalogue is what another one has, or an older one's.
   if (pid == ::getpid() || name != "kvtierd") return "";
-  return "; it is process " + std::to_string(pid) + " (kill " + std::to_string(pid) + ")";
+  const bool elsewhere = !socket.empty() && socket != options.socket_path;
+  return "; it is process " + std::to_string(pid) + " (" +
+         (elsewhere ? "kvtier stop --socket " + shell_word(socket)
+                    : "kill " + std::to_string(pid)) +
+         ")";
 }
 
 // As much locked memory as this user may have, for registered disk buffers.
@@ -204,7 +211,7 @@ int main(int argc, char** argv) {
   auto server = Server::start(options);
   if (!server) {
     std::string text = with_store_named(server.error().message(), options.daemon.store_path);
-    if (server.error().code == Code::kBusy) text += holder_of(options.daemon.store_path);
+    if (server.error().code == Code::kBusy) text += holder_of(options.daemon);
     if (server.error().os_error != 0)
       text += std::string(" (") + std::strerror(server.error().os_error) + ")";
     if (server.error().os_error == EMFILE || server.error().os_error == ENFILE)

@@ -48,6 +48,15 @@ def quality(tmp_path, *arguments) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+def test_a_missing_package_is_named_with_its_mend(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('none', name='torch')")
+    command = [sys.executable, "-m", "kvtier.quality", "--text", "prose"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{PATHS['PYTHONPATH']}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "there is no Python package torch: pip install '.[quality]' in a clone\n"
+
+
 def test_presets_on_the_real_model(tmp_path):
     done = quality(
         tmp_path,

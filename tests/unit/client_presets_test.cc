@@ -445,7 +445,7 @@ TEST_F(UserPresets, AProfileIsTheDefaultOfItsModel) {
   kvt_view_options_init(&options);
   options.budget = KVT_BUDGET_PROFILE;
   EXPECT_EQ(kvt_view_open(sequence_, &options, &view), KVT_ERROR_NOT_FOUND);
-  EXPECT_NE(std::string(kvt_last_error()).find("--tune"), std::string::npos);
+  EXPECT_NE(std::string(kvt_last_error()).find("kvtier tune"), std::string::npos);
   put("mine",
       "model = \"elsewhere\"\nalso = \"presets\"\npreset = \"mean\"\nbudget = 64\n"
       "[measured]\nkl = 0.002\n");

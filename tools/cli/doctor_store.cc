@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <utility>
 
 #include "base/unique_fd.h"
@@ -38,6 +39,19 @@ void check_file_system(const std::string& place, std::vector<Finding>* findings)
   if (type == kNfs || type == kCifs || type == kSmb2)
     findings->push_back({Grade::kSlow, "file system", place + " is on the network",
                          "set store.path to a local disk"});
+}
+
+// Its daemon names its socket in LOCK, unless systemd has that.
+std::string mend_of_holder(const std::string& store) {
+  std::string pid, socket;
+  std::ifstream lock(store + "/LOCK");
+  std::getline(lock, pid);
+  std::getline(lock, socket);
+  if (socket.empty() || read_line("/proc/" + pid + "/comm") != "kvtierd")
+    return "set KVTIER_SOCKET to its socket, stop it, or set store.path";
+  socket = shell_word(socket);
+  return "kvtier stop --socket " + socket + "; or use it, export KVTIER_SOCKET=" + socket +
+         "; or set store.path";
 }
 
 // How a name that refuses to be written is made to take it.
@@ -225,7 +239,7 @@ void check_store(const std::string& store, std::uint64_t limit_bytes, bool held_
   check_file_system(place.string(), findings);
   if (held_elsewhere)
     findings->push_back({Grade::kBad, "store", store + " is served by a kvtierd on another socket",
-                         "set KVTIER_SOCKET to its socket, stop it, or set store.path"});
+                         mend_of_holder(store)});
   if (check_room(store, place.string(), limit_bytes, findings) > kProbeBytes)
     *probe_directory = place.string();
 }

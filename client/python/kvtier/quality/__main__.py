@@ -253,6 +253,18 @@ def fail(options: argparse.Namespace, text: str, code: int, **more: Any) -> None
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return work(options)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "kvtier").startswith("kvtier"):
+            raise
+        text = f"there is no Python package {missing.name}: pip install '.[quality]' in a clone"
+        fail(options, text, report.NOT_FOUND)
+        return 1
+
+
+def work(options: argparse.Namespace) -> int:
+    """Measures, or makes what --tune, --calibrate and --trace make; the exit code."""
     if text := problem(options):
         fail(options, text, report.INVALID)
         return 2
