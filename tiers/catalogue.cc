@@ -28,6 +28,7 @@ namespace rows = catalogue_rows;
 
 constexpr std::size_t kWriteBufferBytes = 16u << 20;
 constexpr std::size_t kBlockCacheBytes = 32u << 20;
+constexpr std::size_t kLogsKept = 32;
 constexpr std::uint64_t kWalBytesMax = 64u << 20;
 constexpr std::uint64_t kStepwiseFlushBytes = 256u << 10;
 
@@ -103,7 +104,7 @@ auto guarded(Call&& call) noexcept -> decltype(call()) {
   try {
     return call();
   } catch (const std::bad_alloc&) {
-    return error(Code::kInternal, "catalogue: out of memory");
+    return error(Code::kFull, "catalogue: out of memory");
   } catch (const std::exception& thrown) {
     KVT_LOG(kError, "catalogue: %s", thrown.what());
     return error(Code::kInternal, "catalogue: RocksDB threw");
@@ -186,18 +187,24 @@ rocksdb::Status make_directories(rocksdb::Env* env, const std::string& path) {
   return rocksdb::Status::OK();
 }
 
-// The same bytes in a new file in its place.
+// The same bytes in a new file in its place; where that cannot be written, a sync of this one must
+// do.
 rocksdb::Status renew(rocksdb::Env* env, const std::string& path) {
   std::string bytes;
   std::unique_ptr<rocksdb::WritableFile> file;
   rocksdb::Status status = rocksdb::ReadFileToString(env, path, &bytes);
+  if (!status.ok() || bytes.empty()) return status;
   const std::string copy = path + ".copy";
-  if (status.ok()) status = env->NewWritableFile(copy, &file, rocksdb::EnvOptions());
+  status = env->NewWritableFile(copy, &file, rocksdb::EnvOptions());
   if (status.ok()) status = file->Append(bytes);
   if (status.ok()) status = file->Sync();
   if (status.ok()) status = file->Close();
   if (status.ok()) status = env->RenameFile(copy, path);
-  if (!status.ok()) env->DeleteFile(copy).PermitUncheckedError();
+  if (status.ok()) return status;
+  env->DeleteFile(copy).PermitUncheckedError();
+  status = env->ReopenWritableFile(path, &file, rocksdb::EnvOptions());
+  if (status.ok()) status = file->Sync();
+  if (status.ok()) status = file->Close();
   return status;
 }
 
@@ -205,26 +212,17 @@ rocksdb::Status renew(rocksdb::Env* env, const std::string& path) {
 // sync of theirs would bring there, if one has failed before. RocksDB replays them and goes on in a
 // new log; a power cut would then lose the old log's end and, with it, every synced batch behind
 // the gap. So they are written anew before they are replayed, damage and all: what RocksDB cannot
-// read of them a repair may. Where there is no room for that, a sync must do.
-rocksdb::Status renew_logs(rocksdb::Env* env, const std::string& path) {
+// read of them a repair may. `*logs`: how many there are.
+rocksdb::Status renew_logs(rocksdb::Env* env, const std::string& path, std::size_t* logs) {
   std::vector<std::string> names;
   if (!env->GetChildren(path, &names).ok()) return rocksdb::Status::OK();  // nothing there yet
-  bool any = false;
   for (const std::string& name : names) {
     if (name.ends_with(".log.copy")) env->DeleteFile(path + "/" + name).PermitUncheckedError();
     if (!name.ends_with(".log")) continue;
-    const std::string log = path + "/" + name;
-    rocksdb::Status status = renew(env, log);
-    if (status.IsNoSpace()) {
-      std::unique_ptr<rocksdb::WritableFile> file;
-      status = env->ReopenWritableFile(log, &file, rocksdb::EnvOptions());
-      if (status.ok()) status = file->Sync();
-      if (status.ok()) status = file->Close();
-    }
-    if (!status.ok()) return status;
-    any = true;
+    ++*logs;
+    if (const rocksdb::Status status = renew(env, path + "/" + name); !status.ok()) return status;
   }
-  return any ? sync_directory(env, path) : rocksdb::Status::OK();
+  return *logs != 0 ? sync_directory(env, path) : rocksdb::Status::OK();
 }
 
 rocksdb::Slice slice(const std::vector<std::byte>& bytes) {
@@ -294,16 +292,26 @@ struct Catalogue::State {
 
 rocksdb::Status Catalogue::State::open(bool flush_recovered) {
   rocksdb::Options options = rocksdb_options(env, stepwise);
-  options.avoid_flush_during_recovery = !flush_recovered;
   rocksdb::DB* opened = nullptr;
   rocksdb::Status status;
   if (read_only) {
     options.create_if_missing = false;
     status = rocksdb::DB::OpenForReadOnly(options, path, &opened);
   } else {
+    std::size_t logs = 0;
+    rocksdb::FileLock* lock = nullptr;  // RocksDB's own: who has it writes to these logs
     status = make_directories(env, path);
-    if (status.ok()) status = renew_logs(env, path);
+    if (status.ok()) status = env->LockFile(path + "/LOCK", &lock);
+    if (status.ok()) status = renew_logs(env, path, &logs);
+    if (lock != nullptr) env->UnlockFile(lock).PermitUncheckedError();
+    // Every start leaves one more log: some are gathered, then they become a table.
+    const bool flush = flush_recovered || logs > kLogsKept;
+    options.avoid_flush_during_recovery = !flush;
     if (status.ok()) status = rocksdb::DB::Open(options, path, &opened);
+    if (status.IsNoSpace() && flush && !flush_recovered) {
+      options.avoid_flush_during_recovery = true;
+      status = rocksdb::DB::Open(options, path, &opened);
+    }
   }
   db.reset(opened);
   if (status.ok() && stepwise && !read_only) status = settle(false);

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -202,7 +203,7 @@ TEST_F(CatalogueTest, OpensFiveThousandSegmentsQuickly) {
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   EXPECT_EQ(blocks, 160'000u);
   RecordProperty("open_ms", static_cast<int>(took.count() * 1000));
-  EXPECT_LT(took.count(), 0.5);
+  EXPECT_LT(took.count(), 2.0);  // bench `open` holds it to its goal
 }
 
 TEST_F(CatalogueTest, ASecondOpenIsBusyAndAReadOnlyOneSeesTheRows) {
@@ -213,13 +214,16 @@ TEST_F(CatalogueTest, ASecondOpenIsBusyAndAReadOnlyOneSeesTheRows) {
   const auto second = Catalogue::open({.path = path_, .env = nullptr, .read_only = false});
   ASSERT_FALSE(second);
   EXPECT_EQ(second.error().code, Code::kBusy);
+  CatalogueBatch more;  // into the log that the second one would have written anew
+  more.put_number("n", 6);
+  ASSERT_TRUE(catalogue->write(std::move(more), true));
   catalogue.reset();
 
   std::map<std::string, std::filesystem::file_time_type> before;
   for (const auto& file : std::filesystem::directory_iterator(path_))
     before[file.path()] = file.last_write_time();
   auto reader = open(true);
-  EXPECT_EQ(load(*reader).numbers.at("n"), 5u);
+  EXPECT_EQ(load(*reader).numbers.at("n"), 6u);
   EXPECT_EQ(reader->write({}, true).error().code, Code::kReadOnly);
   EXPECT_EQ(reader->resume().error().code, Code::kReadOnly);
   reader.reset();
@@ -227,6 +231,23 @@ TEST_F(CatalogueTest, ASecondOpenIsBusyAndAReadOnlyOneSeesTheRows) {
   for (const auto& file : std::filesystem::directory_iterator(path_))
     after[file.path()] = file.last_write_time();
   EXPECT_EQ(before, after) << "a read-only open must not write";
+}
+
+TEST_F(CatalogueTest, LogsOfManyStartsBecomeATable) {
+  std::size_t most = 0;
+  for (std::uint64_t start = 1; start <= 100; ++start) {
+    auto catalogue = open();
+    ASSERT_EQ(load(*catalogue).numbers.size(), start - 1);
+    CatalogueBatch batch;
+    batch.put_number("n" + std::to_string(start), start);
+    ASSERT_TRUE(catalogue->write(std::move(batch), true));
+    std::size_t logs = 0;
+    for (const auto& file : std::filesystem::directory_iterator(path_))
+      logs += file.path().extension() == ".log";
+    most = std::max(most, logs);
+  }
+  EXPECT_GT(most, 16u);
+  EXPECT_LT(most, 40u);
 }
 
 TEST_F(CatalogueTest, ReadOnlyOpenOfNothingIsNotFoundAndMakesNothing) {
