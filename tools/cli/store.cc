@@ -38,8 +38,9 @@ Result<Json> check_offline(const std::string& store, bool deep) {
   const std::string remake =
       ": `kvtier repair --store " + shell_word(store) + "` makes a new one from the files";
   // Of a newer kvtier, unreadable, on a failing disk: a new one is no mend.
-  const bool repairable =
-      rows || rows.error().code == Code::kCorrupt || rows.error().code == Code::kNotFound;
+  const bool repairable = rows || rows.error().code == Code::kCorrupt ||
+                          rows.error().code == Code::kNotFound ||
+                          rows.error().code == Code::kInternal;  // RocksDB threw
   if (catalogue_lost) {
     ++report.damage;
     report.findings.push_back({"catalogue", "", FindingKind::kDamaged, FindingSeverity::kDamage,
