@@ -107,8 +107,10 @@ void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& d
   log.half = 0;
   const bool torn = read->replay->torn || read->cut_in_page;
   // A row in doubt stays so, however well the file reads. From the page cache it reads well also
-  // where a sync has failed, and no later one brings it to the disk: it is written anew.
-  log.suspect = log.suspect || torn || !engine.options.direct_io;
+  // where a sync has failed, and no later one brings it to the disk: it is written anew. A disk
+  // tier with a note may have had to do without direct I/O.
+  const bool cached = !engine.options.direct_io || !engine.io->io().note().empty();
+  log.suspect = log.suspect || torn || cached;
   log.loaded = true;
   if (torn) ++engine.metrics.logs_torn;
   // A daemon that was killed may have left records that nobody synced: what is told now must stay.
