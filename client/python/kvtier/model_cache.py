@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from . import Error
 from .model_space import DTYPES
 from .token_table import TokenTable
 
@@ -160,7 +161,7 @@ class KvtierCache(Cache):
                 self.sequence.append(ids)
             else:
                 self.sequence.append(ids, flags=self._flags(ids, table), texts=table.texts(ids))
-        except Exception:  # refused: no piece was begun
+        except (Error, TypeError, ValueError):  # refused: no piece was begun
             self._open = False
             raise
 
