@@ -292,13 +292,13 @@ void close_segment_file(EngineState& engine, Segment& segment) {
 
 void mark_bad(EngineState& engine, Segment& segment, const char* what) {
   ++engine.metrics.misses[static_cast<std::size_t>(MissReason::kChecksum)];
-  if (segment.row.bad) return;
+  if (segment.row.bad || segment.condemned) return;  // its file may be wiped
   KVT_LOG(kWarn, "segment %" PRIx64 ": %s is damaged; it is not served (run kvtier verify)",
           segment.row.id.value, what);
   segment.row.bad = true;
   ++engine.metrics.segments_bad;
   unindex_with_descendants(engine, segment);  // so that storing the same again heals it
-  if (segment.condemned || segment.state == SegmentState::kInMemory) return;
+  if (segment.state == SegmentState::kInMemory) return;
   CatalogueBatch batch;
   batch.put_segment(segment.row);
   post_batch(engine, std::move(batch), false, [](Result<void>) {});

@@ -73,9 +73,11 @@ Result<UniqueFd> lock_store(const ServerOptions& options) {
       return error(Code::kBusy, "another kvtierd serves this store: stop it, or set store.path");
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  // The holder's pid, for the message of the next one. A full disk may refuse it.
+  // The holder's pid, and its socket where systemd does not have that, for the message of the next
+  // one. A full disk may refuse them.
   if (::ftruncate(lock.get(), 0) == 0)
-    ::dprintf(lock.get(), "%ld\n", static_cast<long>(::getpid()));
+    ::dprintf(lock.get(), "%ld\n%s\n", static_cast<long>(::getpid()),
+              options.listening_socket < 0 ? options.daemon.socket_path.c_str() : "");
   return lock;
 }
 
@@ -116,6 +118,7 @@ struct Server::State {
   std::unique_ptr<Engine> engine;  // engine thread
   std::unique_ptr<ControlServer> control;
   std::thread engine_thread, control_thread;
+  bool drained = false;  // engine thread
   std::atomic<bool> stop_wanted{false}, abandoned{false};
 
   Result<void> open(UnixListener listener);
@@ -179,14 +182,14 @@ void Server::State::engine_main(std::promise<Result<void>>* ready, UnixListener 
 void Server::State::loop() {
   AdaptiveSpin spin({options.daemon.spin_us == 0 ? SpinMode::kAuto : SpinMode::kAlways,
                      options.daemon.spin_us == 0 ? 50 : options.daemon.spin_us});
-  bool draining = false, drained = false;
+  bool draining = false;
   std::uint64_t drain_until_ns = UINT64_MAX;
   std::uint64_t last_work_ns = clock.now_ns();
   while (!drained && !abandoned) {
     if (!draining && (stop_wanted || engine->stop_requested())) {
       draining = true;
       drain_until_ns = clock.now_ns() + kDrainDeadlineNs;
-      engine->drain([&drained] { drained = true; });
+      engine->drain([this] { drained = true; });  // perhaps in close()
     }
     const bool worked = engine->step() > 0;
     if (drained) break;
