@@ -124,6 +124,27 @@ void settle_kept_files(EngineState& engine, CatalogueBatch* batch) {
 
 bool rows_were_lost(const EngineState& engine) { return engine.kept_files.lost != 0; }
 
+std::vector<std::string> let_go_of_logs(EngineState& engine, SequenceId sequence) {
+  KeptFiles& kept = engine.kept_files;
+  std::vector<std::string> paths;
+  CatalogueBatch batch;
+  for (auto file = kept.all.begin(); file != kept.all.end();) {
+    const auto name = tail_log_name_of(file->first.substr(file->first.rfind('/') + 1));
+    if (!name || name->sequence != sequence) {
+      ++file;
+      continue;
+    }
+    paths.push_back(file->first);
+    batch.remove_number(number_name(file->first));
+    kept.total_bytes -= file->second.bytes;
+    if (file->second.mark != kKeptLeftOut) --kept.newer;
+    if (file->second.mark == kKeptLost) --kept.lost;
+    file = kept.all.erase(file);
+  }
+  if (!paths.empty()) post_batch(engine, std::move(batch), false, [](Result<void>) {});
+  return paths;
+}
+
 std::uint64_t remove_kept_files(EngineState& engine) {
   KeptFiles& kept = engine.kept_files;
   if (kept.all.empty()) return 0;

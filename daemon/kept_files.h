@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "tiers/catalogue.h"
@@ -45,6 +46,9 @@ void recall_kept_file(EngineState& engine, std::string_view name, std::uint64_t 
 void settle_kept_files(EngineState& engine, CatalogueBatch* batch);
 // Once they are settled: a start found more newer ones than a crash can leave.
 [[nodiscard]] bool rows_were_lost(const EngineState& engine);
+// The logs of a sequence that is gone are kept no longer: their paths, for who wipes or unlinks
+// them.
+[[nodiscard]] std::vector<std::string> let_go_of_logs(EngineState& engine, SequenceId sequence);
 // Unlinks all, and says so; the bytes.
 std::uint64_t remove_kept_files(EngineState& engine);
 
