@@ -333,10 +333,14 @@ Status import_refusal(const Import& job, const Status& status) {
 
 void fail_import(EngineState& engine, const ImportPtr& job, const Status& status) {
   StoredSequence* sequence = find_sequence(engine, job->sequence);
-  if (sequence == nullptr || sequence->working || sequence->busy != 0)
+  if (sequence == nullptr || sequence->working || sequence->busy != 0 || !sequence->open.empty())
     return job->done(error(import_refusal(*job, status)));
+  sequence->row.expires_unix_s = engine.wall_ns() / 1'000'000'000 + kLeftoverSeconds;
   remove_sequence(engine, *sequence, LogFile::kUnlink,
-                  [job, status](Result<void>) { job->done(error(import_refusal(*job, status))); });
+                  [&engine, job, status](Result<void> removed) {
+                    if (!removed) show_leftover(engine, job->sequence);
+                    job->done(error(import_refusal(*job, status)));
+                  });
 }
 
 void finish_import(EngineState& engine, const ImportPtr& job) {
@@ -344,9 +348,12 @@ void finish_import(EngineState& engine, const ImportPtr& job) {
   if (sequence == nullptr)
     return job->done(error(Code::kNotFound, "the sequence was removed meanwhile"));
   sequence->internal = false;
+  sequence->row.expires_unix_s = 0;
   if (engine.sequences.names.count(job->name) != 0)
     return fail_import(engine, job,
                        {Code::kExists, 0, "the name is taken: import with another --name"});
+  // Rows in doubt are settled first: one of them may have the name.
+  if (engine.read_only) return fail_import(engine, job, kNoWrites);
   if (!job->name.empty()) {
     sequence->row.name = job->name;
     engine.sequences.names.emplace(job->name, job->sequence);
@@ -406,6 +413,7 @@ void make_imported(EngineState& engine, const ImportPtr& job, StoredSpace& space
   job->sequence = sequence.row.id;
   sequence.in_catalogue = true;
   sequence.internal = true;  // until it is whole
+  sequence.row.expires_unix_s = engine.wall_ns() / 1'000'000'000 + kLeftoverSeconds;
   learn_chain(engine, sequence, [&engine, job](Result<void> learned) {
     learned ? next_import(engine, job) : fail_import(engine, job, learned.error());
   });

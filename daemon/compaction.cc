@@ -13,9 +13,6 @@
 namespace kvtier {
 namespace {
 
-// A nameless sequence that a crash leaves behind goes by itself.
-constexpr std::uint64_t kLeftoverSeconds = 3600;
-
 struct Run {
   SequenceId target;                      // the sequence that is compacted
   SequenceId scratch;                     // where the new segments grow
@@ -69,7 +66,9 @@ void abandon(EngineState& engine, const CompactionPtr& all, const RunPtr& run,
           status.message());
   if (StoredSequence* scratch = find_sequence(engine, run->scratch);
       scratch != nullptr && at_rest(*scratch))
-    remove_sequence(engine, *scratch, LogFile::kUnlink, [](Result<void>) {});
+    remove_sequence(engine, *scratch, LogFile::kUnlink, [&engine, run](Result<void> removed) {
+      if (!removed) show_leftover(engine, run->scratch);
+    });
   next_sequence(engine, all);
 }
 
@@ -106,7 +105,8 @@ void parts_swapped(EngineState& engine, const CompactionPtr& all, const RunPtr& 
   all->report.segments_merged += run->before.size() - run->first_part;
   all->report.segments_made += run->made;
   remove_sequence(engine, *find_sequence(engine, run->scratch), LogFile::kUnlink,
-                  [&engine, all, run](Result<void>) {
+                  [&engine, all, run](Result<void> removed) {
+                    if (!removed) show_leftover(engine, run->scratch);
                     if (StoredSequence* kept = find_sequence(engine, run->target); kept != nullptr)
                       retire_old(engine, *run, *kept, &all->report);
                     next_sequence(engine, all);

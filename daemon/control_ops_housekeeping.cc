@@ -20,29 +20,41 @@ Result<StoredSequence*> stored_target(EngineState& engine, const Json& body) {
   return sequence;
 }
 
-// Posts the row where the sequence is (or is to be) in the catalogue; on failure the row goes back.
+// Posts the row where the sequence is (or is to be) in the catalogue. Several may be under way: one
+// that fails goes back to what the last durable one left, and those behind it fail as well, for the
+// catalogue takes nothing behind a batch that it refused.
 void store_row(EngineState& engine, StoredSequence& sequence, SequenceRow before,
                ControlDone done) {
-  const auto finish = [&engine, id = sequence.row.id, before = std::move(before),
+  if (sequence.row_changes++ == 0) sequence.row_settled = std::move(before);
+  const auto finish = [&engine, id = sequence.row.id, wanted = sequence.row,
                        done = std::move(done)](Result<void> result) {
     StoredSequence& found = *engine.sequences.all.at(id);
+    SequenceRow& settled = found.row_settled;
     --found.busy;
-    // Of two names the other is free from here on.
-    const std::string other = result ? before.name : std::exchange(found.row.name, before.name);
-    if (other != found.row.name) free_name(engine, other, id);
+    const bool last = --found.row_changes == 0;
+    const std::string other = result ? std::exchange(settled.name, wanted.name) : wanted.name;
+    if (result) {
+      settled.pinned = wanted.pinned;
+      settled.expires_unix_s = wanted.expires_unix_s;
+      settled.provisional = false;
+    }
+    if (last || !result) {
+      found.row.name = settled.name;
+      found.row.pinned = settled.pinned;
+      found.row.expires_unix_s = settled.expires_unix_s;
+      found.row.provisional = !result && (found.row.provisional || settled.provisional);
+    }
+    // Free is what neither the durable row has nor the newest change wants.
+    if (other != settled.name && other != found.row.name) free_name(engine, other, id);
+    if (last) settled = {};
     if (result) return done(ControlReply{Json::object(), {}, {}});
-    found.row.pinned = before.pinned;
-    found.row.expires_unix_s = before.expires_unix_s;
-    found.row.provisional = found.row.provisional || before.provisional;
     done(error(result.error()));
     if (StoredSequence* left = find_sequence(engine, id)) drop_if_ephemeral(engine, *left);
   };
   ++sequence.busy;
   if (sequence.is_private) return finish({});
   // Rows in doubt are settled first: one of them may have the name.
-  if (engine.read_only)
-    return finish(
-        error(Code::kReadOnly, "the store takes no writes: kvtier doctor names the mend"));
+  if (engine.read_only) return finish(error(kNoWrites));
   post_sequence_row(engine, sequence, true, finish);
 }
 
@@ -54,7 +66,8 @@ void op_rename(EngineState& engine, Session&, ControlRequest request, ControlDon
   if (!request.body.contains("name"))
     return done(error(Code::kInvalid, "rename needs a name; \"\" makes the sequence nameless"));
   StoredSequence& sequence = **target;
-  if (*name == sequence.row.name) return done(ControlReply{Json::object(), {}, {}});
+  if (*name == sequence.row.name && sequence.row_changes == 0)
+    return done(ControlReply{Json::object(), {}, {}});
   if (!name->empty()) {
     if (const Result<void> fine = check_name(*name); !fine) return done(error(fine.error()));
     if (engine.sequences.names.try_emplace(*name, sequence.row.id).first->second != sequence.row.id)
@@ -84,8 +97,8 @@ void op_expire(EngineState& engine, Session&, ControlRequest request, ControlDon
   (*target)->row.expires_unix_s = *at;
   const bool pinned = before.pinned;  // then it stays all the same
   store_row(engine, **target, std::move(before),
-            [pinned, done = std::move(done)](Result<ControlReply> reply) {
-              if (reply) reply->body["pinned"] = pinned;
+            [pinned, at = *at, done = std::move(done)](Result<ControlReply> reply) {
+              if (reply) reply->body = {{"pinned", pinned}, {"expires_unix_s", at}};
               done(std::move(reply));
             });
 }
@@ -234,9 +247,15 @@ void op_rm(EngineState& engine, Session&, ControlRequest request, ControlDone do
   for (const std::uint64_t generation : sequence.log.generations())
     logs.push_back(tail_log_path(sequence.row.id, generation));
   remove_sequence(engine, sequence, *wipe ? LogFile::kKeep : LogFile::kUnlink,
-                  [&engine, segments, wipe = *wipe, logs = std::move(logs),
-                   done = std::move(done)](Result<void> removed) {
+                  [&engine, id = sequence.row.id, segments, wipe = *wipe, logs = std::move(logs),
+                   done = std::move(done)](Result<void> removed) mutable {
                     if (!removed) return done(error(removed.error()));
+                    // Also what a crash left of it, from which a repair of the catalogue would make
+                    // it anew.
+                    for (std::string& path : let_go_of_logs(engine, id)) {
+                      if (!wipe) static_cast<void>(engine.io->io().unlink(path));
+                      logs.push_back(std::move(path));
+                    }
                     wipe ? wipe_unused(engine, segments, logs, done)
                          : finish_rm(engine, segments, done);
                   });

@@ -293,6 +293,8 @@ void fork_now(EngineState& engine, ForkRequest fork) {
   if (!fork.wanted.name.empty() && engine.sequences.names.count(fork.wanted.name) != 0)
     return fork.done(error(Code::kExists, "the name is taken: choose another"));
   fork.wanted.is_private = fork.wanted.is_private || source.is_private;
+  if (engine.read_only && !fork.wanted.is_private && !session->data)
+    return fork.done(error(kNoWrites));
   StoredSequence& made =
       make_sequence(engine, *source.space, fork.wanted, parts_up_to(source, tokens));
   if (session->data)

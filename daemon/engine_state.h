@@ -79,6 +79,8 @@ struct EngineState {
 
 // Why a daemon that drains takes a request no more, or ends it early.
 inline constexpr Status kStopping{Code::kCancelled, 0, "the daemon is stopping"};
+inline constexpr Status kNoWrites{Code::kReadOnly, 0,
+                                  "the store takes no writes: kvtier doctor names the mend"};
 
 // Runs `job` on a worker, then `done` on the engine's thread.
 void run_on_worker(EngineState& engine, std::function<void()> job, std::function<void()> done);

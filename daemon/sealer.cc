@@ -194,7 +194,10 @@ void write_catalogue(EngineState& engine, const Job& job, Next next) {
                             // Not even that: the next commit must say anew in the catalogue which
                             // log counts.
                             StoredSequence& left = sequence_of(engine, job);
-                            if (!undone) left.row_in_doubt = left.log.suspect = true;
+                            if (!undone) {
+                              left.row_in_doubt = left.log.suspect = true;
+                              engine.sequences.segments_left.push_back(job->row.id);
+                            }
                             fail_seal(engine, job, status, !undone);
                           });
              });

@@ -212,8 +212,7 @@ void learn_chain(EngineState& engine, StoredSequence& sequence, MetaDone done) {
 void post_new_row(EngineState& engine, StoredSequence& sequence, MetaDone done) {
   const bool nameless = sequence.row.name.empty();
   if (sequence.is_private || (engine.read_only && nameless)) return done({});
-  if (engine.read_only)
-    return done(error(Code::kReadOnly, "the store takes no writes: kvtier doctor names the mend"));
+  if (engine.read_only) return done(error(kNoWrites));
   sequence.row.provisional = nameless;
   post_sequence_row(engine, sequence, false, std::move(done));
 }
@@ -292,16 +291,24 @@ void forget_unwritten(EngineState& engine, StoredSequence& sequence) {
 
 void settle_sequence_rows(EngineState& engine) {
   std::vector<SequenceId> settled = std::exchange(engine.sequences.rows_left, {});
+  const std::vector<SegmentId> segments = std::exchange(engine.sequences.segments_left, {});
   CatalogueBatch batch;
   for (const SequenceId id : settled) batch.remove_sequence(id);
+  for (const SegmentId id : segments) batch.remove_segment(id);
   for (auto& [id, sequence] : engine.sequences.all) {
     if (sequence->removed || !std::exchange(sequence->row_in_doubt, false)) continue;
     sequence->in_catalogue ? batch.put_sequence(sequence->row) : batch.remove_sequence(id);
     settled.push_back(id);
   }
-  if (settled.empty()) return;
-  post_batch(engine, std::move(batch), true, [&engine, settled](Result<void> result) {
-    if (result) return;
+  if (settled.empty() && segments.empty()) return;
+  post_batch(engine, std::move(batch), true, [&engine, settled, segments](Result<void> result) {
+    if (result) {
+      for (const SegmentId id : segments)
+        static_cast<void>(engine.io->io().unlink(segment_path(id)));
+      return;
+    }
+    auto& left = engine.sequences.segments_left;
+    left.insert(left.end(), segments.begin(), segments.end());
     for (const SequenceId id : settled) {
       const auto place = engine.sequences.all.find(id);
       if (place != engine.sequences.all.end())
@@ -349,6 +356,10 @@ void remove_sequence(EngineState& engine, StoredSequence& sequence, LogFile log_
   CatalogueBatch batch;
   batch.remove_sequence(id);
   post_batch(engine, std::move(batch), true, finish);
+}
+
+void show_leftover(EngineState& engine, SequenceId id) {
+  if (StoredSequence* left = find_sequence(engine, id); left != nullptr) left->internal = false;
 }
 
 namespace {

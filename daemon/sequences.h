@@ -144,6 +144,9 @@ struct StoredSequence {
   // A batch with it failed: what the catalogue holds of it is not known until it is written anew.
   bool row_in_doubt = false;
   std::uint64_t last_use_posted_unix_ns = 0;
+  // Renames, pins and expiries under way, and the row as the last durable one of them left it.
+  std::uint32_t row_changes = 0;
+  SequenceRow row_settled;
   bool removed = false;
   bool internal = false;  // of a compaction or an import under way: nobody can name it
   std::vector<SequencePart> parts;
@@ -182,6 +185,7 @@ struct SequenceTable {
   std::vector<AlignedBuffer> commit_buffers;     // committer.cc's, to be used again
   std::uint64_t commit_bytes_reserved = 0;       // of commits under way
   std::vector<SequenceId> rows_left;  // of sequences that are gone: the catalogue refused to say so
+  std::vector<SegmentId> segments_left;  // of failed seals: file there, row perhaps
 };
 
 [[nodiscard]] StoredSequence* find_sequence(EngineState& engine, SequenceId id);
@@ -217,8 +221,9 @@ void drop_if_ephemeral(EngineState& engine, StoredSequence& sequence);
 void keep_last_use(EngineState& engine, StoredSequence& sequence);
 // Its first row could not be written: as if it had never been, unless somebody has opened it since.
 void forget_unwritten(EngineState& engine, StoredSequence& sequence);
-// Removes rows of sequences that are gone, and writes those in doubt as they are. The catalogue
-// takes writes again; this is the first of them, or a name that is free here may be taken there.
+// Removes rows of sequences that are gone and of seals that failed, and writes those in doubt as
+// they are. The catalogue takes writes again; this is the first of them, or a name that is free
+// here may be taken there.
 void settle_sequence_rows(EngineState& engine);
 // Evicted: out of memory now, out of the catalogue by a batch. Not open, no work.
 void forget_evicted_sequence(EngineState& engine, StoredSequence& sequence);
@@ -226,6 +231,11 @@ void forget_evicted_sequence(EngineState& engine, StoredSequence& sequence);
 enum class LogFile : std::uint8_t { kUnlink, kKeep };  // kKeep: the caller disposes of it
 void remove_sequence(EngineState& engine, StoredSequence& sequence, LogFile log_file,
                      MetaDone done);
+// What a compaction or an import leaves behind (nameless) goes by itself after this time.
+inline constexpr std::uint64_t kLeftoverSeconds = 3600;
+// The catalogue did not let it go at once: it is no longer internal, so that its user can remove
+// it.
+void show_leftover(EngineState& engine, SequenceId id);
 
 void add_work(EngineState& engine, StoredSequence& sequence, TailWork work);
 void work_finished(EngineState& engine, StoredSequence& sequence);

@@ -180,6 +180,87 @@ TEST_F(EngineDisk, ARenameThatFailsHasItsNameBack) {
   EXPECT_NE(find_sequence_by_name(state(), "old"), nullptr);
 }
 
+// Two of several clients' changes of one row are under way, and the catalogue refuses the n-th.
+TEST_F(EngineDisk, ChangesUnderWayGoBackToTheLastDurableOne) {
+  ASSERT_NE(client->create(space, {}, "old"), nullptr);
+  const SequenceId id = find_sequence_by_name(state(), "old")->row.id;
+  const auto rename = [](const char* from, const char* to) {
+    return Json{{"op", "rename"}, {"target", from}, {"name", to}};
+  };
+  const std::uint64_t soon = world.clock().wall_ns() / 1'000'000'000 + 3600;
+  const Json pin{{"op", "pin"}, {"target", "old"}};
+  const Json expire{{"op", "expire"}, {"target", "old"}, {"at_unix_s", soon}};
+  struct Case {
+    Json first, second;
+    int refused;
+    std::string name;
+    bool pinned;
+  };
+  for (const Case& each : {Case{pin, rename("old", "x"), 2, "old", true},
+                           Case{expire, rename("old", "x"), 1, "old", false},
+                           Case{rename("old", "x"), pin, 1, "old", false},
+                           Case{rename("old", "x"), rename("x", "y"), 1, "old", false},
+                           Case{rename("old", "x"), rename("x", "y"), 2, "x", false},
+                           Case{rename("old", "x"), rename("x", "old"), 1, "old", false},
+                           Case{rename("old", "x"), rename("x", "old"), 2, "x", false},
+                           Case{rename("old", "x"), rename("x", "y"), 9, "y", false}}) {
+    SCOPED_TRACE(each.first.dump() + each.second.dump() + std::to_string(each.refused));
+    sim::SimClient one(world, "one", false), two(world, "two", false);
+    ASSERT_TRUE(arm_faults("catalogue.written=fail@" + std::to_string(each.refused)));
+    Json second = each.second;
+    if (each.second == pin) second["target"] = "x";
+    const auto first = one.start_control(each.first);
+    while (find_sequence(state(), id)->row_changes == 0) ASSERT_TRUE(world.turn());
+    const auto next = two.start_control(second);
+    while (find_sequence(state(), id)->row_changes == 1) ASSERT_TRUE(world.turn());
+    ASSERT_EQ(find_sequence(state(), id)->row_changes, 2u);
+    EXPECT_EQ(one.wait(first).status.code, each.refused == 1 ? Code::kIo : Code::kOk);
+    EXPECT_EQ(two.wait(next).status.code, each.refused <= 2 ? Code::kIo : Code::kOk);
+    ASSERT_TRUE(arm_faults(""));
+    world.clock().advance_ns(1'000'000'000);
+    world.settle();
+    ASSERT_FALSE(state().read_only);
+    for (int start = 0; start < 2; ++start) {
+      for (const std::string name : {"old", "x", "y"}) {
+        const StoredSequence* found = find_sequence_by_name(state(), name);
+        ASSERT_EQ(found != nullptr, name == each.name) << name << start;
+        if (found == nullptr) continue;
+        EXPECT_EQ(found->row.id, id);
+        EXPECT_EQ(found->row.name, name);
+        EXPECT_EQ(found->row.pinned, each.pinned);
+        EXPECT_EQ(found->row.expires_unix_s, 0u);
+      }
+      if (start == 1) break;
+      world.kill();
+      restart();
+    }
+    ASSERT_TRUE(client->control({{"op", "pin"}, {"target", each.name}, {"pinned", false}}).ok());
+    ASSERT_TRUE(client->control(rename(each.name.c_str(), "old")).ok());
+  }
+}
+
+// It may have been published in the catalogue all the same.
+TEST_F(EngineDisk, AFailedSealWhoseRowIsInDoubtLeavesNothing) {
+  const auto ids = make_ids(128);
+  auto chat = client->create(space, {}, "chat");
+  client->append(*chat, geometry, ids, 0, 128);
+  ASSERT_TRUE(arm_faults("catalogue.written=fail@1"));
+  EXPECT_EQ(client->seal(*chat).status, static_cast<std::int32_t>(Code::kIo));
+  ASSERT_TRUE(arm_faults(""));
+  EXPECT_EQ(world.disk().list("segments")->size(), 1u) << "a row that stays may name it";
+  world.clock().advance_ns(1'000'000'000);
+  world.settle();
+  ASSERT_FALSE(state().read_only);
+  EXPECT_TRUE(world.disk().list("segments")->empty());
+  ASSERT_EQ(client->seal(*chat).status, 0);
+  ASSERT_TRUE(close(*chat));
+  ASSERT_TRUE(client->control({{"op", "rm"}, {"target", "chat"}, {"wipe", true}}).ok());
+  world.kill();
+  restart();
+  EXPECT_EQ(match(ids), 0u);
+  EXPECT_TRUE(world.disk().list("segments")->empty());
+}
+
 // As an older kvtier could leave them.
 TEST_F(EngineDisk, OfTwoRowsWithOneNameTheLaterHasIt) {
   ASSERT_NE(client->create(space, {}, "first"), nullptr);

@@ -99,6 +99,30 @@ TEST_F(KeptFilesTest, RowsThatWereLostTakeNoFileWithThem) {
   EXPECT_EQ(chat->tokens_sealed, 100u);
 }
 
+// From its kept log a repair of the catalogue would make it anew.
+TEST_F(KeptFilesTest, TheLogsOfASequenceGoWithIt) {
+  for (const bool wipe : {false, true}) {
+    const std::string name = wipe ? "wiped" : "removed";
+    lose_rows(1, name);
+    restart();
+    ASSERT_EQ(files("logs"), 1u);
+    const std::uint64_t bytes = state().kept_files.total_bytes, newer = state().kept_files.newer;
+    ASSERT_TRUE(client->control(Json{{"op", "rm"}, {"target", name}, {"wipe", wipe}}).ok());
+    world.settle();
+    EXPECT_EQ(files("logs"), 0u);
+    EXPECT_LT(state().kept_files.total_bytes, bytes);
+    EXPECT_EQ(state().kept_files.newer, newer - 1);
+    world.kill();
+    restart();
+    EXPECT_EQ(state().kept_files.newer, newer - 1);
+    ASSERT_TRUE(client->control(Json{{"op", "gc"}}).ok());
+    world.settle();
+    client.reset();
+    world.kill();
+    restart();
+  }
+}
+
 // Logs alone can tell that rows were lost: segments are judged after they were counted.
 TEST_F(KeptFilesTest, LogsThatAreKeptProtectOlderSegments) {
   lose_rows(1);

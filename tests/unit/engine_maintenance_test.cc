@@ -381,6 +381,43 @@ TEST_F(EngineMaintenance, AnImportIntoAnotherModelsSpaceIsRefused) {
   ::unlink(path.c_str());
 }
 
+// What it has made so far is somebody's to remove, and goes by itself.
+TEST_F(EngineMaintenance, WhatTheCatalogueDoesNotLetGoOfIsNoLongerInternal) {
+  const std::string path = testing::TempDir() + "kvtier_left_" + std::to_string(::getpid());
+  ::unlink(path.c_str());
+  request({{"op", "export"}, {"target", "chat"}, {"path", path}});
+  std::size_t left = 0;
+  for (const std::string op : {"import", "gc"}) {
+    for (int batch = 1; batch <= 6; ++batch) {
+      SCOPED_TRACE(op + " " + std::to_string(batch));
+      const std::string name = op + std::to_string(batch);
+      if (op == "gc") {
+        auto sequence = client->create(space, {}, name);
+        seal_all(*sequence, make_ids(300, static_cast<std::uint32_t>(batch)), 100);
+        ASSERT_TRUE(close(*sequence));
+      }
+      ASSERT_TRUE(arm_faults("catalogue.written=fail@" + std::to_string(batch)));
+      client->control(Json{{"op", op}, {"path", path}, {"name", name}});
+      world.settle();
+      ASSERT_TRUE(arm_faults(""));
+      world.clock().advance_ns(1'000'000'000);
+      world.settle();
+      ASSERT_FALSE(state().read_only);
+      for (const auto& [id, sequence] : state().sequences.all) {
+        EXPECT_FALSE(sequence->internal);
+        left += sequence->row.name.empty();
+      }
+      world.clock().advance_ns(3700'000'000'000);
+      world.settle();
+      for (const auto& [id, sequence] : state().sequences.all)
+        EXPECT_NE(sequence->row.name, "") << "it does not go";
+    }
+  }
+  EXPECT_GE(left, 2u);
+  ::unlink(path.c_str());
+  expect_chat(300);
+}
+
 // As long as a sequence may be in segments, with what it costs of the stack as small.
 class EngineManySegments : public EngineFixture {
  protected:
