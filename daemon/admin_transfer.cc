@@ -347,7 +347,6 @@ void finish_import(EngineState& engine, const ImportPtr& job) {
   StoredSequence* sequence = find_sequence(engine, job->sequence);
   if (sequence == nullptr)
     return job->done(error(Code::kNotFound, "the sequence was removed meanwhile"));
-  sequence->internal = false;
   sequence->row.expires_unix_s = 0;
   if (engine.sequences.names.count(job->name) != 0)
     return fail_import(engine, job,
@@ -367,6 +366,7 @@ void finish_import(EngineState& engine, const ImportPtr& job) {
       found.row.name.clear();
       return fail_import(engine, job, posted.error());
     }
+    found.internal = false;
     job->done(ControlReply{Json{{"sequence", job->sequence.value},
                                 {"space", found.row.space.value},
                                 {"name", found.row.name},

@@ -107,9 +107,10 @@ void log_replayed(EngineState& engine, const LogReadPtr& read, const MetaDone& d
   log.half = 0;
   const bool torn = read->replay->torn || read->cut_in_page;
   // A row in doubt stays so, however well the file reads. From the page cache it reads well also
-  // where a sync has failed, and no later one brings it to the disk: it is written anew. A disk
-  // tier with a note may have had to do without direct I/O.
-  const bool cached = !engine.options.direct_io || !engine.io->io().note().empty();
+  // where a sync has failed, and no later one brings it to the disk: it is written anew. So
+  // where the file system refuses direct I/O.
+  const bool cached =
+      !engine.options.direct_io || engine.io->io().note().find("direct I/O") != std::string::npos;
   log.suspect = log.suspect || torn || cached;
   log.loaded = true;
   if (torn) ++engine.metrics.logs_torn;

@@ -98,6 +98,8 @@ tl::unexpected<Status> failed(const char* what, const rocksdb::Status& status) {
   return error(to_status(status));
 }
 
+constexpr Status kThrew{Code::kInternal, 0, "catalogue: RocksDB threw"};
+
 // Runs a call into RocksDB; what it throws becomes a status.
 template <class Call>
 auto guarded(Call&& call) noexcept -> decltype(call()) {
@@ -107,9 +109,9 @@ auto guarded(Call&& call) noexcept -> decltype(call()) {
     return error(Code::kFull, "catalogue: out of memory");
   } catch (const std::exception& thrown) {
     KVT_LOG(kError, "catalogue: %s", thrown.what());
-    return error(Code::kInternal, "catalogue: RocksDB threw");
+    return error(kThrew);
   } catch (...) {
-    return error(Code::kInternal, "catalogue: RocksDB threw");
+    return error(kThrew);
   }
 }
 
@@ -187,7 +189,11 @@ rocksdb::Status make_directories(rocksdb::Env* env, const std::string& path) {
   return rocksdb::Status::OK();
 }
 
-// The same bytes in a new file in its place; where that cannot be written, a sync of this one must
+bool no_room(const rocksdb::Status& status) {
+  return status.IsNoSpace() || (status.IsIOError() && mentions(status, "quota"));
+}
+
+// The same bytes in a new file in its place; where there is no room for it, a sync of this one must
 // do.
 rocksdb::Status renew(rocksdb::Env* env, const std::string& path) {
   std::string bytes;
@@ -202,11 +208,30 @@ rocksdb::Status renew(rocksdb::Env* env, const std::string& path) {
   if (status.ok()) status = env->RenameFile(copy, path);
   if (status.ok()) return status;
   env->DeleteFile(copy).PermitUncheckedError();
+  if (!no_room(status)) return status;
   status = env->ReopenWritableFile(path, &file, rocksdb::EnvOptions());
   if (status.ok()) status = file->Sync();
   if (status.ok()) status = file->Close();
   return status;
 }
+
+// RocksDB's own lock of the directory: who has it writes to the logs there.
+class DirectoryLock {
+ public:
+  DirectoryLock(rocksdb::Env* env, const std::string& path)
+      : env_(env), status_(env->LockFile(path + "/LOCK", &lock_)) {}
+  ~DirectoryLock() {
+    if (status_.ok()) env_->UnlockFile(lock_).PermitUncheckedError();
+  }
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+  [[nodiscard]] const rocksdb::Status& status() const { return status_; }
+
+ private:
+  rocksdb::Env* env_;
+  rocksdb::FileLock* lock_ = nullptr;
+  rocksdb::Status status_;
+};
 
 // Logs that a killed process left may hold batches that never reached the disk itself, and that no
 // sync of theirs would bring there, if one has failed before. RocksDB replays them and goes on in a
@@ -299,16 +324,17 @@ rocksdb::Status Catalogue::State::open(bool flush_recovered) {
     status = rocksdb::DB::OpenForReadOnly(options, path, &opened);
   } else {
     std::size_t logs = 0;
-    rocksdb::FileLock* lock = nullptr;  // RocksDB's own: who has it writes to these logs
     status = make_directories(env, path);
-    if (status.ok()) status = env->LockFile(path + "/LOCK", &lock);
-    if (status.ok()) status = renew_logs(env, path, &logs);
-    if (lock != nullptr) env->UnlockFile(lock).PermitUncheckedError();
+    if (status.ok()) {
+      const DirectoryLock lock(env, path);
+      status = lock.status();
+      if (status.ok()) status = renew_logs(env, path, &logs);
+    }
     // Every start leaves one more log: some are gathered, then they become a table.
     const bool flush = flush_recovered || logs > kLogsKept;
     options.avoid_flush_during_recovery = !flush;
     if (status.ok()) status = rocksdb::DB::Open(options, path, &opened);
-    if (status.IsNoSpace() && flush && !flush_recovered) {
+    if (no_room(status) && flush && !flush_recovered) {
       options.avoid_flush_during_recovery = true;
       status = rocksdb::DB::Open(options, path, &opened);
     }
@@ -422,8 +448,12 @@ Result<void> Catalogue::write(CatalogueBatch batch, bool sync) {
       state.stopped = {Code::kIo, 0, "catalogue: fault asked for"};
       return error(state.stopped);
     }
+    state.stopped = kThrew;  // unless it returns
     const rocksdb::Status status = state.write(&batch.state_->batch, sync);
-    if (status.ok() && !KVT_FAULT("catalogue.written")) return {};
+    if (status.ok() && !KVT_FAULT("catalogue.written")) {
+      state.stopped = {};
+      return {};
+    }
     state.stopped =
         status.ok() ? Status{Code::kIo, 0, "catalogue: fault asked for"} : to_status(status);
     if (!status.ok()) KVT_LOG(kError, "catalogue: write: %s", status.ToString().c_str());
@@ -439,6 +469,7 @@ Result<void> Catalogue::resume() {
   return guarded([&]() -> Result<void> {
     State& state = *state_;
     if (state.read_only) return error(Code::kReadOnly, "catalogue: opened read-only");
+    state.stopped = kThrew;
     state.db.reset();
     if (const rocksdb::Status status = state.open(true); !status.ok()) {
       state.stopped = to_status(status);

@@ -239,6 +239,26 @@ TEST_F(EngineDisk, ChangesUnderWayGoBackToTheLastDurableOne) {
   }
 }
 
+// A file that was read from the page cache may be another one on the disk.
+TEST_F(EngineDisk, ALogThatWasReadPastNoCacheGoesOnInANewFile) {
+  const auto ids = make_ids(30);
+  for (const bool direct : {true, false}) {
+    const std::string name = direct ? "direct" : "cached";
+    auto chat = client->create(space, {}, name);
+    client->append(*chat, geometry, ids, 0, 20);
+    ASSERT_EQ(client->commit(*chat).value1, 20u);
+    world.kill();
+    restart();
+    state().options.direct_io = direct;
+    const auto generation = [&] { return find_sequence_by_name(state(), name)->log.generation; };
+    const std::uint64_t before = generation();
+    chat = client->attach(space, name, true);
+    client->append(*chat, geometry, ids, 20, 10);
+    ASSERT_EQ(client->commit(*chat).value1, 30u);
+    EXPECT_EQ(generation() == before, direct);
+  }
+}
+
 // It may have been published in the catalogue all the same.
 TEST_F(EngineDisk, AFailedSealWhoseRowIsInDoubtLeavesNothing) {
   const auto ids = make_ids(128);

@@ -418,6 +418,30 @@ TEST_F(EngineMaintenance, WhatTheCatalogueDoesNotLetGoOfIsNoLongerInternal) {
   expect_chat(300);
 }
 
+// Until its row is there it is nobody's to rename or pin: a refused one would keep their name.
+TEST_F(EngineMaintenance, AnImportIsNamedWhenItsRowIsThere) {
+  const std::string path = testing::TempDir() + "kvtier_row_" + std::to_string(::getpid());
+  ::unlink(path.c_str());
+  request({{"op", "export"}, {"target", "chat"}, {"path", path}});
+  sim::SimClient tool(world, "tool", false);
+  const auto imported = tool.start_control({{"op", "import"}, {"path", path}, {"name", "copy"}});
+  while (state().sequences.names.count("copy") == 0) ASSERT_TRUE(world.turn());
+  ASSERT_TRUE(arm_faults("catalogue.written=fail@1"));
+  EXPECT_FALSE(client->control({{"op", "pin"}, {"target", "copy"}}).ok());
+  EXPECT_EQ(tool.wait(imported).status.code, Code::kIo);
+  ASSERT_TRUE(arm_faults(""));
+  world.clock().advance_ns(1'000'000'000);
+  world.settle();
+  for (const auto& [id, sequence] : state().sequences.all)
+    EXPECT_EQ(sequence->row.name.empty() ? 0 : state().sequences.names.count(sequence->row.name),
+              sequence->row.name.empty() ? 0u : 1u)
+        << "a name that is no one's";
+  world.clock().advance_ns(3700'000'000'000);
+  world.settle();
+  EXPECT_EQ(state().sequences.all.size(), 1u);
+  ::unlink(path.c_str());
+}
+
 // As long as a sequence may be in segments, with what it costs of the stack as small.
 class EngineManySegments : public EngineFixture {
  protected:
