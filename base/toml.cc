@@ -95,8 +95,11 @@ Result<std::vector<TomlEntry>> parse_toml(std::string_view text, std::string* pr
   const toml::parse_result parsed = toml::parse(text);
   if (!parsed) {
     const toml::source_position at = parsed.error().source().begin;
-    *problem = std::string(parsed.error().description()) + " (line " + std::to_string(at.line) +
-               ", column " + std::to_string(at.column) + "); text and sizes stand in quotes";
+    const std::string what(parsed.error().description());
+    *problem =
+        what + " (line " + std::to_string(at.line) + ", column " + std::to_string(at.column) + ")";
+    if (what.find("header") == std::string::npos)
+      *problem += "; text and sizes stand in quotes, numbers, true and false do not";
     return error(Code::kInvalid, "the file is not TOML");
   }
   std::vector<TomlEntry> entries;

@@ -68,7 +68,7 @@ Result<UniqueFd> take_lock(const std::string& path) {
   if (!lock.valid()) return error(Code::kIo, "cannot open the socket's lock file", errno);
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK)
-      return error(Code::kBusy, "another kvtierd serves this socket: stop it first");
+      return error(Code::kBusy, "another kvtierd serves this socket: stop it first (kvtier stop)");
     return error(Code::kIo, "cannot lock the socket's lock file", errno);
   }
   // The holder's pid, for people. Nothing depends on it.

@@ -118,7 +118,7 @@ Finding check_socket_file(const Invocation& invocation) {
             "not running; " + path + " is left over from one that was killed",
             start + " (it removes the stale socket)"};
   return {Grade::kBad, "daemon", "where the socket should be lies something else: " + path,
-          "move it away"};
+          "set KVTIER_SOCKET to another name, or move that away"};
 }
 
 bool is_kvtierd(pid_t process) {

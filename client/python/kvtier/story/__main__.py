@@ -24,7 +24,7 @@ def parse() -> argparse.Namespace:
         description="A real model keeps its context in kvtier."
     )
     parser.add_argument(
-        "document", type=Path, nargs="?", help="a text; about 7,500 tokens of it fit the model"
+        "document", type=Path, nargs="?", help="a text; about 8,000 tokens of it fit the model"
     )
     parser.add_argument("question", nargs="?", help="about it; else what it is about")
     parser.add_argument("--second-question", help="asked of a fork")
