@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -27,6 +28,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 PATHS = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}  # for processes of a test's own
 
 import kvtier  # noqa: E402
+
+
+def quality(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command as a user calls it, its caches and settings in tmp_path."""
+    environment = os.environ | PATHS | {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+    }
+    command = [sys.executable, "-m", "kvtier.quality", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 class Daemon:
