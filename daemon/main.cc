@@ -23,6 +23,7 @@
 #include "daemon/server.h"
 #include "daemon/version.h"
 #include "tiers/catalogue.h"
+#include "tiers/store_lock.h"
 
 namespace {
 
@@ -122,18 +123,13 @@ LogLevel log_level_of(const std::string& name) {
 // Who serves the store, where that is a running kvtierd, and how it is ended: by its socket, if
 // that is another one than ours, which does not reach it.
 std::string holder_of(const DaemonOptions& options) {
-  long pid = 0;
-  std::string socket, name;
-  std::ifstream lock(options.store_path + "/LOCK");
-  lock >> pid >> std::ws;
-  std::getline(lock, socket);
-  std::ifstream("/proc/" + std::to_string(pid) + "/comm") >> name;
-  // Else it is ours, as the socket or the catalogue is what another one has, or an older one's.
-  if (pid == ::getpid() || name != "kvtierd") return "";
-  const bool elsewhere = !socket.empty() && socket != options.socket_path;
-  return "; it is process " + std::to_string(pid) + " (" +
-         (elsewhere ? "kvtier stop --socket " + shell_word(socket)
-                    : "kill " + std::to_string(pid)) +
+  const StoreHolder holder = read_store_holder(options.store_path);
+  // Else it is ours, as the socket or the catalogue is what another one has.
+  if (holder.process == ::getpid() || holder.process == 0) return "";
+  const std::string process = std::to_string(holder.process);
+  const bool elsewhere = !holder.socket.empty() && holder.socket != options.socket_path;
+  return "; it is process " + process + " (" +
+         (elsewhere ? "kvtier stop --socket " + shell_word(holder.socket) : "kill " + process) +
          ")";
 }
 

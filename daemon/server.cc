@@ -22,6 +22,7 @@
 #include "daemon/engine.h"
 #include "daemon/engine_state.h"
 #include "tiers/io.h"
+#include "tiers/store_lock.h"
 #include "tiers/store_rebuild.h"
 
 namespace kvtier {
@@ -73,11 +74,7 @@ Result<UniqueFd> lock_store(const ServerOptions& options) {
       return error(Code::kBusy, "another kvtierd serves this store: stop it, or set store.path");
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  // The holder's pid, and its socket where systemd does not have that, for the message of the next
-  // one. A full disk may refuse them.
-  if (::ftruncate(lock.get(), 0) == 0)
-    ::dprintf(lock.get(), "%ld\n%s\n", static_cast<long>(::getpid()),
-              options.listening_socket < 0 ? options.daemon.socket_path.c_str() : "");
+  write_store_holder(lock.get(), options.listening_socket < 0 ? options.daemon.socket_path : "");
   return lock;
 }
 

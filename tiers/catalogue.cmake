@@ -13,6 +13,7 @@ target_sources(kvt_tiers PRIVATE
   eviction.cc
   host_arena.cc
   prefix_index.cc
+  store_lock.cc
   store_rebuild.cc)
 target_include_directories(kvt_tiers SYSTEM PRIVATE ${KVT_ROCKSDB_INCLUDE})
 target_link_libraries(kvt_tiers PRIVATE ${KVT_ROCKSDB_LIBRARY})

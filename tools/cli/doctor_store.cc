@@ -10,12 +10,12 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <utility>
 
 #include "base/unique_fd.h"
 #include "tiers/catalogue.h"
 #include "tiers/store_check.h"
+#include "tiers/store_lock.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/finding.h"
 
@@ -41,15 +41,10 @@ void check_file_system(const std::string& place, std::vector<Finding>* findings)
                          "set store.path to a local disk"});
 }
 
-// Its daemon names its socket in LOCK, unless systemd has that.
 std::string mend_of_holder(const std::string& store) {
-  std::string pid, socket;
-  std::ifstream lock(store + "/LOCK");
-  std::getline(lock, pid);
-  std::getline(lock, socket);
-  if (socket.empty() || read_line("/proc/" + pid + "/comm") != "kvtierd")
-    return "set KVTIER_SOCKET to its socket, stop it, or set store.path";
-  socket = shell_word(socket);
+  const StoreHolder holder = read_store_holder(store);
+  if (holder.socket.empty()) return "set KVTIER_SOCKET to its socket, stop it, or set store.path";
+  const std::string socket = shell_word(holder.socket);
   return "kvtier stop --socket " + socket + "; or use it, export KVTIER_SOCKET=" + socket +
          "; or set store.path";
 }
